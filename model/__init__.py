@@ -1,0 +1,1 @@
+"""LSeg, the language-driven segmentation network: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""From seven official dataset downloads to trained, tracked LSeg models."""

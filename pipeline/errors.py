@@ -1,0 +1,21 @@
+"""The one exception for mistakes that only the user can mend, and "did you mean"."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A user's mistake, told as `where = value: what is allowed: what to do`.
+
+    Jobs print the message without a traceback and exit with code 2.
+    """
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """Names the closest allowed word, as a clause to append to a message.
+
+    Returns:
+        `"; did you mean 'x'?"`, or an empty string when nothing is close.
+    """
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

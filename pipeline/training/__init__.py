@@ -1,0 +1,1 @@
+"""From batches to models: where data, model, Ray Train and MLflow meet."""
