@@ -1,0 +1,147 @@
+"""What every job shares: its configuration from YAML and command line, its exit code, its Ray.
+
+Precedence is defaults < recipe (`--config FILE`) < command line (`--train.lr 0.01`). A user's mistake
+ends in one message and exit code 2; a traceback means a defect of ours.
+"""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from model.errors import ModelError
+from pipeline.errors import UserError, did_you_mean
+
+Config = TypeVar("Config")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def build_parser(config_class: type, description: str | None = None) -> ArgumentParser:
+    """A parser whose keys are the fields of `config_class`, nested ones dotted."""
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument(
+        "--config", action="config", help="A YAML recipe; later arguments override it."
+    )
+    parser.add_class_arguments(config_class)
+    return parser
+
+
+def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """Builds the configuration of a job.
+
+    Args:
+        config_class: A frozen dataclass, possibly of dataclasses.
+        argv: Command-line words without the program's name; `None` takes `sys.argv`.
+
+    Raises:
+        UserError: A key, a value or a combination is not allowed; names the nearest key.
+    """
+    return _instantiate(build_parser(config_class), config_class, argv)
+
+
+def main(
+    config_class: type[Config],
+    run: Callable[[Config], Any],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+) -> int:
+    """Parses, runs, and turns the outcome into an exit code for `sys.exit`.
+
+    Returns:
+        0 when `run` returned, 2 for a user's mistake, 130 when interrupted. Any other exception
+        is a defect and keeps its traceback.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    try:
+        run(_instantiate(build_parser(config_class, description), config_class, argv))
+    except (UserError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def start_ray(num_cpus: float) -> None:
+    """Connects to the Ray cluster around this process, or starts a local one.
+
+    Inside a cluster (`RAY_ADDRESS` is set, as under `ray job submit`) that cluster is used.
+    Otherwise Ray starts on this machine with at least `num_cpus` LOGICAL CPUs, which may exceed
+    the cores: the training workers hold theirs for the whole run, and data loading needs more.
+
+    Args:
+        num_cpus: Logical CPUs that the job needs at once.
+
+    Raises:
+        UserError: The cluster does not answer, or is smaller than the job needs.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            try:
+                ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+            except (ConnectionError, RuntimeError) as error:
+                raise UserError(
+                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}): start one with "
+                    "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
+                ) from None
+        else:
+            # Token authentication of a local Ray leaves a file in the home directory that later
+            # clusters on the host would trip over; this Ray listens on loopback only.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, int(-(-num_cpus // 1))),
+                include_dashboard=False,
+                log_to_driver=True,
+                logging_level=logging.WARNING,
+            )
+    available = ray.cluster_resources().get("CPU", 0.0)
+    if available < num_cpus:
+        raise UserError(
+            f"cluster CPUs={available:g}: this job holds {num_cpus:g} at once and would wait for "
+            "ever: add nodes, start Ray with --num-cpus, or lower cluster.num_workers, "
+            "cluster.cpus_per_worker or data.loader_cpus"
+        )
+
+
+def _instantiate(
+    parser: ArgumentParser, config_class: type[Config], argv: Sequence[str] | None
+) -> Config:
+    try:
+        namespace = parser.parse_args(argv)
+        built = parser.instantiate_classes(namespace)
+    except (ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, UserError | ModelError):
+            raise
+        raise UserError(_explain(parser, str(error))) from None
+    fields = {key: value for key, value in vars(built).items() if key != "config"}
+    return config_class(**_as_values(fields))
+
+
+def _as_values(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.as_dict() if isinstance(v, Namespace) else v for k, v in fields.items()}
+
+
+def _explain(parser: ArgumentParser, message: str) -> str:
+    """One message that names the key and, for an unknown key, the nearest known one."""
+    known = sorted(key for key in parser.get_defaults().keys() if key != "config")
+    branches = {key[: dot.start()] for key in known for dot in re.finditer(r"\.", key)}
+    nested = re.search(r"Group '([\w.]+)' does not accept option '(\w+)'", message)
+    plain = re.search(
+        r"(?:Unrecognized arguments: --|Option '|does not accept option ')([\w.\-]+)", message, re.I
+    )
+    key = ".".join(nested.groups()) if nested else plain.group(1) if plain else None
+    if key and key not in known:
+        return f"{key}: no such key{did_you_mean(key, [*known, *branches])}"
+    return " ".join(message.split())

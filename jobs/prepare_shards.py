@@ -1,0 +1,30 @@
+"""Converts official dataset downloads to WebDataset shards of one label space.
+
+    python jobs/prepare_shards.py --roots.cityscapes DIR --roots.ade20k s3://raw/ade --out s3://lseg
+
+An interrupted conversion goes on where it stopped when it is started again with the same arguments.
+"""
+
+import sys
+
+from rich.console import Console
+
+from jobs.cli import main, start_ray
+from pipeline.data.prepare import Summary, prepare
+from pipeline.data.prepare_config import PrepareConfig
+
+
+def run(config: PrepareConfig) -> Summary:
+    """Converts, and prints what came of it."""
+    summary = prepare(config, start_ray)
+    console = Console()
+    console.print(summary.table())
+    console.print(
+        f"{summary.images_converted:,} images converted in {summary.seconds:.1f} s; "
+        f"shards are in {config.out}"
+    )
+    return summary
+
+
+if __name__ == "__main__":
+    sys.exit(main(PrepareConfig, run, description=__doc__))

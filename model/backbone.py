@@ -1,0 +1,256 @@
+"""timm backbones that give four levels of features.
+
+A ViT gives the tokens after four of its blocks (before the final norm, which is not built), as
+the dense prediction transformer of Ranftl et al. 2021 taps them; a CNN gives its feature maps at
+strides 4, 8, 16 and 32. Position embeddings that a ViT learned are resized bilinearly to the
+patch grid of each input, inside the graph, so that they train at any input size.
+
+Shapes: B batch, C channels, H W pixels, h w patch grid, N = h * w patch tokens, P prefix tokens.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from model.config import BackboneConfig
+from model.errors import ModelError
+
+LEVEL_STRIDES = (4, 8, 16, 32)
+"""Pixels between neighbours in the four levels, finest first."""
+
+
+class TokenLevel(NamedTuple):
+    """The tokens after one transformer block."""
+
+    tokens_BNC: Tensor
+    """(B, h * w, C), row by row."""
+    class_BC: Tensor | None
+    """(B, C), or None where the ViT has no class token."""
+    grid: tuple[int, int]
+    """(h, w)."""
+
+
+class TokenBackbone(nn.Module):
+    """A ViT tapped after four of its blocks.
+
+    Attributes:
+        patch_px: side of a patch.
+        width: channels of a token.
+        mean: (3,) of the input normalisation, in units of 0..1.
+        std: (3,), the same.
+    """
+
+    def __init__(self, config: BackboneConfig, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        kwargs: dict[str, Any] = {"num_classes": 0, **config.kwargs}
+        if not _is_plain_vit(config):
+            kwargs.setdefault("dynamic_img_size", True)
+        self.vit = cast(Any, _create(config, kwargs))
+        self.hooks = _hooks(config, len(self.vit.blocks))
+        # Whatever comes after the last tapped block is computed for nothing, and parameters
+        # without a gradient stop DDP.
+        self.vit.blocks = self.vit.blocks[: self.hooks[-1] + 1]
+        for unused in ("norm", "fc_norm", "attn_pool", "head"):
+            if isinstance(getattr(self.vit, unused, None), nn.Module):
+                setattr(self.vit, unused, nn.Identity())
+        patch = self.vit.patch_embed.patch_size
+        if patch[0] != patch[1]:
+            raise ModelError(
+                f"backbone.name={config.name}: has patches of {patch[0]}x{patch[1]} pixels, only "
+                "square ones are supported: choose another ViT"
+            )
+        self.patch_px: int = patch[0]
+        self.width: int = self.vit.embed_dim
+        self.num_prefix: int = self.vit.num_prefix_tokens
+        self.has_class_token = getattr(self.vit, "cls_token", None) is not None
+        self.mean, self.std = _normalisation(self.vit)
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(self, image_BCHW: Tensor) -> list[TokenLevel]:
+        """Runs the ViT.
+
+        Args:
+            image_BCHW: (B, 3, H, W) normalised; H and W multiples of the patch.
+
+        Returns:
+            Four levels, shallowest first, all on the same grid.
+        """
+        grid = (image_BCHW.shape[2] // self.patch_px, image_BCHW.shape[3] // self.patch_px)
+        if isinstance(self.vit, VisionTransformer):
+            states = self._run_plain_vit(image_BCHW, grid)
+        else:
+            # Other families (rotary positions of EVA and DINOv3) bring their own forward.
+            levels = self.vit.forward_intermediates(
+                image_BCHW,
+                indices=list(self.hooks),
+                return_prefix_tokens=True,
+                norm=False,
+                output_fmt="NLC",
+                intermediates_only=True,
+            )
+            states = [torch.cat([prefix, tokens], dim=1) for tokens, prefix in levels]
+        return [
+            TokenLevel(
+                state[:, self.num_prefix :], state[:, 0] if self.has_class_token else None, grid
+            )
+            for state in states
+        ]
+
+    def _run_plain_vit(self, image_BCHW: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+        vit = self.vit
+        tokens = vit.patch_embed.proj(image_BCHW).flatten(2).transpose(1, 2)  # (B, N, C)
+        tokens = vit.patch_embed.norm(tokens)
+        prefix = [
+            token.expand(len(tokens), -1, -1)
+            for token in (vit.cls_token, vit.reg_token)
+            if token is not None
+        ]
+        if vit.pos_embed is not None and vit.no_embed_class:
+            tokens = torch.cat([*prefix, tokens + self._positions(0, grid)], dim=1)
+        elif vit.pos_embed is not None:
+            tokens = torch.cat([*prefix, tokens], dim=1) + self._positions(self.num_prefix, grid)
+        else:
+            tokens = torch.cat([*prefix, tokens], dim=1)
+        tokens = vit.norm_pre(vit.pos_drop(tokens))
+        states = []
+        for index, block in enumerate(vit.blocks):
+            if self.activation_checkpointing and self.training:
+                tokens = cast(Tensor, checkpoint(block, tokens, use_reentrant=False))
+            else:
+                tokens = block(tokens)
+            states += [tokens] * self.hooks.count(index)
+        return states
+
+    def _positions(self, num_prefix: int, grid: tuple[int, int]) -> Tensor:
+        """The learned position embedding for this grid: (1, P + h * w, C)."""
+        learned = self.vit.pos_embed
+        patches = learned[:, num_prefix:]
+        side = round(patches.shape[1] ** 0.5)
+        own = self.vit.patch_embed.grid_size
+        own = own if own and own[0] * own[1] == patches.shape[1] else (side, side)
+        if own == grid:
+            return learned
+        resized = functional.interpolate(
+            patches.transpose(1, 2).unflatten(2, own), grid, mode="bilinear", align_corners=False
+        )
+        return torch.cat([learned[:, :num_prefix], resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+class PyramidBackbone(nn.Module):
+    """A CNN with feature maps at strides 4, 8, 16 and 32.
+
+    Attributes:
+        widths: channels of the four maps, finest first.
+        mean: (3,) of the input normalisation, in units of 0..1.
+        std: (3,), the same.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        if config.hooks is not None:
+            raise ModelError(
+                f"backbone.hooks={list(config.hooks)}: {config.name} is a CNN, which has no "
+                "blocks to tap: leave it out"
+            )
+        self.net = cast(Any, _create(config, {"features_only": True, **config.kwargs}))
+        strides = self.net.feature_info.reduction()
+        if not set(LEVEL_STRIDES) <= set(strides):
+            raise ModelError(
+                f"backbone.name={config.name}: its feature maps have strides {strides}, the "
+                f"decoder needs {list(LEVEL_STRIDES)}: choose a ViT, a ResNet or a ConvNeXt"
+            )
+        self.levels = tuple(strides.index(stride) for stride in LEVEL_STRIDES)
+        self.widths = tuple(self.net.feature_info.channels()[level] for level in self.levels)
+        self.mean, self.std = _normalisation(self.net)
+
+    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
+        """Runs the CNN.
+
+        Args:
+            image_BCHW: (B, 3, H, W) normalised; H and W multiples of 32.
+
+        Returns:
+            Four maps (B, C, H / stride, W / stride), finest first.
+        """
+        maps = self.net(image_BCHW)
+        return [maps[level] for level in self.levels]
+
+
+def build_backbone(
+    config: BackboneConfig, activation_checkpointing: bool = False
+) -> TokenBackbone | PyramidBackbone:
+    """Builds the image encoder that a configuration names.
+
+    Raises:
+        ModelError: an unknown name, weights that cannot be had, or a model without four levels.
+    """
+    probe = _probe(config)
+    if hasattr(probe, "blocks") and hasattr(probe, "patch_embed"):
+        return TokenBackbone(config, activation_checkpointing)
+    if activation_checkpointing:
+        raise ModelError(
+            f"model.activation_checkpointing=true: {config.name} is a CNN, only ViTs recompute: "
+            "set it to false"
+        )
+    return PyramidBackbone(config)
+
+
+def _probe(config: BackboneConfig) -> nn.Module:
+    """The bare model on the meta device: its class and structure, at no cost."""
+    with torch.device("meta"):
+        return _create(BackboneConfig(name=config.name, pretrained=False), {})
+
+
+def _is_plain_vit(config: BackboneConfig) -> bool:
+    return isinstance(_probe(config), VisionTransformer)
+
+
+def _create(config: BackboneConfig, kwargs: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(config.name):
+        close = timm.list_models(f"*{config.name.split('.')[0]}*")[:3]
+        hint = f"one of {close}?" if close else "see timm.list_models()"
+        raise ModelError(f"backbone.name={config.name!r}: is no timm model: {hint}")
+    try:
+        return timm.create_model(config.name, pretrained=config.pretrained, **kwargs)
+    except TypeError as error:
+        raise ModelError(
+            f"backbone.kwargs={kwargs}: timm's {config.name} refuses them: {error}"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise
+        raise ModelError(
+            f"backbone.pretrained=true: the weights of {config.name} cannot be had here: "
+            f"{_where_weights_come_from(config.name)} Or set backbone.pretrained to false "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        ) from error
+
+
+def _where_weights_come_from(name: str) -> str:
+    cfg = timm.get_pretrained_cfg(name)
+    hub = cfg.hf_hub_id if cfg else None
+    return (
+        f"put the files of {hub or name} into the Hugging Face cache (HF_HOME) of this machine, "
+        "or name them with backbone.kwargs.pretrained_cfg_overlay.file=/path/model.safetensors."
+    )
+
+
+def _hooks(config: BackboneConfig, depth: int) -> tuple[int, ...]:
+    if config.hooks is None:
+        return tuple(max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4))
+    if config.hooks[-1] >= depth:
+        raise ModelError(
+            f"backbone.hooks={list(config.hooks)}: {config.name} has {depth} blocks, numbered "
+            f"from 0: the last hook may be {depth - 1}"
+        )
+    return config.hooks
+
+
+def _normalisation(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    cfg = model.pretrained_cfg if hasattr(model, "pretrained_cfg") else model.default_cfg
+    return tuple(cfg["mean"]), tuple(cfg["std"])

@@ -1,0 +1,173 @@
+"""The settings of the network: backbone, text encoder, spatial regulariser, decoder width.
+
+Frozen dataclasses, read from YAML and the command line by jsonargparse; every value that cannot
+work is refused here, before anything is built.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, cast
+
+from model.errors import ModelError
+
+Config = TypeVar("Config")
+
+STAND_IN = "stand-in"
+"""The name of the text encoder that needs no download."""
+
+NO_TEMPLATE = "none"
+IMAGENET_TEMPLATES = "imagenet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The image encoder: any timm ViT, or any timm CNN with feature maps at strides 4 to 32."""
+
+    name: str = "vit_large_patch16_384"
+    """A timm model name, with an optional tag: `vit_base_patch32_384`, `resnet101.tv_in1k`."""
+
+    pretrained: bool = True
+    """Start from timm's published weights (downloaded once, or found in the local cache)."""
+
+    hooks: tuple[int, ...] | None = None
+    """The four transformer blocks that are tapped, counted from 0; null: the end of each quarter
+    of the depth (5, 11, 17, 23 of 24). Only for ViTs."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `timm.create_model`, such as `{patch_size: 8, depth: 4}`."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ModelError("backbone.name='': must name a timm model: see timm.list_models()")
+        if self.hooks is not None:
+            object.__setattr__(self, "hooks", tuple(self.hooks))
+            if len(self.hooks) != 4 or list(self.hooks) != sorted(self.hooks) or self.hooks[0] < 0:
+                raise ModelError(
+                    f"backbone.hooks={list(self.hooks)}: must be four block numbers in rising "
+                    "order, from 0: leave it out to tap the end of each quarter"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The frozen text encoder."""
+
+    encoder: str = "ViT-B-32-quickgelu"
+    """An open_clip model name; `stand-in` for the offline one; or `sentence-transformers/NAME`."""
+
+    pretrained: str = "openai"
+    """The open_clip tag of the weights, or the path of a weights file. The other kinds of
+    encoder have nothing to choose and do not read it."""
+
+    templates: str = NO_TEMPLATE
+    """`none` (the bare label, as LSeg does), `imagenet` (the mean over CLIP's 80 templates), or
+    one template of your own that contains `{}`."""
+
+    def __post_init__(self) -> None:
+        if not self.encoder:
+            raise ModelError(
+                "text.encoder='': must be an open_clip model, `stand-in` or "
+                "`sentence-transformers/NAME`: see open_clip.list_models()"
+            )
+        if self.templates not in (NO_TEMPLATE, IMAGENET_TEMPLATES) and "{}" not in self.templates:
+            raise ModelError(
+                f"text.templates={self.templates!r}: must be 'none', 'imagenet' or a text that "
+                "contains {}: write for example 'a photo of a {}'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizerConfig:
+    """The spatial regularisation block between the scores and the upsampling."""
+
+    kind: Literal["none", "depthwise", "bottleneck"] = "none"
+    """`depthwise`: a 3x3 convolution that every label shares; `bottleneck`: the same plus the
+    maximum over the labels."""
+
+    depth: int = 0
+    """How often the block is applied, 0 to 8; 0 is no block, whatever the kind."""
+
+    activation: Literal["relu", "lrelu", "tanh"] = "relu"
+    """Between two applications (not after the last); `lrelu` has slope 0.01."""
+
+    shared: bool = True
+    """One set of weights for all applications, as published; false: one set for each."""
+
+    init: Literal["identity", "reference"] = "identity"
+    """`identity` starts as a block that changes nothing and trains at the base learning rate;
+    `reference` is the published one: random, at ten times the base rate (may collapse)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.depth <= 8:
+            raise ModelError(f"regularizer.depth={self.depth}: must be 0 to 8: lower it")
+        if self.kind == "none" and self.depth:
+            raise ModelError(
+                f"regularizer.depth={self.depth}: has no meaning with kind 'none': set "
+                "regularizer.kind to depthwise or bottleneck, or the depth to 0"
+            )
+
+    @property
+    def applications(self) -> int:
+        """How often a block is applied; 0 where there is none."""
+        return 0 if self.kind == "none" else self.depth
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The whole network."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+
+    features: int = 256
+    """Channels of the decoder's fusion stages."""
+
+    reassemble: tuple[int, ...] | None = None
+    """Channels of the four reassembled ViT maps, finest first; null: by the width D of the ViT,
+    (D/8, D/4, D/2, D) below 1024 and (D/4, D/2, D, D) from there, as published."""
+
+    activation_checkpointing: bool = False
+    """Recompute the transformer blocks and fusion stages in the backward pass: less memory, more
+    time."""
+
+    def __post_init__(self) -> None:
+        if self.features < 1:
+            raise ModelError(
+                f"model.features={self.features}: must be at least 1: 256 as published"
+            )
+        if self.reassemble is not None:
+            object.__setattr__(self, "reassemble", tuple(self.reassemble))
+            if len(self.reassemble) != 4 or min(self.reassemble) < 1:
+                raise ModelError(
+                    f"model.reassemble={list(self.reassemble)}: must be four positive channel "
+                    "counts: leave it out for the published ones"
+                )
+
+
+def config_from_dict(config_class: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """Builds a configuration from plain values, as read from YAML.
+
+    Args:
+        config_class: one of the dataclasses above.
+        values: field names and values; missing fields keep their defaults.
+        where: the dotted key of `values`, for messages.
+
+    Raises:
+        ModelError: an unknown key (names the nearest), or a value that is not allowed.
+    """
+    known = {entry.name: entry for entry in fields(cast(Any, config_class))}
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {sorted(known)}"
+            raise ModelError(f"{where}.{key}={value!r}: is no setting of the model: {hint}")
+        nested = known[key].default_factory
+        if isinstance(nested, type) and is_dataclass(nested):
+            if not isinstance(value, Mapping):
+                raise ModelError(f"{where}.{key}={value!r}: must be a mapping: see config.yaml")
+            value = config_from_dict(nested, value, f"{where}.{key}")
+        built[key] = value
+    return config_class(**built)

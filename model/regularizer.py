@@ -1,0 +1,91 @@
+"""The spatial regularisation blocks of LSeg (Li et al. 2022, section 3.3), and their health.
+
+One 3x3 convolution (1 -> 1 channel) smooths the score map of every label alike, several times,
+with an activation between; `bottleneck` adds the maximum over the labels of the block's input.
+
+The published initialisation is a lottery at depth 4: a negative bias drives every score negative,
+each (leaky) activation multiplies the differences between labels by up to 0.01, and neither the
+block nor the encoder receives a gradient. `label_spread_gain` measures that, `gain_warning` names
+it. The default initialisation is the identity.
+
+Shapes: B batch, K labels, h w feature map.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.config import RegularizerConfig
+
+DEAD_GAIN = 1e-2
+"""Below this label-spread gain the block passes too little to train."""
+
+
+class Regularizer(nn.Module):
+    """Applies a block `config.depth` times; the identity where there is none."""
+
+    def __init__(self, config: RegularizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.depth = config.applications
+        num_convs = min(1, self.depth) if config.shared else self.depth
+        self.convs = nn.ModuleList(nn.Conv2d(1, 1, 3, padding=1) for _ in range(num_convs))
+        if config.init == "identity":
+            for conv in self.convs:
+                assert isinstance(conv, nn.Conv2d)
+                nn.init.dirac_(conv.weight)
+                nn.init.zeros_(cast(Tensor, conv.bias))
+
+    def forward(self, logits_BKhw: Tensor) -> Tensor:
+        """Regularises the score maps (B, K, h, w); any number of labels."""
+        for application in range(self.depth):
+            conv = self.convs[application % len(self.convs)]
+            out = conv(logits_BKhw.flatten(0, 1)[:, None])[:, 0].unflatten(0, logits_BKhw.shape[:2])
+            if self.config.kind == "bottleneck":
+                out = out + logits_BKhw.amax(dim=1, keepdim=True)
+            logits_BKhw = self._activate(out) if application < self.depth - 1 else out
+        return logits_BKhw
+
+    def _activate(self, logits_BKhw: Tensor) -> Tensor:
+        if self.config.activation == "relu":
+            return functional.relu(logits_BKhw)
+        if self.config.activation == "lrelu":
+            return functional.leaky_relu(logits_BKhw, 0.01)
+        return torch.tanh(logits_BKhw)
+
+    @torch.no_grad()
+    def label_spread_gain(self, logits_BKhw: Tensor) -> Tensor:
+        """Measures what the block leaves of the differences between labels.
+
+        Args:
+            logits_BKhw: scores before the block.
+
+        Returns:
+            0-d float: std over the labels after the block over the std before, both as the root
+            mean square over pixels; 1 without a block.
+        """
+        before = logits_BKhw.float().var(dim=1).mean()
+        after = self(logits_BKhw).float().var(dim=1).mean()
+        return (after / before.clamp_min(1e-30)).sqrt()
+
+    def gain_warning(self, gain: float) -> str | None:
+        """Says what is wrong when a measured gain is dead, and what to do; None when healthy."""
+        if not self.depth or gain >= DEAD_GAIN:
+            return None
+        biases = [round(float(cast(Tensor, conv.bias).detach()), 4) for conv in self.convs]
+        if min(biases) < 0 and self.config.activation != "tanh":
+            cause = (
+                f"its bias is negative ({biases}), so the scores of all labels fall below zero "
+                f"and {self.config.activation} flattens them"
+            )
+        elif self.config.activation == "tanh":
+            cause = "its inputs saturate tanh"
+        else:
+            cause = f"its kernel has overshot (bias {biases})"
+        return (
+            f"regularizer: dead: it leaves {gain:.1e} of the differences between labels; {cause}; "
+            "neither it nor the encoder gets a useful gradient: use init 'identity', or a depth "
+            "of at most 2, or another seed"
+        )

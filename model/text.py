@@ -1,0 +1,164 @@
+"""Frozen text encoders, and label embeddings that are computed once.
+
+A label set is encoded in chunks without gradients and kept by (encoder, templates, labels): no
+training step ever runs the text tower. Real encoders are imported when they are first needed.
+
+Shapes: K labels, C embedding.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.config import IMAGENET_TEMPLATES, NO_TEMPLATE, STAND_IN, TextConfig
+from model.errors import ModelError
+from model.stand_in import (
+    EMPTY_WORDS,
+    STAND_IN_DIM,
+    stand_in_semantics,
+    stand_in_vectors,
+)
+
+__all__ = [
+    "EMPTY_WORDS",
+    "STAND_IN_DIM",
+    "TextEncoder",
+    "build_text_encoder",
+    "stand_in_semantics",
+    "stand_in_vectors",
+]
+
+SENTENCE_PREFIX = "sentence-transformers/"
+
+
+class TextEncoder(ABC):
+    """Turns label texts into unit vectors.
+
+    Attributes:
+        config: what it was built from.
+        dim: length of a vector.
+    """
+
+    config: TextConfig
+    dim: int
+    chunk_size = 256
+    """Texts that are encoded at a time."""
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+        self._cache: dict[tuple[TextConfig, tuple[str, ...]], Tensor] = {}
+
+    def encode(self, labels: Sequence[str]) -> Tensor:
+        """Encodes labels, once for each set of them.
+
+        Args:
+            labels: K texts, shown to the encoder as they are (in the templates, if any).
+
+        Returns:
+            text_KC: (K, dim) float32, rows of length 1, on the CPU, without a gradient; kept and
+            handed out again, so not to be changed in place.
+
+        Raises:
+            ModelError: there are no labels.
+        """
+        if isinstance(labels, str) or not labels:
+            raise ModelError(f"labels={labels!r}: must be a list of at least one text: name some")
+        key = (self.config, tuple(labels))
+        if key not in self._cache:
+            self._cache[key] = self._embed(list(labels))
+        return self._cache[key]
+
+    @torch.no_grad()
+    def _embed(self, labels: list[str]) -> Tensor:
+        templates = _templates(self.config.templates)
+        texts = [template.replace("{}", label) for label in labels for template in templates]
+        chunks = [
+            functional.normalize(self._forward(texts[start : start + self.chunk_size]).float())
+            for start in range(0, len(texts), self.chunk_size)
+        ]
+        per_label = torch.cat(chunks).unflatten(0, (len(labels), len(templates)))
+        return functional.normalize(per_label.mean(dim=1)).cpu()
+
+    @abstractmethod
+    def _forward(self, texts: list[str]) -> Tensor:
+        """Encodes one chunk: (len(texts), dim), of any length."""
+
+
+class StandInEncoder(TextEncoder):
+    """The offline encoder of `model.stand_in`."""
+
+    dim = STAND_IN_DIM
+
+    def _forward(self, texts: list[str]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(stand_in_vectors(texts)))
+
+
+class OpenClipEncoder(TextEncoder):
+    """The text tower of an open_clip model."""
+
+    def __init__(self, config: TextConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config)
+        self.dim = _open_clip_dim(config)
+        self.device = torch.device(device)
+        self._tower: tuple[Callable[[list[str]], Tensor], Callable[[Tensor], Tensor]] | None = None
+
+    def _forward(self, texts: list[str]) -> Tensor:
+        if self._tower is None:
+            self._tower = _load_open_clip(self.config, self.device)
+        tokenize, encode = self._tower
+        return encode(tokenize(texts).to(self.device))
+
+
+def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -> TextEncoder:
+    """Builds the encoder that a configuration names; weights are loaded at the first `encode`.
+
+    Raises:
+        ModelError: an unknown encoder; at the first `encode`: weights that cannot be had.
+    """
+    if config.encoder == STAND_IN:
+        return StandInEncoder(config)
+    return OpenClipEncoder(config, device)
+
+
+def _templates(name: str) -> list[str]:
+    if name == NO_TEMPLATE:
+        return ["{}"]
+    if name == IMAGENET_TEMPLATES:
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+        return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    return [name]
+
+
+def _open_clip_dim(config: TextConfig) -> int:
+    import open_clip
+
+    settings = open_clip.get_model_config(config.encoder)
+    if settings is None:
+        from difflib import get_close_matches
+
+        close = get_close_matches(config.encoder, [STAND_IN, *open_clip.list_models()], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see open_clip.list_models()"
+        raise ModelError(f"text.encoder={config.encoder!r}: is no open_clip model: {hint}")
+    return int(settings["embed_dim"])
+
+
+def _load_open_clip(
+    config: TextConfig, device: torch.device
+) -> tuple[Callable[[list[str]], Tensor], Callable[[Tensor], Tensor]]:
+    import open_clip
+
+    try:
+        model = open_clip.create_model(config.encoder, pretrained=config.pretrained, device=device)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"text.encoder={config.encoder} ({config.pretrained}): its weights cannot be had "
+            f"here: {error}"
+        ) from error
+    model.eval().requires_grad_(False)
+    return open_clip.get_tokenizer(config.encoder), cast(Any, model).encode_text

@@ -1,0 +1,303 @@
+"""Converts work units: one unit is one shard, a fixed slice of a dataset's sorted listing.
+
+What a unit writes depends on its sources and settings alone, so any number of workers gives the
+same bytes, and a finished unit is recognised by its fingerprint. Until the manifest is written each
+finished shard has a record beside it (`<shard>.json`), which a restarted conversion trusts instead
+of the work; the manifest takes the records over, and then they are deleted.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import ray
+import ray.data
+
+from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
+from pipeline.data.encode import (
+    decode_image,
+    encode_jpeg,
+    encode_label,
+    resize_image,
+    resize_label,
+    shrunk_size,
+)
+from pipeline.data.shards import (
+    FORMAT_VERSION,
+    EncodedSample,
+    ShardRecord,
+    ShardWriter,
+    folder,
+    shard_name,
+)
+from pipeline.data.storage import open_storage
+from pipeline.data.taxonomy import IGNORE, lookup_table, universal
+from pipeline.errors import UserError
+
+RECORD_SUFFIX = ".json"
+"""A finished shard's record is named as the shard, plus this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSettings:
+    """Everything besides the sources that decides which bytes are stored."""
+
+    short_side_px: int
+    jpeg_quality: int
+    samples_per_shard: int
+    taxonomy_fingerprint: str
+    lookup: str
+    """Fingerprint of the dataset's table from native to universal ids."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One shard to write. Travels to the worker, which opens the storages there."""
+
+    dataset: str
+    split: str
+    index: int
+    root: str
+    """URI of the dataset's root."""
+    out: str
+    """URI of the shards' root."""
+    sources: tuple[Source, ...]
+    settings: ConvertSettings
+    fingerprint: str
+
+    @property
+    def path(self) -> str:
+        """Where the shard lies, relative to `out`."""
+        return f"{folder(self.dataset, self.split)}/{self.name}"
+
+    @property
+    def name(self) -> str:
+        """The shard's file name."""
+        return shard_name(self.dataset, self.split, self.index)
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What became of one unit."""
+
+    fingerprint: str
+    settings: dict[str, Any]
+    shard: ShardRecord | None
+    """None when no sample of the unit was usable; no file is written then."""
+    class_pixels: tuple[int, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def to_json(self) -> str:
+        """The record that lies beside a finished shard."""
+        values = dict(vars(self))
+        values["shard"] = self.shard.to_dict() if self.shard else None
+        values["left_out"] = [[bad.name, bad.reason] for bad in self.left_out]
+        return json.dumps(values, separators=(",", ":"), ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "UnitResult":
+        """The inverse of `to_json`; KeyError, TypeError or ValueError when it is not one."""
+        values = json.loads(text)
+        shard = values["shard"]
+        return cls(
+            fingerprint=values["fingerprint"],
+            settings=dict(values["settings"]),
+            shard=ShardRecord.from_dict(shard) if shard else None,
+            class_pixels=tuple(map(int, values["class_pixels"])),
+            left_out=tuple(LeftOut(name, reason) for name, reason in values["left_out"]),
+        )
+
+
+@dataclass(frozen=True)
+class ConvertedSample:
+    """An encoded sample and the pixels of each of the 256 label ids in it."""
+
+    encoded: EncodedSample
+    id_pixels: np.ndarray
+
+
+def make_units(
+    dataset: str,
+    split: str,
+    root: str,
+    out: str,
+    sources: tuple[Source, ...],
+    sizes: dict[str, int],
+    settings: ConvertSettings,
+) -> list[Unit]:
+    """Cuts a listing into units.
+
+    Args:
+        dataset: Dataset to convert.
+        split: Split to convert.
+        root: URI of the dataset's root.
+        out: URI of the shards' root.
+        sources: All samples, sorted by key.
+        sizes: Bytes of the source files by path; a file that changed its size is converted anew.
+        settings: How to convert.
+    """
+    units = []
+    step = settings.samples_per_shard
+    for index, start in enumerate(range(0, len(sources), step)):
+        part = sources[start : start + step]
+        digest = fingerprint_sources(
+            part, sizes, FORMAT_VERSION, dataset, split, index, dataclasses.asdict(settings)
+        )
+        units.append(Unit(dataset, split, index, root, out, part, settings, digest))
+    return units
+
+
+def fingerprint_sources(sources: Iterable[Source], sizes: dict[str, int], *context: object) -> str:
+    """16 hex digits over the sources, the sizes of their files, and whatever else is given."""
+    digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
+    for source in sources:
+        row = (
+            source.key,
+            source.image,
+            sizes.get(source.image, -1),
+            source.label,
+            sizes.get(source.label, -1),
+            source.extra,
+        )
+        digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
+    return digest.hexdigest()[:16]
+
+
+def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSample:
+    """Reads, checks, maps, shrinks and encodes one sample.
+
+    Raises:
+        BadSample: It cannot be used.
+        UserError: The storage fails, which is not the sample's fault.
+    """
+    image = decode_image(_read_image(reader, source))
+    native = _read_label(reader, source)
+    if native.ndim != 2 or native.dtype != np.uint8:
+        raise BadSample(f"the label is {native.dtype} of shape {native.shape}, not 8-bit ids")
+    if image.size != native.shape:
+        (height, width), (label_height, label_width) = image.size, native.shape
+        raise BadSample(
+            f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
+        )
+    label = lookup_table(unit.dataset)[native]
+    size = shrunk_size(*image.size, unit.settings.short_side_px)
+    if size != image.size:
+        jpeg = encode_jpeg(resize_image(image.pixels, size), unit.settings.jpeg_quality)
+        label = resize_label(label, size)
+    else:
+        jpeg = image.jpeg or encode_jpeg(image.pixels, unit.settings.jpeg_quality)
+    id_pixels = np.bincount(label.ravel(), minlength=256)
+    meta = {
+        "dataset": unit.dataset,
+        "split": unit.split,
+        "source": source.image,
+        "original_size": list(image.size),
+        "classes": [int(i) for i in np.flatnonzero(id_pixels) if i != IGNORE],
+    }
+    encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size)
+    return ConvertedSample(encoded, id_pixels)
+
+
+def convert_unit(unit: Unit) -> UnitResult:
+    """Writes one shard and its record.
+
+    Raises:
+        UserError: A storage fails.
+    """
+    cv2.setNumThreads(1)  # The units are the parallelism; more threads only fight over cores.
+    out = open_storage(unit.out)
+    reader = _open_once(unit.dataset, unit.root)
+    id_pixels = np.zeros(256, np.int64)
+    left_out: list[LeftOut] = []
+    with ShardWriter(out, unit.dataset, unit.split, unit.index) as writer:
+        for source in unit.sources:
+            try:
+                sample = convert_sample(reader, source, unit)
+            except BadSample as error:
+                left_out.append(LeftOut(source.image, str(error)))
+                continue
+            writer.write(sample.encoded)
+            id_pixels += sample.id_pixels
+        shard = writer.finish() if len(left_out) < len(unit.sources) else None
+    result = UnitResult(
+        unit.fingerprint,
+        dataclasses.asdict(unit.settings),
+        shard,
+        tuple(id_pixels[: len(universal().classes)].tolist()),
+        tuple(left_out),
+    )
+    out.write(unit.path + RECORD_SUFFIX, result.to_json().encode())
+    return result
+
+
+def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit, UnitResult]]:
+    """Converts units by Ray Data tasks, in whatever order they finish.
+
+    Args:
+        units: What to convert.
+        workers: Tasks at once; None takes every CPU of the cluster.
+
+    Raises:
+        UserError: A storage fails.
+    """
+    with _quiet_context():
+        rows = [{"number": i, "unit": pickle.dumps(unit)} for i, unit in enumerate(units)]
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _convert_row, compute=ray.data.TaskPoolStrategy(size=workers), num_cpus=1
+        )
+        for row in results.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
+            yield units[row["number"]], UnitResult.from_json(row["result"])
+
+
+def _convert_row(row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        result, error = convert_unit(pickle.loads(row["unit"])).to_json(), ""
+    except UserError as caught:  # As a value: Ray would wrap it into its own exceptions.
+        result, error = "", str(caught)
+    return {"number": row["number"], "result": result, "error": error}
+
+
+@contextmanager
+def _quiet_context() -> Iterator[None]:
+    """Turns off Ray Data's own progress bars and chatter for a while; the job has its own."""
+    context = ray.data.DataContext.get_current()
+    saved = (context.enable_progress_bars, context.print_on_execution_start)
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = saved
+
+
+@functools.lru_cache(maxsize=8)
+def _open_once(dataset: str, root: str) -> Reader:
+    # One per worker process: opening one may list files or parse large annotations.
+    return open_reader(dataset, root)
+
+
+def _read_image(reader: Reader, source: Source) -> bytes:
+    try:
+        return reader.root.read(source.image)
+    except FileNotFoundError:
+        raise BadSample("the image file is missing") from None
+
+
+def _read_label(reader: Reader, source: Source) -> np.ndarray:
+    try:
+        return reader.native_label(source)
+    except (BadSample, UserError):
+        raise
+    except Exception as error:  # A reader's surprise over one file must not end the whole job.
+        raise BadSample(f"{source.label}: {type(error).__name__}: {error}") from error

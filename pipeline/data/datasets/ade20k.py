@@ -1,0 +1,41 @@
+"""ADE20K as prepared for the scene parsing challenge: `ADEChallengeData2016.zip`.
+
+    images/{training,validation}/ADE_{train,val}_%08d.jpg
+    annotations/{training,validation}/ADE_{train,val}_%08d.png    8-bit: 0 other, 1..150
+
+The values follow the order of `objectInfo150.txt`, and the table has the same: nothing is shifted.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
+from pipeline.data.datasets.pixels import decode_index_png
+from pipeline.data.storage import Storage
+
+_FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
+
+
+class ADE20K(Reader):
+    """150 classes of indoor and outdoor scenes."""
+
+    name = "ade20k"
+    layout = "images/{training,validation} and annotations/{training,validation}"
+    inner_folders: ClassVar = ("images", "annotations")
+
+    @classmethod
+    def recognises(cls, root: Storage, base: str = "") -> bool:
+        """Whether a folder looks like this dataset's; costs a few requests."""
+        return has_folders(root, base, "images", "annotations") and any(
+            has_folders(root, base, f"annotations/{folder}") for folder in _FOLDERS.values()
+        )
+
+    def listing(self, split: Split) -> Listing:
+        """Pairs the images and labels of a split; see `Reader.listing`."""
+        images = self._files(f"images/{_FOLDERS[split]}", ".jpg")
+        labels = self._files(f"annotations/{_FOLDERS[split]}", ".png")
+        return pair(images, labels, {name: safe_key(name) for name in images})
+
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        return decode_index_png(data, source.label, ("L", "P"), self.max_pixels)

@@ -1,0 +1,200 @@
+"""What every dataset reader offers, and the parts that they share.
+
+A reader knows one dataset: where its files lie below a root, and how its labels are stored. Nothing
+else in the project does. To add a dataset, write a subclass of `Reader` in a file of its own, its
+table in `pipeline/data/taxonomy/`, and register it in this package's `__init__.py`.
+"""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from pipeline.data.datasets.pixels import MAX_PIXELS, BadSample
+from pipeline.data.storage import Storage
+from pipeline.data.taxonomy import IGNORE, native_table
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+_MAX_KEY_CHARS = 80
+"""A plain tar holds names of 100 bytes, and a key is followed by extensions."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image and its label, as they lie in a download."""
+
+    key: str
+    """Safe as a WebDataset key and unique within (dataset, split); see `safe_key`."""
+    image: str
+    """Path of the image, relative to the reader's root."""
+    label: str
+    """Path of the label, relative to the reader's root."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What the reader needs beside the label file; plain JSON values."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that became no sample."""
+
+    name: str
+    """Path, relative to the reader's root."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that a split of a dataset holds."""
+
+    sources: tuple[Source, ...]
+    """Sorted by key."""
+    left_out: tuple[LeftOut, ...]
+    """Images without a label, labels without an image, and names that clash; sorted by name."""
+
+
+class Reader(ABC):
+    """Reads one dataset's official download from a storage."""
+
+    name: ClassVar[str]
+    """The dataset, one of `pipeline.data.taxonomy.DATASETS`."""
+    layout: ClassVar[str]
+    """The folders that a root must hold, for messages."""
+    inner_folders: ClassVar[tuple[str, ...]]
+    """Folders directly in the root. A user who gives one of them means the folder above it."""
+
+    def __init__(self, root: Storage, base: str = "", max_pixels: int = MAX_PIXELS) -> None:
+        """Creates a reader; lists and reads nothing yet.
+
+        Args:
+            root: The storage that holds the dataset.
+            base: The folder of the storage that is the dataset's own; "" for its root.
+            max_pixels: Larger labels are refused before they are decoded.
+        """
+        self.root = root
+        self.base = base
+        self.max_pixels = max_pixels
+        native_ids = [native.native_id for native in native_table(self.name)]
+        self._native = np.full(256, IGNORE, dtype=np.uint8)
+        self._native[native_ids] = native_ids
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, root: Storage, base: str = "") -> bool:
+        """Whether a folder looks like this dataset's; costs a few requests."""
+
+    @abstractmethod
+    def listing(self, split: Split) -> Listing:
+        """Pairs the images and labels of a split.
+
+        A split that was not downloaded gives an empty listing.
+
+        Raises:
+            UserError: An index file that the split needs is missing or damaged.
+        """
+
+    def native_label(self, source: Source) -> np.ndarray:
+        """Reads a label.
+
+        Returns:
+            (H, W) uint8 native ids as in the dataset's table, IGNORE where the file holds none.
+
+        Raises:
+            BadSample: The file is missing, damaged, or not encoded as this dataset's labels are.
+        """
+        try:
+            data = self.root.read(source.label)
+        except FileNotFoundError as error:
+            raise BadSample(f"{source.label}: was there when the folder was listed") from error
+        return self._native[self._decode(data, source)]
+
+    @abstractmethod
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        """Decodes a label file's bytes to (H, W) uint8; values outside the table may remain."""
+
+    def _path(self, *parts: str) -> str:
+        """A path below the dataset's own folder, relative to the storage's root."""
+        return "/".join(part for part in (self.base, *parts) if part)
+
+    def _files(self, folder: str, suffixes: str | tuple[str, ...]) -> dict[str, str]:
+        """Lists the files with these suffixes below one of the dataset's folders.
+
+        Returns:
+            For each file its path within that folder, without the suffix -> its path in the root.
+        """
+        path = self._path(folder)
+        suffixes = (suffixes,) if isinstance(suffixes, str) else suffixes
+        files = {}
+        for entry in self.root.list(path):
+            inner = entry.path.removeprefix(f"{path}/")
+            # "._x.jpg" is what macOS writes beside x.jpg into archives: no image.
+            if "/." in f"/{inner}":
+                continue
+            for suffix in suffixes:
+                if inner.endswith(suffix):
+                    files.setdefault(inner.removesuffix(suffix), entry.path)
+                    break
+        return files
+
+
+def pair(
+    images: Mapping[str, str],
+    labels: Mapping[str, str],
+    keys: Mapping[str, str],
+    extras: Mapping[str, dict[str, Any]] | None = None,
+) -> Listing:
+    """Pairs images and labels that have the same name.
+
+    Args:
+        images: name -> path.
+        labels: name -> path.
+        keys: name -> WebDataset key, for every name that has both.
+        extras: name -> `Source.extra`, where there is any.
+    """
+    left_out = [LeftOut(images[name], "no label") for name in images.keys() - labels.keys()]
+    left_out += [LeftOut(labels[name], "no image") for name in labels.keys() - images.keys()]
+    sources: dict[str, Source] = {}
+    for name in sorted(images.keys() & labels.keys()):
+        source = Source(keys[name], images[name], labels[name], (extras or {}).get(name, {}))
+        if (first := sources.setdefault(source.key, source)) is not source:
+            left_out.append(LeftOut(source.image, f"its key is that of {first.image}"))
+    return Listing(
+        tuple(sources[key] for key in sorted(sources)),
+        tuple(sorted(left_out, key=lambda item: item.name)),
+    )
+
+
+def safe_key(*parts: str) -> str:
+    """Joins names into a WebDataset key: lower case, no dots, no leading "-" or "_".
+
+    A key depends on these names alone. Wherever making it safe could have made two names equal, it
+    ends in a hash of the original: `("val", "_aB")` -> `val__ab-73a3edc7`.
+    """
+    assert parts
+    clean = [re.sub(r"[^a-z0-9_-]", "_", part.lower()).strip("_-") for part in parts]
+    key = "__".join(part or "x" for part in clean)
+    unchanged = tuple(clean) == parts and not any("__" in part or not part for part in parts)
+    if unchanged and len(key) <= _MAX_KEY_CHARS:
+        return key
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+    return f"{key[: _MAX_KEY_CHARS - 9]}-{digest}"
+
+
+def has_folders(root: Storage, base: str, *folders: str) -> bool:
+    """Whether every one of some folders, such as "images/10k", is in a folder of a storage."""
+    return all(_has_folder(root, f"{base}/{folder}".strip("/")) for folder in folders)
+
+
+def _has_folder(root: Storage, path: str) -> bool:
+    parent, _, name = path.rpartition("/")
+    return name in root.folders(parent)
+
+
+def first_files(root: Storage, folder: str, count: int) -> list[str]:
+    """Returns the paths of the first few files below a folder."""
+    return [entry.path for entry, _ in zip(root.list(folder), range(count), strict=False)]

@@ -1,0 +1,44 @@
+"""Cityscapes' fine annotations: `leftImg8bit_trainvaltest.zip` and `gtFine_trainvaltest.zip`.
+
+    leftImg8bit/{train,val}/{city}/{city}_{sequence}_{frame}_leftImg8bit.png
+    gtFine/{train,val}/{city}/{city}_{sequence}_{frame}_gtFine_labelIds.png    8-bit raw ids 0..33
+
+The raw ids are read, not the train ids, whose files are no part of the download. The license plate
+has the raw id -1 and is not drawn in the files: its pixels are the vehicle's.
+"""
+
+import re
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.data.datasets.base import Listing, Reader, Source, Split, first_files, pair, safe_key
+from pipeline.data.datasets.pixels import decode_index_png
+from pipeline.data.storage import Storage
+
+_LABEL_FILE = re.compile(r"[^/]+_\d{6}_\d{6}_gtFine_\w+\.(png|json)")
+
+
+class Cityscapes(Reader):
+    """Roads in 50 cities, by the 19 classes of the benchmark."""
+
+    name = "cityscapes"
+    layout = "leftImg8bit/{train,val} and gtFine/{train,val}"
+    inner_folders: ClassVar = ("leftImg8bit", "gtFine")
+
+    @classmethod
+    def recognises(cls, root: Storage, base: str = "") -> bool:
+        """Whether a folder looks like this dataset's; costs a few requests."""
+        # IDD has the same folders, with other names in them.
+        paths = first_files(root, f"{base}/gtFine".strip("/"), 20)
+        return any(_LABEL_FILE.fullmatch(path.rpartition("/")[2]) for path in paths)
+
+    def listing(self, split: Split) -> Listing:
+        """Pairs the images and labels of a split; see `Reader.listing`."""
+        images = self._files(f"leftImg8bit/{split}", "_leftImg8bit.png")
+        labels = self._files(f"gtFine/{split}", "_gtFine_labelIds.png")
+        # A file's name repeats its city, so it is unique without the folder.
+        return pair(images, labels, {name: safe_key(name.rpartition("/")[2]) for name in images})
+
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        return decode_index_png(data, source.label, ("L", "P"), self.max_pixels)

@@ -1,0 +1,124 @@
+"""COCO Panoptic 2017: `{train,val}2017.zip` and `panoptic_annotations_trainval2017.zip`.
+
+    {train,val}2017/%012d.jpg
+    annotations/panoptic_{train,val}2017.json
+    annotations/panoptic_{train,val}2017/%012d.png    from the zips within the annotations' zip
+
+A pixel's colour is a segment id, R + 256 G + 65536 B, 0 for none; the JSON gives each segment its
+category. The native id of a pixel is that category id, 1..200 with gaps. Crowd segments count.
+"""
+
+import json
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.data.datasets.base import (
+    LeftOut,
+    Listing,
+    Reader,
+    Source,
+    Split,
+    has_folders,
+    pair,
+    safe_key,
+)
+from pipeline.data.datasets.pixels import BadSample, decode_rgb_png
+from pipeline.data.storage import Storage
+from pipeline.data.taxonomy import IGNORE
+from pipeline.errors import UserError
+
+
+class COCOPanoptic(Reader):
+    """133 classes of things and stuff in everyday photos."""
+
+    name = "coco_panoptic"
+    layout = (
+        "{train,val}2017, annotations/panoptic_{train,val}2017.json and the unzipped "
+        "annotations/panoptic_{train,val}2017"
+    )
+    inner_folders: ClassVar = ("annotations", "train2017", "val2017")
+
+    @classmethod
+    def recognises(cls, root: Storage, base: str = "") -> bool:
+        """Whether a folder looks like this dataset's; costs a few requests."""
+        if not has_folders(root, base, "annotations"):
+            return False
+        index = f"{base}/annotations/panoptic_{{}}2017.json".strip("/")
+        return root.exists(index.format("val")) or root.exists(index.format("train"))
+
+    def listing(self, split: Split) -> Listing:
+        """Pairs the images and labels of a split; see `Reader.listing`."""
+        images = self._files(f"{split}2017", ".jpg")
+        labels = self._files(f"annotations/panoptic_{split}2017", ".png")
+        if not images and not labels:
+            return Listing((), ())
+        segments = self._segments(split)
+        unknown = labels.keys() - segments.keys()
+        listing = pair(
+            images,
+            {name: path for name, path in labels.items() if name not in unknown},
+            {name: safe_key(name) for name in images},
+            segments,
+        )
+        # An image of such a label is already listed as without one.
+        left_out = [LeftOut(labels[name], "no entry in the JSON") for name in unknown]
+        return Listing(
+            listing.sources,
+            tuple(sorted((*listing.left_out, *left_out), key=lambda item: item.name)),
+        )
+
+    def _segments(self, split: Split) -> dict[str, dict[str, list[int]]]:
+        """Reads the JSON: name of the image -> its segments, as `Source.extra` holds them."""
+        path = self._path(f"annotations/panoptic_{split}2017.json")
+        try:
+            index = json.loads(self.root.read(path), object_hook=_only_needed)
+            return {
+                annotation["file_name"].removesuffix(".png"): {
+                    "segment_ids": [
+                        int(segment_id) for segment_id, _ in annotation["segments_info"]
+                    ],
+                    "category_ids": [int(category) for _, category in annotation["segments_info"]],
+                }
+                for annotation in index["annotations"]
+            }
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.root.uri}/{path}: must be there beside the panoptic PNGs: unzip "
+                "panoptic_annotations_trainval2017.zip"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{self.root.uri}/{path}: must be the JSON of COCO's panoptic annotations "
+                f"({type(error).__name__}: {error}): unzip it again"
+            ) from error
+
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        rgb = decode_rgb_png(data, source.label, self.max_pixels).astype(np.uint32)
+        pixels = rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
+        # Segment 0, "nothing here", first: the ids stay sorted and every list has an entry.
+        segment_ids = np.array([0, *source.extra["segment_ids"]], dtype=np.uint32)
+        categories = np.array([IGNORE, *source.extra["category_ids"]])
+        order = np.argsort(segment_ids, kind="stable")
+        segment_ids, categories = segment_ids[order], categories[order]
+        position = np.searchsorted(segment_ids, pixels)
+        position[position == len(segment_ids)] = 0
+        listed = segment_ids[position] == pixels
+        if not listed.all():
+            raise BadSample(
+                f"{source.label}: {np.count_nonzero(~listed)} pixels belong to segments that the "
+                "JSON does not list for it"
+            )
+        categories[(categories < 0) | (categories > IGNORE)] = IGNORE
+        return categories.astype(np.uint8)[position]
+
+
+def _only_needed(item: dict[str, Any]) -> Any:
+    """Keeps of each JSON object what a label needs: the train file is 370 MB of text."""
+    if "category_id" in item:
+        return item["id"], item["category_id"]
+    if "segments_info" in item:
+        return {name: item[name] for name in ("file_name", "segments_info")}
+    return item if "annotations" in item else None

@@ -1,0 +1,79 @@
+"""India Driving Dataset, segmentation: `idd-segmentation.tar.gz` (part I) and part II.
+
+    leftImg8bit/{train,val}/{drive}/{id}_leftImg8bit.png    part II: .jpg
+    gtFine/{train,val}/{drive}/{id}_gtFine_polygons.json
+
+The labels are polygons and are drawn here as the dataset's own script does for its `id` column: in
+the order of the file, later over earlier, on a background of `unlabeled`. The coarser `level3Id` is
+not used, for some of its classes mix several universal ones.
+"""
+
+import json
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pipeline.data.datasets.base import Listing, Reader, Source, Split, first_files, pair, safe_key
+from pipeline.data.datasets.cityscapes import Cityscapes
+from pipeline.data.datasets.pixels import BadSample, bad_sample_errors, check_size
+from pipeline.data.storage import Storage
+from pipeline.data.taxonomy import native_table
+from pipeline.errors import did_you_mean
+
+_LABEL = "_gtFine_polygons.json"
+_LIMIT_PX = 1_000_000
+"""Points may lie outside the image, but not so far that the drawing overflows."""
+
+
+class IDD(Reader):
+    """39 classes of roads in India."""
+
+    name = "idd"
+    layout = "leftImg8bit/{train,val} and gtFine/{train,val} with *_gtFine_polygons.json"
+    inner_folders: ClassVar = ("leftImg8bit", "gtFine")
+
+    @classmethod
+    def recognises(cls, root: Storage, base: str = "") -> bool:
+        """Whether a folder looks like this dataset's; costs a few requests."""
+        paths = first_files(root, f"{base}/gtFine".strip("/"), 20)
+        has_polygons = any(path.endswith(_LABEL) for path in paths)
+        return has_polygons and not Cityscapes.recognises(root, base)
+
+    def listing(self, split: Split) -> Listing:
+        """Pairs the images and labels of a split; see `Reader.listing`."""
+        images = self._files(f"leftImg8bit/{split}", ("_leftImg8bit.png", "_leftImg8bit.jpg"))
+        labels = self._files(f"gtFine/{split}", _LABEL)
+        # The ids repeat from drive to drive.
+        return pair(images, labels, {name: safe_key(split, *name.split("/")) for name in images})
+
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        with bad_sample_errors(source.label):
+            annotation = json.loads(data)
+            width, height = int(annotation["imgWidth"]), int(annotation["imgHeight"])
+            check_size(source.label, width, height, self.max_pixels)
+            return _drawn(annotation["objects"], width, height, source.label)
+
+
+def _drawn(objects: list[dict[str, Any]], width: int, height: int, path: str) -> np.ndarray:
+    """Draws polygons: (H, W) uint8 native ids."""
+    ids = {native.native_name: native.native_id for native in native_table("idd")}
+    label = Image.new("L", (width, height), ids["unlabeled"])
+    canvas = ImageDraw.Draw(label)
+    for number, item in enumerate(objects):
+        polygon = [(float(x), float(y)) for x, y in item["polygon"]]
+        if item.get("deleted") or len(polygon) < 3:
+            continue
+        name = item["label"]
+        if name not in ids:
+            name = name.removesuffix("group")  # several at once: "persongroup"
+        if name not in ids:
+            raise BadSample(
+                f"{path}: objects[{number}].label={item['label']!r}: not a class of IDD"
+                f"{did_you_mean(name, ids)}"
+            )
+        if not all(math.isfinite(v) and abs(v) < _LIMIT_PX for point in polygon for v in point):
+            raise BadSample(f"{path}: objects[{number}].polygon: lies too far from the image")
+        canvas.polygon(polygon, fill=ids[name])
+    return np.asarray(label)

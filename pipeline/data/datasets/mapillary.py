@@ -1,0 +1,43 @@
+"""Mapillary Vistas by its 66 classes of v1.2, from a v1.x or a v2.0 download.
+
+    {training,validation}/images/<key>.jpg
+    {training,validation}/labels/<key>.png         v1.x: palette PNG
+    {training,validation}/v1.2/labels/<key>.png    v2.0: the same labels; those of v2.0 lie beside
+
+The palette index is the position in `config.json`; 65 is Unlabeled. The 22-character keys may begin
+with "-" or "_" and differ by case alone.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
+from pipeline.data.datasets.pixels import decode_index_png
+from pipeline.data.storage import Storage
+
+_FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
+
+
+class Mapillary(Reader):
+    """65 classes of streets all over the world."""
+
+    name = "mapillary"
+    layout = "{training,validation}/images and {training,validation}/{v1.2/labels or labels}"
+    inner_folders: ClassVar = ("training", "validation", "testing")
+
+    @classmethod
+    def recognises(cls, root: Storage, base: str = "") -> bool:
+        """Whether a folder looks like this dataset's; costs a few requests."""
+        return any(has_folders(root, base, f"{folder}/images") for folder in _FOLDERS.values())
+
+    def listing(self, split: Split) -> Listing:
+        """Pairs the images and labels of a split; see `Reader.listing`."""
+        folder = _FOLDERS[split]
+        images = self._files(f"{folder}/images", ".jpg")
+        of_v2 = has_folders(self.root, self.base, f"{folder}/v1.2/labels")
+        labels = self._files(f"{folder}/v1.2/labels" if of_v2 else f"{folder}/labels", ".png")
+        return pair(images, labels, {name: safe_key(name) for name in images})
+
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        return decode_index_png(data, source.label, ("P",), self.max_pixels)

@@ -1,0 +1,200 @@
+"""Which sample is row t of the training stream: a pure function of (sizes, weights, seed, t).
+
+The stream is infinite and needs no state. Row t belongs to global batch `t // batch_size`. In each
+batch every dataset gets `floor` or `ceil` of its exact share; which datasets round up follows
+systematic sampling with a low-discrepancy offset, so that shares are right in the long run too.
+Within a dataset the rows walk through one pseudo-random permutation after another: each sample
+comes exactly once a pass. N ranks take the rows of a batch in turn, so the batches, and with them
+the training, do not depend on N.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import UserError, did_you_mean
+
+PERIOD = 4096
+"""Batches after which the rounding pattern repeats; long-run shares are exact to 1/PERIOD row."""
+
+_MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the stream: which sample, and the seed of its augmentation."""
+
+    t: int
+    """Position in the stream, 0-based."""
+    dataset: int
+    """Index into `Mixture.datasets`."""
+    sample: int
+    """Index into the samples of that dataset, in the order of its manifest."""
+    seed: int
+    """64-bit seed for everything random about this row."""
+
+
+class Mixture:
+    """A weighted, deterministic, endless mixture of datasets with random access.
+
+    Args:
+        sizes: Samples in each dataset, by name; the order of the names does not matter.
+        weights: Share of each dataset in the stream, by name; normalised to sum 1. Weight 0, or
+            absence, leaves a dataset out.
+        batch_size: Rows of one global batch (over all workers and accumulation steps).
+        seed: Changes everything random.
+
+    Raises:
+        UserError: A weight is negative, all are zero, or names no or an empty dataset.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], weights: Mapping[str, float], batch_size: int, seed: int
+    ) -> None:
+        _check(sizes, weights)
+        self.datasets = tuple(sorted(name for name in sizes if weights.get(name, 0) > 0))
+        self.batch_size = batch_size
+        self.seed = seed
+        self._sizes = [sizes[name] for name in self.datasets]
+        shares = np.array([weights[name] for name in self.datasets], np.float64)
+        self.shares = shares / shares.sum()
+        quotas = self.shares * batch_size
+        base = np.floor(quotas + 1e-9).astype(np.int64)
+        fractions = np.clip(quotas - base, 0.0, None)
+        extras = _systematic_extras(fractions, batch_size - int(base.sum()))
+        counts = base + extras
+        # _before[g] = rows of each dataset in the first g batches of a period.
+        self._before = np.zeros((PERIOD + 1, len(self.datasets)), np.int64)
+        np.cumsum(counts, axis=0, out=self._before[1:])
+
+    def batch_counts(self, batch: int) -> np.ndarray:
+        """Rows of each dataset in a global batch: (D,) int64, summing to `batch_size`."""
+        phase = batch % PERIOD
+        return self._before[phase + 1] - self._before[phase]
+
+    def row(self, t: int) -> Row:
+        """Row t of the stream; costs O(batch_size) whatever t is."""
+        batch, position = divmod(t, self.batch_size)
+        return self.batch(batch)[position]
+
+    def batch(self, batch: int) -> list[Row]:
+        """All rows of one global batch, in stream order."""
+        cycles, phase = divmod(batch, PERIOD)
+        drawn = cycles * self._before[PERIOD] + self._before[phase]
+        slots = np.repeat(np.arange(len(self.datasets)), self.batch_counts(batch))
+        np.random.Generator(np.random.PCG64(_mix(self.seed, 1, batch))).shuffle(slots)
+        rows = []
+        for position, dataset in enumerate(slots.tolist()):
+            t = batch * self.batch_size + position
+            sample = self._sample(dataset, int(drawn[dataset]))
+            rows.append(Row(t, dataset, sample, _mix(self.seed, 2, t)))
+            drawn[dataset] += 1
+        return rows
+
+    def _sample(self, dataset: int, nth: int) -> int:
+        size = self._sizes[dataset]
+        sweep, position = divmod(nth, size)
+        # Keyed by name: adding a dataset to the mixture reshuffles no other.
+        key = _mix(self.seed, 3, _hash_name(self.datasets[dataset]), sweep)
+        return _permute(position, size, key)
+
+
+def resolve_weights(
+    sizes: Mapping[str, int], weights: Mapping[str, float] | str, temperature: float = 1.0
+) -> dict[str, float]:
+    """Turns a recipe's `data.weights` into a number for each dataset.
+
+    Args:
+        sizes: Samples in each dataset, by name.
+        weights: `"equal"` (MSeg's way: the same share for each dataset), `"size"` (in proportion
+            to `size ** temperature`), or an explicit number by name.
+        temperature: Exponent for `"size"`: 1 is proportional, 0 equal.
+
+    Raises:
+        UserError: An unknown word.
+    """
+    if not isinstance(weights, str):
+        return dict(weights)
+    if weights == "equal":
+        return dict.fromkeys(sizes, 1.0)
+    if weights == "size":
+        return {name: float(size) ** temperature for name, size in sizes.items()}
+    raise UserError(
+        f"data.weights={weights!r}: must be 'equal', 'size' or a mapping of dataset to number"
+        + did_you_mean(weights, ("equal", "size"))
+    )
+
+
+def _check(sizes: Mapping[str, int], weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        if name not in sizes:
+            raise UserError(
+                f"data.weights.{name}={weight}: no such dataset among the shards, which have "
+                f"{', '.join(sorted(sizes)) or 'none'}{did_you_mean(name, sizes)}"
+            )
+        if not weight >= 0 or weight == float("inf"):
+            raise UserError(
+                f"data.weights.{name}={weight}: a weight must be a number >= 0; "
+                "set 0 to leave the dataset out"
+            )
+        if weight > 0 and sizes[name] < 1:
+            raise UserError(f"data.weights.{name}={weight}: the dataset has no samples; set 0")
+    if not any(weights.values()):
+        raise UserError("data.weights: all are 0; give at least one dataset a positive weight")
+
+
+def _systematic_extras(fractions: np.ndarray, num_extra: int) -> np.ndarray:
+    """Which datasets round up, for each batch of a period: (PERIOD, D) of 0 or 1.
+
+    The fractions lie end to end on a line of length `num_extra`; the points u, u+1, u+2, ... each
+    hit one of them. u runs through PERIOD evenly spaced offsets in bit-reversed order.
+    """
+    if num_extra == 0:
+        return np.zeros((PERIOD, len(fractions)), np.int64)
+    edges = np.concatenate([[0.0], np.cumsum(fractions)])
+    edges *= num_extra / edges[-1]
+    bits = PERIOD.bit_length() - 1
+    index = np.arange(PERIOD)
+    reversed_index = sum(((index >> b) & 1) << (bits - 1 - b) for b in range(bits))
+    offset = (np.asarray(reversed_index) + 0.5) / PERIOD
+    # Points of the lattice u + k below an edge: ceil(edge - u).
+    below = np.ceil(edges[None, :] - offset[:, None]).astype(np.int64)
+    return np.diff(below, axis=1)
+
+
+def _mix(*words: int) -> int:
+    """A 64-bit hash of integers (SplitMix64 chained)."""
+    state = 0x9E3779B97F4A7C15
+    for word in words:
+        state = (state ^ (word & _MASK64)) * 0xBF58476D1CE4E5B9 & _MASK64
+        state = (state + 0x9E3779B97F4A7C15) & _MASK64
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK64
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK64
+        state ^= state >> 31
+    return state
+
+
+def _hash_name(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
+def _permute(position: int, size: int, key: int) -> int:
+    """Position `position` of a pseudo-random permutation of range(size).
+
+    A four-round Feistel network on the next even number of bits; values outside the range walk on
+    until they fall inside (cycle walking), which keeps it a bijection.
+    """
+    if size == 1:
+        return 0
+    half = ((size - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    value = position
+    while True:
+        left, right = value >> half, value & mask
+        for round_index in range(4):
+            left, right = right, left ^ (_mix(key, round_index, right) & mask)
+        value = (left << half) | right
+        if value < size:
+            return value

@@ -1,0 +1,91 @@
+"""The configuration of a conversion to shards: `jobs/prepare_shards.py`, or a recipe's keys."""
+
+from dataclasses import dataclass, field, fields
+
+from pipeline.data.datasets.base import SPLITS
+from pipeline.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootsConfig:
+    """Where each dataset's official download lies: a local directory or `s3://bucket/prefix`."""
+
+    ade20k: str | None = None
+    """ADE20K, SceneParse150 challenge: the folder with `images/` and `annotations/`."""
+    bdd100k: str | None = None
+    """BDD100K semantic segmentation."""
+    cityscapes: str | None = None
+    """Cityscapes: the folder with `leftImg8bit/` and `gtFine/`."""
+    coco_panoptic: str | None = None
+    """COCO 2017 with panoptic annotations."""
+    idd: str | None = None
+    """IDD, 20k part I: the folder with `leftImg8bit/` and `gtFine/`."""
+    mapillary: str | None = None
+    """Mapillary Vistas, v1.2 or a v2.0 download that holds v1.2."""
+    sunrgbd: str | None = None
+    """SUN RGB-D with the 37-class label images."""
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The roots that are set, by dataset."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: root for name, root in values.items() if root is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What to convert, into what, and by how many."""
+
+    roots: RootsConfig = field(default_factory=RootsConfig)
+    """The datasets to convert."""
+    out: str = ""
+    """Folder for the shards: a local directory or `s3://bucket/prefix`."""
+    splits: tuple[str, ...] | None = None
+    """Splits to convert; not set: train and val, as far as the roots have them."""
+    short_side_px: int = 1080
+    """Larger images are shrunk until their short side has this many pixels."""
+    jpeg_quality: int = 95
+    """JPEG quality (1..100) of images that cannot keep their own compression."""
+    samples_per_shard: int = 256
+    """Samples in each tar; also the unit of work, of progress, and of what a crash loses."""
+    max_bad_fraction: float = 0.001
+    """The job fails when more than this share of a split's samples must be left out."""
+    workers: int | None = None
+    """Shards converted at once; not set: one for each CPU of the cluster."""
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise UserError("out: not set; give the folder for the shards, local or s3://")
+        given = self.roots.given
+        if not given:
+            names = ", ".join(f"roots.{entry.name}" for entry in fields(self.roots))
+            raise UserError(f"roots: none is set; give at least one of {names}")
+        for name, root in given.items():
+            if not root.strip():
+                raise UserError(f"roots.{name}: is empty; give a directory or s3:// address")
+        self._check_splits()
+        _check_range("short_side_px", self.short_side_px, 16, 65_500)
+        _check_range("jpeg_quality", self.jpeg_quality, 1, 100)
+        _check_range("samples_per_shard", self.samples_per_shard, 1, 1_000_000)
+        _check_range("max_bad_fraction", self.max_bad_fraction, 0, 1)
+        if self.workers is not None:
+            _check_range("workers", self.workers, 1, 100_000)
+
+    def _check_splits(self) -> None:
+        if self.splits is None:
+            return
+        if not self.splits:
+            raise UserError(f"splits=[]: give one or more of {', '.join(SPLITS)}")
+        for split in self.splits:
+            if split not in SPLITS:
+                raise UserError(
+                    f"splits={split!r}: must be among {', '.join(SPLITS)}"
+                    + did_you_mean(split, SPLITS)
+                )
+        if len(set(self.splits)) < len(self.splits):
+            raise UserError(f"splits=[{','.join(self.splits)}]: names a split twice")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name}={value}: must be between {low} and {high}")

@@ -1,0 +1,192 @@
+"""S3, or any store that speaks its protocol, as a `Storage`.
+
+Endpoint and keys come from the usual AWS environment variables alone; no message holds a key.
+"""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from boto3.exceptions import S3UploadFailedError
+from boto3.session import Session
+from botocore import exceptions as aws
+from botocore.config import Config
+
+from pipeline.data.storage import Entry, Storage
+from pipeline.errors import UserError
+
+_CONNECT_TIMEOUT_S = 5
+_READ_TIMEOUT_S = 60
+_ATTEMPTS = 6
+_VARIABLES = (
+    "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, "
+    "AWS_DEFAULT_REGION, AWS_PROFILE"
+)
+_CONNECT_LOCK = threading.Lock()
+
+
+class S3Storage(Storage):
+    """A prefix in a bucket. Connects at the first use, in each process anew."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self._bucket = bucket
+        self._root = f"{prefix}/" if prefix else ""
+        self._connected: Any = None
+        self.uri = f"s3://{bucket}/{prefix}".removesuffix("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_connected": None}
+
+    def _read(self, path: str) -> bytes:
+        return self._get(path)
+
+    def _read_range(self, path: str, offset: int, length: int) -> bytes:
+        if length == 0:  # HTTP has no empty range
+            self._size(path)  # raises when there is no such object
+            return b""
+        try:
+            return self._get(path, Range=f"bytes={offset}-{offset + length - 1}")
+        except aws.ClientError as error:
+            if _code(error) in ("InvalidRange", "416"):  # it begins after the object's end
+                return b""
+            raise
+
+    def _get(self, path: str, **range_: str) -> bytes:
+        """Reads an object. botocore retries requests, but not a body that breaks off."""
+        for attempt in range(_ATTEMPTS):
+            response = self._client.get_object(Bucket=self._bucket, Key=self._root + path, **range_)
+            try:
+                return response["Body"].read()
+            except (aws.HTTPClientError, aws.IncompleteReadError):
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(0.1 * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _write(self, path: str, data: bytes) -> None:
+        self._client.put_object(Bucket=self._bucket, Key=self._root + path, Body=data)
+
+    def _upload(self, path: str, local: Path) -> None:
+        self._client.upload_file(str(local), self._bucket, self._root + path)
+
+    def _size(self, path: str) -> int:
+        head = self._client.head_object(Bucket=self._bucket, Key=self._root + path)
+        return head["ContentLength"]
+
+    def _list(self, prefix: str) -> Iterator[Entry]:
+        for page in self._pages(self._folder_key(prefix)):
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # some tools mark folders by empty objects
+                    yield Entry(item["Key"].removeprefix(self._root), item["Size"])
+
+    def _folders(self, prefix: str) -> Iterator[str]:
+        folder = self._folder_key(prefix)
+        for page in self._pages(folder, Delimiter="/"):
+            for item in page.get("CommonPrefixes", ()):
+                yield item["Prefix"].removeprefix(folder).removesuffix("/")
+
+    def _delete(self, path: str) -> None:
+        self._client.delete_object(Bucket=self._bucket, Key=self._root + path)
+
+    def _folder_key(self, prefix: str) -> str:
+        return f"{self._root}{prefix}/" if prefix else self._root
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        paginator = self._client.get_paginator("list_objects_v2")
+        return paginator.paginate(Bucket=self._bucket, Prefix=prefix, **options)
+
+    @property
+    def _client(self) -> Any:
+        if self._connected is None:
+            with _CONNECT_LOCK:  # creating boto3 clients is not thread-safe
+                if self._connected is None:
+                    self._connected = self._connect()
+        return self._connected
+
+    def _connect(self) -> Any:
+        # Two attempts tell in seconds that nobody answers. The many that a long job needs to live
+        # through a busy server would keep a user waiting who has mistyped an address.
+        try:
+            _new_client(attempts=2).head_bucket(Bucket=self._bucket)
+        except aws.ClientError as error:
+            # HEAD has no body: 404 is all that a missing bucket says. A refusal may be for HEAD
+            # alone, so it is left to the request itself.
+            if _code(error) in ("404", "NoSuchBucket"):
+                raise self._no_bucket() from error
+        return _new_client(attempts=_ATTEMPTS)
+
+    def _no_bucket(self) -> UserError:
+        return UserError(
+            f"{self.uri}: the bucket must exist at {_endpoint()}: create {self._bucket!r}, or "
+            "check its name and AWS_ENDPOINT_URL"
+        )
+
+    @contextmanager
+    def _translated(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except aws.ClientError as error:
+            raise self._explained(error, path) from error
+        except S3UploadFailedError as error:
+            # Raised while the request's own error was being handled, which says more.
+            if isinstance(error.__context__, aws.ClientError):
+                raise self._explained(error.__context__, path) from error
+            raise
+        except (aws.CredentialRetrievalError, aws.NoCredentialsError) as error:
+            raise self._needs("credentials") from error
+        except (aws.PartialCredentialsError, aws.ProfileNotFound) as error:
+            raise self._needs("complete credentials") from error
+        except (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError) as error:
+            raise self._needs(f"an answering server ({type(error).__name__})") from error
+        except aws.ParamValidationError as error:
+            raise UserError(f"{self.uri}/{path}: not a valid S3 name: {error}") from error
+        except ValueError as error:
+            if not str(error).startswith("Invalid endpoint"):
+                raise
+            raise self._needs("a valid URL") from error
+
+    def _needs(self, what: str) -> UserError:
+        return UserError(
+            f"{self.uri}: {_endpoint()} needs {what}: check the environment variables {_VARIABLES}"
+        )
+
+    def _explained(self, error: aws.ClientError, path: str) -> Exception:
+        code = _code(error)
+        if code == "NoSuchBucket":
+            return self._no_bucket()
+        if code in ("NoSuchKey", "404"):
+            return self._missing(path)
+        return UserError(
+            f"{self.uri}/{path}: {_endpoint()} answers {error.operation_name} with {code}: the "
+            f"credentials must allow it; check the environment variables {_VARIABLES}"
+        )
+
+
+def _code(error: aws.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _endpoint() -> str:
+    """The configured endpoint, without a user name or password that its URL may hold."""
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return re.sub(r"//[^/@]*@", "//", url) if url else "the AWS endpoint of the region"
+
+
+def _new_client(attempts: int) -> Any:
+    own_endpoint = any(os.environ.get(f"AWS_ENDPOINT_URL{part}") for part in ("", "_S3"))
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_READ_TIMEOUT_S,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        max_pool_connections=32,
+        # Stores other than AWS seldom serve `bucket.host`, nor all of the newer checksums.
+        s3={"addressing_style": "path" if own_endpoint else "auto"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return Session().client("s3", config=config)

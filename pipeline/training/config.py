@@ -1,0 +1,174 @@
+"""The typed configuration of a training run; see jobs/recipes for examples.
+
+Units are in the names: `_px` pixels, `_s` seconds. Counts of steps are optimiser steps.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model.config import ModelConfig
+from pipeline.data.ingest import DataConfig
+from pipeline.errors import UserError
+from pipeline.training.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What the run is called and where it keeps its state."""
+
+    name: str = "lseg"
+    """Name of the run. The same name with the same storage resumes."""
+    storage: str = "runs"
+    """Folder for checkpoints: a directory that all nodes share, or `s3://bucket/prefix`."""
+    seed: int = 0
+    """Seed of everything random: weights, order of samples, augmentation."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", self.name):
+            raise UserError(
+                f"run.name={self.name!r}: must be letters, digits, '.', '_' and '-' and begin with "
+                "a letter or digit, since it names a folder"
+            )
+        if self.seed < 0:
+            raise UserError(f"run.seed={self.seed}: must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherConfig:
+    """Teaches the word for "none of these": some batches are asked for fewer labels.
+
+    In such a batch each label is dropped with a probability, and the pixels of dropped labels
+    become pixels of the word. The published model has no such step.
+    """
+
+    share: float = 0.0
+    """Share of the batches; 0 trains as published."""
+    drop: float = 0.5
+    """Probability that a label is dropped from such a batch."""
+    words: tuple[str, ...] = ("other", "others", "background", "something")
+    """The word is drawn from these."""
+
+    def __post_init__(self) -> None:
+        for name in ("share", "drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"train.other.{name}={getattr(self, name)}: must lie between 0 and 1"
+                )
+        if self.share and not self.words:
+            raise UserError("train.other.words=[]: give at least one word, or set share to 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimisation; defaults as published for ADE20K where they apply."""
+
+    steps: int = 100_000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 32
+    """Samples of one optimiser step over all workers."""
+    accumulate: int = 1
+    """Forward and backward passes per step and worker; saves memory, changes nothing else."""
+    lr: float = 0.004
+    """Learning rate of the pretrained backbone; the decoder's is ten times as high."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """L2 penalty on every trained weight."""
+    poly_power: float = 0.9
+    """The learning rate falls as (1 - step / steps) ** poly_power."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this norm; 0 turns clipping off, as published."""
+    labels: Literal["present", "all"] = "present"
+    """Labels to train against: the classes that occur in the training shards, or all."""
+    other: OtherConfig = field(default_factory=OtherConfig)
+    """How the word "other" is taught."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs."""
+    sync_batchnorm: bool = True
+    """Share batch-norm statistics over the workers."""
+    max_nonfinite_steps: int = 10
+    """Steps with a loss or gradient that is not finite are skipped, up to this many in a row."""
+    log_every: int = 20
+    """Steps between two lines of log and two points in MLflow."""
+    validate_every: int = 1000
+    """Steps between two validations; 0 validates only at the end."""
+    val_images: int = 200
+    """Images of each dataset to validate on; 0 takes all."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "steps batch_size accumulate log_every checkpoint_every keep_checkpoints "
+            "max_nonfinite_steps lr"
+        )
+        for name in positive.split():
+            if not getattr(self, name) > 0:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be above 0")
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "validate_every", "val_images"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"train.momentum={self.momentum}: must be at least 0 and below 1")
+        if self.warmup_steps >= self.steps:
+            raise UserError(
+                f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """The workers of the run."""
+
+    num_workers: int = 1
+    """Training workers; with GPUs, one GPU each."""
+    use_gpu: bool = False
+    """Train on GPUs (NCCL) rather than CPUs (gloo)."""
+    cpus_per_worker: float = 1.0
+    """Logical CPUs that each worker holds; less than 1 is allowed."""
+    threads_per_worker: int = 0
+    """Threads of a worker's CPU kernels; 0 shares the cores of the node among its workers."""
+    max_failures: int = 3
+    """Worker or node failures to recover from before the run ends; -1 for no limit."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise UserError(f"cluster.num_workers={self.num_workers}: must be at least 1")
+        if not self.cpus_per_worker > 0:
+            raise UserError(f"cluster.cpus_per_worker={self.cpus_per_worker}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainMixConfig:
+    """One training run of LSeg on a mixture of datasets."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        parts = self.cluster.num_workers * self.train.accumulate
+        if self.train.batch_size % parts:
+            raise UserError(
+                f"train.batch_size={self.train.batch_size}: must be a multiple of "
+                f"cluster.num_workers x train.accumulate = {parts}: change one of the three"
+            )
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Samples of one forward pass of one worker."""
+        return self.train.batch_size // (self.cluster.num_workers * self.train.accumulate)
+
+    @property
+    def logical_cpus(self) -> float:
+        """Logical CPUs that the workers and the loaders hold at once."""
+        workers = self.cluster.num_workers * self.cluster.cpus_per_worker
+        return workers + self.data.num_loaders * self.data.loader_cpus

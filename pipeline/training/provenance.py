@@ -1,0 +1,96 @@
+"""Where a run comes from: code version, library versions, Ray job."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+UNKNOWN = "unknown"
+
+# Set by the job supervisor of `ray job submit` for the driver only, not for its workers.
+_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+_LIBRARIES = (
+    "mlflow",
+    "numpy",
+    "open_clip_torch",
+    "opencv-python-headless",
+    "pillow",
+    "ray",
+    "safetensors",
+    "timm",
+    "torch",
+    "torchvision",
+    "webdataset",
+)
+
+
+def git_commit(source: Path = Path(__file__)) -> str:
+    """Names the version of the code.
+
+    `LSEG_GIT_COMMIT` comes first: a working directory uploaded by `ray job submit` has no `.git`.
+
+    Args:
+        source: A file of the code in question. A repository around it counts only if it tracks
+            that file: an installed package may lie inside a checkout of something else.
+
+    Returns:
+        40 hex digits, followed by `-dirty` if tracked files were changed; or `unknown`.
+    """
+    if commit := os.environ.get("LSEG_GIT_COMMIT", "").strip():
+        return commit
+    source = source.resolve()
+    if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
+        return UNKNOWN
+    # Excluding every tag leaves the full hash as the only name.
+    described = _git(source.parent, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    return described or UNKNOWN
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Runs git; None if it is missing, fails or takes longer than 5 s."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a run's result, where installed."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def ray_job_id() -> str:
+    """Names the Ray job that this process belongs to.
+
+    Returns:
+        The id that `ray job submit` printed (`raysubmit_...`); else Ray's own job id in hex; an
+        empty string outside Ray.
+    """
+    submitted = os.environ.get(_JOB_CONFIG_VARIABLE)
+    if submitted:
+        try:
+            return json.loads(submitted)["metadata"]["job_submission_id"]
+        except (ValueError, KeyError, TypeError):
+            pass  # another version of Ray: fall back to the id that every version has
+    # A job that never imported Ray has not joined a cluster; importing it costs seconds.
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return ""
+    return ray.get_runtime_context().get_job_id()
