@@ -17,9 +17,8 @@ from pipeline.data.prepare_config import PrepareConfig
 def run(config: PrepareConfig) -> Summary:
     """Converts, and prints what came of it."""
     summary = prepare(config, start_ray)
-    console = Console()
-    console.print(summary.table())
-    console.print(
+    Console().print(summary.table())
+    print(
         f"{summary.images_converted:,} images converted in {summary.seconds:.1f} s; "
         f"shards are in {config.out}"
     )

@@ -8,14 +8,14 @@ for a patch of any power of two:
     32       x8          x4          x2          -            xS: transposed convolution, k = s = S
     16       x4          x2          -           /2           /S: convolution, k = S + 1, stride S
     8        x2          -           /2          /4
-    14       as 16, and the result is resized to half the input
+    14       as 16 (the last upsampling then goes to half the input, whatever the factor)
 
 Shapes: B batch, C channels, N tokens, h w feature map.
 """
 
 import math
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -121,7 +121,11 @@ class Fusion(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Four levels at strides 4 to 32 -> one embedding map at stride 2.
+    """Four levels at strides 4 to 32 -> one embedding map at stride 4, still to be doubled.
+
+    As published the finest stage upsamples to stride 2 before its 1x1 convolution and the head's.
+    All three commute, so both convolutions run at stride 4, at a quarter of the cost, and the
+    upsampling is left to the caller.
 
     Args:
         widths: channels of the four levels, finest first.
@@ -162,10 +166,3 @@ def reassemble_widths(width: int) -> tuple[int, ...]:
     if width >= 1024:
         return (width // 4, width // 2, width, width)
     return tuple(max(1, width // divisor) for divisor in (8, 4, 2, 1))
-
-
-def resize_to(map_BChw: Tensor, height: int, width: int) -> Tensor:
-    """Resizes bilinearly (corners on corners) where the size differs."""
-    if map_BChw.shape[2:] == torch.Size((height, width)):
-        return map_BChw
-    return functional.interpolate(map_BChw, (height, width), mode="bilinear", align_corners=True)

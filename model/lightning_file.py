@@ -40,7 +40,8 @@ STORAGE_DTYPES = {
 SUSPECT_MODULES = frozenset(
     "os posix nt ntpath posixpath subprocess sys importlib runpy shutil socket pty ctypes pickle "
     "_pickle code codeop webbrowser asyncio multiprocessing threading signal timeit pdb bdb "
-    "cProfile profile tempfile urllib http requests pip marshal types inspect operator _operator".split()
+    "cProfile profile tempfile urllib http requests pip marshal types inspect operator "
+    "_operator".split()
 )
 """Top-level modules that no training state has a reason to name."""
 

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from model.errors import ModelError
+from model.upsampling import source_rows, upsample_rows
 
 CHUNK_MIB_CPU = 32
 CHUNK_MIB_GPU = 512
@@ -63,18 +64,19 @@ class _ChunkedCrossEntropy(Function):
         needs_grad = ctx.needs_input_grad[0]
         grad_BKhw = torch.zeros_like(logits_BKhw, dtype=dtype) if needs_grad else None
         loss_sum = torch.zeros((), dtype=dtype, device=logits_BKhw.device)
-        height = label_BHW.shape[1]
+        size = (label_BHW.shape[1], label_BHW.shape[2])
+        height = size[0]
         with torch.autocast(logits_BKhw.device.type, enabled=False):
             for image in range(len(logits_BKhw)):
                 for start in range(0, height, rows):
                     stop = min(start + rows, height)
-                    span = _source_rows(start, stop, logits_BKhw.shape[2], height)
+                    span = source_rows(start, stop, logits_BKhw.shape[2], height)
                     piece = logits_BKhw[image : image + 1, :, span].detach().to(dtype)
                     label = label_BHW[image : image + 1, start:stop].long()
                     with torch.set_grad_enabled(needs_grad):
                         piece.requires_grad_(needs_grad)
-                        upsampled = _upsample_rows(
-                            piece, span.start, (start, stop), logits_BKhw.shape[2], label_BHW.shape
+                        upsampled = upsample_rows(
+                            piece, span.start, (start, stop), logits_BKhw.shape[2], size
                         )
                         loss = functional.cross_entropy(
                             upsampled, label, ignore_index=ignore, reduction="sum"
@@ -91,38 +93,3 @@ class _ChunkedCrossEntropy(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_BKhw,) = ctx.saved_tensors
         return grad_BKhw * grad_outputs[0].to(grad_BKhw.dtype), None, None, None
-
-
-def _source_rows(start: int, stop: int, source: int, target: int) -> slice:
-    """The rows of the logits that rows start..stop of the label are interpolated from."""
-    step = (source - 1) / max(1, target - 1)
-    return slice(int(start * step), min(source, int((stop - 1) * step) + 2))
-
-
-def _upsample_rows(
-    piece_1Kri: Tensor,
-    first_row: int,
-    span: tuple[int, int],
-    source: int,
-    label_shape: torch.Size,
-) -> Tensor:
-    """Rows span[0]..span[1] of the upsampled logits: (1, K, R, W).
-
-    Args:
-        piece_1Kri: (1, K, r, w), the logits from `first_row` on.
-        first_row: the row of the whole map that `piece` begins with.
-        span: the rows of the label that are wanted.
-        source: rows of the whole logit map.
-        label_shape: (B, H, W).
-    """
-    _, height, width = label_shape
-    row = torch.arange(*span, device=piece_1Kri.device, dtype=torch.float64)
-    position = row * ((source - 1) / max(1, height - 1)) - first_row
-    upper = position.floor().clamp(0, piece_1Kri.shape[2] - 1)
-    lower = (upper + 1).clamp_max(piece_1Kri.shape[2] - 1).long()
-    weight = (position - upper).to(piece_1Kri.dtype)[:, None]  # (R, 1)
-    upper = upper.long()
-    mixed = torch.lerp(piece_1Kri[:, :, upper], piece_1Kri[:, :, lower], weight)  # (1, K, R, w)
-    return functional.interpolate(
-        mixed, (mixed.shape[2], width), mode="bilinear", align_corners=True
-    )

@@ -7,7 +7,6 @@ scores are cosines over the constant temperature 0.07, smoothed by the spatial r
 Shapes: B batch, C embedding, K labels, H W input pixels, h w half resolution (rounded up).
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -17,9 +16,10 @@ from torch.nn import functional
 
 from model.backbone import LEVEL_STRIDES, TokenBackbone, build_backbone
 from model.config import ModelConfig
-from model.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths, resize_to
+from model.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.errors import ModelError
 from model.regularizer import Regularizer
+from model.upsampling import upsample, upsampled_length
 from model.scoring import cosine_scores
 
 LOGIT_SCALE = 1 / 0.07
@@ -79,17 +79,45 @@ class LSeg(nn.Module):
         shift = self.mean_C / self.std_C
         return (image * scale[:, None, None] - shift[:, None, None]).contiguous()
 
-    def features(self, image_BCHW: Tensor) -> Tensor:
-        """Embeds pixels without normalising: (B, C, h, w) at ceil(H / 2), ceil(W / 2)."""
-        return self.decoder.head(self.trunk(image_BCHW))
-
-    def trunk(self, image_BCHW: Tensor) -> Tensor:
-        """The decoder's features before the embedding: (B, F, ceil(H / 2), ceil(W / 2)).
+    def embed(self, image_BCHW: Tensor) -> Tensor:
+        """Embeds pixels.
 
         Args:
             image_BCHW: (B, 3, H, W) float, normalised; any H and W: the right and lower border
                 is repeated up to a multiple of `stride_px`, and cut off again.
+
+        Returns:
+            pixels_BChw: (B, C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C.
         """
+        embedded, size = self._embed_coarsely(image_BCHW)
+        with _full_precision(embedded):
+            embedded = _crop(upsample(embedded.float(), size), image_BCHW)
+            return functional.normalize(embedded, dim=1)
+
+    def score(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
+        """Scores pixels against labels, before the regulariser.
+
+        Equal to the product of `embed` and the labels, but the vectors of half resolution are
+        never made: upsampling and the product commute, and the length that each upsampled vector
+        would have follows from the inner products of its neighbours.
+
+        Args:
+            image_BCHW: as in `embed`.
+            text_KC: (K, C), or (B, K, C) where every image has labels of its own; any length.
+
+        Returns:
+            (B, K, ceil(H / 2), ceil(W / 2)) float32
+        """
+        embedded, size = self._embed_coarsely(image_BCHW)
+        with _full_precision(embedded):
+            embedded = embedded.float()
+            text = functional.normalize(text_KC.to(embedded), dim=-1) * LOGIT_SCALE
+            products = torch.matmul(text, embedded.flatten(2))  # (B, K, h * w at stride 4)
+            products = upsample(products.unflatten(2, embedded.shape[2:]), size)
+            return _crop(products / upsampled_length(embedded, size), image_BCHW)
+
+    def _embed_coarsely(self, image_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The decoder's output at stride 4 of the padded input, and half the padded size."""
         height, width = image_BCHW.shape[2:]
         pad_right, pad_down = -width % self.stride_px, -height % self.stride_px
         if pad_right or pad_down:
@@ -97,40 +125,7 @@ class LSeg(nn.Module):
         levels: list[Any] = self.backbone(image_BCHW)
         if self.reassemble:
             levels = [block(level) for block, level in zip(self.reassemble, levels, strict=True)]
-        trunk = resize_to(
-            self.decoder.trunk(levels),
-            math.ceil((height + pad_down) / 2),
-            math.ceil((width + pad_right) / 2),
-        )
-        return trunk[:, :, : math.ceil(height / 2), : math.ceil(width / 2)]
-
-    def embed(self, image_BCHW: Tensor) -> Tensor:
-        """Embeds pixels.
-
-        Args:
-            image_BCHW: (B, 3, H, W) float, normalised; any H and W.
-
-        Returns:
-            pixels_BChw: (B, C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C.
-        """
-        embedded = self.features(image_BCHW)
-        with torch.autocast(embedded.device.type, enabled=False):
-            return functional.normalize(embedded.float(), dim=1)
-
-    def score(self, pixels_BChw: Tensor, text_KC: Tensor) -> Tensor:
-        """Scores pixels against labels, before the regulariser.
-
-        Args:
-            pixels_BChw: from `embed`.
-            text_KC: (K, C), or (B, K, C) where every image has labels of its own; any length.
-
-        Returns:
-            (B, K, h, w) float32
-        """
-        with torch.autocast(pixels_BChw.device.type, enabled=False):
-            text = functional.normalize(text_KC.to(pixels_BChw).float(), dim=-1) * LOGIT_SCALE
-            flat = torch.matmul(text, pixels_BChw.flatten(2))  # (B, K, h * w)
-            return flat.unflatten(2, pixels_BChw.shape[2:])
+        return self.decoder(levels), ((height + pad_down + 1) // 2, (width + pad_right + 1) // 2)
 
     def forward(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
         """Scores every pixel of images against labels.
@@ -142,11 +137,8 @@ class LSeg(nn.Module):
         Returns:
             logits_BKhw: (B, K, ceil(H / 2), ceil(W / 2)) float32
         """
-        trunk, head = self.trunk(image_BCHW), self.decoder.head
-        with torch.autocast(trunk.device.type, enabled=False):
-            text = functional.normalize(text_KC.to(trunk.device).float(), dim=-1) * LOGIT_SCALE
-            assert head.bias is not None
-            logits = cosine_scores(trunk, head.weight.flatten(1), head.bias, text)
+        logits = self.score(image_BCHW, text_KC)
+        with _full_precision(logits):
             return self.regularizer(logits)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
@@ -182,9 +174,20 @@ class LSeg(nn.Module):
         """
         training = self.training
         self.eval()  # BatchNorm's running statistics stay as they are
-        gain = self.regularizer.label_spread_gain(self.score(self.embed(image_BCHW), text_KC))
+        gain = self.regularizer.label_spread_gain(self.score(image_BCHW, text_KC))
         self.train(training)
         return float(gain)
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Switches off the caller's autocast: lengths, scores and softmax need float32."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _crop(map_BChw: Tensor, image_BCHW: Tensor) -> Tensor:
+    """Cuts a half-resolution map to the half of an unpadded image, rounded up."""
+    height, width = image_BCHW.shape[2:]
+    return map_BChw[:, :, : (height + 1) // 2, : (width + 1) // 2]
 
 
 def build_lseg(config: ModelConfig, embed_dim: int) -> LSeg:

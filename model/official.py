@@ -13,11 +13,7 @@ import torch
 from torch import Tensor
 
 from model.config import (
-    BackboneConfig,
-    ModelConfig,
     RegularizerConfig,
-    TextConfig,
-    config_from_dict,
 )
 from model.lightning_file import TorchFile, is_tensor, plain_mapping, shape_of
 from model.lseg import LSeg, build_lseg
@@ -94,9 +90,9 @@ def official_state(lseg: LSeg, clip: Mapping[str, Tensor] | None = None) -> dict
         ModelError: the published form cannot hold this network.
     """
     state = {official_name(name): tensor for name, tensor in lseg.state_dict().items()}
-    state.update(_dead_entries(state))
+    state.update(list(_dead_entries(state)))
     state.update({f"clip_pretrained.{name}": tensor for name, tensor in (clip or {}).items()})
-    return {f"{PREFIX}{name}": tensor.detach().cpu() for name, tensor in state.items()}
+    return {f"{PREFIX}{name}": tensor.detach() for name, tensor in state.items()}
 
 
 def export_official(lseg: LSeg, path: Path | str, clip: Mapping[str, Tensor] | None = None) -> None:
@@ -110,7 +106,7 @@ def export_official(lseg: LSeg, path: Path | str, clip: Mapping[str, Tensor] | N
     regularizer = lseg.config.regularizer
     arch = {"none": 0, "bottleneck": 1, "depthwise": 2}[regularizer.kind]
     content = {
-        "state_dict": official_state(lseg, clip),
+        "state_dict": {name: t.cpu() for name, t in official_state(lseg, clip).items()},
         "hyper_parameters": {
             "arch_option": arch if regularizer.applications else 0,
             "block_depth": regularizer.applications,

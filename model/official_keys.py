@@ -194,6 +194,12 @@ def _infer_regularizer(
 
 
 def check_keys(found: Shapes, wanted: Shapes, path: Path | str) -> None:
+    """Compares a file's keys and shapes with those of the network, both under published names.
+
+    Raises:
+        ModelError: something is missing, unexpected (and not known to be dead) or of another
+            shape; lists it.
+    """
     missing = sorted(key for key in wanted if key not in found)
     unexpected = sorted(
         key

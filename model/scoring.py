@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 
-def cosine_scores(
-    trunk_BFhw: Tensor, weight_CF: Tensor, bias_C: Tensor, text_KC: Tensor
-) -> Tensor:
+def cosine_scores(trunk_BFhw: Tensor, weight_CF: Tensor, bias_C: Tensor, text_KC: Tensor) -> Tensor:
     """Cosine of every pixel vector `weight @ trunk + bias` with every label vector.
 
     Args:

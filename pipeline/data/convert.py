@@ -188,14 +188,14 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         raise BadSample(
             f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
         )
-    label = lookup_table(unit.dataset)[native]
+    label = cv2.LUT(native, lookup_table(unit.dataset))
     size = shrunk_size(*image.size, unit.settings.short_side_px)
     if size != image.size:
         jpeg = encode_jpeg(resize_image(image.pixels, size), unit.settings.jpeg_quality)
         label = resize_label(label, size)
     else:
         jpeg = image.jpeg or encode_jpeg(image.pixels, unit.settings.jpeg_quality)
-    id_pixels = np.bincount(label.ravel(), minlength=256)
+    id_pixels = count_ids(label)
     meta = {
         "dataset": unit.dataset,
         "split": unit.split,
@@ -205,6 +205,24 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
     }
     encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size)
     return ConvertedSample(encoded, id_pixels)
+
+
+def count_ids(label: np.ndarray) -> np.ndarray:
+    """Counts the pixels of each id.
+
+    Args:
+        label: (H, W) uint8.
+
+    Returns:
+        (256,) int64.
+    """
+    # Ten times as fast as np.bincount, but it counts in float32, which is exact below 2**24.
+    counts = np.zeros(256, np.int64)
+    rows = max(1, (1 << 23) // label.shape[1])
+    for top in range(0, label.shape[0], rows):
+        part = cv2.calcHist([label[top : top + rows]], [0], None, [256], [0, 256])
+        counts += part.reshape(256).astype(np.int64)
+    return counts
 
 
 def convert_unit(unit: Unit) -> UnitResult:
@@ -275,6 +293,8 @@ def _quiet_context() -> Iterator[None]:
     saved = (context.enable_progress_bars, context.print_on_execution_start)
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Warns that the bars are off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from rich import box
 from rich.table import Table
 
 from pipeline.data.convert import convert_units
@@ -34,9 +35,9 @@ class Summary:
 
     def table(self) -> Table:
         """The closing table for the terminal."""
-        table = Table(title="Shards")
+        table = Table(box=box.SIMPLE)
         for name in ("dataset", "split"):
-            table.add_column(name)
+            table.add_column(name, no_wrap=True)
         for name in ("images", "shards", "MiB", "left out", "classes seen"):
             table.add_column(name, justify="right")
         table.add_column("")

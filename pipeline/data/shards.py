@@ -205,6 +205,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._tar.close()  # Closed already after `finish`; its buffer must not outlive the file.
         self._file.close()
         self._directory.cleanup()
 

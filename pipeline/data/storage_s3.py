@@ -109,16 +109,17 @@ class S3Storage(Storage):
         return self._connected
 
     def _connect(self) -> Any:
+        session = Session()
         # Two attempts tell in seconds that nobody answers. The many that a long job needs to live
         # through a busy server would keep a user waiting who has mistyped an address.
         try:
-            _new_client(attempts=2).head_bucket(Bucket=self._bucket)
+            _new_client(session, attempts=2).head_bucket(Bucket=self._bucket)
         except aws.ClientError as error:
             # HEAD has no body: 404 is all that a missing bucket says. A refusal may be for HEAD
             # alone, so it is left to the request itself.
             if _code(error) in ("404", "NoSuchBucket"):
                 raise self._no_bucket() from error
-        return _new_client(attempts=_ATTEMPTS)
+        return _new_client(session, attempts=_ATTEMPTS)
 
     def _no_bucket(self) -> UserError:
         return UserError(
@@ -177,7 +178,7 @@ def _endpoint() -> str:
     return re.sub(r"//[^/@]*@", "//", url) if url else "the AWS endpoint of the region"
 
 
-def _new_client(attempts: int) -> Any:
+def _new_client(session: Session, attempts: int) -> Any:
     own_endpoint = any(os.environ.get(f"AWS_ENDPOINT_URL{part}") for part in ("", "_S3"))
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_S,
@@ -189,4 +190,4 @@ def _new_client(attempts: int) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return Session().client("s3", config=config)
+    return session.client("s3", config=config)

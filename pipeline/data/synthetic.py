@@ -11,6 +11,7 @@ these pictures real and measurable. Noise, lighting, tint and blur differ by dat
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -268,6 +269,7 @@ def _camera(canvas: np.ndarray, world: World, rng: np.random.Generator) -> np.nd
     return np.clip(image.round(), 0, 255).astype(np.uint8)
 
 
+@cache
 def _projection(width: int) -> np.ndarray:
     """The fixed linear map from text vectors to paints: (APPEARANCE_DIMS, width)."""
     return np.random.Generator(np.random.PCG64(20220107)).normal(0, 1, (APPEARANCE_DIMS, width))

@@ -35,7 +35,8 @@ class ADE20K(Reader):
         """Pairs the images and labels of a split; see `Reader.listing`."""
         images = self._files(f"images/{_FOLDERS[split]}", ".jpg")
         labels = self._files(f"annotations/{_FOLDERS[split]}", ".png")
-        return pair(images, labels, {name: safe_key(name) for name in images})
+        # The official names never differ by case alone.
+        return pair(images, labels, {name: safe_key(name.lower()) for name in images})
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         return decode_index_png(data, source.label, ("L", "P"), self.max_pixels)

@@ -173,7 +173,7 @@ def safe_key(*parts: str) -> str:
     """Joins names into a WebDataset key: lower case, no dots, no leading "-" or "_".
 
     A key depends on these names alone. Wherever making it safe could have made two names equal, it
-    ends in a hash of the original: `("val", "_aB")` -> `val__ab-73a3edc7`.
+    ends in a hash of the original: `("val", "_aB")` -> `val__ab-7f7c824e`.
     """
     assert parts
     clean = [re.sub(r"[^a-z0-9_-]", "_", part.lower()).strip("_-") for part in parts]

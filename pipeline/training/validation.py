@@ -1,0 +1,114 @@
+"""Validation during training: whole pictures at one scale, over all workers."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional
+
+from model.lseg import LSeg
+from model.metrics import ConfusionMatrix
+from pipeline.data.augment import whole_view
+from pipeline.data.ingest import Corpus, SampleReader
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.labels import LabelSpace
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Confusion matrices of one validation, complete on every worker."""
+
+    labels: tuple[str, ...]
+    matrices: dict[str, ConfusionMatrix]
+    """By dataset; classes are positions in `labels`."""
+
+    def metrics(self) -> dict[str, float]:
+        """`val/<dataset>/miou` and `/pixel_accuracy`, and their means as `val/miou`, ..."""
+        metrics = {}
+        for name, matrix in self.matrices.items():
+            # Over the classes that the dataset shows: it is not blamed for those it lacks.
+            metrics[f"val/{name}/miou"] = matrix.miou(over="target")
+            metrics[f"val/{name}/pixel_accuracy"] = matrix.pixel_accuracy()
+        for figure in ("miou", "pixel_accuracy"):
+            values = [metrics[f"val/{name}/{figure}"] for name in self.matrices]
+            metrics[f"val/{figure}"] = float(np.mean(values))
+        return metrics
+
+    def table(self) -> str:
+        """IoU of each class in each dataset, as aligned text."""
+        names = list(self.matrices)
+        width = max(map(len, self.labels))
+        lines = ["IoU".ljust(width) + "".join(f"  {name:>13}" for name in names)]
+        columns = [self.matrices[name].iou_per_class().tolist() for name in names]
+        for row, label in enumerate(self.labels):
+            cells = [column[row] for column in columns]
+            if any(cell == cell for cell in cells):
+                text = "".join(f"  {'-' if c != c else f'{c:.3f}':>13}" for c in cells)
+                lines.append(label.ljust(width) + text)
+        return "\n".join(lines) + "\n"
+
+
+@torch.no_grad()
+def validate(
+    lseg: LSeg,
+    text_KC: Tensor,
+    labels: LabelSpace,
+    corpus: Corpus,
+    config: TrainMixConfig,
+    amp: Any,
+) -> Validation:
+    """Scores up to `train.val_images` pictures of each dataset.
+
+    Each worker takes every N-th picture; the matrices are summed over workers, so each picture
+    counts once and the result is the same on every worker, whatever N is.
+
+    Args:
+        lseg: The network; its mode is restored afterwards.
+        text_KC: (K, C) text vectors of `labels`, on the network's device.
+        labels: What to predict among.
+        corpus: The validation split.
+        config: Number of pictures, and the scale (`data.augment.base_px`).
+        amp: Context for the forward pass.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    reader = SampleReader(corpus)
+    was_training = lseg.training
+    lseg.eval()
+    matrices = {}
+    for name, size in corpus.sizes.items():
+        matrix = ConfusionMatrix(len(labels), device=text_KC.device)
+        count = min(size, config.train.val_images or size)
+        # Spread over the whole split, which is sorted by name.
+        indices = [i * size // count for i in range(rank, count, world)]
+        for image, label in _views(reader, name, indices, config.data.augment.base_px):
+            target = torch.from_numpy(labels.lut[label].astype(np.int64))
+            with amp:
+                logits = lseg(lseg.normalize(torch.from_numpy(image)[None]), text_KC)
+            matrix.update(upsample(logits, label.shape).argmax(1)[0], target.to(text_KC.device))
+        dist.all_reduce(matrix.counts)
+        matrices[name] = matrix
+    lseg.train(was_training)
+    return Validation(labels.names, matrices)
+
+
+def upsample(logits_BKhw: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Logits at the size (H, W) of a label: bilinear, corners on corners."""
+    return functional.interpolate(logits_BKhw, size, mode="bilinear", align_corners=True)
+
+
+def _views(reader: SampleReader, dataset: str, indices: list[int], side_px: int) -> Any:
+    """Reads ahead on a thread: (image (S, S, 3) uint8, label (S, S) uint8), in order."""
+
+    def view(index: int) -> tuple[np.ndarray, np.ndarray]:
+        return whole_view(*reader.read(dataset, index), side_px)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="validation") as pool:
+        pending = [pool.submit(view, index) for index in indices[:4]]
+        for index in [*indices[4:], *([None] * len(pending))]:
+            yield pending.pop(0).result()
+            if index is not None:
+                pending.append(pool.submit(view, index))

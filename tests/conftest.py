@@ -1,0 +1,51 @@
+"""Fixtures that several packages' tests share."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from boto3.session import Session
+from moto.server import ThreadedMotoServer
+
+from tests.ray_fixtures import local_ray as local_ray
+
+_BUCKET_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The URL of an S3 server on loopback, with the AWS environment variables pointing to it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    patch = pytest.MonkeyPatch()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
+    patch.setenv("AWS_ENDPOINT_URL", endpoint)
+    patch.setenv("AWS_ACCESS_KEY_ID", "test-key-id")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    yield endpoint
+    patch.undo()
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str) -> str:
+    """The `s3://` URI of a new, empty bucket."""
+    name = f"bucket-{next(_BUCKET_NUMBERS)}"
+    Session().client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def samples_root() -> Path:
+    """The folder of real dataset samples beside the checkout."""
+    root = Path(__file__).resolve().parents[2] / "shared" / "samples"
+    if not root.is_dir():
+        pytest.skip("there is no folder of real samples beside the checkout")
+    return root

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.datasets import LeftOut, open_reader
+from pipeline.data.taxonomy import lookup_table, universal
+
+from .conftest import Put, png
+
+STEM = "aachen/aachen_000000_000019"
+IMAGE = f"leftImg8bit/train/{STEM}_leftImg8bit.png"
+LABEL = f"gtFine/train/{STEM}_gtFine_labelIds.png"
+
+
+def put_one(put: Put, top: str = "") -> None:
+    put(top + IMAGE)
+    put(top + LABEL, png([[0, 7, 25], [33, 34, 255]]))
+    put(f"{top}gtFine/train/{STEM}_gtFine_instanceIds.png", png([[25001]], "I;16"))
+    put(f"{top}gtFine/train/{STEM}_gtFine_labelTrainIds.png", png([[1]]))
+    put(f"{top}gtFine/train/{STEM}_gtFine_color.png", png([[1]]))
+    put(f"{top}gtFine/train/{STEM}_gtFine_polygons.json", {})
+
+
+@pytest.mark.parametrize("root", ["", "gtFine", "leftImg8bit"])
+def test_reads_raw_ids(put: Put, tmp_path: Path, root: str):
+    put_one(put)
+    reader = open_reader("cityscapes", str(tmp_path / root))
+    listing = reader.listing("train")
+    (source,) = listing.sources
+    assert (source.key, source.image, source.label) == ("aachen_000000_000019", IMAGE, LABEL)
+    assert listing.left_out == ()
+    native = reader.native_label(source)
+    assert native.tolist() == [[0, 7, 25], [33, 255, 255]]
+    names = [universal().classes[i] for i in lookup_table("cityscapes")[native].flat if i < 255]
+    assert names == ["road", "bicyclist", "bicycle"]
+
+
+def test_unpaired_files_are_named(put: Put, tmp_path: Path):
+    put_one(put)
+    put("leftImg8bit/train/bonn/bonn_000001_000019_leftImg8bit.png")
+    put("leftImg8bit/train/bonn/._bonn_000001_000019_leftImg8bit.png")
+    put("gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png", png([[1]]))
+    listing = open_reader("cityscapes", str(tmp_path)).listing("train")
+    assert len(listing.sources) == 1
+    assert listing.left_out == (
+        LeftOut("gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png", "no image"),
+        LeftOut("leftImg8bit/train/bonn/bonn_000001_000019_leftImg8bit.png", "no label"),
+    )
+
+
+def test_one_folder_above(put: Put, tmp_path: Path):
+    put_one(put, top="downloads/")
+    reader = open_reader("cityscapes", str(tmp_path))
+    (source,) = reader.listing("train").sources
+    assert source.image == f"downloads/{IMAGE}"
+    assert reader.native_label(source)[0, 1] == 7

@@ -1,0 +1,115 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.data.datasets import BadSample, LeftOut, open_reader
+from pipeline.errors import UserError
+
+from .conftest import Put, png
+
+NAME = "000000000139"
+PNG = f"annotations/panoptic_val2017/{NAME}.png"
+JSON = "annotations/panoptic_val2017.json"
+# Segments that differ in one byte each: a wrong byte order or a narrow type would mix them.
+SEGMENTS = {1: 1, 256: 2, 65536: 200, 0xFFFFFF: 62, 0x010203: 11}
+
+
+def colours(ids: list[list[int]]) -> np.ndarray:
+    pixels = np.array(ids)
+    return np.stack([pixels % 256, pixels // 256 % 256, pixels // 65536], axis=-1)
+
+
+def index(segments: dict[int, int], name: str = NAME) -> dict[str, Any]:
+    infos = [
+        {"id": i, "category_id": c, "iscrowd": 1, "bbox": [0, 0, 1, 1], "area": 1}
+        for i, c in segments.items()
+    ]
+    annotation = {"segments_info": infos, "file_name": f"{name}.png", "image_id": int(name)}
+    return {
+        "info": {"year": 2017},
+        "licenses": [{"id": 1, "url": "x"}],
+        "images": [{"id": int(name), "file_name": f"{name}.jpg", "height": 2}],
+        "annotations": [annotation],
+        "categories": [{"id": 1, "name": "person", "isthing": 1}],
+    }
+
+
+def put_one(put: Put, ids: list[list[int]], segments: dict[int, int]) -> None:
+    put(f"val2017/{NAME}.jpg")
+    put(PNG, png(colours(ids), "RGB"))
+    put(JSON, index(segments))
+
+
+def test_pixels_become_category_ids(put: Put, tmp_path: Path):
+    put_one(put, [[0, 1, 256], [65536, 0xFFFFFF, 0x010203]], SEGMENTS)
+    reader = open_reader("coco_panoptic", str(tmp_path))
+    (source,) = reader.listing("val").sources
+    assert (source.key, source.label) == (NAME, PNG)
+    assert source.extra["category_ids"] == list(SEGMENTS.values())
+    label = reader.native_label(source)
+    assert label.dtype == np.uint8
+    assert label.tolist() == [[255, 1, 2], [200, 62, 11]]
+    assert reader.listing("train").sources == ()
+
+
+def test_a_category_outside_the_list_is_ignored(put: Put, tmp_path: Path):
+    put_one(put, [[5, 6, 7, 8]], {5: 12, 6: 1000, 7: -1, 8: 1})
+    reader = open_reader("coco_panoptic", str(tmp_path))
+    (source,) = reader.listing("val").sources
+    assert reader.native_label(source).tolist() == [[255, 255, 255, 1]]
+
+
+def test_a_label_of_nothing(put: Put, tmp_path: Path):
+    put_one(put, [[0, 0]], {})
+    reader = open_reader("coco_panoptic", str(tmp_path))
+    (source,) = reader.listing("val").sources
+    assert reader.native_label(source).tolist() == [[255, 255]]
+
+
+@pytest.mark.parametrize("segment_id", [2, 0xFFFFFF])
+def test_a_segment_without_an_entry_is_refused(put: Put, tmp_path: Path, segment_id: int):
+    put_one(put, [[1, segment_id, segment_id]], {1: 1})
+    reader = open_reader("coco_panoptic", str(tmp_path))
+    (source,) = reader.listing("val").sources
+    with pytest.raises(BadSample, match=rf"{NAME}\.png: 2 pixels"):
+        reader.native_label(source)
+
+
+def test_a_palette_png_is_refused(put: Put, tmp_path: Path):
+    put_one(put, [[1]], {1: 1})
+    put(PNG, png([[1]], "P"))
+    reader = open_reader("coco_panoptic", str(tmp_path))
+    (source,) = reader.listing("val").sources
+    with pytest.raises(BadSample, match="8-bit RGB"):
+        reader.native_label(source)
+
+
+def test_unpaired_files_are_named(put: Put, tmp_path: Path):
+    put_one(put, [[1]], {1: 1})
+    put("val2017/000000000001.jpg")
+    put("annotations/panoptic_val2017/000000000002.png", png(colours([[1]]), "RGB"))
+    put("val2017/000000000002.jpg")
+    listing = open_reader("coco_panoptic", str(tmp_path)).listing("val")
+    assert [source.key for source in listing.sources] == [NAME]
+    assert listing.left_out == (
+        LeftOut("annotations/panoptic_val2017/000000000002.png", "no entry in the JSON"),
+        LeftOut("val2017/000000000001.jpg", "no label"),
+        LeftOut("val2017/000000000002.jpg", "no label"),
+    )
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"annotations": [{"file_name": "a.png"}]}'])
+def test_a_damaged_index_is_named(put: Put, tmp_path: Path, content: bytes):
+    put_one(put, [[1]], {1: 1})
+    put(JSON, content)
+    with pytest.raises(UserError, match=r"panoptic_val2017\.json"):
+        open_reader("coco_panoptic", str(tmp_path)).listing("val")
+
+
+def test_a_missing_index_is_named(put: Put, tmp_path: Path):
+    put_one(put, [[1]], {1: 1})
+    put("train2017/000000000009.jpg")
+    with pytest.raises(UserError, match=r"panoptic_train2017\.json"):
+        open_reader("coco_panoptic", str(tmp_path)).listing("train")

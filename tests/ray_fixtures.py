@@ -1,0 +1,25 @@
+"""One small Ray for the whole test session: starting one takes seconds."""
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_endpoint: str) -> Iterator[None]:
+    """A Ray on this machine with 4 logical CPUs, whose workers reach the S3 server of the tests."""
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # A token would stay in the home directory.
+    assert os.environ["AWS_ENDPOINT_URL"] == s3_endpoint  # Workers inherit it at the start alone.
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    yield
+    ray.shutdown()
