@@ -1,7 +1,7 @@
 """What every job shares: its configuration from YAML and command line, its exit code, its Ray.
 
-Precedence is defaults < recipe (`--config FILE`) < command line (`--train.lr 0.01`). A user's mistake
-ends in one message and exit code 2; a traceback means a defect of ours.
+Precedence is defaults < recipe (`--config FILE`) < command line (`--train.lr 0.01`). A user's
+mistake ends in one message and exit code 2; a traceback means a defect of ours.
 """
 
 import logging
@@ -23,7 +23,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 def build_parser(config_class: type, description: str | None = None) -> ArgumentParser:
     """A parser whose keys are the fields of `config_class`, nested ones dotted."""
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
         "--config", action="config", help="A YAML recipe; later arguments override it."
     )
@@ -92,8 +92,8 @@ def start_ray(num_cpus: float) -> None:
                 ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
             except (ConnectionError, RuntimeError) as error:
                 raise UserError(
-                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}): start one with "
-                    "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
+                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}): start one "
+                    "with `ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
                 ) from None
         else:
             # Token authentication of a local Ray leaves a file in the home directory that later
@@ -105,6 +105,7 @@ def start_ray(num_cpus: float) -> None:
                 include_dashboard=False,
                 log_to_driver=True,
                 logging_level=logging.WARNING,
+                runtime_env={"worker_process_setup_hook": "jobs.ray_worker.quiet"},
             )
     available = ray.cluster_resources().get("CPU", 0.0)
     if available < num_cpus:
@@ -120,7 +121,7 @@ def _instantiate(
 ) -> Config:
     try:
         namespace = parser.parse_args(argv)
-        built = parser.instantiate_classes(namespace)
+        built = parser.instantiate(namespace)
     except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, UserError | ModelError):
             raise

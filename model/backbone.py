@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import BackboneConfig
 from model.errors import ModelError
+from model.weights import require_hub_file
 
 LEVEL_STRIDES = (4, 8, 16, 32)
 """Pixels between neighbours in the four levels, finest first."""
@@ -166,6 +167,8 @@ class PyramidBackbone(nn.Module):
             )
         self.levels = tuple(strides.index(stride) for stride in LEVEL_STRIDES)
         self.widths = tuple(self.net.feature_info.channels()[level] for level in self.levels)
+        # Some transformers in the guise of a CNN (Swin) give (B, h, w, C).
+        self.channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
         self.mean, self.std = _normalisation(self.net)
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
@@ -178,6 +181,8 @@ class PyramidBackbone(nn.Module):
             Four maps (B, C, H / stride, W / stride), finest first.
         """
         maps = self.net(image_BCHW)
+        if self.channels_last:
+            maps = [map_BhwC.permute(0, 3, 1, 2) for map_BhwC in maps]
         return [maps[level] for level in self.levels]
 
 
@@ -216,28 +221,37 @@ def _create(config: BackboneConfig, kwargs: dict[str, Any]) -> nn.Module:
         hint = f"one of {close}?" if close else "see timm.list_models()"
         raise ModelError(f"backbone.name={config.name!r}: is no timm model: {hint}")
     try:
+        if config.pretrained:
+            _require_weights(config)
         return timm.create_model(config.name, pretrained=config.pretrained, **kwargs)
     except TypeError as error:
         raise ModelError(
             f"backbone.kwargs={kwargs}: timm's {config.name} refuses them: {error}"
         ) from error
-    except (OSError, RuntimeError) as error:
-        if not config.pretrained:
+    except RuntimeError as error:
+        if "Invalid pretrained tag" not in str(error):
             raise
+        tags = timm.list_pretrained(f"{config.name.split('.')[0]}*")
         raise ModelError(
-            f"backbone.pretrained=true: the weights of {config.name} cannot be had here: "
-            f"{_where_weights_come_from(config.name)} Or set backbone.pretrained to false "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            f"backbone.name={config.name!r}: timm knows no such tag of it: one of {tags[:6]}?"
         ) from error
 
 
-def _where_weights_come_from(name: str) -> str:
-    cfg = timm.get_pretrained_cfg(name)
-    hub = cfg.hf_hub_id if cfg else None
-    return (
-        f"put the files of {hub or name} into the Hugging Face cache (HF_HOME) of this machine, "
-        "or name them with backbone.kwargs.pretrained_cfg_overlay.file=/path/model.safetensors."
-    )
+def _require_weights(config: BackboneConfig) -> None:
+    published = timm.get_pretrained_cfg(config.name)
+    if published is None or not (published.hf_hub_id or published.url or published.file):
+        raise ModelError(
+            f"backbone.pretrained=true: timm has no weights for {config.name}: set it to false, "
+            f"or choose one of {timm.list_pretrained(config.name.split('.')[0] + '*')[:4]}"
+        )
+    if published.hf_hub_id and "pretrained_cfg_overlay" not in config.kwargs:
+        require_hub_file(
+            published.hf_hub_id,
+            ("model.safetensors", "pytorch_model.bin"),
+            where=f"backbone.name={config.name}",
+            otherwise="or name the file: backbone.kwargs={pretrained_cfg_overlay: {file: PATH}}; "
+            "or train from scratch: backbone.pretrained=false",
+        )
 
 
 def _hooks(config: BackboneConfig, depth: int) -> tuple[int, ...]:

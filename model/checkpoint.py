@@ -82,6 +82,9 @@ def load_checkpoint(
     config = _read_config(directory / CONFIG)
     # The file brings every weight: the published ones are not to be fetched first.
     config = replace(config, backbone=replace(config.backbone, pretrained=False))
+    beside = directory / config.text.pretrained
+    if beside.is_file():  # a text tower that was imported with the network
+        config = replace(config, text=replace(config.text, pretrained=str(beside)))
     try:
         weights = load_file(directory / WEIGHTS)
     except (SafetensorError, OSError) as error:

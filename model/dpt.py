@@ -121,11 +121,11 @@ class Fusion(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Four levels at strides 4 to 32 -> one embedding map at stride 4, still to be doubled.
+    """Four levels at strides 4 to 32 -> one map of features at stride 4, and the head.
 
     As published the finest stage upsamples to stride 2 before its 1x1 convolution and the head's.
-    All three commute, so both convolutions run at stride 4, at a quarter of the cost, and the
-    upsampling is left to the caller.
+    All three commute: the convolutions belong at stride 4, at a quarter of the cost, and the
+    upsampling last.
 
     Args:
         widths: channels of the four levels, finest first.
@@ -142,23 +142,19 @@ class Decoder(nn.Module):
         self.head = nn.Conv2d(features, embed_dim, 1)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """Embeds: (B, embed_dim, 2h, 2w) of the finest level's h and w; not normalised."""
-        return self.head(self.trunk(levels))
-
-    def trunk(self, levels: list[Tensor]) -> Tensor:
-        """Fuses the levels from coarse to fine, up to the last 1x1 convolution (`head`).
+        """Fuses the levels from coarse to fine. The head is left to the caller.
 
         Args:
             levels: four maps (B, width, h, w), finest first, each twice the size of the next.
 
         Returns:
-            (B, features, 2h, 2w) of the finest level's h and w.
+            (B, features, h, w) of the finest level's h and w.
         """
         adapted = [conv(level) for conv, level in zip(self.adapt, levels, strict=True)]
         path = self.fusion[3](adapted[3])
         path = self.fusion[2](path, adapted[2])
         path = self.fusion[1](path, adapted[1])
-        return self.fusion[0](path, adapted[0])
+        return cast(Fusion, self.fusion[0]).fuse(path, adapted[0])
 
 
 def reassemble_widths(width: int) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional
 
 from model.errors import ModelError
 from model.upsampling import source_rows, upsample_rows
@@ -78,12 +77,11 @@ class _ChunkedCrossEntropy(Function):
                         upsampled = upsample_rows(
                             piece, span.start, (start, stop), logits_BKhw.shape[2], size
                         )
-                        loss = functional.cross_entropy(
-                            upsampled, label, ignore_index=ignore, reduction="sum"
-                        )
-                    loss_sum += loss.detach()
+                    loss, grad = _cross_entropy(upsampled.detach(), label, ignore, needs_grad)
+                    loss_sum += loss
                     if grad_BKhw is not None:
-                        grad_BKhw[image : image + 1, :, span] += torch.autograd.grad(loss, piece)[0]
+                        (piece_grad,) = torch.autograd.grad(upsampled, piece, grad)
+                        grad_BKhw[image : image + 1, :, span] += piece_grad
         if grad_BKhw is not None:
             ctx.save_for_backward(grad_BKhw.to(logits_BKhw.dtype))
         return loss_sum
@@ -93,3 +91,21 @@ class _ChunkedCrossEntropy(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_BKhw,) = ctx.saved_tensors
         return grad_BKhw * grad_outputs[0].to(grad_BKhw.dtype), None, None, None
+
+
+@torch.no_grad()
+def _cross_entropy(
+    logits_1KRW: Tensor, label_1RW: Tensor, ignore: int, needs_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The summed cross-entropy, and its gradient made in the memory of the logits."""
+    labelled = (label_1RW != ignore)[:, None]
+    target = label_1RW[:, None].where(labelled, 0)
+    peak = logits_1KRW.amax(1, keepdim=True)
+    chosen = logits_1KRW.gather(1, target) - peak
+    exponents = logits_1KRW.sub_(peak).exp_()
+    total = exponents.sum(1, keepdim=True)
+    loss = torch.where(labelled, total.log() - chosen, 0).sum()
+    if not needs_grad:
+        return loss, None
+    grad = exponents.mul_(labelled / total)
+    return loss, grad.scatter_add_(1, target, -labelled.to(grad.dtype))

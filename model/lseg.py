@@ -7,9 +7,12 @@ scores are cosines over the constant temperature 0.07, smoothed by the spatial r
 Shapes: B batch, C embedding, K labels, H W input pixels, h w half resolution (rounded up).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,9 +21,11 @@ from model.backbone import LEVEL_STRIDES, TokenBackbone, build_backbone
 from model.config import ModelConfig
 from model.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.errors import ModelError
+from model.prediction import NO_LABEL, as_batches, label_ids
 from model.regularizer import Regularizer
-from model.upsampling import upsample, upsampled_length
 from model.scoring import cosine_scores
+from model.text import TextEncoder, build_text_encoder
+from model.upsampling import upsample
 
 LOGIT_SCALE = 1 / 0.07
 """A constant, as published: neither trained nor stored."""
@@ -32,6 +37,7 @@ class LSeg(nn.Module):
     Attributes:
         config: what it was built from.
         stride_px: inputs are padded to multiples of this.
+        labels: what a loaded checkpoint was trained on; what `predict` uses by default.
     """
 
     mean_C: Tensor
@@ -41,6 +47,8 @@ class LSeg(nn.Module):
         super().__init__()
         self.config = config
         self.embed_dim = embed_dim
+        self.labels: tuple[str, ...] = ()
+        self._text_encoder: TextEncoder | None = None
         self.backbone = build_backbone(config.backbone, config.activation_checkpointing)
         self.reassemble = nn.ModuleList()
         if isinstance(self.backbone, TokenBackbone):
@@ -64,6 +72,88 @@ class LSeg(nn.Module):
         # The recipe gives these, not the weights: they stay out of the state dict.
         self.register_buffer("mean_C", torch.tensor(self.backbone.mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(self.backbone.std), persistent=False)
+
+    @classmethod
+    def load(cls, source: Path | str, device: torch.device | str = "cpu") -> "LSeg":
+        """Loads a checkpoint of this project.
+
+        Args:
+            source: a checkpoint directory, or a URI that `model.checkpoint.resolvers` can fetch.
+            device: where the network goes.
+
+        Returns:
+            The network in evaluation mode; `labels` are those of the checkpoint.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ModelError: the files are damaged or do not fit each other.
+        """
+        from model.checkpoint import load_checkpoint  # which builds networks itself
+
+        lseg, labels = load_checkpoint(source, device)
+        lseg.labels = labels
+        return lseg
+
+    def predict(
+        self,
+        images: Any,
+        labels: Sequence[str] | None = None,
+        other: str | float | None = None,
+    ) -> list[np.ndarray]:
+        """Labels every pixel.
+
+        Args:
+            images: one image or several: PIL images, or (H, W, 3) uint8 RGB arrays or tensors of
+                any sizes, or one (B, H, W, 3).
+            labels: any texts; None: those that the checkpoint was trained on.
+            other: what becomes of pixels of none of the labels. None: nothing, the best label
+                wins everywhere. A text ("other"): it competes as one more label, and its pixels
+                get -1. A number in (0, 1): pixels whose best label is less probable get -1.
+
+        Returns:
+            For each image (H, W) int64: positions in `labels`, or -1.
+
+        Raises:
+            ModelError: no labels, or images that are not 8-bit RGB.
+        """
+        names = list(self.labels if labels is None else labels)
+        if not names:
+            raise ModelError("labels=[]: the checkpoint names none either: pass a list of texts")
+        threshold = None if other is None or isinstance(other, str) else float(other)
+        if threshold is not None and not 0 < threshold < 1:
+            raise ModelError(f"other={other}: must be a text or a probability in (0, 1)")
+        text = self.embed_text([*names, other] if isinstance(other, str) else names)
+        found: list[np.ndarray] = []
+        with _evaluating(self), torch.inference_mode():
+            for batch_BHWC in as_batches(images):
+                size = (batch_BHWC.shape[1], batch_BHWC.shape[2])
+                ids = label_ids(self(self.normalize(batch_BHWC), text), size, threshold)
+                ids = ids.where(ids < len(names), NO_LABEL)
+                found += list(ids.cpu().numpy())
+        return found
+
+    def pixel_features(self, images: Any) -> list[Tensor]:
+        """Embeds pixels into the space of the text vectors.
+
+        Gradients flow to the weights where the caller has them enabled.
+
+        Args:
+            images: as in `predict`.
+
+        Returns:
+            For each image (C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C.
+        """
+        return [
+            pixels_Chw
+            for batch_BHWC in as_batches(images)
+            for pixels_Chw in self.embed(self.normalize(batch_BHWC))
+        ]
+
+    def embed_text(self, labels: Sequence[str]) -> Tensor:
+        """Encodes labels with the encoder that the configuration names: (K, C), on the device."""
+        if self._text_encoder is None:
+            self._text_encoder = build_text_encoder(self.config.text)
+        return self._text_encoder.encode(labels).to(self.mean_C.device)
 
     def normalize(self, image_BHWC: Tensor) -> Tensor:
         """Moves uint8 images to the model's device and normalises them there.
@@ -89,17 +179,15 @@ class LSeg(nn.Module):
         Returns:
             pixels_BChw: (B, C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C.
         """
-        embedded, size = self._embed_coarsely(image_BCHW)
+        trunk, size = self._trunk(image_BCHW)
+        embedded = upsample(self.decoder.head(trunk).float(), size)
         with _full_precision(embedded):
-            embedded = _crop(upsample(embedded.float(), size), image_BCHW)
-            return functional.normalize(embedded, dim=1)
+            return functional.normalize(_crop(embedded, image_BCHW), dim=1)
 
     def score(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
         """Scores pixels against labels, before the regulariser.
 
-        Equal to the product of `embed` and the labels, but the vectors of half resolution are
-        never made: upsampling and the product commute, and the length that each upsampled vector
-        would have follows from the inner products of its neighbours.
+        Equal to the product of `embed` and the labels, without the pixel vectors' memory.
 
         Args:
             image_BCHW: as in `embed`.
@@ -108,16 +196,17 @@ class LSeg(nn.Module):
         Returns:
             (B, K, ceil(H / 2), ceil(W / 2)) float32
         """
-        embedded, size = self._embed_coarsely(image_BCHW)
-        with _full_precision(embedded):
-            embedded = embedded.float()
-            text = functional.normalize(text_KC.to(embedded), dim=-1) * LOGIT_SCALE
-            products = torch.matmul(text, embedded.flatten(2))  # (B, K, h * w at stride 4)
-            products = upsample(products.unflatten(2, embedded.shape[2:]), size)
-            return _crop(products / upsampled_length(embedded, size), image_BCHW)
+        trunk, size = self._trunk(image_BCHW)
+        head = self.decoder.head
+        with _full_precision(trunk):
+            text = functional.normalize(text_KC.to(trunk.device).float(), dim=-1) * LOGIT_SCALE
+            scores = cosine_scores(
+                trunk, head.weight.flatten(1), cast(Tensor, head.bias), text, size
+            )
+            return _crop(scores, image_BCHW)
 
-    def _embed_coarsely(self, image_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The decoder's output at stride 4 of the padded input, and half the padded size."""
+    def _trunk(self, image_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The decoder's features at stride 4 of the padded input, and half the padded size."""
         height, width = image_BCHW.shape[2:]
         pad_right, pad_down = -width % self.stride_px, -height % self.stride_px
         if pad_right or pad_down:
@@ -170,13 +259,22 @@ class LSeg(nn.Module):
     def label_spread_gain(self, image_BCHW: Tensor, text_KC: Tensor) -> float:
         """Measures on images what the regulariser leaves of the differences between labels.
 
-        Healthy is about 0.1 to 1; see `Regularizer.gain_warning`. One host synchronisation.
+        See `Regularizer.gain_warning`. One host synchronisation.
         """
-        training = self.training
-        self.eval()  # BatchNorm's running statistics stay as they are
-        gain = self.regularizer.label_spread_gain(self.score(image_BCHW, text_KC))
-        self.train(training)
+        with _evaluating(self):
+            gain = self.regularizer.label_spread_gain(self.score(image_BCHW, text_KC))
         return float(gain)
+
+
+@contextmanager
+def _evaluating(lseg: LSeg) -> Iterator[None]:
+    """Evaluation mode for a while: BatchNorm's running statistics stay as they are."""
+    training = lseg.training
+    lseg.eval()
+    try:
+        yield
+    finally:
+        lseg.train(training)
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
@@ -191,13 +289,9 @@ def _crop(map_BChw: Tensor, image_BCHW: Tensor) -> Tensor:
 
 
 def build_lseg(config: ModelConfig, embed_dim: int) -> LSeg:
-    """Builds the network.
-
-    Args:
-        config: its settings.
-        embed_dim: length of the text vectors (`TextEncoder.dim`).
+    """Builds the network for text vectors of length `embed_dim` (`TextEncoder.dim`).
 
     Raises:
         ModelError: settings that do not fit together, or weights that cannot be had.
     """
-    return cast(LSeg, LSeg(config, embed_dim))
+    return LSeg(config, embed_dim)

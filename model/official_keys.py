@@ -102,6 +102,11 @@ def infer_config(
                 f"{sorted(shapes)[:3]}): must be an LSeg checkpoint: check the file"
             )
     if CONFIG_KEY in hyper:
+        if regularizer is not None and regularizer.applications:
+            raise ModelError(
+                f"regularizer.kind={regularizer.kind}: {where} carries its own configuration: "
+                "leave it out"
+            )
         config = config_from_dict(ModelConfig, plain_mapping(hyper[CONFIG_KEY]), "model")
         config = replace(config, backbone=replace(config.backbone, pretrained=False))
         return config, [f"exported by this project: {config.backbone.name}, its own configuration"]

@@ -1,39 +1,61 @@
 """Cosines of pixel and label vectors without ever holding the pixel vectors.
 
-The pixel vector is the decoder's last 1x1 convolution, e = W f + b with C = 512 channels at half
-resolution: 118 MB for one 480x480 picture, several times that with gradients. Only two things of
-it enter the score: its product with each label, t.e = (W't).f + t.b, and its length,
-|e|^2 = f'(W'W)f + 2 (W'b).f + b.b. Both need the F channels before the convolution only.
+As published a pixel vector is u = up(W f + b): the decoder's features f (F channels, stride 4) are
+upsampled to stride 2 and go through the head's 1x1 convolution into C = 512 channels, 118 MB for
+one 480x480 picture and several times that with gradients. The score of a label t is t.u / |u|.
+Upsampling and the head are linear and commute, so
 
-Shapes: B batch, F decoder features, C embedding, K labels, h w half resolution, N = h * w.
+    t.u  =  up(t.W f + t.b)              needs K maps at stride 4, upsampled;
+    |u|^2 = sum of w_i w_j <e_i, e_j>    over the four neighbours e of an upsampled pixel,
+
+and the inner products <W f_i + b, W f_j + b> follow from the F channels and the small matrix W'W.
+
+Shapes: B batch, F decoder features, C embedding, K labels, h w stride 4.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from model.upsampling import shift, upsample, upsample_squares
 
 
-def cosine_scores(trunk_BFhw: Tensor, weight_CF: Tensor, bias_C: Tensor, text_KC: Tensor) -> Tensor:
-    """Cosine of every pixel vector `weight @ trunk + bias` with every label vector.
+def cosine_scores(
+    trunk_BFhw: Tensor,
+    weight_CF: Tensor,
+    bias_C: Tensor,
+    text_KC: Tensor,
+    size: tuple[int, int],
+) -> Tensor:
+    """Cosine of every upsampled pixel vector with every label vector.
 
     Args:
         trunk_BFhw: (B, F, h, w), any float type; computed in at least float32.
-        weight_CF: (C, F), of the 1x1 convolution.
+        weight_CF: (C, F), of the head.
         bias_C: (C,)
         text_KC: (K, C) or (B, K, C), rows of any length, which scales the result.
+        size: (H, W) to upsample to.
 
     Returns:
-        (B, K, h, w), float32 or wider; a cosine where the rows of text have length 1.
+        (B, K, H, W), float32 or wider; a cosine where the rows of text have length 1.
     """
     dtype = torch.promote_types(trunk_BFhw.dtype, torch.float32)
     with torch.autocast(trunk_BFhw.device.type, enabled=False):
-        trunk_BFN = trunk_BFhw.flatten(2).to(dtype)
-        weight_CF, bias_C = weight_CF.to(dtype), bias_C.to(dtype)
-        text_KC = text_KC.to(trunk_BFN)
-        products = (text_KC @ weight_CF) @ trunk_BFN + (text_KC @ bias_C).unsqueeze(-1)
-        gram_FF = weight_CF.T @ weight_CF
-        linear_F = 2 * (bias_C @ weight_CF)
-        quadratic_BFN = gram_FF @ trunk_BFN + linear_F[:, None]
-        squared_BN = (trunk_BFN * quadratic_BFN).sum(1) + bias_C.square().sum()
+        # The bias as the weight of one more channel, which is 1 everywhere.
+        trunk = functional.pad(trunk_BFhw.to(dtype), (0, 0, 0, 0, 0, 1), value=1.0)
+        weight = torch.cat([weight_CF, bias_C[:, None]], dim=1).to(dtype)
+        flat_BFN = trunk.flatten(2)
+        products = (text_KC.to(trunk) @ weight) @ flat_BFN
+        products = upsample(products.unflatten(2, trunk.shape[2:]), size)
+
+        paired = ((weight.T @ weight) @ flat_BFN).view_as(trunk)  # <e_i, e_j> = trunk_i . paired_j
+        right, below = shift(trunk, 3), shift(paired, 2)
+        squared = upsample_squares(
+            (trunk * paired).sum(1),
+            (right * paired).sum(1),
+            (trunk * below).sum(1),
+            (right * below).sum(1) + (shift(right, 2) * paired).sum(1),
+            size,
+        )
         # Rounding may take the length of a vanishing vector below zero.
-        inverse_BN = squared_BN.clamp_min(1e-12).rsqrt()
-        return (products * inverse_BN.unsqueeze(1)).unflatten(2, trunk_BFhw.shape[2:])
+        return products * squared.clamp_min(1e-12).rsqrt().unsqueeze(1)

@@ -7,22 +7,26 @@ Shapes: K labels, C embedding.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import IMAGENET_TEMPLATES, NO_TEMPLATE, STAND_IN, TextConfig
 from model.errors import ModelError
+from model.open_clip_tower import load_open_clip, open_clip_dim
 from model.stand_in import (
     EMPTY_WORDS,
     STAND_IN_DIM,
     stand_in_semantics,
     stand_in_vectors,
 )
+from model.weights import require_hub_file
 
 __all__ = [
     "EMPTY_WORDS",
@@ -99,29 +103,69 @@ class StandInEncoder(TextEncoder):
 
 
 class OpenClipEncoder(TextEncoder):
-    """The text tower of an open_clip model."""
+    """The text tower of an open_clip model; loaded at the first `encode`."""
 
     def __init__(self, config: TextConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config)
-        self.dim = _open_clip_dim(config)
+        self.dim = open_clip_dim(config)
         self.device = torch.device(device)
-        self._tower: tuple[Callable[[list[str]], Tensor], Callable[[Tensor], Tensor]] | None = None
+
+    @cached_property
+    def tower(self) -> nn.Module:
+        """The CLIP model without its image tower, frozen."""
+        return load_open_clip(self.config).to(self.device)
 
     def _forward(self, texts: list[str]) -> Tensor:
-        if self._tower is None:
-            self._tower = _load_open_clip(self.config, self.device)
-        tokenize, encode = self._tower
-        return encode(tokenize(texts).to(self.device))
+        import open_clip
+
+        tokens = open_clip.get_tokenizer(self.config.encoder)(texts)
+        return cast(Any, self.tower).encode_text(tokens.to(self.device))
+
+
+class SentenceEncoder(TextEncoder):
+    """A sentence-transformers model (an optional extra)."""
+
+    def __init__(self, config: TextConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config)
+        name = config.encoder.removeprefix(SENTENCE_PREFIX)
+        try:
+            from sentence_transformers import (  # pyright: ignore[reportMissingImports]
+                SentenceTransformer,
+            )
+        except ImportError as error:
+            raise ModelError(
+                f"text.encoder={config.encoder}: needs the package sentence-transformers: "
+                "install the extra of that name (`pip install '.[sentence-transformers]'`)"
+            ) from error
+        if not Path(name).is_dir():
+            repo = name if "/" in name else f"sentence-transformers/{name}"
+            require_hub_file(
+                repo,
+                ("config.json",),
+                where=f"text.encoder={config.encoder}",
+                otherwise=f"or name a folder that holds it: {SENTENCE_PREFIX}PATH",
+            )
+        self._model = SentenceTransformer(name, device=str(device))
+        self.dim = int(self._model.get_sentence_embedding_dimension())
+
+    def _forward(self, texts: list[str]) -> Tensor:
+        return torch.as_tensor(self._model.encode(texts, convert_to_tensor=True))
 
 
 def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -> TextEncoder:
-    """Builds the encoder that a configuration names; weights are loaded at the first `encode`.
+    """Builds the encoder that a configuration names; CLIP's weights come at the first `encode`.
+
+    Args:
+        config: which one.
+        device: where it runs; its results are handed out on the CPU.
 
     Raises:
         ModelError: an unknown encoder; at the first `encode`: weights that cannot be had.
     """
     if config.encoder == STAND_IN:
         return StandInEncoder(config)
+    if config.encoder.startswith(SENTENCE_PREFIX):
+        return SentenceEncoder(config, device)
     return OpenClipEncoder(config, device)
 
 
@@ -133,32 +177,3 @@ def _templates(name: str) -> list[str]:
 
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     return [name]
-
-
-def _open_clip_dim(config: TextConfig) -> int:
-    import open_clip
-
-    settings = open_clip.get_model_config(config.encoder)
-    if settings is None:
-        from difflib import get_close_matches
-
-        close = get_close_matches(config.encoder, [STAND_IN, *open_clip.list_models()], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "see open_clip.list_models()"
-        raise ModelError(f"text.encoder={config.encoder!r}: is no open_clip model: {hint}")
-    return int(settings["embed_dim"])
-
-
-def _load_open_clip(
-    config: TextConfig, device: torch.device
-) -> tuple[Callable[[list[str]], Tensor], Callable[[Tensor], Tensor]]:
-    import open_clip
-
-    try:
-        model = open_clip.create_model(config.encoder, pretrained=config.pretrained, device=device)
-    except (OSError, RuntimeError) as error:
-        raise ModelError(
-            f"text.encoder={config.encoder} ({config.pretrained}): its weights cannot be had "
-            f"here: {error}"
-        ) from error
-    model.eval().requires_grad_(False)
-    return open_clip.get_tokenizer(config.encoder), cast(Any, model).encode_text

@@ -1,11 +1,13 @@
 """Bilinear upsampling, corner pixels on corner pixels, in the forms that cost little.
 
 `upsample_rows` makes some rows of an upsampled map, so that a map of many channels never has to
-exist whole. `upsampled_length` gives the length of every upsampled vector without making the
+exist whole. `upsample_squares` gives the length of every upsampled vector without making the
 vectors: the length of a weighted sum of four neighbours follows from their inner products.
 
 Shapes: B batch, C or K channels, h w source map, H W target, R rows.
 """
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,8 +23,11 @@ def upsample(map_BChw: Tensor, size: tuple[int, int]) -> Tensor:
 
 def source_rows(start: int, stop: int, source: int, target: int) -> slice:
     """The rows of a map of `source` rows that rows start..stop of `target` are made from."""
-    step = _step(source, target)
-    return slice(int(start * step), min(source, int((stop - 1) * step) + 2))
+    spans = []
+    for dtype in (torch.float32, torch.float64):
+        before, after, _ = _taps(source, target, dtype)
+        spans.append((int(before[start]), int(after[stop - 1])))
+    return slice(min(first for first, _ in spans), max(last for _, last in spans) + 1)
 
 
 def upsample_rows(
@@ -42,79 +47,75 @@ def upsample_rows(
         (B, C, R, W)
     """
     height, width = size
-    position = torch.arange(*span, device=piece_BCrw.device, dtype=torch.float64)
-    position = position * _step(source, height) - first_row
-    last = piece_BCrw.shape[2] - 1
-    upper = position.floor().clamp(0, last)
-    weight = (position - upper).to(piece_BCrw.dtype)[:, None]  # (R, 1)
-    upper = upper.long()
-    lower = (upper + 1).clamp_max(last)
-    mixed = torch.lerp(piece_BCrw[:, :, upper], piece_BCrw[:, :, lower], weight)  # (B, C, R, w)
+    device = piece_BCrw.device
+    before, after, weight = (
+        tap[span[0] : span[1]] for tap in _taps(source, height, piece_BCrw.dtype)
+    )
+    upper, lower = (before - first_row).to(device), (after - first_row).to(device)
+    weight = weight.to(device)[:, None]  # (R, 1)
+    mixed = torch.lerp(
+        piece_BCrw.index_select(2, upper), piece_BCrw.index_select(2, lower), weight
+    )  # (B, C, R, w)
     return functional.interpolate(
         mixed, (mixed.shape[2], width), mode="bilinear", align_corners=True
     )
 
 
-def upsampled_length(map_BChw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Gives the length over C of every vector of `upsample(map, size)`, without upsampling C.
+def upsample_squares(
+    own_Bhw: Tensor,
+    right_Bhw: Tensor,
+    below_Bhw: Tensor,
+    diagonals_Bhw: Tensor,
+    size: tuple[int, int],
+) -> Tensor:
+    """Gives the squared length of every vector of an upsampled map of vectors e.
 
     Args:
-        map_BChw: (B, C, h, w) float32 or float64.
-        size: (H, W).
+        own_Bhw: <e, e> of every source pixel.
+        right_Bhw: <e, its right neighbour>; the last column is not used.
+        below_Bhw: <e, its lower neighbour>; the last row is not used.
+        diagonals_Bhw: <e, right lower neighbour> + <right neighbour, lower neighbour>.
+        size: (H, W) of the target.
 
     Returns:
-        (B, 1, H, W)
+        (B, H, W)
     """
-    own = map_BChw.square().sum(1, keepdim=True)
-    # Inner products with the neighbour to the right, below, and of both diagonals; a border
-    # pixel is its own neighbour, where the weight is 0.
-    right_map = _shift(map_BChw, 3)
-    below_map = _shift(map_BChw, 2)
-    right = (map_BChw * right_map).sum(1, keepdim=True)
-    below = (map_BChw * below_map).sum(1, keepdim=True)
-    diagonals = (map_BChw * _shift(below_map, 3) + right_map * below_map).sum(1, keepdim=True)
-
-    rows, row_weight = _taps(map_BChw.shape[2], size[0], map_BChw)
-    cols, col_weight = _taps(map_BChw.shape[3], size[1], map_BChw)
+    device, dtype = own_Bhw.device, own_Bhw.dtype
+    cols, next_cols, col_weight = (t.to(device) for t in _taps(own_Bhw.shape[2], size[1], dtype))
+    rows, next_rows, row_weight = (t.to(device) for t in _taps(own_Bhw.shape[1], size[0], dtype))
     row_weight = row_weight[:, None]
-    next_rows = (rows + 1).clamp_max(map_BChw.shape[2] - 1)
-    next_cols = (cols + 1).clamp_max(map_BChw.shape[3] - 1)
-    cross_cols = col_weight * (1 - col_weight)
 
     def along_width(squares: Tensor, products: Tensor) -> Tensor:
-        """Mixes the columns of maps (B, 1, h, w) quadratically: (B, 1, h, W)."""
-        mixed = squares[..., cols] * (1 - col_weight) ** 2 + squares[..., next_cols] * col_weight**2
-        return mixed + products[..., cols] * cross_cols
+        """(B, h, W): squared length of the mix of two columns, from squares and products."""
+        ends = squares[:, :, cols] * (1 - col_weight).square()
+        ends = ends + squares[:, :, next_cols] * col_weight.square()
+        return ends + 2 * products[:, :, cols] * (col_weight * (1 - col_weight))
 
-    inside = along_width(own, 2 * right)
-    between = along_width(2 * below, 2 * diagonals)
-    squared = (
-        inside[:, :, rows] * (1 - row_weight) ** 2
-        + inside[:, :, next_rows] * row_weight**2
-        + between[:, :, rows] * (row_weight * (1 - row_weight))
-    )
-    return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
-
-
-def _step(source: int, target: int) -> float:
-    return (source - 1) / max(1, target - 1)
+    within = along_width(own_Bhw, right_Bhw)
+    # Products of the mixes of two rows: the diagonals come in pairs, hence the half.
+    across = along_width(below_Bhw, diagonals_Bhw / 2)
+    ends = within[:, rows] * (1 - row_weight).square()
+    ends = ends + within[:, next_rows] * row_weight.square()
+    return ends + 2 * across[:, rows] * (row_weight * (1 - row_weight))
 
 
-def _shift(map_BChw: Tensor, dim: int) -> Tensor:
-    """The neighbour map one step on along `dim`; the last row or column is repeated."""
+def shift(map_BChw: Tensor, dim: int) -> Tensor:
+    """Every pixel's next neighbour along `dim`; the last has itself for a neighbour."""
     size = map_BChw.shape[dim]
-    return torch.cat(
-        [
-            map_BChw.narrow(dim, min(1, size - 1), max(1, size - 1)),
-            map_BChw.narrow(dim, size - 1, min(1, size - 1)),
-        ],
-        dim,
-    )
+    # Slices, not an index: their gradient is twice as fast.
+    return torch.cat([map_BChw.narrow(dim, 1, size - 1), map_BChw.narrow(dim, size - 1, 1)], dim)
 
 
-def _taps(source: int, target: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """For each target index: the source index before it, and the weight of the one after."""
-    position = torch.arange(target, device=like.device, dtype=torch.float64)
-    position = position * _step(source, target)
-    before = position.floor().clamp_max(source - 1)
-    return before.long(), (position - before).to(like.dtype)
+@lru_cache(maxsize=64)
+def _taps(source: int, target: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """For each target index: the source index before it, the next one, and that one's weight.
+
+    Positions are computed in the precision of the map, as torch's own upsampling computes them;
+    on the CPU, where slicing needs no host synchronisation.
+    """
+    with torch.inference_mode(False):  # kept for callers that need gradients, too
+        step = torch.tensor(source - 1, dtype=dtype, device="cpu") / max(1, target - 1)
+        position = torch.arange(target, dtype=dtype, device="cpu") * step
+        before = position.floor().clamp_max(source - 1)
+        after = (before + 1).clamp_max(source - 1)
+        return before.long(), after.long(), position - before

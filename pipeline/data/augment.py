@@ -140,7 +140,7 @@ def _resize_and_pad(
     shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(np.ascontiguousarray(image), size, interpolation=interpolation)
-    ids = cv2.resize(np.ascontiguousarray(label), size, interpolation=cv2.INTER_NEAREST)
+    ids = cv2.resize(np.ascontiguousarray(label), size, interpolation=cv2.INTER_NEAREST_EXACT)
     if size == (side_px, side_px):
         return resized, ids
     padded = np.zeros((side_px, side_px, 3), np.uint8)

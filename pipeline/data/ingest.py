@@ -20,7 +20,14 @@ from ray.data import DataContext, Dataset, ExecutionOptions
 
 from pipeline.data.augment import AugmentConfig, BadSample, decode, random_crop
 from pipeline.data.mixture import Mixture, Row, resolve_weights
-from pipeline.data.shards import Manifest, SampleRecord, ShardRecord, find_manifests, read_sample
+from pipeline.data.shards import (
+    Manifest,
+    SampleRecord,
+    ShardError,
+    ShardRecord,
+    find_manifests,
+    read_sample,
+)
 from pipeline.data.storage import Storage, open_storage
 from pipeline.errors import UserError
 
@@ -216,9 +223,11 @@ class SampleReader:
             BadSample: It does not decode; names shard and key.
         """
         shard, record = self._places[dataset][index]
-        stored = read_sample(self._storage, dataset, self._corpus.split, shard, record)
         try:
+            stored = read_sample(self._storage, dataset, self._corpus.split, shard, record)
             return decode(stored.jpeg, stored.png)
+        except ShardError as error:  # Damage outside the pictures; its message names the place.
+            raise BadSample(str(error)) from None
         except BadSample as error:
             raise BadSample(f"{shard.name}, key {record.key}: {error}") from None
 

@@ -1,9 +1,10 @@
 """The mini-seven: small rendered scenes, so that the whole system runs without a download.
 
-A scene is a painted background with a few objects. The paint of a class - its colour and three line
-textures - is one fixed linear function of the text vector of its label. What a network learns about
-the paint of some labels therefore holds for labels it never saw, which makes zero-shot results on
-these pictures real and measurable. Noise, lighting, tint and blur differ by dataset.
+A scene is a painted background with a few objects. The paint of a class - its colour and the
+colours of four textures - is one fixed linear function of the text vector of its label. What a
+network learns about the paint of some labels therefore holds for labels it never saw, which makes
+zero-shot results on these pictures real and measurable. Noise, lighting, tint and blur differ by
+dataset.
 
 `synthetic_layout.py` writes the scenes in the official layout and label encoding of each dataset.
 """
@@ -17,8 +18,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-APPEARANCE_DIMS = 12
-"""Numbers that describe a paint: 3 for the mean colour and 3 for each of 3 textures."""
+from pipeline.data.taxonomy import native_table
+
+APPEARANCE_DIMS = 15
+"""Numbers that describe a paint: 3 for the mean colour and 3 for the colour of each texture."""
 
 HELD_OUT = (
     # Words of these labels occur in labels that training sees ...
@@ -45,9 +48,19 @@ SUPER_CLASSES: dict[str, tuple[str, ...]] = {
 """Words that name several classes at once, and the members they should find."""
 
 
+COLOUR_GAIN = 42.0
+"""Grey levels of one unit of mean colour."""
+
+PAINT_SPREAD = 0.3
+"""Standard deviation of the numbers of a paint from one object of a class to the next."""
+
+TEXTURE_GAIN = 50.0
+"""Grey levels of one unit of texture."""
+
+
 @dataclass(frozen=True)
 class World:
-    """What the scenes of one dataset show and how its camera sees."""
+    """How the scenes of one dataset are built and how its camera sees."""
 
     size: tuple[int, int]
     """Width and height in pixels."""
@@ -55,8 +68,6 @@ class World:
     """Universal classes of the upper part of a scene."""
     near: tuple[str, ...]
     """Universal classes of the lower part."""
-    things: tuple[str, ...]
-    """Universal classes of its objects; held-out ones appear in validation only."""
     tint: tuple[float, float, float]
     """Gain of the red, green and blue channel."""
     noise: float
@@ -65,71 +76,48 @@ class World:
     """Standard deviation of the lens blur, in pixels."""
 
 
+_STREET = ("sky", "building", "vegetation"), ("road", "terrain", "sidewalk_pavement")
+_ROOM = ("wall", "window", "curtain_other"), ("floor", "cabinet", "bed")
+
 WORLDS: dict[str, World] = {
-    "ade20k": World(
-        (144, 112),
-        ("wall", "ceiling", "window"),
-        ("floor", "rug_floormat", "swimming_pool"),
-        ("bed", "table", "lamp", "painting", "mirror", "pool_table"),
-        (1.0, 1.0, 1.0),
-        4.0,
-        0.0,
-    ),
-    "bdd100k": World(
-        (160, 96),
-        ("sky", "building", "vegetation"),
-        ("road", "terrain"),
-        ("car", "truck", "person", "traffic_sign", "bus"),
-        (0.95, 1.0, 1.05),
-        8.0,
-        0.4,
-    ),
-    "cityscapes": World(
-        (192, 96),
-        ("building", "vegetation", "sky"),
-        ("road", "sidewalk_pavement"),
-        ("car", "person", "bicycle", "traffic_sign", "traffic_light"),
-        (0.92, 1.04, 0.98),
-        3.0,
-        0.4,
-    ),
+    "ade20k": World((144, 112), *_ROOM, (1.0, 1.0, 1.0), 4.0, 0.0),
+    "bdd100k": World((160, 96), *_STREET, (0.95, 1.0, 1.05), 8.0, 0.4),
+    "cityscapes": World((192, 96), *_STREET, (0.92, 1.04, 0.98), 3.0, 0.4),
     "coco_panoptic": World(
         (128, 128),
-        ("sky", "vegetation", "mountain_hill"),
+        ("sky", "vegetation", "wall"),
         ("terrain", "sea", "snow"),
-        ("dog", "cat", "pizza", "baseball_glove", "baseball_bat", "hot_dog", "horse"),
         (1.04, 1.0, 0.96),
         5.0,
         0.0,
     ),
     "idd": World(
-        (176, 96),
-        ("sky", "vegetation", "building"),
-        ("road", "sidewalk_pavement"),
-        ("motorcycle", "truck", "billboard", "guard_rail", "autorickshaw"),
-        (1.05, 1.0, 0.9),
-        7.0,
-        0.5,
+        (176, 96), _STREET[0], ("road", "sidewalk_pavement"), (1.05, 1.0, 0.9), 7.0, 0.5
     ),
     "mapillary": World(
-        (176, 128),
-        ("sky", "building", "bridge"),
-        ("road", "water_other", "snow"),
-        ("bench", "mailbox", "trash_can", "car", "fire_hydrant"),
-        (0.97, 0.98, 1.03),
-        5.0,
-        0.6,
+        (176, 128), _STREET[0], ("road", "water_other", "snow"), (0.97, 0.98, 1.03), 5.0, 0.6
     ),
-    "sunrgbd": World(
-        (144, 112),
-        ("wall", "curtain_other", "window"),
-        ("floor", "cabinet"),
-        ("chair_other", "couch", "desk", "whiteboard", "pillow", "shower_curtain", "window_blind"),
-        (1.03, 0.97, 0.95),
-        9.0,
-        0.3,
-    ),
+    "sunrgbd": World((144, 112), *_ROOM, (1.03, 0.97, 0.95), 9.0, 0.3),
 }
+
+MAX_THINGS = 26
+"""Classes of objects in the scenes of one dataset, besides the held-out ones."""
+
+
+@cache
+def things(dataset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes of a dataset's objects: those that training sees, and those held out.
+
+    They are spread over the dataset's own table of classes.
+    """
+    world = WORLDS[dataset]
+    reached = [entry.universal_name for entry in native_table(dataset)]
+    named = sorted({name for name in reached if name} - {*world.far, *world.near})
+    seen = [name for name in named if name not in HELD_OUT]
+    count = min(len(seen), MAX_THINGS)
+    spread = {seen[i * len(seen) // count] for i in range(count)}
+    members = {name for group in SUPER_CLASSES.values() for name in group}
+    return tuple(sorted(spread | (members & set(seen)))), tuple(name for name in named if name in HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -158,8 +146,10 @@ def label_words(universal_name: str) -> str:
 
 def world_classes() -> tuple[str, ...]:
     """All universal classes that the mini-seven paints, sorted."""
-    worlds = WORLDS.values()
-    return tuple(sorted({name for w in worlds for name in (*w.far, *w.near, *w.things)}))
+    names = {name for world in WORLDS.values() for name in (*world.far, *world.near)}
+    for dataset in WORLDS:
+        names.update(*things(dataset))
+    return tuple(sorted(names))
 
 
 def render_scene(
@@ -176,7 +166,7 @@ def render_scene(
     """
     world = WORLDS[dataset]
     rng = np.random.Generator(np.random.PCG64(_seed(dataset, split, index, seed)))
-    regions = _compose(world, split, rng)
+    regions = _compose(dataset, split, rng)
     width, height = world.size
     canvas = np.zeros((height, width, 3), np.float32)
     for region in regions:
@@ -192,7 +182,8 @@ def rasterise(polygon: tuple[tuple[int, int], ...], width: int, height: int) -> 
     return np.asarray(mask)
 
 
-def _compose(world: World, split: str, rng: np.random.Generator) -> list[Region]:
+def _compose(dataset: str, split: str, rng: np.random.Generator) -> list[Region]:
+    world = WORLDS[dataset]
     width, height = world.size
     horizon = int(height * rng.uniform(0.35, 0.65))
     tilt = int(height * rng.uniform(-0.08, 0.08))
@@ -205,11 +196,10 @@ def _compose(world: World, split: str, rng: np.random.Generator) -> list[Region]
         Region(str(right), ((seam, 0), (edge[0], 0), edge, (seam, edge[1]))),
         Region(near, ((0, horizon + tilt), (edge[0], horizon - tilt), edge, (0, edge[1]))),
     ]
-    seen = [name for name in world.things if name not in HELD_OUT]
-    unseen = [name for name in world.things if name in HELD_OUT]
-    for number in range(int(rng.integers(2, 5))):
+    seen, unseen = things(dataset)
+    for number in range(int(rng.integers(3, 7))):
         pool = unseen if split == "val" and number % 2 == 0 and unseen else seen
-        regions.append(Region(str(rng.choice(pool)), _outline(width, height, rng)))
+        regions.append(Region(str(rng.choice(list(pool))), _outline(width, height, rng)))
     if rng.random() < 0.2:
         regions.append(Region(None, _outline(width // 2, height // 2, rng)))
     return regions
@@ -238,22 +228,19 @@ def _paint(
     if name is None:
         return rng.uniform(0, 255, (height, width, 3)).astype(np.float32)
     vector = vectors[name]
-    colours = (_projection(len(vector)) @ vector).reshape(4, 3).astype(np.float32)
+    colours = (_projection(len(vector)) @ vector).reshape(-1, 3).astype(np.float32)
     # Each object of a class differs a little from the next.
-    colours += rng.normal(0, 0.08, colours.shape).astype(np.float32)
-    across, down = (np.arange(n) + rng.integers(0, 12) for n in (width, height))
-    bars, rows = (across % 6 < 2).astype(np.float32), (down % 6 < 2).astype(np.float32)
-    checks = ((across[None, :] // 3 + down[:, None] // 3) % 2).astype(np.float32)
-    patterns = (
-        np.ones((height, width), np.float32),
-        np.broadcast_to(bars[None, :] - 1 / 3, (height, width)) * 1.5,
-        np.broadcast_to(rows[:, None] - 1 / 3, (height, width)) * 1.5,
-        checks * rows[:, None] - 1 / 6,
-    )
-    gains = (42.0, 34.0, 34.0, 34.0)
+    colours += rng.normal(0, PAINT_SPREAD, colours.shape).astype(np.float32)
+    x, y = np.meshgrid(np.arange(width) + rng.integers(12), np.arange(height) + rng.integers(12))
+    bars, rows = x % 6 < 2, y % 6 < 2
+    dots = (x % 12 < 6) & (y % 12 < 6)
+    # Each covers less than half of the area, so that bright on dark is not dark on bright.
+    textures = (bars, rows, bars ^ rows, dots)
     canvas = np.full((height, width, 3), 128.0, np.float32)
-    for pattern, gain, colour in zip(patterns, gains, colours, strict=True):
-        canvas += gain * pattern[:, :, None] * colour
+    canvas += COLOUR_GAIN * colours[0]
+    for texture, colour in zip(textures, colours[1:], strict=True):
+        pattern = texture - np.float32(texture.mean())
+        canvas += TEXTURE_GAIN * pattern[:, :, None] * colour
     return canvas
 
 
@@ -271,8 +258,15 @@ def _camera(canvas: np.ndarray, world: World, rng: np.random.Generator) -> np.nd
 
 @cache
 def _projection(width: int) -> np.ndarray:
-    """The fixed linear map from text vectors to paints: (APPEARANCE_DIMS, width)."""
-    return np.random.Generator(np.random.PCG64(20220107)).normal(0, 1, (APPEARANCE_DIMS, width))
+    """The fixed linear map from text vectors to paints: (APPEARANCE_DIMS, width).
+
+    Its rows are orthogonal, as far as there are dimensions, so that no meaning is lost on the way;
+    for vectors of length 1 the numbers of a paint have a variance of about 1.
+    """
+    side = max(width, APPEARANCE_DIMS)
+    gaussian = np.random.Generator(np.random.PCG64(20220107)).normal(size=(side, side))
+    rotation = np.linalg.qr(gaussian)[0]
+    return rotation[:APPEARANCE_DIMS, :width] * np.sqrt(width)
 
 
 def _seed(dataset: str, split: str, index: int, seed: int) -> int:

@@ -4,12 +4,27 @@ torch's SyncBatchNorm runs on GPUs only. Without it a run on CPUs would depend o
 workers, so this module brings the same for gloo.
 """
 
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_reduce
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """All-reduce whose gradient is the all-reduced gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        total = grad_outputs[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 class CpuSyncBatchNorm2d(nn.BatchNorm2d):
@@ -22,7 +37,7 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
         count = input.numel() // input.shape[1]
         local = torch.cat([input.sum((0, 2, 3)), input.square().sum((0, 2, 3))])
         local = torch.cat([local, local.new_tensor([float(count)])])
-        total = cast(Tensor, all_reduce(local))
+        total: Any = _SumOverWorkers.apply(local)
         channels, num = input.shape[1], total[-1].detach()
         mean = total[:channels] / num
         variance = total[channels : 2 * channels] / num - mean.square()

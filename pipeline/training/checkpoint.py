@@ -9,14 +9,12 @@ Ray Train names the folders after the step and keeps a snapshot of which are com
 """
 
 import json
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 import yaml
@@ -142,8 +140,17 @@ def _first_difference(key: str, before: Any, after: Any) -> str | None:
     return None if before == after else f"{key} ({before!r}, now {after!r})"
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds every random number generator of this process."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  (libraries that still use the global one)
-    torch.manual_seed(seed)
+def fetch(uri: str, into: Path) -> Path:
+    """A checkpoint as a local folder: itself if it is one, else its files copied to `into`.
+
+    Args:
+        uri: A folder, or an `s3://` address.
+        into: Where copies go; overwritten.
+    """
+    if "://" not in uri:
+        return Path(uri)
+    storage = open_storage(uri)
+    into.mkdir(parents=True, exist_ok=True)
+    for entry in storage.list():
+        (into / Path(entry.path).name).write_bytes(storage.read(entry.path))
+    return into

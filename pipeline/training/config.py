@@ -69,12 +69,14 @@ class TrainConfig:
     """Samples of one optimiser step over all workers."""
     accumulate: int = 1
     """Forward and backward passes per step and worker; saves memory, changes nothing else."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` as published; `adamw` for backbones that are trained from scratch."""
     lr: float = 0.004
-    """Learning rate of the pretrained backbone; the decoder's is ten times as high."""
+    """Learning rate of the backbone; with `sgd` the decoder's is ten times as high."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of `sgd`."""
     weight_decay: float = 1e-4
-    """L2 penalty on every trained weight."""
+    """L2 penalty on every trained weight (decoupled with `adamw`)."""
     poly_power: float = 0.9
     """The learning rate falls as (1 - step / steps) ** poly_power."""
     warmup_steps: int = 0

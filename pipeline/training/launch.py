@@ -23,8 +23,9 @@ from pipeline.data.mixture import Mixture
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.job import Job
 from pipeline.training.labels import training_labels
-from pipeline.training.loop import Job, train_worker
+from pipeline.training.loop import train_worker
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def train(config: TrainMixConfig) -> Outcome:
     tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""}
     tags |= {f"manifest.{name}": manifest.fingerprint for name, manifest in used.items()}
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
-    job = Job(config, labels, val, tags, _spill_path(config))
+    job = Job(config, labels, val, tags)
     cluster = config.cluster
     # The workers get the settings of this process's DataContext.
     configure_context(config.data.augment.crop_px, config.rows_per_pass)
@@ -109,8 +110,10 @@ def remaining_stream(config: TrainMixConfig, corpus: Corpus, mixture: Mixture) -
 def absolute(config: TrainMixConfig) -> TrainMixConfig:
     """Makes local paths absolute: the working folder of a Ray worker is another."""
     run = replace(config.run, storage=_absolute(config.run.storage))
-    data = replace(config.data, shards=_absolute(config.data.shards)) if config.data.shards else (
-        config.data
+    data = (
+        replace(config.data, shards=_absolute(config.data.shards))
+        if config.data.shards
+        else (config.data)
     )
     folder = Path(run.storage) if "://" not in run.storage else Path.cwd() / "runs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,12 +130,6 @@ def _validation_corpus(config: TrainMixConfig) -> Corpus | None:
     except UserError:
         logger.warning("no shards of split %r: no validation", config.data.val_split)
         return None
-
-
-def _spill_path(config: TrainMixConfig) -> Path:
-    storage = config.run.storage
-    folder = Path(storage) / config.run.name if "://" not in storage else Path.cwd() / "runs"
-    return folder / f"tracking-{config.run.name}.jsonl"
 
 
 def _worker_environment() -> dict[str, str]:

@@ -6,14 +6,12 @@ workers make the same update as one worker with an N times larger batch. Now and
 validate, checkpoint. Host synchronisations are marked.
 """
 
-import json
 import logging
 import os
 import sys
 import tempfile
-import time
+import warnings
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,13 @@ from torch.nn.parallel import DistributedDataParallel
 from model.loss import segmentation_loss
 from model.lseg import LSeg, build_lseg
 from model.text import TextEncoder, build_text_encoder
-from pipeline.data.ingest import Corpus, Timed
+from pipeline.data.ingest import Timed
 from pipeline.data.taxonomy import IGNORE
 from pipeline.training import checkpoint
 from pipeline.training.batchnorm import synchronise
-from pipeline.training.config import TrainMixConfig
-from pipeline.training.labels import LabelSpace, ask_for_fewer
+from pipeline.training.config import TrainConfig, TrainMixConfig
+from pipeline.training.job import Job, open_tracker
+from pipeline.training.labels import ask_for_fewer
 from pipeline.training.progress import Progress
 from pipeline.training.tracking import Tracker
 from pipeline.training.validation import validate
@@ -41,23 +40,11 @@ from pipeline.training.validation import validate
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that a worker is told; made by `launch.py` on the driver."""
-
-    config: TrainMixConfig
-    labels: LabelSpace
-    val: Corpus | None
-    tags: dict[str, str]
-    """Provenance: git commit, fingerprints, Ray job."""
-    spill_path: Path
-
-
 def train_worker(settings: dict[str, Any]) -> None:
     """Entry point of each training worker; `settings["job"]` is a `Job`."""
     job: Job = settings["job"]
     config = job.config
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    _log_to_driver()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -68,11 +55,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     torch.manual_seed(config.run.seed)
     encoder = build_text_encoder(config.model.text)
     lseg = build_lseg(config.model, encoder.dim).to(device)
-    optimizer = torch.optim.SGD(
-        lseg.parameter_groups(config.train.lr),
-        momentum=config.train.momentum,
-        weight_decay=config.train.weight_decay,
-    )
+    optimizer = build_optimizer(lseg, config.train)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, config))
     latest = ray.train.get_checkpoint()
     first_step = checkpoint.restore(latest, lseg, optimizer, schedule, device) if latest else 0
@@ -81,7 +64,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     wrapped = DistributedDataParallel(lseg) if world > 1 else lseg
 
     with ExitStack() as stack:
-        tracker = stack.enter_context(_tracker(job)) if rank == 0 else None
+        tracker = stack.enter_context(open_tracker(config, job.tags)) if rank == 0 else None
         Loop(job, lseg, wrapped, encoder, optimizer, schedule, device, tracker).run(first_step)
 
 
@@ -168,9 +151,7 @@ class Loop:
         self.schedule.step()
         return total, norm
 
-    def fetch(
-        self, step: int, part: int, batches: Timed, lut: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def fetch(self, step: int, part: int, batches: Timed, lut: Tensor) -> tuple[Tensor, Tensor]:
         """The next micro-batch of this worker, on the device.
 
         Returns:
@@ -186,8 +167,7 @@ class Loop:
                 f"worker {self.rank} got row {int(batch['t'][0])} of the stream at step {step}, "
                 f"not {expected}: the ingest is out of order"
             )
-        image = torch.from_numpy(np.ascontiguousarray(batch["image"]))
-        label = torch.from_numpy(np.ascontiguousarray(batch["label"]))
+        image, label = torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"])
         label = label.to(self.device, non_blocking=True).long()
         return image.to(self.device, non_blocking=True), lut[label]
 
@@ -256,14 +236,33 @@ class Loop:
             ray.train.report(report, checkpoint_dir_name=checkpoint.name_of(done))
             return
         folder = Path(tempfile.mkdtemp(prefix="lseg-checkpoint-"))
-        checkpoint.save(folder, self.lseg, self.optimizer, self.schedule, done, self.config,
-                        self.job.labels.names, report, self.job.tags)
+        checkpoint.save(
+            folder,
+            self.lseg,
+            self.optimizer,
+            self.schedule,
+            done,
+            self.config,
+            self.job.labels.names,
+            report,
+            self.job.tags,
+        )
         ray.train.report(
             report,
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_dir_name=checkpoint.name_of(done),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         )
+
+
+def build_optimizer(lseg: LSeg, train: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser over the published parameter groups."""
+    groups = lseg.parameter_groups(train.lr)
+    if train.optimizer == "adamw":
+        # Adam's step does not depend on the size of a gradient: the groups need no factor.
+        groups = [{**group, "lr": train.lr} for group in groups]
+        return torch.optim.AdamW(groups, weight_decay=train.weight_decay)
+    return torch.optim.SGD(groups, momentum=train.momentum, weight_decay=train.weight_decay)
 
 
 def rate(step: int, config: TrainMixConfig) -> float:
@@ -282,11 +281,12 @@ def _autocast(precision: str, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def _tracker(job: Job) -> Tracker:
-    return Tracker.start(
-        job.config.tracking,
-        run_name=job.config.run.name,
-        spill_path=job.spill_path,
-        tags=job.tags,
-        params=json.loads(json.dumps(checkpoint.plain(job.config))),
-    )
+def _log_to_driver() -> None:
+    """Sends our own lines of log to stdout, which Ray passes on; Ray's own stay as they are."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("pipeline")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+    # Batches arrive as read-only views into Ray's object store; nothing here writes into them.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

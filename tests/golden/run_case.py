@@ -93,10 +93,9 @@ def intermediates(lseg: LSeg, image: Tensor, text: Tensor) -> dict[str, Tensor]:
     def keep(name: str) -> Callable[..., None]:
         return lambda module, args, output: found.update({name: output})
 
-    # The two finest maps are made at half the published resolution and upsampled later.
+    # The finest map is made at half the published resolution; upsampling and the head come later.
     modules: dict[str, nn.Module] = {
         "path1": cast(Fusion, lseg.decoder.fusion[0]).out,
-        "embedding": lseg.decoder.head,
     }
     for level in range(4):
         if len(lseg.reassemble):
@@ -109,7 +108,9 @@ def intermediates(lseg: LSeg, image: Tensor, text: Tensor) -> dict[str, Tensor]:
         found["logits_sample"] = score(lseg, image, text)
     for handle in handles:
         handle.remove()
-    found.update({name: upsample_x2(found[name]) for name in ("path1", "embedding")})
+    found["path1"] = upsample_x2(found["path1"])
+    with torch.inference_mode():
+        found["embedding"] = lseg.decoder.head(found["path1"])
     return found
 
 
@@ -129,8 +130,8 @@ def main(argv: list[str] | None = None) -> None:
     lseg = published_lseg(args.backbone, args.regularizer, args.depth, args.activation)
     x96, x128, text = inputs["x96"], inputs["x128"], inputs["text"]
     if args.zero_shot:
-        logits_96 = score(lseg, torch.cat([x96, x96.flip(3)]), text[[[0, 1], [0, 2]]])
-        logits_128 = score(lseg, x128, text[[[0, 3]]])
+        logits_96 = score(lseg, torch.cat([x96, x96.flip(3)]), text[torch.tensor([[0, 1], [0, 2]])])
+        logits_128 = score(lseg, x128, text[torch.tensor([[0, 3]])])
     else:
         logits_96, logits_128 = score(lseg, x96, text), score(lseg, x128, text)
     np.savez(

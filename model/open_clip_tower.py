@@ -1,0 +1,121 @@
+"""CLIP text towers from open_clip: by model and tag, or from a file.
+
+A file may hold a whole open_clip checkpoint, or only a text tower under OpenAI's names, as the
+import of a published LSeg checkpoint leaves it. open_clip itself is imported when it is needed.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from model.config import STAND_IN, TextConfig
+from model.errors import ModelError
+from model.weights import require_hub_file
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def open_clip_dim(config: TextConfig) -> int:
+    """The width of an open_clip model's embeddings, without its weights.
+
+    Raises:
+        ModelError: there is no such model; names the nearest.
+    """
+    import open_clip
+
+    settings = open_clip.get_model_config(config.encoder)
+    if settings is None:
+        close = get_close_matches(config.encoder, [STAND_IN, *open_clip.list_models()], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see open_clip.list_models()"
+        raise ModelError(f"text.encoder={config.encoder!r}: is no open_clip model: {hint}")
+    return int(settings["embed_dim"])
+
+
+def load_open_clip(config: TextConfig, keep_image_tower: bool = False) -> nn.Module:
+    """Loads a CLIP model, drops its image tower and freezes the rest.
+
+    Args:
+        config: names an open_clip model and its weights.
+        keep_image_tower: do not drop it.
+
+    Raises:
+        ModelError: an unknown tag, a file that does not fit, or weights that cannot be had.
+    """
+    import open_clip
+
+    open_clip_dim(config)
+    if config.pretrained.endswith(WEIGHT_SUFFIXES):
+        model = _load_file(config)
+    else:
+        _require_weights(config)
+        try:
+            model = open_clip.create_model(config.encoder, pretrained=config.pretrained)
+        except (OSError, RuntimeError) as error:
+            raise ModelError(
+                f"text.pretrained={config.pretrained}: cannot be loaded into {config.encoder}: "
+                f"{error}"
+            ) from error
+    if not keep_image_tower:
+        cast(Any, model).visual = None
+    return model.eval().requires_grad_(False)
+
+
+def _load_file(config: TextConfig) -> Any:
+    import open_clip
+
+    path = Path(config.pretrained)
+    if not path.is_file():
+        raise ModelError(
+            f"text.pretrained={path}: no such file: name the weights of {config.encoder}, or a tag "
+            f"of {open_clip.list_pretrained_tags_by_model(config.encoder)[:5]}"
+        )
+    model: Any = open_clip.create_model(config.encoder, pretrained=None)
+    try:
+        state: dict[str, Tensor] = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+        state = state.get("state_dict", state)  # pyright: ignore[reportAssignmentType]
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
+        raise ModelError(
+            f"text.pretrained={path}: is no complete weights file of {config.encoder}: {error}"
+        ) from error
+    missing = [name for name in missing if not name.startswith(("visual.", "logit_"))]
+    if missing or unexpected:
+        raise ModelError(
+            f"text.pretrained={path}: does not fit {config.encoder}: missing {missing[:10]}, "
+            f"unexpected {unexpected[:10]}: name the model that these weights belong to"
+        )
+    return model
+
+
+def _require_weights(config: TextConfig) -> None:
+    import open_clip
+
+    published = open_clip.get_pretrained_cfg(config.encoder, config.pretrained)
+    if not published:
+        tags = open_clip.list_pretrained_tags_by_model(config.encoder)
+        close = get_close_matches(config.pretrained, tags, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {tags[:8]}"
+        raise ModelError(
+            f"text.pretrained={config.pretrained!r}: is neither a tag of {config.encoder} nor a "
+            f"file: {hint}"
+        )
+    repo, _, filename = str(published.get("hf_hub", "")).rpartition("/")
+    if repo:
+        require_hub_file(
+            repo,
+            (filename,) if filename else HUB_FILES,
+            where=f"text.encoder={config.encoder} ({config.pretrained})",
+            otherwise="or set text.pretrained to the path of the file; or use the offline "
+            f"text.encoder={STAND_IN}",
+        )

@@ -1,0 +1,91 @@
+"""Pictures of segmentations: image, ground truth, prediction, and a legend with the labels."""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+OTHER_COLOUR = (0.55, 0.55, 0.55)
+"""Grey, for the label that stands for no label."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture with two segmentations in the same labels."""
+
+    title: str
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    truth: np.ndarray
+    """(H, W) integers, positions in `labels`; anything else is left blank."""
+    prediction: np.ndarray
+    """(H, W) integers, positions in `labels`."""
+    labels: tuple[str, ...]
+    has_other: bool = False
+    """The last label stands for "none of the others" and is drawn grey."""
+
+
+def palette(count: int) -> np.ndarray:
+    """Distinct colours: (count, 3) float, 0..1.
+
+    Hues advance by the golden ratio, so that neighbours in the list lie far apart; lightness
+    alternates, so that pairs which look alike to colour-blind eyes differ in brightness.
+    """
+    hues = (0.07 + 0.618034 * np.arange(count)) % 1
+    lights = (0.45, 0.68, 0.56)
+    return np.array([colorsys.hls_to_rgb(h, lights[i % 3], 0.75) for i, h in enumerate(hues)])
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Writes one PNG with a line of pictures for each row."""
+    figure = Figure(figsize=(11.5, 2.35 * len(rows)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), 4, squeeze=False, width_ratios=(1, 1, 1, 0.75))
+    for line, row in zip(axes, rows, strict=True):
+        colours = palette(len(row.labels))
+        if row.has_other:
+            colours[-1] = OTHER_COLOUR
+        height, width = _content(row.image)
+        image = row.image[:height, :width]
+        truth, prediction = row.truth[:height, :width], row.prediction[:height, :width]
+        _show(line[0], image, row.title)
+        _show(line[1], _blend(image, truth, colours), "ground truth")
+        blank = (truth < 0) | (truth >= len(row.labels))
+        _show(line[2], _blend(image, prediction, colours), "prediction")
+        shown = [i for i in range(len(row.labels)) if _visible(i, truth, prediction, blank)]
+        patches = [Patch(color=colours[i], label=row.labels[i]) for i in shown]
+        line[3].legend(handles=patches, loc="center left", fontsize=8, frameon=False)
+        line[3].axis("off")
+    figure.savefig(path)
+
+
+def _visible(position: int, truth: np.ndarray, prediction: np.ndarray, blank: np.ndarray) -> bool:
+    """Whether a label is worth a line of the legend: it is there, or covers half a per cent."""
+    share = float((prediction[~blank] == position).mean()) if (~blank).any() else 0.0
+    return bool((truth == position).any()) or share > 0.005
+
+
+def _blend(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Colours over a pale grey version of the picture: (H, W, 3) float, 0..1."""
+    grey = np.repeat(image.mean(2, keepdims=True) / 255, 3, 2) * 0.6 + 0.4
+    valid = (ids >= 0) & (ids < len(colours))
+    paint = colours[np.where(valid, ids, 0)]
+    return np.where(valid[..., None], 0.25 * grey + 0.75 * paint, grey * 0.35 + 0.6)
+
+
+def _content(image: np.ndarray) -> tuple[int, int]:
+    """Size of a picture without the black padding at the right and bottom."""
+    filled = image.any(2)
+    return int(filled.any(1).nonzero()[0].max()) + 1, int(filled.any(0).nonzero()[0].max()) + 1
+
+
+def _show(axis: Axes, picture: np.ndarray, title: str) -> None:
+    axis.imshow(picture, interpolation="nearest")
+    axis.set_title(title, fontsize=9)
+    axis.axis("off")

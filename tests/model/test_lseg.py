@@ -1,0 +1,212 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.config import BackboneConfig, ModelConfig, RegularizerConfig
+from model.errors import ModelError
+from model.loss import segmentation_loss
+from model.lseg import LSeg, build_lseg
+from model.metrics import ConfusionMatrix
+from model.prediction import NO_LABEL, label_ids
+from model.text import build_text_encoder
+
+SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "samples"
+
+
+def images(*sizes):
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def test_normalisation_is_that_of_the_backbone(tiny_lseg):
+    (image,) = images((8, 8))
+    found = tiny_lseg.normalize(torch.from_numpy(image)[None])
+    expected = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+    torch.testing.assert_close(found, expected)
+
+
+def test_scores_are_the_product_of_pixel_and_label_vectors(tiny_config):
+    lseg = build_lseg(replace(tiny_config, regularizer=RegularizerConfig()), 512).eval()
+    image, text = torch.randn(2, 3, 50, 70), 3 * torch.randn(4, 512)
+    pixels = lseg.embed(image)
+    assert pixels.shape == (2, 512, 25, 35)
+    expected = torch.einsum("kc,bchw->bkhw", text / text.norm(dim=1, keepdim=True), pixels) / 0.07
+    torch.testing.assert_close(lseg(image, text), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_is_cut_off_again_without_touching_what_fits(tiny_lseg):
+    image = torch.randn(1, 3, 64, 96)
+    text = torch.randn(3, 512)
+    whole = tiny_lseg(image, text)
+    assert whole.shape == (1, 3, 32, 48)
+    assert tiny_lseg(image[:, :, :33, :41], text).shape == (1, 3, 17, 21)
+    padded = torch.nn.functional.pad(image[:, :, :33, :41], (0, 23, 0, 31), mode="replicate")
+    torch.testing.assert_close(
+        tiny_lseg(image[:, :, :33, :41], text), tiny_lseg(padded, text)[:, :, :17, :21]
+    )
+
+
+def test_pairs_of_each_image_equal_a_loop_over_images(tiny_lseg):
+    image, text = torch.randn(3, 3, 64, 64), torch.randn(3, 2, 512)
+    together = tiny_lseg(image, text)
+    alone = [tiny_lseg(image[i : i + 1], text[i]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("init", "factor"), [("identity", 1), ("reference", 10)])
+def test_every_parameter_is_in_one_group_at_its_rate(tiny_config, init, factor):
+    regularizer = RegularizerConfig(kind="depthwise", depth=2, init=init)
+    lseg = build_lseg(replace(tiny_config, regularizer=regularizer), 512)
+    groups = {group["name"]: group for group in lseg.parameter_groups(0.5)}
+    assert {name: group["lr"] for name, group in groups.items()} == {
+        "backbone": 0.5,
+        "decoder": 5.0,
+        "regularizer": 0.5 * factor,
+    }
+    grouped = [id(parameter) for group in groups.values() for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in lseg.parameters())
+    reassemble = {id(parameter) for parameter in lseg.reassemble.parameters()}
+    assert reassemble <= {id(parameter) for parameter in groups["backbone"]["params"]}
+
+
+def test_bfloat16_autocast_keeps_lengths_scores_and_loss_in_float32(tiny_lseg):
+    image, text = torch.randn(1, 3, 64, 64), torch.randn(4, 512)
+    label = torch.randint(0, 4, (1, 64, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        pixels = tiny_lseg.embed(image)
+        logits = tiny_lseg(image, text)
+        loss, _ = segmentation_loss(logits, label)
+    assert pixels.dtype == logits.dtype == loss.dtype == torch.float32
+    torch.testing.assert_close(pixels.norm(dim=1), torch.ones(1, 32, 32), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, tiny_lseg(image, text), rtol=0, atol=0.5)
+
+
+@pytest.mark.slow
+def test_compiled_step_equals_the_eager_one(tiny_lseg):
+    image, text = torch.randn(1, 3, 64, 64), torch.randn(4, 512)
+    label = torch.randint(0, 4, (1, 64, 64))
+    results = []
+    for step in (tiny_lseg, torch.compile(tiny_lseg)):
+        tiny_lseg.zero_grad()
+        loss, _ = segmentation_loss(step(image, text), label)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in tiny_lseg.parameters())])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-2)
+
+
+def test_predict_takes_any_images_and_keeps_their_sizes(tiny_lseg):
+    tiny_lseg.train()
+    arrays = images((40, 30), (64, 64))
+    labels = ["wall", "red car", "sky"]
+    found = tiny_lseg.predict(arrays, labels)
+    assert [ids.shape for ids in found] == [(40, 30), (64, 64)]
+    assert found[0].dtype == np.int64
+    assert tiny_lseg.training
+    (same,) = tiny_lseg.predict(Image.fromarray(arrays[0]), labels)
+    np.testing.assert_array_equal(same, found[0])
+    (same,) = tiny_lseg.predict(torch.from_numpy(arrays[0])[None], labels)
+    np.testing.assert_array_equal(same, found[0])
+    tiny_lseg.eval()
+    with torch.no_grad():
+        logits = tiny_lseg(
+            tiny_lseg.normalize(torch.from_numpy(arrays[0])[None]), tiny_lseg.embed_text(labels)
+        )
+        upsampled = torch.nn.functional.interpolate(
+            logits, (40, 30), mode="bilinear", align_corners=True
+        )
+    np.testing.assert_array_equal(upsampled.argmax(1)[0].numpy(), found[0])
+
+
+def test_the_three_ways_with_pixels_of_no_label(tiny_lseg):
+    (image,) = images((64, 64))
+    plain = tiny_lseg.predict(image, ["wall", "sky"])[0]
+    named = tiny_lseg.predict(image, ["wall", "sky"], other="other")[0]
+    explicit = tiny_lseg.predict(image, ["wall", "sky", "other"])[0]
+    np.testing.assert_array_equal(named, np.where(explicit == 2, NO_LABEL, explicit))
+    doubtful = tiny_lseg.predict(image, ["wall", "sky"], other=0.9)[0]
+    assert plain.min() >= 0
+    assert set(np.unique(doubtful)) <= {-1, 0, 1}
+    assert (doubtful == plain)[doubtful != NO_LABEL].all()
+
+
+def test_threshold_is_a_probability_at_full_resolution():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 3, 5, 5)
+    upsampled = torch.nn.functional.interpolate(
+        logits, (11, 9), mode="bilinear", align_corners=True
+    )
+    probability, best = upsampled.softmax(1).max(1)
+    found = label_ids(logits, (11, 9), threshold=0.5)
+    assert 0 < int((found == NO_LABEL).sum()) < found.numel()
+    torch.testing.assert_close(found, best.where(probability >= 0.5, NO_LABEL))
+
+
+def test_pixel_features_carry_gradients(tiny_lseg):
+    first, second = tiny_lseg.pixel_features(images((64, 64), (40, 30)))
+    assert (first.shape, second.shape) == ((512, 32, 32), (512, 20, 15))
+    second.sum().backward()
+    assert tiny_lseg.decoder.head.weight.grad is not None
+    with torch.no_grad():
+        assert not tiny_lseg.pixel_features(images((64, 64)))[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": np.zeros((8, 8), np.uint8), "labels": ["a"]}, "must be RGB"),
+        ({"images": np.zeros((8, 8, 3), np.float32), "labels": ["a"]}, "must be RGB"),
+        ({"images": [], "labels": ["a"]}, "at least one image"),
+        ({"images": np.zeros((8, 8, 3), np.uint8)}, "pass a list"),
+        ({"images": np.zeros((8, 8, 3), np.uint8), "labels": ["a"], "other": 1.5}, "probability"),
+    ],
+)
+def test_wrong_use_is_answered_clearly(tiny_lseg, arguments, message):
+    with pytest.raises(ModelError, match=message):
+        tiny_lseg.predict(**arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.samples
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="no folder of samples beside the checkout")
+def test_one_real_image_can_be_learnt_by_heart():
+    picture = sorted((SAMPLES / "cityscapes_small").rglob("*leftImg8bit*.png"))[0]
+    annotation = sorted((SAMPLES / "cityscapes_small").rglob("*labelIds*.png"))[0]
+    image = np.array(Image.open(picture).convert("RGB").resize((192, 96)))
+    native = np.array(Image.open(annotation).resize((192, 96), Image.Resampling.NEAREST))
+    present = [int(value) for value in np.unique(native) if value > 3]
+    label = np.full(native.shape, 255, np.uint8)
+    for index, value in enumerate(present):
+        label[native == value] = index
+    torch.manual_seed(0)
+    config = ModelConfig(
+        backbone=BackboneConfig(
+            name="vit_tiny_patch16_224",
+            pretrained=False,
+            kwargs={"patch_size": 8, "depth": 4, "img_size": 96},
+        ),
+        features=64,
+    )
+    encoder = build_text_encoder(replace(config.text, encoder="stand-in"))
+    text = encoder.encode([f"thing number {value}" for value in present])
+    lseg = build_lseg(config, encoder.dim).train()
+    optimizer = torch.optim.AdamW(lseg.parameters(), lr=1e-3)
+    batch, target = torch.from_numpy(image)[None], torch.from_numpy(label)[None]
+    for _ in range(150):
+        loss, count = segmentation_loss(lseg(lseg.normalize(batch), text), target)
+        optimizer.zero_grad()
+        (loss / count).backward()
+        optimizer.step()
+    matrix = ConfusionMatrix(len(present))
+    with torch.inference_mode():
+        matrix.update(label_ids(lseg(lseg.normalize(batch), text), label.shape), target)
+    assert matrix.pixel_accuracy() > 0.95
+
+
+def test_text_encoder_is_no_part_of_the_weights(tiny_lseg: LSeg):
+    before = set(tiny_lseg.state_dict())
+    tiny_lseg.embed_text(["wall"])
+    assert set(tiny_lseg.state_dict()) == before

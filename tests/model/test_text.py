@@ -1,0 +1,136 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import TextConfig
+from model.errors import ModelError
+from model.text import (
+    StandInEncoder,
+    build_text_encoder,
+    stand_in_semantics,
+    stand_in_vectors,
+)
+
+FIRST_RED_CIRCLE = [0.499796, 0.367177, -0.027422]
+
+
+def test_stand_in_is_fixed_for_ever():
+    semantics = stand_in_semantics(["red circle", "other"])
+    np.testing.assert_allclose(semantics[0, :3], FIRST_RED_CIRCLE, atol=1e-6)
+    assert semantics[1].tolist() == [0.0] * 16 + [1.0]
+
+
+def test_stand_in_vectors_keep_the_geometry_of_the_coordinates():
+    labels = ["red circle", "red square", "blue square", "sky", "other", "chair other", "chair"]
+    vectors, semantics = stand_in_vectors(labels), stand_in_semantics(labels)
+    assert vectors.shape == (7, 512)
+    assert vectors.dtype == semantics.dtype == np.float32
+    np.testing.assert_allclose(vectors @ vectors.T, semantics @ semantics.T, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    cosine = vectors @ vectors.T
+    assert cosine[0, 1] > cosine[0, 2]
+    assert np.abs(cosine[4, [0, 1, 2, 3, 5, 6]]).max() < 1e-6
+    assert cosine[5, 6] == pytest.approx(1, abs=1e-6)
+
+
+def test_stand_in_reads_words_whatever_parts_them():
+    one = stand_in_vectors(["Traffic-Light"])
+    for same in ("traffic light", "light traffic", "traffic_light", "TRAFFIC/LIGHT (other)"):
+        np.testing.assert_allclose(stand_in_vectors([same]), one, atol=1e-6)
+    assert (stand_in_vectors(["traffic"]) @ one.T).item() < 0.99
+
+
+def test_stand_in_needs_no_torch():
+    code = "import model.stand_in, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_text_does_not_import_open_clip():
+    code = "import model.text, sys; assert 'open_clip' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class CountingEncoder(StandInEncoder):
+    chunk_size = 3
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.chunks = []
+
+    def _forward(self, texts):
+        self.chunks.append(list(texts))
+        return 5 * super()._forward(texts)
+
+
+def test_labels_are_encoded_once_in_chunks_and_normalised():
+    encoder = CountingEncoder(TextConfig(encoder="stand-in"))
+    labels = [f"word{index}" for index in range(7)]
+    first = encoder.encode(labels)
+    assert [len(chunk) for chunk in encoder.chunks] == [3, 3, 1]
+    assert encoder.encode(tuple(labels)) is first
+    assert len(encoder.chunks) == 3
+    assert not first.requires_grad
+    torch.testing.assert_close(first, torch.from_numpy(stand_in_vectors(labels)))
+    encoder.encode(labels[::-1])
+    assert len(encoder.chunks) == 6
+
+
+def test_templates_wrap_the_label_and_are_averaged():
+    encoder = CountingEncoder(TextConfig(encoder="stand-in", templates="photo of a {}"))
+    encoder.encode(["cat"])
+    assert encoder.chunks == [["photo of a cat"]]
+    encoder = CountingEncoder(TextConfig(encoder="stand-in", templates="imagenet"))
+    (vector,) = encoder.encode(["cat"])
+    texts = [text for chunk in encoder.chunks for text in chunk]
+    assert len(set(texts)) == 80
+    assert all("cat" in text for text in texts)
+    expected = stand_in_vectors(texts).mean(0)
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"encoder": "ViT-B-33"}, "did you mean 'ViT-B-32'"),
+        ({"pretrained": "opnai"}, "did you mean 'openai'"),
+        ({"pretrained": "missing.safetensors"}, "no such file"),
+        ({"encoder": "sentence-transformers/all-MiniLM-L6-v2"}, "sentence-transformers"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_a_way_out(values, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=message):
+        build_text_encoder(TextConfig(**values)).encode(["wall"])
+
+
+def test_missing_weights_name_the_file_and_the_place(tmp_path):
+    code = (
+        "from model.text import build_text_encoder, TextEncoder\n"
+        "from model.config import TextConfig\n"
+        "build_text_encoder(TextConfig()).encode(['wall'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    message = done.stderr.splitlines()[-1]
+    assert "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai" in message
+    assert str(tmp_path) in message
+    assert "text.pretrained" in message
+
+
+@pytest.mark.parametrize("labels", [[], "wall"])
+def test_labels_must_be_a_list(labels):
+    with pytest.raises(ModelError, match="must be a list"):
+        build_text_encoder(TextConfig(encoder="stand-in")).encode(labels)
+
+
+def test_a_template_needs_a_place_for_the_label():
+    with pytest.raises(ModelError, match=r"text\.templates"):
+        TextConfig(templates="a photo")
