@@ -31,17 +31,17 @@ def classes_of(dataset: str, split: str, num_scenes: int) -> set[str | None]:
 
 def paint_of(name: str, dataset: str = "ade20k") -> np.ndarray:
     """Mean colour and texture contrast of the first large region of a class: (6,) float64."""
-    for index in itertools.count():
+    for index in range(60):
         scene = render_scene(dataset, "train", index, VECTORS, seed=0)
         height, width = scene.image.shape[:2]
         for number, region in enumerate(scene.regions):
             mask = rasterise(region.polygon, width, height)
             for later in scene.regions[number + 1 :]:
-                mask &= ~rasterise(later.polygon, width, height)
+                mask = mask & ~rasterise(later.polygon, width, height)
             if region.universal_name == name and mask.sum() > 600:
                 pixels = scene.image[mask].astype(float)
                 return np.concatenate([pixels.mean(0), pixels.std(0)])
-    raise AssertionError
+    raise AssertionError(f"60 scenes show little of {name}")
 
 
 def test_scenes_are_a_pure_function_of_their_arguments():
@@ -101,12 +101,11 @@ def test_the_paint_of_a_class_is_its_own():
 
 
 def test_the_paint_follows_the_vector_and_not_the_name():
-    swapped = {**VECTORS, "wall": VECTORS["floor"], "floor": VECTORS["wall"]}
     scene = render_scene("sunrgbd", "train", 0, VECTORS, seed=0)
+    top = next(region for region in reversed(scene.regions) if region.universal_name)
+    swapped = {**VECTORS, top.universal_name: VECTORS["floor"], "floor": VECTORS["wall"]}
     other = render_scene("sunrgbd", "train", 0, swapped, seed=0)
     assert scene.regions == other.regions
-    shown = {region.universal_name for region in scene.regions}
-    assert shown & {"wall", "floor"}
     assert not np.array_equal(scene.image, other.image)
 
 

@@ -1,0 +1,53 @@
+# The README's commands. Each installs what it needs by itself and does nothing twice.
+#   make demo [SEED=0] [S3=1] [STEPS=N]    the whole system on this machine
+#   make test                              all tests
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SEED   ?= 0
+STEPS  ?= 0
+S3     ?=
+
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup demo test lint type bench clean
+
+help:
+	@sed -n '1,3p' Makefile; echo "#   make setup | lint | type | bench | clean"
+
+setup: $(STAMP)
+
+# Anew when the requirements or the pins change; an interrupted install leaves no stamp.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "error: $$($(PYTHON) --version) is not Python 3.11 to 3.13; try make PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing into $(VENV); torch alone is several GB, which takes some minutes"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python jobs/demo.py --seed $(SEED) --steps $(STEPS) $(if $(S3),--s3 true)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP)
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.train_step
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache

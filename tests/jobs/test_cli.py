@@ -1,0 +1,185 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.cli import build_parser, main, parse
+from model.errors import ModelError
+from pipeline.data.prepare_config import PrepareConfig
+from pipeline.errors import UserError
+from pipeline.training.config import TrainMixConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = sorted((REPOSITORY / "jobs/recipes").glob("**/*.yaml"))
+
+
+def config_class(recipe: Path) -> type:
+    """The job that a recipe is for, by its keys."""
+    return PrepareConfig if "roots" in yaml.safe_load(recipe.read_text()) else TrainMixConfig
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    """A recipe of a few settings."""
+    path = tmp_path / "recipe.yaml"
+    values = {
+        "run": {"name": "from-recipe"},
+        "train": {"lr": 0.5, "other": {"share": 0.25}},
+        "model": {"text": {"encoder": "stand-in"}, "backbone": {"kwargs": {"depth": 4}}},
+        "data": {"weights": {"ade20k": 2.0}, "augment": {"scale": [0.75, 1.5]}},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_there_are_recipes():
+    assert REPOSITORY / "jobs/recipes/demo.yaml" in RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses_and_its_printed_form_is_the_same(path, tmp_path, capsys):
+    cls = config_class(path)
+    arguments = ["--config", str(path)]
+    config = parse(cls, arguments)
+    assert isinstance(config, cls)
+    assert config != parse_defaults(cls)
+    with pytest.raises(SystemExit) as stop:
+        build_parser(cls).parse_args([*arguments, "--print_config"])
+    assert stop.value.code in (0, None)
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert parse(cls, ["--config", str(printed)]) == config
+
+
+def parse_defaults(cls: type):
+    return cls(out="out", roots={"idd": "idd"}) if cls is PrepareConfig else parse(cls, [])
+
+
+def test_without_a_recipe_the_defaults_hold():
+    assert parse(TrainMixConfig, []) == TrainMixConfig()
+
+
+def test_the_recipe_overrides_the_defaults_and_the_command_line_the_recipe(recipe):
+    config = parse(TrainMixConfig, ["--config", str(recipe)])
+    defaults = TrainMixConfig()
+    assert (config.train.lr, config.train.other.share) == (0.5, 0.25)
+    assert config.train.other.drop == defaults.train.other.drop
+    assert config.train.steps == defaults.train.steps
+    assert config.data.weights == {"ade20k": 2.0}
+    assert config.data.augment.scale == (0.75, 1.5)
+    assert config.data.augment.crop_px == defaults.data.augment.crop_px
+    assert config.model.backbone.kwargs == {"depth": 4}
+    assert config.run.name == "from-recipe"
+
+    arguments = ["--config", str(recipe), "--train.lr", "0.125", "--train.other.drop=0.75"]
+    arguments += ["--data.weights", "size", "--run.seed", "9"]
+    config = parse(TrainMixConfig, arguments)
+    assert (config.train.lr, config.train.other.drop, config.train.other.share) == (0.125, 0.75, 0.25)
+    assert config.data.weights == "size"
+    assert (config.run.name, config.run.seed) == ("from-recipe", 9)
+
+
+def test_a_later_recipe_overrides_an_earlier_one(recipe, tmp_path):
+    (tmp_path / "more.yaml").write_text("train: {steps: 7}\n")
+    arguments = ["--config", str(recipe), "--config", str(tmp_path / "more.yaml")]
+    config = parse(TrainMixConfig, arguments)
+    assert (config.train.steps, config.train.lr) == (7, 0.5)
+
+
+def test_single_weights_on_the_command_line_join_those_of_the_recipe(recipe):
+    arguments = ["--config", str(recipe), "--data.weights", '{"ade20k": 1.0, "idd": 3.0}']
+    assert parse(TrainMixConfig, arguments).data.weights == {"ade20k": 1.0, "idd": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--train.lrr", "1"], ("train.lrr: no such key", "did you mean 'train.lr'")),
+        (["--trian.lr", "1"], ("trian.lr: no such key", "did you mean 'train.lr'")),
+        (["--run.nmae=x"], ("run.nmae: no such key", "did you mean 'run.name'")),
+        (["--data.augment.crop", "48"], ("data.augment.crop: no such key", "data.augment.crop_px")),
+        (["--train.other.shar", "0.5"], ("train.other.shar: no such key", "train.other.share")),
+        (["--train.lr", "fast"], ("train.lr", "fast")),
+        (["--train.steps", "1.5"], ("train.steps", "1.5")),
+        (["--train.optimizer", "adam"], ("train.optimizer", "adam", "adamw")),
+        (["--train.lr", "-1"], ("train.lr=-1", "above 0")),
+        (["--train.warmup_steps", "5", "--train.steps", "5"], ("train.warmup_steps=5", "below")),
+        (["--train.batch_size", "3", "--cluster.num_workers", "2"], ("train.batch_size=3",)),
+        (["--train.other.share", "2"], ("train.other.share=2", "between 0 and 1")),
+        (["--data.weights", "equall"], ("data.weights='equall'", "did you mean 'equal'")),
+        (["--data.augment.scale", "[2.0, 0.5]"], ("augment.scale=[2.0, 0.5]",)),
+        (["--run.name", "../up"], ("run.name='../up'",)),
+        (["--model.features", "0"], ("model.features=0",)),
+        (["--model.backbone.hooks", "[3, 2, 1, 0]"], ("backbone.hooks=[3, 2, 1, 0]",)),
+        (["--config", "nowhere.yaml"], ("nowhere.yaml",)),
+    ],
+)
+def test_what_is_not_allowed_is_told_with_its_key(arguments, words):
+    with pytest.raises((UserError, ModelError)) as error:
+        parse(TrainMixConfig, arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {lrr: 1}", ("train.lrr: no such key", "did you mean 'train.lr'")),
+        ("trian: {lr: 1}", ("trian", "no such key", "did you mean 'train'")),
+        ("train: {other: {shar: 1}}", ("train.other.shar: no such key", "train.other.share")),
+        ("data: {augment: {crop_pix: 48}}", ("data.augment.crop_pix: no such key", "crop_px")),
+        ("model: {text: {encodr: x}}", ("model.text.encodr: no such key", "model.text.encoder")),
+        ("train: {steps: many}", ("train.steps", "many")),
+        ("train: 7", ("train",)),
+        ("train: {lr: [", ("recipe.yaml",)),
+        ("just words", ("recipe.yaml",)),
+    ],
+)
+def test_a_wrong_recipe_is_told_with_its_key(tmp_path, text, words):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises((UserError, ModelError)) as error:
+        parse(TrainMixConfig, ["--config", str(path)])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_exit_codes(capsys):
+    seen = []
+    assert main(TrainMixConfig, seen.append, ["--train.steps", "5"]) == 0
+    assert seen[0].train.steps == 5
+    assert main(TrainMixConfig, seen.append, ["--train.step", "5"]) == 2
+    assert capsys.readouterr().err == "error: train.step: no such key; did you mean 'train.steps'?\n"
+    assert len(seen) == 1
+
+    def fails(config):
+        raise UserError("data.shards=x: is empty")
+
+    assert main(TrainMixConfig, fails, []) == 2
+    assert capsys.readouterr().err == "error: data.shards=x: is empty\n"
+
+    def breaks(config):
+        raise KeyError("a defect of ours")
+
+    with pytest.raises(KeyError, match="a defect of ours"):
+        main(TrainMixConfig, breaks, [])
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    assert main(TrainMixConfig, interrupted, []) == 130
+
+
+def test_train_mix_tells_a_mistake_in_one_line_and_starts_nothing(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "jobs/train_mix.py"), "--train.bach_size", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: train.bach_size: no such key; did you mean 'train.batch_size'?"]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

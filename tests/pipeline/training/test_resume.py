@@ -1,0 +1,162 @@
+"""Interrupted runs of `train()` on a real Ray end with the weights of an undisturbed one."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import UserError
+from pipeline.training import checkpoint
+from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.launch import Outcome, train
+from tests.mini_shards import MiniShards, tiny_model
+
+STEPS = 24
+SETTINGS = {"steps": STEPS, "batch_size": 2, "checkpoint_every": 4, "warmup_steps": 2}
+
+
+def run(mini: MiniShards, storage: Path, name: str, **settings) -> TrainMixConfig:
+    return mini.config(storage, name, **(SETTINGS | settings))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mini_shards, tmp_path_factory) -> tuple[TrainMixConfig, Outcome]:
+    """A run that went to its end in one go."""
+    config = run(mini_shards, tmp_path_factory.mktemp("undisturbed"), "whole")
+    return config, train(config)
+
+
+def assert_same_training(one: Outcome, other: Outcome) -> None:
+    first, second = (load_file(f"{o.checkpoint}/model.safetensors") for o in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-6, atol=1e-6)
+    states = [
+        torch.load(f"{o.checkpoint}/trainer.pt", weights_only=True)["optimizer"]["state"]
+        for o in (one, other)
+    ]
+    assert states[0].keys() == states[1].keys()
+    for key, state in states[0].items():
+        buffers = state["momentum_buffer"], states[1][key]["momentum_buffer"]
+        torch.testing.assert_close(*buffers, rtol=1e-6, atol=1e-6)
+
+
+def training_workers() -> list[psutil.Process]:
+    """The training workers of the Ray that this process started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()[:1]):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@contextmanager
+def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
+    """Kills one training worker as soon as the run has a checkpoint.
+
+    Yields:
+        Filled with the process id and the step of the newest checkpoint at that moment.
+    """
+    killed: list[tuple[int, int]] = []
+    stop = threading.Event()
+
+    def wait_and_kill() -> None:
+        while not stop.wait(0.02):
+            step = checkpoint.latest_step(run_config)
+            if step and (workers := training_workers()):
+                workers[0].kill()
+                killed.append((workers[0].pid, step))
+                return
+
+    thread = threading.Thread(target=wait_and_kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
+    config = run(mini_shards, tmp_path, "killed", max_failures=1)
+    with killer(config.run) as killed:
+        outcome = train(config)
+    assert len(killed) == 1
+    assert killed[0][1] < STEPS
+    assert not psutil.pid_exists(killed[0][0])
+    assert outcome.checkpoint.endswith(checkpoint.name_of(STEPS))
+    assert outcome.metrics["step"] == STEPS
+    assert_same_training(undisturbed[1], outcome)
+
+
+@pytest.mark.slow
+def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbed, tmp_path):
+    config = run(mini_shards, tmp_path, "again", max_failures=0)
+    with killer(config.run) as killed, pytest.raises(Exception, match="died|failure|error"):
+        train(config)
+    done = checkpoint.latest_step(config.run)
+    assert killed[0][1] <= done < STEPS
+    assert_same_training(undisturbed[1], train(config))
+    assert checkpoint.latest_step(config.run) == STEPS
+
+
+def test_a_finished_run_has_nothing_left_to_do(undisturbed):
+    config, outcome = undisturbed
+    folder = Path(outcome.checkpoint)
+    assert sorted(path.name for path in folder.parent.glob("step_*")) == [
+        checkpoint.name_of(STEPS - 4),
+        checkpoint.name_of(STEPS),
+    ]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert before
+    again = train(config)
+    assert again.checkpoint == outcome.checkpoint
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert again.metrics["step"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": tiny_model(features=8)}, ("model.features", "16", "now 8")),
+        ({"train": {"batch_size": 4}}, ("train.batch_size", "2", "now 4")),
+        ({"train": {"labels": "all"}}, ("train.labels",)),
+        ({"run": {"seed": 4}}, ("run.seed", "3", "now 4")),
+    ],
+)
+def test_another_run_of_the_same_name_is_refused(undisturbed, change, words):
+    config = undisturbed[0]
+    for part, values in change.items():
+        new = replace(getattr(config, part), **values) if isinstance(values, dict) else values
+        config = replace(config, **{part: new})
+    began = time.monotonic()
+    with pytest.raises(UserError) as error:
+        train(config)
+    assert time.monotonic() - began < 10  # Told before any worker starts.
+    for word in ("run.name=whole", *words, "another name"):
+        assert word in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+def test_settings_that_do_not_change_the_past_may_change(undisturbed):
+    config = undisturbed[0]
+    later = replace(config, train=replace(config.train, log_every=1, keep_checkpoints=5))
+    labels = (Path(undisturbed[1].checkpoint) / "labels.txt").read_text().splitlines()
+    checkpoint.check_resumable(later, labels)
+    with pytest.raises(UserError, match=r"train\.labels"):
+        checkpoint.check_resumable(later, labels[1:])
+
+
+def test_a_run_that_does_not_exist_has_no_steps(tmp_path):
+    assert checkpoint.latest_step(RunConfig(name="new", storage=str(tmp_path))) == 0
