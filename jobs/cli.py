@@ -121,11 +121,12 @@ def _instantiate(
 ) -> Config:
     try:
         namespace = parser.parse_args(argv)
+        _check_groups(parser, namespace)
         built = parser.instantiate(namespace)
     except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, UserError | ModelError):
             raise
-        raise UserError(_explain(parser, str(error))) from None
+        raise UserError(_explain(parser, str(error), argv)) from None
     fields = {key: value for key, value in vars(built).items() if key != "config"}
     return config_class(**_as_values(fields))
 
@@ -134,15 +135,36 @@ def _as_values(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: v.as_dict() if isinstance(v, Namespace) else v for k, v in fields.items()}
 
 
-def _explain(parser: ArgumentParser, message: str) -> str:
-    """One message that names the key and, for an unknown key, the nearest known one."""
+def _keys(parser: ArgumentParser) -> tuple[list[str], list[str]]:
+    """The dotted keys of all settings, and those of the groups that they are in."""
     known = sorted(key for key in parser.get_defaults().keys() if key != "config")
-    branches = {key[: dot.start()] for key in known for dot in re.finditer(r"\.", key)}
-    nested = re.search(r"Group '([\w.]+)' does not accept option '(\w+)'", message)
+    groups = {key[: dot.start()] for key in known for dot in re.finditer(r"\.", key)}
+    return known, sorted(groups)
+
+
+def _check_groups(parser: ArgumentParser, namespace: Namespace) -> None:
+    """Refuses `train: 7` in a recipe, which the parser would drop without a word."""
+    for group in _keys(parser)[1]:
+        value = namespace.get(group)
+        if not isinstance(value, Namespace):
+            raise UserError(
+                f"{group}={value!r}: must be a group of settings: write {group}.KEY, or in a "
+                "recipe a mapping of keys to values"
+            )
+
+
+def _explain(parser: ArgumentParser, message: str, argv: Sequence[str] | None) -> str:
+    """One message that names the key and, for an unknown key, the nearest known one."""
+    known, groups = _keys(parser)
+    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     plain = re.search(
         r"(?:Unrecognized arguments: --|Option '|does not accept option ')([\w.\-]+)", message, re.I
     )
     key = ".".join(nested.groups()) if nested else plain.group(1) if plain else None
     if key and key not in known:
-        return f"{key}: no such key{did_you_mean(key, [*known, *branches])}"
+        return f"{key}: no such key{did_you_mean(key, [*known, *groups])}"
+    if re.match("Problems parsing config|Unexpected config", message):
+        words = " ".join(sys.argv[1:] if argv is None else argv)
+        recipes = re.findall(r"--config[= ](\S+)", words)
+        message = f"--config {', '.join(recipes)}: not a YAML mapping of settings: {message}"
     return " ".join(message.split())

@@ -132,7 +132,8 @@ def training_stream(
     configure_context(config.augment.crop_px, rows_per_batch)
     span = rows_per_batch * BATCHES_PER_TASK
     tasks = [{"start": t, "stop": min(t + span, stop)} for t in range(start, stop, span)]
-    return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+    # A finished run has no task left, and Ray refuses 0 blocks.
+    return ray.data.from_items(tasks, override_num_blocks=max(1, len(tasks))).map_batches(
         CropLoader,
         fn_constructor_args=(corpus, mixture, config, rows_per_batch),
         batch_size=None,

@@ -108,20 +108,31 @@ def remaining_stream(config: TrainMixConfig, corpus: Corpus, mixture: Mixture) -
 
 
 def absolute(config: TrainMixConfig) -> TrainMixConfig:
-    """Makes local paths absolute: the working folder of a Ray worker is another."""
-    run = replace(config.run, storage=_absolute(config.run.storage))
-    data = (
-        replace(config.data, shards=_absolute(config.data.shards))
-        if config.data.shards
-        else (config.data)
-    )
-    folder = Path(run.storage) if "://" not in run.storage else Path.cwd() / "runs"
+    """Makes local paths absolute: the working folder of a Ray worker is another.
+
+    Raises:
+        UserError: A path is relative to a working folder that Ray uploaded for a job: what is
+            written there is lost, and what is not in the upload is not there.
+    """
+    run = replace(config.run, storage=_absolute("run.storage", config.run.storage))
+    data = config.data
+    if data.shards:
+        data = replace(data, shards=_absolute("data.shards", data.shards))
+    folder = Path(run.storage) if "://" not in run.storage else Path.home() / ".lseg"
     folder.mkdir(parents=True, exist_ok=True)
     return replace(config, run=run, data=data, tracking=config.tracking.resolved(folder))
 
 
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).expanduser().resolve())
+def _absolute(key: str, uri: str) -> str:
+    if "://" in uri:
+        return uri
+    path = Path(uri).expanduser()
+    if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
+        raise UserError(
+            f"{key}={uri}: is relative to the folder that Ray made for this job; give an absolute "
+            "path that all nodes share, or an s3:// address"
+        )
+    return str(path.resolve())
 
 
 def _validation_corpus(config: TrainMixConfig) -> Corpus | None:

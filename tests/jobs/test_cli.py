@@ -77,7 +77,11 @@ def test_the_recipe_overrides_the_defaults_and_the_command_line_the_recipe(recip
     arguments = ["--config", str(recipe), "--train.lr", "0.125", "--train.other.drop=0.75"]
     arguments += ["--data.weights", "size", "--run.seed", "9"]
     config = parse(TrainMixConfig, arguments)
-    assert (config.train.lr, config.train.other.drop, config.train.other.share) == (0.125, 0.75, 0.25)
+    assert (config.train.lr, config.train.other.drop, config.train.other.share) == (
+        0.125,
+        0.75,
+        0.25,
+    )
     assert config.data.weights == "size"
     assert (config.run.name, config.run.seed) == ("from-recipe", 9)
 
@@ -128,12 +132,14 @@ def test_what_is_not_allowed_is_told_with_its_key(arguments, words):
     ("text", "words"),
     [
         ("train: {lrr: 1}", ("train.lrr: no such key", "did you mean 'train.lr'")),
-        ("trian: {lr: 1}", ("trian", "no such key", "did you mean 'train'")),
+        ("trian: {lr: 1}", ("trian.lr: no such key", "did you mean 'train.lr'")),
         ("train: {other: {shar: 1}}", ("train.other.shar: no such key", "train.other.share")),
         ("data: {augment: {crop_pix: 48}}", ("data.augment.crop_pix: no such key", "crop_px")),
         ("model: {text: {encodr: x}}", ("model.text.encodr: no such key", "model.text.encoder")),
         ("train: {steps: many}", ("train.steps", "many")),
-        ("train: 7", ("train",)),
+        ("train: 7", ("train=7", "must be a group of settings")),
+        ("train: {other: 3}", ("train.other=3", "must be a group of settings")),
+        ("train:\n  steps: 5\nrun: x", ('"run"', "x")),
         ("train: {lr: [", ("recipe.yaml",)),
         ("just words", ("recipe.yaml",)),
     ],
@@ -152,7 +158,9 @@ def test_exit_codes(capsys):
     assert main(TrainMixConfig, seen.append, ["--train.steps", "5"]) == 0
     assert seen[0].train.steps == 5
     assert main(TrainMixConfig, seen.append, ["--train.step", "5"]) == 2
-    assert capsys.readouterr().err == "error: train.step: no such key; did you mean 'train.steps'?\n"
+    assert (
+        capsys.readouterr().err == "error: train.step: no such key; did you mean 'train.steps'?\n"
+    )
     assert len(seen) == 1
 
     def fails(config):

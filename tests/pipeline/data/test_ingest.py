@@ -101,6 +101,11 @@ def test_a_restart_from_the_middle_gives_the_tail(mini_shards):
     assert same(tail, {name: column[18:] for name, column in whole.items()})
 
 
+def test_nothing_is_left_at_the_end(mini_shards):
+    (consumer,) = stream(mini_shards, 3, 48, 48).streaming_split(1, equal=True)
+    assert batches(consumer, 3) == []
+
+
 def test_s3_gives_the_bytes_of_the_local_folder(mini_shards, s3_bucket):
     remote = open_storage(f"{s3_bucket}/prepared")
     for path in sorted(mini_shards.folder.rglob("*.*")):

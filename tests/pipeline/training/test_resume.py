@@ -103,7 +103,7 @@ def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
 @pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "again", max_failures=0)
-    with killer(config.run) as killed, pytest.raises(Exception, match="died|failure|error"):
+    with killer(config.run) as killed, pytest.raises(Exception, match=r"died|failure|error"):
         train(config)
     done = checkpoint.latest_step(config.run)
     assert killed[0][1] <= done < STEPS

@@ -100,7 +100,9 @@ class TestClosed:
         assert oracle.questions == []
 
     def test_a_super_class_is_right_for_each_of_its_members(self):
-        closed = of_super_classes({"traffic": ("traffic_light", "traffic_sign"), "animal": ("horse",)})
+        closed = of_super_classes(
+            {"traffic": ("traffic_light", "traffic_sign"), "animal": ("horse",)}
+        )
         assert closed.texts == ("traffic", "animal", OTHER)
         closed.add(Always(0), picture("traffic_light", "traffic_sign", "horse", "road"))
         assert closed.matrix.counts[:, 0].tolist() == [96, 48, 48]
@@ -173,7 +175,9 @@ class TestBehaviours:
     def test_questions_name_half_of_what_is_there_and_five_that_are_not(self):
         for seed in range(20):
             oracle = Oracle()
-            Behaviours(VOCABULARY, seed).add(oracle, picture("wall", "floor", "bed", "traffic_light"))
+            Behaviours(VOCABULARY, seed).add(
+                oracle, picture("wall", "floor", "bed", "traffic_light")
+            )
             (texts,) = oracle.questions
             assert texts[-1] == OTHER
             there = {"wall", "floor", "bed", "traffic light"}

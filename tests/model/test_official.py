@@ -1,0 +1,286 @@
+"""Published checkpoints: round trip, what the keys tell, and files not to be trusted."""
+
+import argparse
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import RegularizerConfig
+from model.errors import ModelError
+from model.lightning_file import TorchFile, is_tensor, plain_mapping
+from model.lseg import build_lseg
+from model.official import export_official, import_official
+from model.official_keys import infer_config, official_name
+from tests.golden.run_case import published_shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def exported(tiny_lseg, tmp_path):
+    path = tmp_path / "tiny.ckpt"
+    export_official(tiny_lseg, path)
+    return path
+
+
+def test_round_trip_changes_nothing(tiny_lseg, exported, tmp_path):
+    imported = import_official(exported)
+    assert imported.lseg.config == tiny_lseg.config
+    image, text = torch.randn(1, 3, 64, 64), torch.randn(3, 512)
+    for name, value in tiny_lseg.state_dict().items():
+        assert torch.equal(imported.lseg.state_dict()[name], value), name
+    assert torch.equal(imported.lseg(image, text), tiny_lseg(image, text))
+    export_official(imported.lseg, tmp_path / "again.ckpt")
+    first, again = (
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in (exported, tmp_path / "again.ckpt")
+    )
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_exports_hold_every_entry_of_the_published_network(exported):
+    names = torch.load(exported, weights_only=True)["state_dict"].keys()
+    assert "net.pretrained.model.norm.weight" in names
+    assert "net.pretrained.model.head.bias" in names
+    assert "net.scratch.refinenet4.resConfUnit1.bn2.running_var" in names
+    assert "net.scratch.head_block.depthwise.depthwise.bias" in names
+
+
+def test_what_the_published_form_cannot_hold_is_refused(tiny_config, tmp_path):
+    regularizer = RegularizerConfig(kind="depthwise", depth=2, shared=False)
+    lseg = build_lseg(replace(tiny_config, regularizer=regularizer), 512)
+    with pytest.raises(ModelError, match="one shared regulariser"):
+        export_official(lseg, tmp_path / "x.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "timm_name", "embed_dim", "encoder"),
+    [
+        ("vitb32", "vit_base_patch32_384", 512, "ViT-B-32-quickgelu"),
+        ("vitl16", "vit_large_patch16_384", 768, "RN50x16-quickgelu"),
+        ("resnet101", "resnet101.tv_in1k", 512, "ViT-B-32-quickgelu"),
+    ],
+)
+def test_keys_tell_the_architecture(backbone, timm_name, embed_dim, encoder):
+    shapes = {k: tuple(v) for k, v in published_shapes(backbone, False, embed_dim).items()}
+    config, notes = infer_config(shapes, {}, None, "file")
+    assert config.backbone.name == timm_name
+    assert config.text.encoder == encoder
+    assert config.features == 256
+    assert config.regularizer == RegularizerConfig()
+    assert "two label" in notes[0]
+    with torch.device("meta"):
+        network = build_lseg(config, embed_dim)
+    assert {official_name(name) for name in network.state_dict()} <= shapes.keys()
+
+
+@pytest.mark.parametrize(
+    ("hyper", "kind", "depth"),
+    [
+        ({"arch_option": 1, "block_depth": 2, "activation": "tanh"}, "bottleneck", 2),
+        ({"arch_option": 2, "block_depth": 0, "activation": "lrelu"}, "depthwise", 1),
+    ],
+)
+def test_hyper_parameters_tell_the_regulariser(hyper, kind, depth):
+    shapes = {k: tuple(v) for k, v in published_shapes("vitb32", True).items()}
+    config, _ = infer_config(shapes, hyper, None, "file")
+    assert (config.regularizer.kind, config.regularizer.depth) == (kind, depth)
+    assert config.regularizer.activation == hyper["activation"]
+    assert config.regularizer.init == "reference"
+    with pytest.raises(ModelError, match="does not say which one"):
+        infer_config(shapes, {}, None, "file")
+    given = RegularizerConfig(kind="depthwise", depth=3, activation="relu")
+    assert infer_config(shapes, {}, given, "file")[0].regularizer.depth == 3
+
+
+def resave(path: Path, change) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def drop_and_add(content) -> None:
+    content["state_dict"].pop("net.scratch.head1.bias")
+    content["state_dict"]["net.scratch.extra"] = torch.zeros(2)
+    content["state_dict"]["net.pretrained.model.cls_token"] = torch.zeros(1, 1, 7)
+
+
+def test_what_does_not_fit_is_listed(exported):
+    resave(exported, drop_and_add)
+    with pytest.raises(ModelError) as caught:
+        import_official(exported)
+    message = str(caught.value)
+    assert "1 missing:\n    scratch.head1.bias" in message
+    assert "1 unexpected:\n    scratch.extra" in message
+    assert "pretrained.model.cls_token (1, 1, 7) instead of (1, 1, 48)" in message
+
+
+def test_a_wrong_backbone_is_refused(exported):
+    resave(exported, lambda content: content["hyper_parameters"].clear())
+    with pytest.raises(ModelError, match=r"\(width, patch, blocks\) = \(48, 8, 4\)"):
+        import_official(exported)
+
+
+def test_any_hyper_parameters_are_read_and_half_precision_is_widened(exported):
+    def change(content):
+        config = content["hyper_parameters"]["lseg_config"]
+        content["hyper_parameters"] = argparse.Namespace(
+            lseg_config=config, path=Path("/data"), kwargs={"x": 1}, level=pickle.PickleError
+        )
+        content["state_dict"] = OrderedDict(
+            (name, torch.nn.Parameter(value.half()) if value.ndim == 4 else value)
+            for name, value in content["state_dict"].items()
+        )
+        content["callbacks"] = {argparse.ArgumentParser: {"best": torch.tensor(3.0)}}
+
+    resave(exported, change)
+    imported = import_official(exported)
+    assert {value.dtype for value in imported.lseg.state_dict().values()} == {
+        torch.float32,
+        torch.int64,
+    }
+
+
+def test_clip_is_dropped_but_its_text_tower_kept_apart(tiny_lseg, tmp_path):
+    clip = {"visual.conv1.weight": torch.zeros(2, 3, 4, 4), "ln_final.bias": torch.ones(4).half()}
+    export_official(tiny_lseg, tmp_path / "x.ckpt", clip)
+    imported = import_official(tmp_path / "x.ckpt")
+    assert imported.text_weights.keys() == {"ln_final.bias"}
+    assert imported.text_weights["ln_final.bias"].dtype == torch.float32
+    assert any("visual tower, 1 entries" in note for note in imported.notes)
+
+
+class Attack:
+    """Unpickles into a call, as a malicious checkpoint would."""
+
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+def fire(path):
+    Path(path).write_text("ran")
+
+
+@pytest.mark.parametrize("function", [os.system, exec, eval, subprocess.getoutput])
+def test_a_malicious_file_is_refused_and_runs_nothing(exported, tmp_path, function):
+    trace = tmp_path / "trace"
+    code = f"open({str(trace)!r}, 'w')" if function in (exec, eval) else f"touch {trace}"
+    resave(exported, lambda content: content.update(epoch=Attack(function, code)))
+    with pytest.raises(ModelError, match="do not trust this file"):
+        import_official(exported)
+    assert not trace.exists()
+    # The file is what it claims to be: read the usual way, it fires.
+    torch.load(exported, weights_only=False)
+    assert trace.exists()
+
+
+def test_an_unsuspicious_call_is_never_made_either(exported, tmp_path):
+    trace = tmp_path / "trace"
+    resave(exported, lambda content: content.update(epoch=Attack(fire, str(trace))))
+    import_official(exported)
+    assert not trace.exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def write_text(path: Path) -> None:
+    path.write_text("<html>404</html>")
+
+
+def compress(path: Path) -> None:
+    with zipfile.ZipFile(path) as source:
+        parts = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, data in parts.items():
+            target.writestr(name, data)
+
+
+def reach_outside(path: Path) -> None:
+    with zipfile.ZipFile(path) as source:
+        parts = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w") as target:
+        for name, data in parts.items():
+            target.writestr(name, data[:4] if "/data/" in name else data)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, write_text, compress, reach_outside])
+def test_damaged_files_are_refused(exported, damage):
+    damage(exported)
+    with pytest.raises(ModelError, match=r"no complete torch\.save file"):
+        import_official(exported)
+
+
+def test_other_networks_are_refused(tmp_path):
+    torch.save({"state_dict": {"conv.weight": torch.zeros(2, 2)}}, tmp_path / "x.ckpt")
+    with pytest.raises(ModelError, match="must be an LSeg checkpoint"):
+        import_official(tmp_path / "x.ckpt")
+    with pytest.raises(FileNotFoundError):
+        import_official(tmp_path / "y.ckpt")
+
+
+def test_tensors_of_any_layout_are_rebuilt(tmp_path):
+    base = torch.arange(24.0).view(4, 6)
+    tensors = {
+        "transposed": base.T,
+        "slice": base[1:3, 2:5],
+        "scalar": torch.tensor(7, dtype=torch.int64),
+        "empty": torch.empty(0, 3),
+        "bool": torch.tensor([True, False]),
+        "bfloat16": torch.arange(4).bfloat16(),
+    }
+    torch.save(tensors, tmp_path / "x.pt")
+    file = TorchFile(tmp_path / "x.pt")
+    content = plain_mapping(file.content)
+    assert content.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert is_tensor(content[name])
+        assert torch.equal(file.tensor(content[name]), tensor), name
+        assert file.tensor(content[name]).dtype == tensor.dtype
+
+
+def test_the_jobs_import_export_and_refuse(exported, tmp_path):
+    def job(name, *words):
+        return subprocess.run(
+            [sys.executable, ROOT / "jobs" / name, *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+
+    done = job("import_official.py", exported, "--out", tmp_path / "ours")
+    assert done.returncode == 0, done.stderr
+    assert "left out: the ViT's final norm" in done.stdout
+    done = job("export_official.py", tmp_path / "ours", "--out", tmp_path / "b.ckpt", "--clip=omit")
+    assert done.returncode == 0, done.stderr
+    first, again = (
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in (exported, tmp_path / "b.ckpt")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    truncate(exported)
+    done = job("import_official.py", exported, "--out", tmp_path / "other")
+    assert done.returncode == 2
+    assert "no complete torch.save file" in done.stderr
+    assert not (tmp_path / "other").exists()
