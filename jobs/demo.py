@@ -13,6 +13,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich.console import Console
+
 from jobs.cli import main, parse, start_ray
 from jobs.local_s3 import local_s3
 from model.stand_in import stand_in_semantics
@@ -99,7 +101,7 @@ def run(config: DemoConfig) -> Report:
                     samples_per_shard=20,
                 )
             )
-            print(summary.table(), file=sys.stderr)
+            Console(file=sys.stderr).print(summary.table())
         with watch.stage("train", "LSeg on the weighted mixture"):
             outcome = train(training)
         with watch.stage("evaluate", "seen and unseen classes, and the four behaviours"):

@@ -12,6 +12,7 @@ names what only an attack would name is refused besides.
 import io
 import pickle
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,11 +107,15 @@ class _SuspectError(Exception):
 
 class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        # Old pickle protocols write Python 2's names (`commands` for `subprocess`).
+        module_name, global_name = NAME_MAPPING.get(
+            (module_name, global_name), (IMPORT_MAPPING.get(module_name, module_name), global_name)
+        )
         if (module_name, global_name) == ("collections", "OrderedDict"):
             return OrderedDict
-        builtin = module_name in ("builtins", "__builtin__")
+        suspect_builtin = global_name.split(".")[0] in SUSPECT_BUILTINS
         if module_name.split(".")[0] in SUSPECT_MODULES or (
-            builtin and global_name.split(".")[0] in SUSPECT_BUILTINS
+            module_name == "builtins" and suspect_builtin
         ):
             raise _SuspectError(f"{module_name}.{global_name}")
         # A class of its own for every mention: a pickle can set attributes on what it names.

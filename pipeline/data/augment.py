@@ -38,11 +38,15 @@ class AugmentConfig:
     """Range of the random scale, relative to `base_px`."""
     flip_probability: float = 0.5
     """Probability of a horizontal flip."""
+    grid_px: int = 1
+    """Corners of crops lie on a grid of this many source pixels; 1 is any position."""
 
     def __post_init__(self) -> None:
-        for name in ("crop_px", "base_px"):
-            if getattr(self, name) < 16:
-                raise UserError(f"augment.{name}={getattr(self, name)}: must be at least 16 pixels")
+        for name, least in (("crop_px", 16), ("base_px", 16), ("grid_px", 1)):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"augment.{name}={getattr(self, name)}: must be at least {least} pixels"
+                )
         low, high = self.scale
         if not 0 < low <= high:
             raise UserError(
@@ -95,8 +99,8 @@ def random_crop(
     zoom = rng.integers(low, high, endpoint=True) / max(height, width)
     box_h = min(height, max(1, round(config.crop_px / zoom)))
     box_w = min(width, max(1, round(config.crop_px / zoom)))
-    top = int(rng.integers(0, height - box_h, endpoint=True))
-    left = int(rng.integers(0, width - box_w, endpoint=True))
+    top = config.grid_px * int(rng.integers(0, (height - box_h) // config.grid_px, endpoint=True))
+    left = config.grid_px * int(rng.integers(0, (width - box_w) // config.grid_px, endpoint=True))
     image = image[top : top + box_h, left : left + box_w]
     label = label[top : top + box_h, left : left + box_w]
     if rng.random() < config.flip_probability:

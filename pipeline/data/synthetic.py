@@ -1,10 +1,9 @@
 """The mini-seven: small rendered scenes, so that the whole system runs without a download.
 
-A scene is a painted background with a few objects. The paint of a class - its colour and the
-colours of three textures - is one fixed linear function of the text vector of its label. What a
-network learns about the paint of some labels therefore holds for labels it never saw, which makes
-zero-shot results on these pictures real and measurable. Noise, lighting, tint and blur differ by
-dataset.
+A scene is a painted background with a few objects. The paint of a class is a small tile of four
+colours, which are one fixed linear function of the text vector of its label. What a network learns
+about the paint of some labels therefore holds for labels it never saw, which makes zero-shot
+results on these pictures real and measurable. Noise, lighting, tint and blur differ by dataset.
 
 `synthetic_layout.py` writes the scenes in the official layout and label encoding of each dataset.
 """
@@ -20,8 +19,12 @@ from PIL import Image, ImageDraw
 
 from pipeline.data.taxonomy import native_table
 
+TILE_PX = 8
+"""Side of the tile that a paint repeats. Tiles lie on one grid for the whole picture, so crops on
+that grid (`augment.grid_px`) show each patch of a small ViT a whole tile."""
+
 APPEARANCE_DIMS = 12
-"""Numbers that describe a paint: 3 for the mean colour and 3 for the colour of each texture."""
+"""Numbers that describe a paint: four colours of three channels."""
 
 HELD_OUT = (
     # Training sees all words of these labels, in other labels ...
@@ -55,18 +58,11 @@ SUPER_CLASSES: dict[str, tuple[str, ...]] = {
 _ALWAYS = frozenset({"light_other", "table", "shower"}.union(*SUPER_CLASSES.values()))
 """Classes that scenes show wherever the dataset has them."""
 
-COLOUR_GAIN = 42.0
-"""Grey levels of one unit of mean colour."""
+COLOUR_GAIN = 45.0
+"""Grey levels of one unit of colour."""
 
-PAINT_SPREAD = 0.1
+PAINT_SPREAD = 0.15
 """Standard deviation of the numbers of a paint from one object of a class to the next."""
-
-TEXTURE_GAIN = 50.0
-"""Contrast of the average texture, in grey levels."""
-
-TEXTURE_SWING = 0.45
-"""Change of that contrast, relative to the average, for one unit of texture. It is small enough
-that contrasts hardly ever change sign: bright on dark and dark on bright would look alike."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +83,10 @@ WORLDS: dict[str, World] = {
     "ade20k": World((160, 120), (1.0, 1.0, 1.0), 4.0, 0.0),
     "bdd100k": World((160, 96), (0.95, 1.0, 1.05), 8.0, 0.4),
     "cityscapes": World((160, 80), (0.92, 1.04, 0.98), 3.0, 0.4),
-    "coco_panoptic": World((152, 144), (1.04, 1.0, 0.96), 5.0, 0.0),
+    "coco_panoptic": World((160, 152), (1.04, 1.0, 0.96), 5.0, 0.0),
     "idd": World((160, 88), (1.05, 1.0, 0.9), 7.0, 0.5),
     "mapillary": World((160, 112), (0.97, 0.98, 1.03), 5.0, 0.6),
-    "sunrgbd": World((152, 120), (1.03, 0.97, 0.95), 9.0, 0.3),
+    "sunrgbd": World((160, 128), (1.03, 0.97, 0.95), 9.0, 0.3),
 }
 
 MAX_CLASSES = 10
@@ -185,22 +181,28 @@ def _compose(dataset: str, split: str, rng: np.random.Generator) -> list[Region]
         Region(right, ((seam, 0), (edge[0], 0), edge, (seam, edge[1]))),
         Region(near, ((0, horizon + tilt), (edge[0], horizon - tilt), edge, (0, edge[1]))),
     ]
-    for number in range(int(rng.integers(4, 8))):
+    count = int(rng.integers(2, 5))
+    for number, slot in enumerate(rng.permutation(count).tolist()):
         pool = unseen if split == "val" and number % 2 == 0 else seen
-        regions.append(Region(str(rng.choice(pool)), _outline(width, height, rng)))
+        centre = width * (slot + rng.uniform(0.35, 0.65)) / count
+        reach = min(0.5 * width / count, 0.4 * height)
+        regions.append(Region(str(rng.choice(pool)), _outline(world.size, centre, reach, rng)))
     if rng.random() < 0.2:
-        regions.append(Region(None, _outline(width // 2, height // 2, rng)))
+        blot = _outline(world.size, width * rng.uniform(0.1, 0.9), 0.1 * height, rng)
+        regions.append(Region(None, blot))
     return regions
 
 
-def _outline(width: int, height: int, rng: np.random.Generator) -> tuple[tuple[int, int], ...]:
-    """An irregular convex-ish outline between 20 and 45 % of the picture's height in radius."""
+def _outline(
+    size: tuple[int, int], centre: float, reach: float, rng: np.random.Generator
+) -> tuple[tuple[int, int], ...]:
+    """An irregular outline of 4 to 10 corners, about `reach` pixels in radius."""
+    width, height = size
     corners = int(rng.integers(4, 11))
-    angles = np.sort((np.arange(corners) + rng.uniform(-0.2, 0.2, corners)) * 2 * np.pi / corners)
-    radius = height * rng.uniform(0.17, 0.3)
-    stretch = rng.uniform(0.8, 1.4)
-    x = width * rng.uniform(0.12, 0.88) + radius * stretch * np.cos(angles)
-    y = height * rng.uniform(0.25, 0.85) + radius * np.sin(angles)
+    angles = (np.arange(corners) + rng.uniform(-0.2, 0.2, corners)) * 2 * np.pi / corners
+    radius = reach * rng.uniform(0.75, 1.15)
+    x = centre + radius * np.cos(angles)
+    y = height * rng.uniform(0.35, 0.75) + radius * np.sin(angles)
     points = zip(x.round().astype(int).tolist(), y.round().astype(int).tolist(), strict=True)
     return tuple((min(max(px, 0), width - 1), min(max(py, 0), height - 1)) for px, py in points)
 
@@ -216,18 +218,15 @@ def _paint(
     if name is None:
         return rng.uniform(0, 255, (height, width, 3)).astype(np.float32)
     vector = vectors[name]
-    colours = (_projection(len(vector)) @ vector).reshape(-1, 3).astype(np.float32)
+    colours = (_projection(len(vector)) @ vector).reshape(4, 3)
     # Each object of a class differs a little from the next.
-    colours += rng.normal(0, PAINT_SPREAD, colours.shape).astype(np.float32)
-    x, y = np.meshgrid(np.arange(width) + rng.integers(6), np.arange(height) + rng.integers(6))
-    bars, rows = x % 6 < 3, y % 6 < 3
-    textures = (bars, rows, bars ^ rows)
-    canvas = np.full((height, width, 3), 128.0, np.float32)
-    canvas += COLOUR_GAIN * colours[0]
-    for texture, colour in zip(textures, colours[1:], strict=True):
-        contrast = TEXTURE_GAIN * (1 + TEXTURE_SWING * colour)
-        canvas += (texture - np.float32(0.5))[:, :, None] * contrast
-    return canvas
+    colours = colours + rng.normal(0, PAINT_SPREAD, colours.shape)
+    # The tile mirrors itself, so that a flipped picture shows the same paint.
+    column = np.minimum(np.arange(TILE_PX), TILE_PX - 1 - np.arange(TILE_PX)) // (TILE_PX // 4)
+    row = np.arange(TILE_PX) // (TILE_PX // 2)
+    tile = (128 + COLOUR_GAIN * colours)[2 * row[:, None] + column[None, :]].astype(np.float32)
+    repeats = (-(-height // TILE_PX), -(-width // TILE_PX), 1)
+    return np.tile(tile, repeats)[:height, :width]
 
 
 def _camera(canvas: np.ndarray, world: World, rng: np.random.Generator) -> np.ndarray:

@@ -87,6 +87,7 @@ def train(config: TrainMixConfig) -> Outcome:
             storage_path=config.run.storage,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": _worker_environment()},
         ),
         # A callable is asked anew whenever workers start, also after a failure.

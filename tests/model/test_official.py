@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -135,7 +134,10 @@ def test_any_hyper_parameters_are_read_and_half_precision_is_widened(exported):
     def change(content):
         config = content["hyper_parameters"]["lseg_config"]
         content["hyper_parameters"] = argparse.Namespace(
-            lseg_config=config, path=Path("/data"), kwargs={"x": 1}, level=pickle.PickleError
+            lseg_config=config,
+            path=Path("/data"),
+            kwargs={"x": 1},
+            level=argparse.ArgumentTypeError,
         )
         content["state_dict"] = OrderedDict(
             (name, torch.nn.Parameter(value.half()) if value.ndim == 4 else value)
