@@ -20,8 +20,9 @@ from jobs.local_s3 import local_s3
 from model.stand_in import stand_in_semantics
 from pipeline.data.prepare import prepare
 from pipeline.data.prepare_config import PrepareConfig, RootsConfig
-from pipeline.data.synthetic import label_words, world_classes
+from pipeline.data.synthetic import world_classes
 from pipeline.data.synthetic_layout import write_mini_seven
+from pipeline.data.taxonomy import label_text
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.demo_report import Report, evaluate
@@ -88,7 +89,7 @@ def run(config: DemoConfig) -> Report:
         with watch.stage("render", "seven datasets in their official layouts"):
             names = world_classes()
             vectors = dict(
-                zip(names, stand_in_semantics([label_words(n) for n in names]), strict=True)
+                zip(names, stand_in_semantics([label_text(n) for n in names]), strict=True)
             )
             roots = write_mini_seven(
                 work / "raw", vectors, config.seed, config.train_scenes, config.val_scenes

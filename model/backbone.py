@@ -244,19 +244,26 @@ def _require_weights(config: BackboneConfig) -> None:
             f"backbone.pretrained=true: timm has no weights for {config.name}: set it to false, "
             f"or choose one of {timm.list_pretrained(config.name.split('.')[0] + '*')[:4]}"
         )
-    if published.hf_hub_id and "pretrained_cfg_overlay" not in config.kwargs:
+    own_file = {"pretrained_cfg", "pretrained_cfg_overlay"} & config.kwargs.keys()
+    if published.hf_hub_id and not own_file:
+        named = published.hf_hub_filename
         require_hub_file(
             published.hf_hub_id,
-            ("model.safetensors", "pytorch_model.bin"),
+            (named,) if named else ("model.safetensors", "pytorch_model.bin"),
             where=f"backbone.name={config.name}",
             otherwise="or name the file: backbone.kwargs={pretrained_cfg_overlay: {file: PATH}}; "
             "or train from scratch: backbone.pretrained=false",
         )
 
 
+def quarter_ends(depth: int) -> tuple[int, ...]:
+    """The last block of each quarter of a ViT's depth, which is what the publication taps."""
+    return tuple(max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4))
+
+
 def _hooks(config: BackboneConfig, depth: int) -> tuple[int, ...]:
     if config.hooks is None:
-        return tuple(max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4))
+        return quarter_ends(depth)
     if config.hooks[-1] >= depth:
         raise ModelError(
             f"backbone.hooks={list(config.hooks)}: {config.name} has {depth} blocks, numbered "

@@ -129,8 +129,8 @@ class ModelConfig:
     (D/8, D/4, D/2, D) below 1024 and (D/4, D/2, D, D) from there, as published."""
 
     activation_checkpointing: bool = False
-    """Recompute the transformer blocks and fusion stages in the backward pass: less memory, more
-    time."""
+    """Recompute the transformer blocks in the backward pass: less memory, more time. Only for
+    ViTs."""
 
     def __post_init__(self) -> None:
         if self.features < 1:

@@ -10,11 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from model.backbone import TokenBackbone, quarter_ends
 from model.config import (
     RegularizerConfig,
 )
+from model.errors import ModelError
 from model.lightning_file import TorchFile, is_tensor, plain_mapping, shape_of
 from model.lseg import LSeg, build_lseg
 from model.official_keys import CONFIG_KEY, DEAD, check_keys, infer_config, official_name
@@ -89,6 +92,17 @@ def official_state(lseg: LSeg, clip: Mapping[str, Tensor] | None = None) -> dict
     Raises:
         ModelError: the published form cannot hold this network.
     """
+    backbone = lseg.backbone
+    if isinstance(backbone, TokenBackbone) and not (
+        isinstance(backbone.vit, VisionTransformer)
+        and backbone.has_class_token
+        and backbone.num_prefix == 1
+        and backbone.hooks == quarter_ends(len(backbone.vit.blocks))
+    ):
+        raise ModelError(
+            f"backbone.name={lseg.config.backbone.name}: the published form holds only plain ViTs "
+            "with a class token, tapped at the end of each quarter: it cannot be exported"
+        )
     state = {official_name(name): tensor for name, tensor in lseg.state_dict().items()}
     state.update(list(_dead_entries(state)))
     state.update({f"clip_pretrained.{name}": tensor for name, tensor in (clip or {}).items()})

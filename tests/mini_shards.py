@@ -13,7 +13,8 @@ from pipeline.data.augment import AugmentConfig
 from pipeline.data.ingest import DataConfig
 from pipeline.data.prepare import prepare
 from pipeline.data.prepare_config import PrepareConfig, RootsConfig
-from pipeline.data.synthetic import label_words, world_classes
+from pipeline.data.synthetic import world_classes
+from pipeline.data.taxonomy import label_text
 from pipeline.data.synthetic_layout import write_mini_seven
 from pipeline.training.config import ClusterConfig, RunConfig, TrainConfig, TrainMixConfig
 from pipeline.training.tracking import TrackingConfig
@@ -28,7 +29,7 @@ AUGMENT = AugmentConfig(crop_px=48, base_px=64, scale=(0.5, 1.25))
 def paint_vectors() -> dict[str, np.ndarray]:
     """(17,) float32 by universal class, as the demo paints them."""
     names = world_classes()
-    rows = stand_in_semantics([label_words(name) for name in names])
+    rows = stand_in_semantics([label_text(name) for name in names])
     return dict(zip(names, rows, strict=True))
 
 

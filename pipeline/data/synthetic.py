@@ -89,7 +89,7 @@ WORLDS: dict[str, World] = {
     "sunrgbd": World((160, 128), (1.03, 0.97, 0.95), 9.0, 0.3),
 }
 
-MAX_CLASSES = 10
+MAX_CLASSES = 16
 """Classes in the training scenes of one dataset, about."""
 
 
@@ -124,11 +124,6 @@ class Scene:
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
     regions: tuple[Region, ...]
-
-
-def label_words(universal_name: str) -> str:
-    """The label as text: `traffic_light` -> `traffic light`."""
-    return universal_name.replace("_", " ")
 
 
 def world_classes() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from model.config import ModelConfig
 from pipeline.data.ingest import DataConfig
+from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
 from pipeline.training.tracking import TrackingConfig
 
@@ -60,6 +61,26 @@ class OtherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistractorConfig:
+    """Asks for labels that no training picture shows, so that absent ones are not hallucinated.
+
+    They are classes of the taxonomy, drawn anew for each step; no pixel is theirs. The published
+    model has no such step.
+    """
+
+    count: int = 0
+    """Distractors in each step; 0 trains as published."""
+    never: tuple[str, ...] = ()
+    """Universal classes that are never asked: those of a later zero-shot evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise UserError(f"train.distractors.count={self.count}: must be 0 or more")
+        for name in self.never:
+            universal().id_of(name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The optimisation; defaults as published for ADE20K where they apply."""
 
@@ -87,6 +108,8 @@ class TrainConfig:
     """Labels to train against: the classes that occur in the training shards, or all."""
     other: OtherConfig = field(default_factory=OtherConfig)
     """How the word "other" is taught."""
+    distractors: DistractorConfig = field(default_factory=DistractorConfig)
+    """Labels of classes that are nowhere."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs."""
     sync_batchnorm: bool = True

@@ -27,6 +27,7 @@ from pipeline.training.job import Job
 from pipeline.training.labels import training_labels
 from pipeline.training.loop import train_worker
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
+from pipeline.training.questions import distractor_texts
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def train(config: TrainMixConfig) -> Outcome:
     used = {name: corpus.manifests[name] for name in mixture.datasets}
     corpus = replace(corpus, manifests=used)
     labels = training_labels(used.values(), config.train.labels)
+    distractor_texts(config.train.distractors, labels)
     checkpoint.check_resumable(config, labels.names)
     first = checkpoint.latest_step(config.run)
     _announce(config, corpus, mixture, len(labels), first)

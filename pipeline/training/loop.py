@@ -32,8 +32,8 @@ from pipeline.training import checkpoint
 from pipeline.training.batchnorm import synchronise
 from pipeline.training.config import TrainConfig, TrainMixConfig
 from pipeline.training.job import Job, open_tracker
-from pipeline.training.labels import ask_for_fewer
 from pipeline.training.progress import Progress
+from pipeline.training.questions import Questions
 from pipeline.training.tracking import Tracker
 from pipeline.training.validation import validate
 
@@ -87,11 +87,7 @@ class Loop:
         self.optimizer, self.schedule = optimizer, schedule
         self.device, self.tracker = device, tracker
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        # Frozen text is encoded here, once, and never in a step.
-        self.text_KC = encoder.encode(job.labels.texts).to(device)
-        words = self.train.other.words if self.train.other.share else ()
-        self.word_text = {word: encoder.encode([word]).to(device) for word in words}
-        self.lut = torch.from_numpy(job.labels.lut.astype(np.int64)).to(device)
+        self.questions = Questions(self.config, job.labels, encoder, device)
         self.amp = _autocast(self.train.precision, device)
         self.nonfinite = 0
 
@@ -123,7 +119,7 @@ class Loop:
             grad_norm: Norm of the gradients before clipping.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        text_KC, lut = self.question(step)
+        text_KC, lut = self.questions.at(step)
         micro = [self.fetch(step, part, batches, lut) for part in range(self.train.accumulate)]
         num_labelled = torch.stack([(label != IGNORE).sum() for _, label in micro]).sum()
         dist.all_reduce(num_labelled)
@@ -171,21 +167,6 @@ class Loop:
         label = label.to(self.device, non_blocking=True).long()
         return image.to(self.device, non_blocking=True), lut[label]
 
-    def question(self, step: int) -> tuple[Tensor, Tensor]:
-        """The labels that this step asks for, the same on every worker.
-
-        Returns:
-            text_KC: (K, C) float32.
-            lut: (256,) int64, universal id -> position in `text_KC`, or IGNORE.
-        """
-        other = self.train.other
-        rng = np.random.Generator(np.random.PCG64([self.config.run.seed, step]))
-        if not other.share or rng.random() >= other.share:
-            return self.text_KC, self.lut
-        kept, fewer, word = ask_for_fewer(len(self.text_KC), other.drop, other.words, rng)
-        text = torch.cat([self.text_KC[torch.from_numpy(kept)], self.word_text[word]])
-        return text, torch.from_numpy(fewer.astype(np.int64)).to(self.device)[self.lut]
-
     def skip_step(self, step: int, norm: float) -> None:
         """Leaves the weights as they are after a gradient that is not finite."""
         self.nonfinite += 1
@@ -220,7 +201,7 @@ class Loop:
         if self.job.val is None:
             return {}
         result = validate(
-            self.lseg, self.text_KC, self.job.labels, self.job.val, self.config, self.amp
+            self.lseg, self.questions.text_KC, self.job.labels, self.job.val, self.config, self.amp
         )
         metrics = result.metrics()
         if self.tracker:

@@ -59,6 +59,10 @@ def test_what_the_published_form_cannot_hold_is_refused(tiny_config, tmp_path):
     lseg = build_lseg(replace(tiny_config, regularizer=regularizer), 512)
     with pytest.raises(ModelError, match="one shared regulariser"):
         export_official(lseg, tmp_path / "x.ckpt")
+    backbone = replace(tiny_config.backbone, hooks=(0, 1, 1, 3))
+    lseg = build_lseg(replace(tiny_config, backbone=backbone), 512)
+    with pytest.raises(ModelError, match="each quarter"):
+        export_official(lseg, tmp_path / "x.ckpt")
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,6 @@ from pipeline.data.synthetic import (
     HELD_OUT,
     SUPER_CLASSES,
     WORLDS,
-    label_words,
     rasterise,
     render_scene,
     world_classes,
@@ -152,7 +151,3 @@ def test_labels_mean_what_was_painted(dataset):
         assert set(ids[inside].tolist()) == {universal().id_of(name) if name else IGNORE}
         painted.add(name)
     assert len(painted) >= 3
-
-
-def test_words_of_a_label():
-    assert label_words("traffic_light") == "traffic light"
