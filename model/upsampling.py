@@ -7,8 +7,6 @@ vectors: the length of a weighted sum of four neighbours follows from their inne
 Shapes: B batch, C or K channels, h w source map, H W target, R rows.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -106,16 +104,14 @@ def shift(map_BChw: Tensor, dim: int) -> Tensor:
     return torch.cat([map_BChw.narrow(dim, 1, size - 1), map_BChw.narrow(dim, size - 1, 1)], dim)
 
 
-@lru_cache(maxsize=64)
 def _taps(source: int, target: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """For each target index: the source index before it, the next one, and that one's weight.
 
     Positions are computed in the precision of the map, as torch's own upsampling computes them;
     on the CPU, where slicing needs no host synchronisation.
     """
-    with torch.inference_mode(False):  # kept for callers that need gradients, too
-        step = torch.tensor(source - 1, dtype=dtype, device="cpu") / max(1, target - 1)
-        position = torch.arange(target, dtype=dtype, device="cpu") * step
-        before = position.floor().clamp_max(source - 1)
-        after = (before + 1).clamp_max(source - 1)
-        return before.long(), after.long(), position - before
+    step = torch.tensor(source - 1, dtype=dtype, device="cpu") / max(1, target - 1)
+    position = torch.arange(target, dtype=dtype, device="cpu") * step
+    before = position.floor().clamp_max(source - 1)
+    after = (before + 1).clamp_max(source - 1)
+    return before.long(), after.long(), position - before

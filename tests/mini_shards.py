@@ -14,8 +14,8 @@ from pipeline.data.ingest import DataConfig
 from pipeline.data.prepare import prepare
 from pipeline.data.prepare_config import PrepareConfig, RootsConfig
 from pipeline.data.synthetic import world_classes
-from pipeline.data.taxonomy import label_text
 from pipeline.data.synthetic_layout import write_mini_seven
+from pipeline.data.taxonomy import label_text
 from pipeline.training.config import ClusterConfig, RunConfig, TrainConfig, TrainMixConfig
 from pipeline.training.tracking import TrackingConfig
 

@@ -137,7 +137,12 @@ def _first_difference(key: str, before: Any, after: Any) -> str | None:
             if found:
                 return found
         return None
-    return None if before == after else f"{key} ({before!r}, now {after!r})"
+    if before == after:
+        return None
+    if isinstance(before, list) and isinstance(after, list):
+        examples = [*(x for x in after if x not in before), *(x for x in before if x not in after)]
+        return f"{key} ({len(before)} of them, now {len(after)}; differing: {examples[:3]})"
+    return f"{key} ({before!r}, now {after!r})"
 
 
 def fetch(uri: str, into: Path) -> Path:
