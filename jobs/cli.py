@@ -105,7 +105,7 @@ def start_ray(num_cpus: float) -> None:
                 include_dashboard=False,
                 log_to_driver=True,
                 logging_level=logging.WARNING,
-                runtime_env={"worker_process_setup_hook": "jobs.ray_worker.quiet"},
+                runtime_env={"worker_process_setup_hook": "jobs.ray_worker.prepare"},
             )
     available = ray.cluster_resources().get("CPU", 0.0)
     if available < num_cpus:

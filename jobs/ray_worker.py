@@ -1,9 +1,16 @@
 """What runs first in each worker process of a local Ray; imports next to nothing."""
 
 import logging
+import os
+
+import ray
 
 
-def quiet() -> None:
-    """Stops a warning a second that there is no dashboard to ask."""
+def prepare() -> None:
+    """Points Ray's own helpers to this Ray, and stops a warning a second about its dashboard.
+
+    Without an address they look for any Ray on the machine, and fail where there are several.
+    """
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(name).setLevel(logging.ERROR)

@@ -263,11 +263,12 @@ def _autocast(precision: str, device: torch.device) -> Any:
 
 
 def _log_to_driver() -> None:
-    """Sends our own lines of log to stdout, which Ray passes on; Ray's own stay as they are."""
+    """Sends our own lines of log to stdout, which Ray passes on, and of Ray's only warnings."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("pipeline")
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     # Batches arrive as read-only views into Ray's object store; nothing here writes into them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

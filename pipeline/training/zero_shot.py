@@ -100,9 +100,9 @@ class Closed:
         return (*self.names, OTHER) if self.with_other else self.names
 
     def add(self, asker: Asker, picture: Picture) -> None:
-        """Scores one picture; those without a labelled pixel of interest cost nothing."""
+        """Scores one picture, if it shows at least one of the labels."""
         target = self._lut[picture.label]
-        if (target != IGNORE).any():
+        if (target < len(self.names)).any():
             self.matrix.update(asker.ask(picture, self.texts), target.astype(np.int64))
 
     @property

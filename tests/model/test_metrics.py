@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import ModelError
@@ -25,6 +25,7 @@ def test_by_hand():
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0, 1, 2, 3, 4, 255])), max_size=60))
+@settings(deadline=None)
 def test_merging_parts_equals_counting_at_once(pixels):
     whole, parts = ConfusionMatrix(5), ConfusionMatrix(5)
     array = np.array(pixels, dtype=np.int64).reshape(-1, 2)

@@ -1,0 +1,109 @@
+"""Real files of all seven datasets through the whole system: shards, ten steps, a picture."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.checkpoint import load_checkpoint
+from model.text import build_text_encoder
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.datasets import open_reader
+from pipeline.data.ingest import SampleReader, open_corpus
+from pipeline.data.prepare import prepare
+from pipeline.data.prepare_config import PrepareConfig, RootsConfig
+from pipeline.data.taxonomy import DATASETS, IGNORE, label_text, lookup_table
+from pipeline.training.config import RunConfig
+from pipeline.training.labels import label_space
+from pipeline.training.launch import train
+from pipeline.training.overlay import Row, draw
+from pipeline.training.zero_shot import Asker
+
+pytestmark = [pytest.mark.samples, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def roots(samples_root: Path, tmp_path_factory) -> dict[str, str]:
+    """A root of each dataset: the samples, completed where only a part of a layout is there."""
+    folder = tmp_path_factory.mktemp("roots")
+    for part, target in (("images", "images"), ("v1.2", "v1.2/labels")):
+        source = samples_root / "mapillary_small" / part
+        shutil.copytree(source, folder / "mapillary" / "training" / target)
+    shutil.copytree(samples_root / "idd", folder / "idd")
+    for label in list((folder / "idd").rglob("*_gtFine_polygons.json")):
+        image = Path(str(label).replace("gtFine/", "leftImg8bit/").replace("_polygons.json", ""))
+        image = image.with_name(image.name.replace("_gtFine", "_leftImg8bit.png"))
+        image.parent.mkdir(parents=True)
+        # There is no picture with these polygons: a gradient of the right size stands for it.
+        ramp = np.linspace(0, 255, 1920, dtype=np.uint8)
+        Image.fromarray(np.broadcast_to(ramp[None, :, None], (1080, 1920, 3)).copy()).save(image)
+    for name in ("ade20k", "bdd100k", "cityscapes", "coco_panoptic", "sunrgbd"):
+        shutil.copytree(samples_root / name, folder / name)
+    # Two files of this folder have no partner on purpose.
+    (folder / "coco_panoptic" / "annotations" / "panoptic_val2017.json").chmod(0o644)
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode | 0o200)
+    return {name: str(folder / name) for name in DATASETS}
+
+
+@pytest.fixture(scope="module")
+def shards(local_ray, roots, tmp_path_factory) -> str:
+    out = str(tmp_path_factory.mktemp("shards"))
+    config = PrepareConfig(roots=RootsConfig(**roots), out=out, max_bad_fraction=0.6)
+    prepare(config)
+    return out
+
+
+def test_masks_equal_the_label_files(roots, shards):
+    """Pixel for pixel: the stored ids are those of the label file sent through the table."""
+    compared = 0
+    for split in ("train", "val"):
+        corpus = open_corpus(shards, split)
+        stored = SampleReader(corpus)
+        for name, manifest in corpus.manifests.items():
+            reader = open_reader(name, roots[name])
+            sources = {source.key: source for source in reader.listing(split).sources}
+            total = np.zeros(256, np.int64)
+            keys = [record.key for shard in manifest.shards for record in shard.samples]
+            for index, key in enumerate(keys):
+                wanted = lookup_table(name)[reader.native_label(sources[key])]
+                _, label = stored.read(name, index)
+                np.testing.assert_array_equal(label, wanted)
+                total += np.bincount(label.ravel(), minlength=256)
+                compared += 1
+            np.testing.assert_array_equal(
+                manifest.class_pixels, total[: len(manifest.class_pixels)]
+            )
+    assert compared >= 11
+
+
+def test_ten_steps_and_a_picture(shards, mini_shards, tmp_path):
+    config = mini_shards.config(tmp_path, "real", steps=10, batch_size=7, lr=0.005)
+    augment = AugmentConfig(crop_px=64, base_px=128, scale=(0.5, 2.0))
+    data = replace(config.data, shards=shards, augment=augment, max_bad_share=0.0)
+    config = replace(config, data=data, run=RunConfig(name="real", storage=str(tmp_path)))
+    outcome = train(config)
+    assert outcome.metrics["step"] == 10
+    assert np.isfinite(outcome.metrics["train/loss"])
+    assert 0 <= outcome.metrics["val/miou"] <= 1
+
+    lseg, names = load_checkpoint(outcome.checkpoint)
+    asker = Asker(lseg, build_text_encoder(lseg.config.text))
+    space = label_space(names)
+    rows = []
+    for picture in asker.pictures(open_corpus(shards, "train"), 1, 384):
+        truth = space.lut[picture.label].astype(np.int64)
+        assert (truth != IGNORE).mean() > 0.1, picture.dataset
+        texts = tuple(label_text(name) for name in names)
+        answer = asker.ask(picture, texts)
+        rows.append(Row(picture.dataset, picture.image, truth, answer, texts))
+    assert {row.title for row in rows} == set(DATASETS)
+    picture = Path(os.environ.get("LSEG_TEST_PICTURES", tmp_path)) / "real_samples.png"
+    draw(rows, picture)
+    with Image.open(picture) as drawn:
+        assert drawn.width > 1000
+        assert drawn.height > 200 * len(rows)
