@@ -56,9 +56,9 @@ def main(
         0 when `run` returned, 2 for a user's mistake, 130 when interrupted. Any other exception
         is a defect and keeps its traceback.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for ours in ("pipeline", "model", "jobs"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     try:
         run(_instantiate(build_parser(config_class, description), config_class, argv))
     except (UserError, ModelError) as error:

@@ -29,7 +29,7 @@ from pipeline.training.demo_report import Report, evaluate
 from pipeline.training.launch import absolute, train
 from pipeline.training.progress import duration
 
-logger = logging.getLogger("demo")
+logger = logging.getLogger("jobs.demo")
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 

@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.errors import UserError
 
-logger = logging.getLogger("local_s3")
+logger = logging.getLogger("jobs.local_s3")
 
 START_TIMEOUT_S = 60.0
 

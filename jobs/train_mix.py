@@ -14,7 +14,7 @@ from pipeline.training.config import TrainMixConfig
 from pipeline.training.launch import Outcome, absolute, train
 from pipeline.training.progress import duration
 
-logger = logging.getLogger("train_mix")
+logger = logging.getLogger("jobs.train_mix")
 
 
 def run(config: TrainMixConfig) -> Outcome:

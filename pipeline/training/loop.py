@@ -269,6 +269,6 @@ def _log_to_driver() -> None:
     ours = logging.getLogger("pipeline")
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)
     # Batches arrive as read-only views into Ray's object store; nothing here writes into them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
