@@ -146,7 +146,8 @@ def render_scene(
     """
     world = WORLDS[dataset]
     rng = np.random.Generator(np.random.PCG64(_seed(dataset, split, index, seed)))
-    regions = _compose(dataset, split == "val" and index % 2 == 0, rng)
+    zero_shot = split == "val" and index % 2 == 0
+    regions = _compose(dataset, index // 2 if zero_shot else None, rng)
     width, height = world.size
     canvas = np.zeros((height, width, 3), np.float32)
     for region in regions:
@@ -162,8 +163,10 @@ def rasterise(polygon: tuple[tuple[int, int], ...], width: int, height: int) -> 
     return np.asarray(mask)
 
 
-def _compose(dataset: str, zero_shot: bool, rng: np.random.Generator) -> list[Region]:
-    """The regions of a scene; every second object of a zero-shot one is of a held-out class.
+def _compose(dataset: str, zero_shot: int | None, rng: np.random.Generator) -> list[Region]:
+    """The regions of a scene; every second object of the n-th zero-shot one is held out.
+
+    Held-out classes take turns, so that each dataset shows all that it has.
 
     Nothing else in a zero-shot scene shares a word with a held-out label: "window blind" would be
     no wrong answer to a window.
@@ -174,7 +177,7 @@ def _compose(dataset: str, zero_shot: bool, rng: np.random.Generator) -> list[Re
     tilt = int(height * rng.uniform(-0.08, 0.08))
     seam = int(width * rng.uniform(0.3, 0.7))
     seen, unseen = classes_of(dataset)
-    if zero_shot:
+    if zero_shot is not None:
         words = {word for name in HELD_OUT for word in label_text(name).split()}
         seen = tuple(name for name in seen if not words & set(label_text(name).split()))
     left, right, near = rng.choice(seen, 3, replace=False).tolist()
@@ -186,7 +189,9 @@ def _compose(dataset: str, zero_shot: bool, rng: np.random.Generator) -> list[Re
     ]
     count = int(rng.integers(2, 5))
     for number, slot in enumerate(rng.permutation(count).tolist()):
-        pool = unseen if zero_shot and number % 2 == 0 else seen
+        pool = seen
+        if zero_shot is not None and number % 2 == 0:
+            pool = (unseen[(zero_shot + number // 2) % len(unseen)],)
         centre = width * (slot + rng.uniform(0.35, 0.65)) / count
         reach = min(0.5 * width / count, 0.4 * height)
         regions.append(Region(str(rng.choice(pool)), _outline(world.size, centre, reach, rng)))

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -223,7 +224,7 @@ _WRITERS: dict[str, Callable[[Path, str, Iterable[Scene]], None]] = {
 def _save_image(image: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # No chroma subsampling: the paint of a class is fine colour texture.
-    options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
     Image.fromarray(image).save(path, **options)
 
 

@@ -209,7 +209,7 @@ def _rows(asker: Asker, pictures: list[Picture], labels: tuple[str, ...]) -> lis
     unseen_ids = [taxonomy.id_of(name) for name in HELD_OUT]
     richness = [len(np.unique(picture.label)) for picture in pictures]
     of_unseen = [float(np.isin(picture.label, unseen_ids).mean()) for picture in pictures]
-    plain = [pictures[i] for i in np.lexsort((of_unseen, -np.array(richness)))]
+    plain = [pictures[i] for i in np.lexsort((np.array(of_unseen), -np.array(richness)))]
     by_unseen = [pictures[i] for i in np.argsort(of_unseen)[::-1]]
     rows = [_row(asker, p, "seen classes", labels, other=False) for p in _distinct(plain, 2)]
     chosen = _distinct(by_unseen, 4)

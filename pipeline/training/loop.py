@@ -96,7 +96,8 @@ class Loop:
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None
         rows = self.config.rows_per_pass
-        batches = Timed(iter(shard.iter_batches(batch_size=rows, prefetch_batches=2)))
+        stream: Any = shard.iter_batches(batch_size=rows, prefetch_batches=2)
+        batches = Timed(iter(stream))
         progress = Progress(first_step, self.train.steps, self.train.batch_size)
         metrics: dict[str, float] = {}
         for step in range(first_step, self.train.steps):

@@ -81,8 +81,8 @@ def _blend(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarra
 
 def _content(image: np.ndarray) -> tuple[int, int]:
     """Size of a picture without the black padding at the right and bottom."""
-    filled = image.any(2)
-    return int(filled.any(1).nonzero()[0].max()) + 1, int(filled.any(0).nonzero()[0].max()) + 1
+    rows, columns = np.nonzero(image.max(axis=2))
+    return int(rows.max()) + 1, int(columns.max()) + 1
 
 
 def _show(axis: Axes, picture: np.ndarray, title: str) -> None:
