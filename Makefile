@@ -1,6 +1,6 @@
 # The README's commands. Each installs what it needs by itself and does nothing twice.
 #   make demo [SEED=0] [S3=1] [STEPS=N]    the whole system on this machine
-#   make test                              all tests
+#   make test                              the tests; make test-slow: the ones that take minutes
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test lint type bench clean
+.PHONY: help setup demo test test-slow lint type bench clean
 
 help:
 	@sed -n '1,3p' Makefile; echo "#   make setup | lint | type | bench | clean"
@@ -37,7 +37,10 @@ demo: $(STAMP)
 	$(BIN)/python jobs/demo.py --seed $(SEED) --steps $(STEPS) $(if $(S3),--s3 true)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

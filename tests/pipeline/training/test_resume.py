@@ -87,7 +87,6 @@ def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
         thread.join()
 
 
-@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "killed", max_failures=1)
     with killer(config.run) as killed:
