@@ -1,6 +1,6 @@
 """The mini-seven: small rendered scenes, so that the whole system runs without a download.
 
-A scene is a painted background with a few objects. The paint of a class is a small tile of four
+A scene is a painted background with a few objects. The paint of a class is a small tile of six
 colours, which are one fixed linear function of the text vector of its label. What a network learns
 about the paint of some labels therefore holds for labels it never saw, which makes zero-shot
 results on these pictures real and measurable. Noise, lighting, tint and blur differ by dataset.
@@ -23,8 +23,9 @@ TILE_PX = 8
 """Side of the tile that a paint repeats. Tiles lie on one grid for the whole picture, so crops on
 that grid (`augment.grid_px`) show each patch of a small ViT a whole tile."""
 
-APPEARANCE_DIMS = 12
-"""Numbers that describe a paint: four colours of three channels."""
+APPEARANCE_DIMS = 18
+"""Numbers that describe a paint: six colours of three channels. The stand-in's vectors lie in a
+subspace of 17 dimensions, so nothing of a label's meaning is lost in its paint."""
 
 HELD_OUT = (
     # Training sees all words of these labels, in other labels ...
@@ -89,7 +90,7 @@ WORLDS: dict[str, World] = {
     "sunrgbd": World((160, 128), (1.03, 0.97, 0.95), 9.0, 0.3),
 }
 
-MAX_CLASSES = 20
+MAX_CLASSES = 30
 """Classes in the training scenes of one dataset, about."""
 
 
@@ -226,12 +227,12 @@ def _paint(
     if name is None:
         return rng.uniform(0, 255, (height, width, 3)).astype(np.float32)
     vector = vectors[name]
-    colours = (_projection(len(vector)) @ vector).reshape(4, 3)
+    colours = (_projection(len(vector)) @ vector).reshape(6, 3)
     # Each object of a class differs a little from the next.
     colours = colours + rng.normal(0, PAINT_SPREAD, colours.shape)
     # The tile mirrors itself, so that a flipped picture shows the same paint.
     column = np.minimum(np.arange(TILE_PX), TILE_PX - 1 - np.arange(TILE_PX)) // (TILE_PX // 4)
-    row = np.arange(TILE_PX) // (TILE_PX // 2)
+    row = np.arange(TILE_PX) * 3 // TILE_PX
     tile = (128 + COLOUR_GAIN * colours)[2 * row[:, None] + column[None, :]].astype(np.float32)
     repeats = (-(-height // TILE_PX), -(-width // TILE_PX), 1)
     return np.tile(tile, repeats)[:height, :width]
