@@ -101,6 +101,9 @@ def _command(binary: str, data: Path, identities: Path, port: int) -> list[str]:
         f"-s3.port={port}",
         f"-s3.config={identities}",
         "-s3.iam=false",
+        # Two catalogues that nobody asked for, on fixed ports that only one server can have.
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
         "-s3.allowDeleteBucketNotEmpty=false",
         "-master.volumeSizeLimitMB=256",
         "-volume.max=40",
