@@ -46,7 +46,7 @@ class DemoConfig:
     """Keep shards and checkpoints in a local S3 server instead of folders."""
     recipe: str = str(RECIPE)
     """Recipe of the training."""
-    train_scenes: int = 120
+    train_scenes: int = 160
     """Training scenes of each dataset."""
     val_scenes: int = 20
     """Validation scenes of each dataset."""

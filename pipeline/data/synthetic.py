@@ -90,7 +90,7 @@ WORLDS: dict[str, World] = {
     "sunrgbd": World((160, 128), (1.03, 0.97, 0.95), 9.0, 0.3),
 }
 
-MAX_CLASSES = 30
+MAX_CLASSES = 60
 """Classes in the training scenes of one dataset, about."""
 
 
