@@ -8,6 +8,7 @@ patch grid of each input, inside the graph, so that they train at any input size
 Shapes: B batch, C channels, H W pixels, h w patch grid, N = h * w patch tokens, P prefix tokens.
 """
 
+from difflib import get_close_matches
 from typing import Any, NamedTuple, cast
 
 import timm
@@ -217,14 +218,15 @@ def _is_plain_vit(config: BackboneConfig) -> bool:
 
 def _create(config: BackboneConfig, kwargs: dict[str, Any]) -> nn.Module:
     if not timm.is_model(config.name):
-        close = timm.list_models(f"*{config.name.split('.')[0]}*")[:3]
+        name = config.name.split(".")[0]
+        close = timm.list_models(f"*{name}*")[:3] or get_close_matches(name, timm.list_models())
         hint = f"one of {close}?" if close else "see timm.list_models()"
         raise ModelError(f"backbone.name={config.name!r}: is no timm model: {hint}")
     try:
         if config.pretrained:
             _require_weights(config)
         return timm.create_model(config.name, pretrained=config.pretrained, **kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"backbone.kwargs={kwargs}: timm's {config.name} refuses them: {error}"
         ) from error

@@ -26,6 +26,7 @@ from pipeline.training.config import TrainMixConfig
 from pipeline.training.job import Job
 from pipeline.training.labels import training_labels
 from pipeline.training.loop import train_worker
+from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
 
@@ -56,6 +57,7 @@ def train(config: TrainMixConfig) -> Outcome:
     """
     began = time.perf_counter()
     config = absolute(config)
+    check_model(config.model)
     corpus = open_corpus(config.data.shards, config.data.train_split)
     val = _validation_corpus(config)
     mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)

@@ -1,0 +1,24 @@
+"""Finds what cannot work about a run in the process that starts it, before any worker does."""
+
+from dataclasses import replace
+
+import torch
+
+from model.config import ModelConfig
+from model.lseg import build_lseg
+from model.text import build_text_encoder
+
+
+def check_model(config: ModelConfig) -> None:
+    """Builds the network without its memory and without weights.
+
+    The weights are looked for where they are used, on the workers: this machine may have no way
+    to them.
+
+    Raises:
+        ModelError: The backbone or the text encoder does not exist, or settings do not fit.
+    """
+    backbone = replace(config.backbone, pretrained=False)
+    dim = build_text_encoder(config.text).dim
+    with torch.device("meta"):
+        build_lseg(replace(config, backbone=backbone), dim)
