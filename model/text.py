@@ -77,6 +77,8 @@ class TextEncoder(ABC):
             self._cache[key] = self._embed(list(labels))
         return self._cache[key]
 
+    # Not in a caller's inference mode: what it makes may not be trained against later.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _embed(self, labels: list[str]) -> Tensor:
         templates = _templates(self.config.templates)

@@ -222,9 +222,8 @@ def main() -> None:
     seeds = seeds_of_both_signs(args.seeds)
     jobs = [(block, seed, args.steps, args.lr) for block in blocks() for seed in seeds]
     num_labels = len(scenes()[2])
-    print(
-        f"{len(jobs)} runs of {args.steps} steps at {args.lr:g}; seeds {seeds}; K = {num_labels} labels"
-    )
+    print(f"{len(jobs)} runs of {args.steps} steps at {args.lr:g}, {num_labels} labels")
+    print(f"seeds {seeds}")
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
         runs = []
         for run in pool.imap(train, jobs):
