@@ -168,7 +168,7 @@ def _local_names(source: str, path: str) -> list[tuple[str, bool]]:
 
 
 def _download(storage: Storage, name: str, target: Path) -> None:
-    size, part = storage.size(name), PART_MIB * 2**20
+    size, part = storage.size(name), int(PART_MIB * 2**20)
     with target.open("wb") as file:
         for offset in range(0, size, part):
             file.write(storage.read_range(name, offset, min(part, size - offset)))
