@@ -148,7 +148,9 @@ class SentenceEncoder(TextEncoder):
                 otherwise=f"or name a folder that holds it: {SENTENCE_PREFIX}PATH",
             )
         self._model = SentenceTransformer(name, device=str(device))
-        self.dim = int(self._model.get_sentence_embedding_dimension())
+        # Renamed between versions.
+        width = getattr(self._model, "get_embedding_dimension", None)
+        self.dim = int((width or self._model.get_sentence_embedding_dimension)())
 
     def _forward(self, texts: list[str]) -> Tensor:
         return torch.as_tensor(self._model.encode(texts, convert_to_tensor=True))
