@@ -112,12 +112,12 @@ def _source(uri: str) -> str:
 
 def _fetch_artifacts(uri: str, source: str) -> Path:
     """From a run, a logged model or a server's artifact store, through MLflow."""
-    import mlflow.artifacts
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    repository = get_artifact_repository(source)
 
     def names(path: str) -> list[tuple[str, bool]]:
-        listed: Iterable[Any] = (
-            mlflow.artifacts.list_artifacts(artifact_uri=_join(source, path)) or []
-        )
+        listed: Iterable[Any] = repository.list_artifacts(path or None) or []
         return [(posixpath.basename(info.path), info.is_dir) for info in listed]
 
     place = _search(source, names)
@@ -126,9 +126,7 @@ def _fetch_artifacts(uri: str, source: str) -> Path:
     for name in there:
         # MLflow keeps the folders above a file for some kinds of source and not for others.
         with tempfile.TemporaryDirectory(dir=folder) as download:
-            fetched = mlflow.artifacts.download_artifacts(
-                artifact_uri=_join(_join(source, place), name), dst_path=download
-            )
+            fetched = repository.download_artifacts(posixpath.join(place, name), download)
             shutil.move(fetched, folder / name)
     return folder
 
@@ -195,10 +193,6 @@ def _process_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="lseg-fetched-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
-
-
-def _join(root: str, path: str) -> str:
-    return f"{root.rstrip('/')}/{path}" if path else root
 
 
 def _registry() -> str:

@@ -41,8 +41,8 @@ def test_loading_never_fetches_published_weights(tiny_lseg, tmp_path):
 
 
 def test_uris_go_through_registered_resolvers(saved, monkeypatch):
-    with pytest.raises(ModelError, match="nothing here can fetch s3"):
-        LSeg.load("s3://bucket/run")
+    with pytest.raises(ModelError, match="nothing here can fetch gs"):
+        LSeg.load("gs://bucket/run")
     asked = []
     monkeypatch.setitem(resolvers, "models", lambda uri: asked.append(uri) or saved)
     assert LSeg.load("models:/lseg/3").labels == ("wall", "traffic light")

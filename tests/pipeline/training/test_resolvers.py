@@ -107,9 +107,8 @@ def test_a_version_may_lie_in_s3(saved, registry, s3_bucket):
 
 
 def test_files_that_mlflow_fetches_are_only_those_that_are_read(saved, registry):
-    run_id = run_with(registry, saved, "checkpoint")
-    registry.create_model_version("lseg", f"runs:/{run_id}", run_id)
-    folder = resolvers._fetch_artifacts("models:/lseg/1", f"runs:/{run_id}")
+    run_id = run_with(registry, saved, "best/checkpoint")
+    folder = resolvers._fetch_artifacts("models:/lseg/1", f"runs:/{run_id}/best")
     assert "trainer.pt" not in {path.name for path in folder.rglob("*")}
     assert_is(LSeg.load(folder), saved)
 
