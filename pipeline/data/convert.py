@@ -39,7 +39,7 @@ from pipeline.data.shards import (
     folder,
     shard_name,
 )
-from pipeline.data.storage import open_storage
+from pipeline.data.storage import DamagedFile, open_storage
 from pipeline.data.taxonomy import IGNORE, lookup_table, universal
 from pipeline.errors import UserError
 
@@ -312,6 +312,8 @@ def _read_image(reader: Reader, source: Source) -> bytes:
         return reader.root.read(source.image)
     except FileNotFoundError:
         raise BadSample("the image file is missing") from None
+    except DamagedFile as error:
+        raise BadSample(str(error)) from error
 
 
 def _read_label(reader: Reader, source: Source) -> np.ndarray:

@@ -19,6 +19,7 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -52,6 +53,8 @@ class Blob:
     size: int
     name: str
     """For messages."""
+    copied_from: str = ""
+    """The version of what this is a copy of."""
 
     @classmethod
     def of(cls, storage: Storage, path: str) -> "Blob":
@@ -61,6 +64,8 @@ class Blob:
     @property
     def version(self) -> str:
         """Changes when the content does."""
+        if self.copied_from:
+            return self.copied_from
         return f"{self.name}|{self.storage.version(self.path)}|{self.offset}|{self.size}"
 
     def read(self, start: int, length: int) -> bytes:
@@ -150,7 +155,9 @@ class Archive:
         """
         offset, size, packed, method, crc = self._row(name)
         if size > _MAX_READ_BYTES:
-            raise DamagedFile(f"{self.name}: {name} has {size} bytes, more than can be read at once")
+            raise DamagedFile(
+                f"{self.name}: {name} has {size} bytes, more than can be read at once"
+            )
         return b"".join(self._chunks(name, packed + 1))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
@@ -175,8 +182,9 @@ class Archive:
             return part
         where = f"{self.name}/{name}"
         chunks = self._chunks(name, _CHUNK_BYTES)
-        copy = spooled(f"{self._blob.version}|{name}", where, chunks, self.size(name))
-        return Blob(LocalStorage(copy.parent), copy.name, 0, copy.stat().st_size, where)
+        version = f"{self._blob.version}|{name}"
+        copy = spooled(version, where, chunks, self.size(name))
+        return _whole(copy, where, version)
 
     def _row(self, name: str) -> tuple[int, int, int, int, int]:
         place = bisect_left(self.names, name)
@@ -354,8 +362,13 @@ def _bomb(size: int, packed: int) -> str:
 
 def _decompressed(blob: Blob) -> Blob:
     """A .tar.gz as a plain tar in a node-local copy."""
-    copy = spooled(f"gunzip 1|{blob.version}", blob.name, _gunzipped(blob), blob.size)
-    return Blob(LocalStorage(copy.parent), copy.name, 0, copy.stat().st_size, blob.name)
+    version = f"gunzip 1|{blob.version}"
+    copy = spooled(version, blob.name, _gunzipped(blob), blob.size)
+    return _whole(copy, blob.name, version)
+
+
+def _whole(copy: Path, name: str, version: str) -> Blob:
+    return Blob(LocalStorage(copy.parent), copy.name, 0, copy.stat().st_size, name, version)
 
 
 def _gunzipped(blob: Blob) -> Iterator[bytes]:
