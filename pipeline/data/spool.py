@@ -1,4 +1,4 @@
-"""Node-local copies of what can only be read in order, such as a .tar.gz or a deflated zip in a zip.
+"""Node-local copies of what can only be read in order: a .tar.gz, or a deflated zip in a zip.
 
 A copy is made once on each node and shared by its processes: the first that needs it takes a lock
 and writes, the others wait. Copies lie below the folder for temporary files (`TMPDIR`), readable by

@@ -19,9 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.blob import Blob
 from pipeline.data.spool import spooled
 from pipeline.data.storage import DamagedFile, Entry, LocalStorage, Storage, open_storage
-from pipeline.data.storage_archive import SUFFIXES, Archive, Blob
+from pipeline.data.storage_archive import SUFFIXES, Archive
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)

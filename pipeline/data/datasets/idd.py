@@ -101,9 +101,9 @@ def _drawn(objects: list[dict[str, Any]], width: int, height: int, path: str) ->
     label = Image.new("L", (width, height), ids["unlabeled"])
     canvas = ImageDraw.Draw(label)
     for number, item in enumerate(objects):
-        polygon = [(float(x), float(y)) for x, y in item["polygon"]]
-        if item.get("deleted") or len(polygon) < 3:
+        if item.get("deleted") or len(item["polygon"] or ()) < 3:
             continue
+        polygon = [(float(x), float(y)) for x, y in item["polygon"]]
         name = item["label"]
         if name not in ids:
             name = name.removesuffix("group")  # several at once: "persongroup"

@@ -7,7 +7,7 @@ its matrices column by column, so every one read from HDF5 comes transposed.
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,7 @@ class LabelMats:
     def __init__(self, path: Path, variable: str, field: str) -> None:
         with _explained(path):
             self._file = h5py.File(path, "r", locking=False)
-            group = self._file[variable]
-            assert isinstance(group, h5py.Group)
+            group: Any = self._file[variable]
             self._references = np.asarray(group[field]).ravel()
 
     def __len__(self) -> int:
@@ -79,13 +78,13 @@ class LabelMats:
         """
         where = f"label {index + 1}"
         try:
-            matrix = self._file[self._references[index]]
+            matrix: Any = self._file[self._references[index]]
             if not isinstance(matrix, h5py.Dataset) or matrix.ndim != 2:
                 raise BadSample(f"{where}: must be a matrix")
             # Such a dataset's bytes would come from whatever other file it names.
             if matrix.external or matrix.is_virtual:
                 raise BadSample(f"{where}: its values lie in another file")
-            width, height = matrix.shape
+            width, height = (int(length) for length in matrix.shape)
             check_size(where, width, height, max_pixels)
             values = matrix[()]
         except (OSError, KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
@@ -106,12 +105,9 @@ def _hdf5_strings(file: h5py.File, variable: str, field: str | None) -> list[str
         return None
     if cell is None:
         return None
-    return [_text(file[reference][()]) for reference in _references(np.asarray(cell))]
-
-
-def _references(cell: np.ndarray) -> Iterable[Any]:
     # Transposed as any matrix: row by row here is MATLAB's column by column.
-    return cell.ravel()
+    stored: list[Any] = [file[reference] for reference in np.asarray(cell).ravel()]
+    return [_text(item[()]) for item in stored]
 
 
 def _text(item: Any) -> str:
@@ -140,7 +136,6 @@ def _explained(path: Path) -> Iterator[None]:
         IndexError,
         ValueError,
         TypeError,
-        AssertionError,
         RuntimeError,
         NotImplementedError,
         struct.error,

@@ -132,3 +132,23 @@ def test_archives_that_are_unpacked_already_are_not_opened(roots: dict[str, Path
             (tmp_path / folder).unlink(missing_ok=True)
             (tmp_path / folder).symlink_to(roots[dataset] / folder)
         assert len(content(open_reader(dataset, str(tmp_path)))) == 5
+
+
+def test_members_that_are_refused_are_in_the_bad_list(roots: dict[str, Path], tmp_path: Path):
+    files = below(roots["ade20k"].parent, "ade20k")
+    files["../images/training/ADE_train_00000009.jpg"] = b"evil"
+    files["/images/validation/ADE_val_00000009.jpg"] = b"evil"
+    files["../run.sh"] = b"evil"
+    write_archive(tmp_path / "ade.zip", files)
+    reader = open_reader("ade20k", str(tmp_path / "ade.zip"))
+    train, val = reader.listing("train"), reader.listing("val")
+    assert [item.name for item in train.left_out] == [
+        "ade.zip: ../images/training/ADE_train_00000009.jpg"
+    ]
+    assert "leaves the archive" in train.left_out[0].reason
+    assert [item.name for item in val.left_out] == [
+        "ade.zip: /images/validation/ADE_val_00000009.jpg"
+    ]
+    assert len(train.sources) == 3
+    assert sum("run.sh" in note for note in train.notes) == 1
+    assert not list(tmp_path.rglob("run.sh"))
