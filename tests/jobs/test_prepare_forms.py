@@ -222,7 +222,7 @@ BAD_LABELS = {
         png_bytes(np.random.default_rng(1).integers(0, 9, (24, 40), np.uint8))[:90],
         "cannot be read",
     ),
-    "claims 60000 x 60000": (claimed_png(60000, 60000), "60000 x 60000"),
+    "claims 60000 x 60000": (claimed_png(60000, 60000), "decompression bomb"),
     "claims the image's size": (claimed_png(40, 24), "cannot be read"),
     "ids outside the table": (
         png_bytes(np.full((24, 40), 151, np.uint8)),
