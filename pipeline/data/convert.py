@@ -12,6 +12,8 @@ import hashlib
 import json
 import logging
 import pickle
+import traceback
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +47,8 @@ from pipeline.errors import UserError
 
 RECORD_SUFFIX = ".json"
 """A finished shard's record is named as the shard, plus this."""
+WORKER_DEATHS = 4
+"""A unit whose worker died so often is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,45 +264,83 @@ def convert_unit(unit: Unit) -> UnitResult:
 def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit, UnitResult]]:
     """Converts units by Ray Data tasks, in whatever order they finish.
 
+    Each unit is a task of its own. One whose worker dies is done again, alone, a few times; the
+    others go on meanwhile, and after them the ones that could not be done are an error.
+
     Args:
         units: What to convert.
         workers: Tasks at once; None takes every CPU of the cluster.
 
     Raises:
-        UserError: A storage fails.
+        UserError: A storage fails, or units killed their workers again and again.
+        RuntimeError: A defect of ours, with the worker's traceback.
     """
+    missing = set(range(len(units)))
     with _quiet_context():
-        rows = [{"number": i, "unit": pickle.dumps(unit)} for i, unit in enumerate(units)]
+        # Packed, since paths and ids repeat: the whole plan of 118,000 images takes a few MB.
+        rows = [{"number": i, "unit": _pack(unit)} for i, unit in enumerate(units)]
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _convert_row, compute=ray.data.TaskPoolStrategy(size=workers), num_cpus=1
+            _convert_row,
+            compute=ray.data.TaskPoolStrategy(size=workers),
+            num_cpus=1,
+            max_retries=WORKER_DEATHS - 1,
         )
+        del rows
         for row in results.iter_rows():
+            if row["defect"]:
+                raise RuntimeError(f"{units[row['number']].name}: {row['defect']}")
             if row["error"]:
                 raise UserError(row["error"])
+            missing.discard(row["number"])
             yield units[row["number"]], UnitResult.from_json(row["result"])
+    if missing:
+        names = [units[number].name for number in sorted(missing)]
+        raise UserError(
+            f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}: their workers died "
+            f"{WORKER_DEATHS} times, most likely for lack of memory: lower workers or give the "
+            "nodes more memory, then start again; all other shards are kept"
+        )
+
+
+def _pack(unit: Unit) -> bytes:
+    return zlib.compress(pickle.dumps(unit, pickle.HIGHEST_PROTOCOL), 1)
 
 
 def _convert_row(row: dict[str, Any]) -> dict[str, Any]:
+    unit: Unit = pickle.loads(zlib.decompress(row["unit"]))  # Our own driver packed it.
+    result = error = defect = ""
     try:
-        result, error = convert_unit(pickle.loads(row["unit"])).to_json(), ""
+        result = convert_unit(unit).to_json()
     except UserError as caught:  # As a value: Ray would wrap it into its own exceptions.
-        result, error = "", str(caught)
-    return {"number": row["number"], "result": result, "error": error}
+        error = str(caught)
+    except OSError as caught:
+        error = f"{unit.out}/{unit.path}: {caught}: see to the disk of the worker or the output"
+    except Exception:
+        defect = traceback.format_exc()
+    return {"number": row["number"], "result": result, "error": error, "defect": defect}
 
 
 @contextmanager
 def _quiet_context() -> Iterator[None]:
-    """Turns off Ray Data's own progress bars and chatter for a while; the job has its own."""
+    """Turns off Ray Data's own progress bars and chatter for a while; the job has its own.
+
+    Also lets a dataset go on when a task has failed for good.
+    """
     context = ray.data.DataContext.get_current()
-    saved = (context.enable_progress_bars, context.print_on_execution_start)
+    names = ("enable_progress_bars", "print_on_execution_start", "max_errored_blocks")
+    saved = {name: getattr(context, name) for name in names}
     context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # Warns that the bars are off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    # Its traceback of a task whose worker died says less than our own message about it.
+    logging.getLogger("ray.data._internal.execution").setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        context.enable_progress_bars, context.print_on_execution_start = saved
+        for name, value in saved.items():
+            setattr(context, name, value)
 
 
 @functools.lru_cache(maxsize=8)
