@@ -21,8 +21,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import ray
 import ray.data
+from ray._private.worker import global_worker
 
 from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
 from pipeline.data.encode import (
@@ -275,7 +275,7 @@ def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit
         UserError: A storage fails, or units killed their workers again and again.
         RuntimeError: A defect of ours, with the worker's traceback.
     """
-    missing = set(range(len(units)))
+    given_up = []
     with _quiet_context():
         # Packed, since paths and ids repeat: the whole plan of 118,000 images takes a few MB.
         rows = [{"number": i, "unit": _pack(unit)} for i, unit in enumerate(units)]
@@ -283,20 +283,21 @@ def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit
             _convert_row,
             compute=ray.data.TaskPoolStrategy(size=workers),
             num_cpus=1,
-            max_retries=WORKER_DEATHS - 1,
         )
         del rows
         for row in results.iter_rows():
+            unit = units[row["number"]]
+            if row["given_up"]:
+                given_up.append(unit.name)
+                continue
             if row["defect"]:
-                raise RuntimeError(f"{units[row['number']].name}: {row['defect']}")
+                raise RuntimeError(f"{unit.name}: {row['defect']}")
             if row["error"]:
                 raise UserError(row["error"])
-            missing.discard(row["number"])
-            yield units[row["number"]], UnitResult.from_json(row["result"])
-    if missing:
-        names = [units[number].name for number in sorted(missing)]
+            yield unit, UnitResult.from_json(row["result"])
+    if given_up:
         raise UserError(
-            f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}: their workers died "
+            f"{', '.join(given_up[:5])}{' ...' if len(given_up) > 5 else ''}: their workers died "
             f"{WORKER_DEATHS} times, most likely for lack of memory: lower workers or give the "
             "nodes more memory, then start again; all other shards are kept"
         )
@@ -309,38 +310,47 @@ def _pack(unit: Unit) -> bytes:
 def _convert_row(row: dict[str, Any]) -> dict[str, Any]:
     unit: Unit = pickle.loads(zlib.decompress(row["unit"]))  # Our own driver packed it.
     result = error = defect = ""
+    given_up = _deaths() >= WORKER_DEATHS
     try:
-        result = convert_unit(unit).to_json()
+        if not given_up:
+            result = convert_unit(unit).to_json()
     except UserError as caught:  # As a value: Ray would wrap it into its own exceptions.
         error = str(caught)
     except OSError as caught:
         error = f"{unit.out}/{unit.path}: {caught}: see to the disk of the worker or the output"
     except Exception:
         defect = traceback.format_exc()
-    return {"number": row["number"], "result": result, "error": error, "defect": defect}
+    return {
+        "number": row["number"],
+        "result": result,
+        "error": error,
+        "defect": defect,
+        "given_up": given_up,
+    }
+
+
+def _deaths() -> int:
+    """How many workers this task has cost so far.
+
+    Ray Data repeats a task whose worker died for ever, and its public interface does not say how
+    often that was.
+    """
+    return global_worker.core_worker.get_current_task_attempt_number()
 
 
 @contextmanager
 def _quiet_context() -> Iterator[None]:
-    """Turns off Ray Data's own progress bars and chatter for a while; the job has its own.
-
-    Also lets a dataset go on when a task has failed for good.
-    """
+    """Turns off Ray Data's own progress bars and chatter for a while; the job has its own."""
     context = ray.data.DataContext.get_current()
-    names = ("enable_progress_bars", "print_on_execution_start", "max_errored_blocks")
-    saved = {name: getattr(context, name) for name in names}
+    saved = (context.enable_progress_bars, context.print_on_execution_start)
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.max_errored_blocks = -1
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # Warns that the bars are off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    # Its traceback of a task whose worker died says less than our own message about it.
-    logging.getLogger("ray.data._internal.execution").setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for name, value in saved.items():
-            setattr(context, name, value)
+        context.enable_progress_bars, context.print_on_execution_start = saved
 
 
 @functools.lru_cache(maxsize=8)
