@@ -335,7 +335,8 @@ def _deaths() -> int:
     Ray Data repeats a task whose worker died for ever, and its public interface does not say how
     often that was.
     """
-    return global_worker.core_worker.get_current_task_attempt_number()
+    worker: Any = global_worker
+    return worker.core_worker.get_current_task_attempt_number()
 
 
 @contextmanager

@@ -49,7 +49,8 @@ function choose(name) {
   document.getElementById("filter").hidden = name === null;
   document.getElementById("filter-name").textContent = name ?? "";
   canvases.filter((c) => !c.closest("figure").hidden).forEach(paint);
-  history.replaceState(null, "", name === null ? location.pathname : "?class=" + encodeURIComponent(name));
+  // Only the fragment: a page opened from a file may change nothing else of its address.
+  history.replaceState(null, "", name === null ? "#" : "#class=" + encodeURIComponent(name));
 }
 
 for (const button of buttons) {
@@ -70,6 +71,6 @@ for (const search of document.querySelectorAll(".search")) {
     }
   });
 }
-const asked = new URLSearchParams(location.search).get("class");
+const asked = new URLSearchParams(location.hash.slice(1)).get("class");
 const known = buttons.some((button) => button.dataset.name === asked);
 if (known) choose(asked); else canvases.forEach(paint);
