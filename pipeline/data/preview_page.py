@@ -86,7 +86,7 @@ def _chapter(chapter: Chapter) -> str:
     facts = (
         (f"{manifest.num_samples:,}", "images"),
         (f"{len(manifest.shards):,}", "shards"),
-        (f"{sum(shard.size for shard in manifest.shards) / 2**30:,.3f}", "GiB"),
+        _size(sum(shard.size for shard in manifest.shards)),
         (f"{len(seen)} of {len(manifest.class_pixels)}", "classes seen"),
         (f"{len(manifest.left_out):,}", "left out"),
     )
@@ -170,6 +170,11 @@ def _percent(share: float) -> str:
     if 0 < share < 0.0001:
         return "<0.01 %".replace("<", "&lt;")
     return f"{100 * share:.2f} %" if share < 0.1 else f"{100 * share:.1f} %"
+
+
+def _size(num_bytes: int) -> tuple[str, str]:
+    gib = num_bytes / 2**30
+    return (f"{gib:,.2f}", "GiB") if gib >= 0.1 else (f"{1024 * gib:,.1f}", "MiB")
 
 
 def _name(chapter: Chapter) -> str:
