@@ -54,11 +54,11 @@ def write_root(root: Path, count: int) -> None:
             str(image), np.clip(picture, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90]
         )
         field = cv2.resize(
-            rng.normal(0, 1, (12, 18)).astype(np.float32),
+            rng.normal(0, 1, (6, 9)).astype(np.float32),
             (WIDTH, HEIGHT),
             interpolation=cv2.INTER_CUBIC,
         )
-        regions = np.digitize(field, np.linspace(-1.5, 1.5, 13)).astype(np.uint8)
+        regions = np.digitize(field, np.linspace(-1.5, 1.5, 9)).astype(np.uint8)
         cv2.imwrite(str(label), rng.permutation(151).astype(np.uint8)[regions])
 
 
