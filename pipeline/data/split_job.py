@@ -39,7 +39,7 @@ class SplitSummary:
     split: str
     images: int
     shards: int
-    mib: float
+    gib: float
     left_out: int
     classes_seen: int
     unchanged: bool
@@ -81,6 +81,11 @@ class SplitJob:
         self._take_over()
 
     @property
+    def num_units(self) -> int:
+        """Shards of the whole split, as far as their samples are usable."""
+        return len(self._units)
+
+    @property
     def waiting(self) -> list[Unit]:
         """Units without a result; none once there is a manifest."""
         if self.manifest is not None:
@@ -102,7 +107,8 @@ class SplitJob:
             UserError: Too many samples are bad by now.
         """
         self._results[unit.index] = result
-        self.check_bad_fraction()
+        if result.left_out:
+            self.check_bad_fraction()
 
     def check_bad_fraction(self) -> None:
         """Stops the job once more samples are bad than allowed, whatever the rest will be.
@@ -167,6 +173,12 @@ class SplitJob:
             len(manifest.shards),
         )
 
+    @property
+    def classes_seen(self) -> set[int]:
+        """Universal ids of the classes with a pixel; only once there is a manifest."""
+        assert self.manifest is not None
+        return {i for i, count in enumerate(self.manifest.class_pixels) if count}
+
     def summary(self) -> SplitSummary:
         """The split's row of the closing table; only once it has a manifest."""
         manifest = self.manifest
@@ -176,9 +188,9 @@ class SplitJob:
             split=self.split,
             images=manifest.num_samples,
             shards=len(manifest.shards),
-            mib=sum(shard.size for shard in manifest.shards) / 2**20,
+            gib=sum(shard.size for shard in manifest.shards) / 2**30,
             left_out=len(manifest.left_out),
-            classes_seen=sum(count > 0 for count in manifest.class_pixels),
+            classes_seen=len(self.classes_seen),
             unchanged=self.unchanged,
         )
 

@@ -1,6 +1,5 @@
 """Pictures of segmentations: image, ground truth, prediction, and a legend with the labels."""
 
-import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+
+from pipeline.data.palette import palette
 
 OTHER_COLOUR = (0.55, 0.55, 0.55)
 """Grey, for the label that stands for no label."""
@@ -29,17 +30,6 @@ class Row:
     labels: tuple[str, ...]
     has_other: bool = False
     """The last label stands for "none of the others" and is drawn grey."""
-
-
-def palette(count: int) -> np.ndarray:
-    """Distinct colours: (count, 3) float, 0..1.
-
-    Hues advance by the golden ratio, so that neighbours in the list lie far apart; lightness
-    alternates, so that pairs which look alike to colour-blind eyes differ in brightness.
-    """
-    hues = (0.07 + 0.618034 * np.arange(count)) % 1
-    lights = (0.45, 0.68, 0.56)
-    return np.array([colorsys.hls_to_rgb(h, lights[i % 3], 0.75) for i, h in enumerate(hues)])
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

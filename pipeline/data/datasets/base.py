@@ -88,6 +88,10 @@ class Reader(ABC):
     def recognises(cls, root: Storage, base: str = "") -> bool:
         """Whether a folder looks like this dataset's; costs a few requests."""
 
+    def keep_unknown_ids(self) -> None:
+        """Makes `native_label` return ids outside the table as they are, for who checks them."""
+        self._native = np.arange(256, dtype=np.uint8)
+
     @abstractmethod
     def listing(self, split: Split) -> Listing:
         """Pairs the images and labels of a split.
