@@ -41,7 +41,7 @@ from pipeline.data.shards import (
     folder,
     shard_name,
 )
-from pipeline.data.storage import open_storage
+from pipeline.data.storage import DamagedFile, open_storage
 from pipeline.data.taxonomy import IGNORE, lookup_table, universal
 from pipeline.errors import UserError
 
@@ -59,6 +59,8 @@ class ConvertSettings:
     jpeg_quality: int
     samples_per_shard: int
     taxonomy_fingerprint: str
+    table: str
+    """The dataset's table from native to universal ids, as `lookup_table` takes it."""
     lookup: str
     """Fingerprint of the dataset's table from native to universal ids."""
 
@@ -192,7 +194,7 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         raise BadSample(
             f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
         )
-    label = cv2.LUT(native, lookup_table(unit.dataset))
+    label = cv2.LUT(native, lookup_table(unit.settings.table))
     size = shrunk_size(*image.size, unit.settings.short_side_px)
     if size != image.size:
         jpeg = encode_jpeg(resize_image(image.pixels, size), unit.settings.jpeg_quality)
@@ -365,6 +367,8 @@ def _read_image(reader: Reader, source: Source) -> bytes:
         return reader.root.read(source.image)
     except FileNotFoundError:
         raise BadSample("the image file is missing") from None
+    except DamagedFile as error:
+        raise BadSample(str(error)) from error
 
 
 def _read_label(reader: Reader, source: Source) -> np.ndarray:

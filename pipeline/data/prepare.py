@@ -185,6 +185,8 @@ def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Lis
             if config.splits is not None and split not in config.splits:
                 continue
             listing = reader.listing(split)
+            for note in listing.notes:
+                logger.warning("roots.%s=%s: %s", dataset, root, note)
             if listing.sources:
                 listings[split] = listing
                 continue

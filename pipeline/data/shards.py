@@ -95,6 +95,8 @@ class Manifest:
     """Labelled pixels of each universal class over all stored labels."""
     left_out: tuple[tuple[str, str], ...]
     """Name and reason of every source sample that is in no shard."""
+    notes: tuple[str, ...] = ()
+    """How the download differs from the published one."""
 
     @property
     def num_samples(self) -> int:
@@ -110,6 +112,8 @@ class Manifest:
         """One line of JSON; equal manifests give equal text."""
         values = dict(vars(self))
         values["shards"] = [shard.to_dict() for shard in self.shards]
+        if not self.notes:  # As in manifests from before there were any: equal fingerprints.
+            del values["notes"]
         return json.dumps(values, separators=(",", ":"), ensure_ascii=False) + "\n"
 
     @classmethod
@@ -139,6 +143,7 @@ class Manifest:
             values["shards"] = tuple(ShardRecord.from_dict(shard) for shard in values["shards"])
             values["class_pixels"] = tuple(map(int, values["class_pixels"]))
             values["left_out"] = tuple((str(n), str(r)) for n, r in values["left_out"])
+            values["notes"] = tuple(map(str, values.get("notes", ())))
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(

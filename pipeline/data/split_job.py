@@ -44,6 +44,8 @@ class SplitSummary:
     classes_seen: int
     unchanged: bool
     """Whether an earlier run had finished it."""
+    notes: tuple[str, ...]
+    """How the download differs from the published one."""
 
 
 class SplitJob:
@@ -149,6 +151,7 @@ class SplitJob:
             shards=tuple(result.shard for result in results if result.shard is not None),
             class_pixels=tuple(map(sum, zip(*(r.class_pixels for r in results), strict=True))),
             left_out=tuple((bad.name, bad.reason) for bad in self.left_out),
+            notes=self._listing.notes,
         )
         if not any(manifest.class_pixels):
             raise UserError(
@@ -192,6 +195,7 @@ class SplitJob:
             left_out=len(manifest.left_out),
             classes_seen=len(self.classes_seen),
             unchanged=self.unchanged,
+            notes=manifest.notes,
         )
 
     @property
@@ -276,12 +280,14 @@ def describe(left_out: Iterable[LeftOut]) -> str:
 
 
 def _settings(config: PrepareConfig, dataset: str) -> ConvertSettings:
+    table = config.tables.get(dataset, dataset)
     return ConvertSettings(
         short_side_px=config.short_side_px,
         jpeg_quality=config.jpeg_quality,
         samples_per_shard=config.samples_per_shard,
         taxonomy_fingerprint=universal().fingerprint,
-        lookup=hashlib.sha256(lookup_table(dataset).tobytes()).hexdigest()[:16],
+        table=table,
+        lookup=hashlib.sha256(lookup_table(table).tobytes()).hexdigest()[:16],
     )
 
 

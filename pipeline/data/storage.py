@@ -33,6 +33,10 @@ class Entry:
     """In bytes."""
 
 
+class DamagedFile(ValueError):
+    """One object's bytes are not what they must be, though the storage itself works."""
+
+
 class Storage(ABC):
     """A tree of byte objects under one root.
 
@@ -166,6 +170,22 @@ class Storage(ABC):
         with self._translated(prefix):
             return tuple(sorted(self._folders(prefix)))
 
+    def files(self, prefix: str = "") -> Iterator[Entry]:
+        """Yields the objects directly in a folder, in the order of their names."""
+        prefix = check_folder(prefix)
+        with self._translated(prefix):
+            yield from self._files(prefix)
+
+    def version(self, path: str) -> str:
+        """A text that changes when the object is replaced by another.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        check_path(path)
+        with self._translated(path):
+            return self._version(path)
+
     def delete(self, path: str) -> None:
         """Removes an object; removing one that is not there is no error."""
         check_path(path)
@@ -211,6 +231,12 @@ class Storage(ABC):
 
     @abstractmethod
     def _folders(self, prefix: str) -> Iterator[str]: ...
+
+    @abstractmethod
+    def _files(self, prefix: str) -> Iterator[Entry]: ...
+
+    @abstractmethod
+    def _version(self, path: str) -> str: ...
 
     @abstractmethod
     def _delete(self, path: str) -> None: ...
@@ -367,6 +393,21 @@ class LocalStorage(Storage):
                 yield from (item.name for item in scan if item.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return
+
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        try:
+            with os.scandir(self._root / prefix) as scan:
+                names = sorted(item.name for item in scan if item.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in names:
+            path = f"{prefix}/{name}" if prefix else name
+            if not (name.startswith(".") and name.endswith(_PARTIAL)):
+                yield Entry(path, os.stat(self._root / path).st_size)
+
+    def _version(self, path: str) -> str:
+        status = os.stat(self._root / path)
+        return f"{status.st_size}-{status.st_mtime_ns}"
 
     def _delete(self, path: str) -> None:
         (self._root / path).unlink(missing_ok=True)

@@ -202,6 +202,16 @@ class S3Storage(Storage):
             for item in page.get("CommonPrefixes", ()):
                 yield item["Prefix"].removeprefix(folder).removesuffix("/")
 
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        for page in self._pages(self._folder_key(prefix), Delimiter="/"):
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):
+                    yield Entry(item["Key"].removeprefix(self._root), item["Size"])
+
+    def _version(self, path: str) -> str:
+        head = self._client.head_object(Bucket=self._bucket, Key=self._root + path)
+        return f"{head['ContentLength']}-{head.get('ETag', '')}"
+
     def _delete(self, path: str) -> None:
         self._client.delete_object(Bucket=self._bucket, Key=self._root + path)
 
