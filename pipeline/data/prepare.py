@@ -223,9 +223,7 @@ def _note_overrides(table: str, listings: dict[Split, Listing]) -> None:
     ]
     if not changed:
         return
-    note = (
-        f"without relabelling these classes are mapped otherwise than by MSeg: {', '.join(changed)}"
-    )
+    note = f"without relabelling, not mapped as by MSeg: {', '.join(changed)}"
     logger.info("%s: %s", table, note)
     for split, listing in listings.items():
         listings[split] = replace(listing, notes=(*listing.notes, note))

@@ -7,7 +7,8 @@
 The tars are written by webdataset's own TarWriter with fixed time and owner, so equal samples give
 equal bytes. The manifest holds, for each sample, the byte range of its members, so that one range
 request reads it without the rest of the shard. Images are RGB JPEGs in the orientation of their
-labels; labels are 8-bit PNGs of positions in `Manifest.class_names`, 255 where nothing is to be learnt.
+labels; labels are 8-bit PNGs of positions in `Manifest.class_names`, 255 where nothing is to be
+learnt.
 """
 
 import hashlib
