@@ -58,7 +58,7 @@ class _BlobFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._blob.size}[whence]
         if start + offset < 0:
-            raise ValueError(f"seek to {start + offset}")
+            raise OSError(f"seek to {start + offset}")  # As files do; zipfile counts on it.
         self._position = start + offset
         return self._position
 

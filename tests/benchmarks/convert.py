@@ -1,6 +1,6 @@
 """What a conversion costs: ours against a plain loop of Pillow and webdataset.TarWriter.
 
-    python -m tests.benchmarks.convert [--images 400] [--workers 2] [--rounds 2]
+    python -m tests.benchmarks.convert [--images 1600] [--workers 2] [--rounds 2]
 
 Both sides read the same folder of 1024x683 JPEGs and label PNGs in ADE20K's layout, decode both
 files, check them, map the labels, and write the same members into tars; images keep their bytes,
@@ -143,7 +143,8 @@ class Usage:
         return found
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.25):
+        # Seldom: looking costs tens of milliseconds, which count as the side's own.
+        while not self._ended.wait(2.0):
             total = 0
             for process in self._family():
                 try:
@@ -179,7 +180,7 @@ def measure(case: str, root: Path, out: Path, workers: int) -> dict[str, float]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--images", type=int, default=1600)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--case", choices=["plain", "ours"], help=argparse.SUPPRESS)

@@ -137,7 +137,7 @@ class Reader(ABC):
         """Reads a label.
 
         Returns:
-            (H, W) uint8 native ids as in the dataset's table, IGNORE where the file holds none.
+            (H, W) uint8 native ids as in the dataset's table, IGNORE where the file says so.
 
         Raises:
             BadSample: The file is missing, damaged, or not encoded as this dataset's labels are.
@@ -148,7 +148,20 @@ class Reader(ABC):
             raise BadSample(f"{source.label}: was there when the folder was listed") from error
         except DamagedFile as error:
             raise BadSample(str(error)) from error
-        return self._native[self._decode(data, source)]
+        return self._known(self._decode(data, source), source.label)
+
+    def _known(self, ids: np.ndarray, path: str) -> np.ndarray:
+        """Refuses ids that the dataset's table does not list.
+
+        One such id says that the file is not encoded as it should be, as when Mapillary's labels of
+        v2.0 lie where those of v1.2 belong: its other ids would then be wrong as well.
+        """
+        native = self._native[ids]
+        if np.count_nonzero(native == IGNORE) != np.count_nonzero(ids == IGNORE):
+            unknown = np.unique(ids[(native == IGNORE) & (ids != IGNORE)]).tolist()
+            shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            raise BadSample(f"{path}: ids {shown}: not in the table of {self.name}")
+        return native
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks | None:
         """The pixels of segments, as MSeg's relabelling numbers them.

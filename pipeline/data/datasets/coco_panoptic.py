@@ -132,7 +132,8 @@ class COCOPanoptic(Reader):
                 f"{source.label}: {np.count_nonzero(~listed)} pixels belong to segments that the "
                 "JSON does not list for it"
             )
-        categories[(categories < 0) | (categories > IGNORE)] = IGNORE
+        if (categories < 0).any() or (categories[1:] >= IGNORE).any():
+            raise BadSample(f"{source.label}: the JSON has categories that are not COCO's")
         return categories.astype(np.uint8)[position]
 
 

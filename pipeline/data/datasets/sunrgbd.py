@@ -27,7 +27,6 @@ _FOLDERS: dict[Split, str] = {"train": "train", "val": "test"}
 _SHIFTED = "semseg-label37"
 _LABELS = ("label37", "label38", _SHIFTED)
 _NUMBERED_LABELS = ("sunrgbd_train_test_labels", "sunrgbd_test_train_labels")
-_NUM_CLASSES = 37
 
 
 class SUNRGBD(Reader):
@@ -99,7 +98,8 @@ class SUNRGBD(Reader):
         if "index" not in source.extra:
             return super().native_label(source)
         try:
-            return self._native[self._official.read(source.extra["index"], self.max_pixels)]
+            label = self._official.read(source.extra["index"], self.max_pixels)
+            return self._known(label, f"label {source.extra['index'] + 1}")
         except BadSample as error:
             raise BadSample(f"{source.label}: {error}") from error
 
@@ -112,7 +112,7 @@ class SUNRGBD(Reader):
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         label = decode_index_png(data, source.label, ("L", "P"), self.max_pixels)
         if source.label.startswith(self._path(_SHIFTED) + "/"):
-            return np.where(label < _NUM_CLASSES, label + np.uint8(1), np.uint8(IGNORE))
+            return np.where(label == IGNORE, label, np.minimum(label, IGNORE - 2) + np.uint8(1))
         return label
 
 

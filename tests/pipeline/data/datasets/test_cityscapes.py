@@ -14,7 +14,7 @@ LABEL = f"gtFine/train/{STEM}_gtFine_labelIds.png"
 
 def put_one(put: Put, top: str = "") -> None:
     put(top + IMAGE)
-    put(top + LABEL, png([[0, 7, 25], [33, 34, 255]]))
+    put(top + LABEL, png([[0, 7, 25], [33, 255, 255]]))
     put(f"{top}gtFine/train/{STEM}_gtFine_instanceIds.png", png([[25001]], "I;16"))
     put(f"{top}gtFine/train/{STEM}_gtFine_labelTrainIds.png", png([[1]]))
     put(f"{top}gtFine/train/{STEM}_gtFine_color.png", png([[1]]))

@@ -203,9 +203,7 @@ def test_a_label_that_claims_to_be_huge_or_lies_elsewhere(put: Put, tmp_path: Pa
     ],
 )
 @pytest.mark.parametrize("damage", ["text", "cut short", "empty"])
-def test_a_damaged_mat_file_is_one_clear_error(
-    put: Put, tmp_path: Path, path: str, damage: str
-):
+def test_a_damaged_mat_file_is_one_clear_error(put: Put, tmp_path: Path, path: str, damage: str):
     write_official(put, tmp_path)
     file = tmp_path / "SUNRGBDtoolbox" / path
     data = file.read_bytes()
