@@ -59,7 +59,7 @@ class Cityscapes(Reader):
         return self._complete(split, pair(images, labels, keys))
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
-        """Pixels by position among the polygons; see `Reader.segment_masks`."""
+        """Pixels by the polygons' `id` or position; see `Reader.segment_masks`."""
         path = source.label.removesuffix("_labelIds.png") + "_polygons.json"
         return polygon_masks(self._read(path), path, segments, self.max_pixels)
 

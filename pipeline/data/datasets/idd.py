@@ -89,9 +89,8 @@ class IDD(Reader):
         return self.published[split] if is_part_i else None
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
-        """Pixels by the polygons' field `id`; see `Reader.segment_masks`."""
-        data = self._read(source.label)
-        return polygon_masks(data, source.label, segments, self.max_pixels, by="id")
+        """Pixels by the polygons' `id` or position; see `Reader.segment_masks`."""
+        return polygon_masks(self._read(source.label), source.label, segments, self.max_pixels)
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         with bad_sample_errors(source.label):

@@ -7,7 +7,8 @@
 Where `images` holds the folders `train` or `val`, they are the splits; else a share of the images,
 chosen by a hash of their names, is for validation. The column `universal` names the universal class
 of a class; empty, a class of the same name is looked for, and one that is not there extends the
-taxonomy by its own name; "-" leaves the pixels unlabelled. Ids that the table lacks are unlabelled.
+taxonomy by its own name; "-" leaves the pixels unlabelled, as 255 does. A mask with any other id
+that the table lacks is a bad sample.
 """
 
 import csv
@@ -109,7 +110,7 @@ class OwnReader(Reader):
             images = {name: path for name, path in images.items() if self._is_in(name, split)}
             labels = {name: path for name, path in labels.items() if self._is_in(name, split)}
         keys = {name: safe_key(*name.split("/")) for name in images}
-        return pair(images, labels, keys)
+        return self._complete(split, pair(images, labels, keys))
 
     def _is_in(self, name: str, split: Split) -> bool:
         digest = hashlib.sha256(name.encode()).digest()

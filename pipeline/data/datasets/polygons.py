@@ -14,16 +14,15 @@ LIMIT_PX = 1_000_000
 
 
 def polygon_masks(
-    data: bytes, path: str, numbers: Collection[int], max_pixels: int, by: str | None = None
+    data: bytes, path: str, numbers: Collection[int], max_pixels: int
 ) -> dict[int, np.ndarray]:
-    """Draws single polygons.
+    """Draws single polygons, numbered by their field `id` or else by their position, from 0.
 
     Args:
         data: The JSON.
         path: Names the file in errors.
         numbers: Which polygons.
         max_pixels: The limit of the image's size.
-        by: The field that numbers the polygons; None for their position, counted from 0.
 
     Returns:
         For each polygon that is there and not deleted, (H, W) bool.
@@ -37,7 +36,7 @@ def polygon_masks(
         width, height = int(annotation["imgWidth"]), int(annotation["imgHeight"])
         check_size(path, width, height, max_pixels)
         for position, item in enumerate(annotation["objects"]):
-            number = position if by is None else item.get(by)
+            number = item.get("id", position)
             points = [(float(x), float(y)) for x, y in item.get("polygon") or ()]
             if number not in numbers or item.get("deleted") or len(points) < 3:
                 continue
