@@ -14,7 +14,9 @@ TINY = Taxonomy("tiny", ("wall", "chair_other", "sky", "road"))
 
 
 def manifest(*class_pixels: int) -> Manifest:
-    return Manifest(1, "idd", "train", "tiny", TINY.fingerprint, "", {}, (), class_pixels, ())
+    return Manifest(
+        1, "idd", "train", "tiny", TINY.fingerprint, "", {}, (), class_pixels, (), (), TINY.classes
+    )
 
 
 def test_a_label_space_maps_its_classes_and_ignores_the_rest():
