@@ -2,7 +2,7 @@
 
 Two forms are read. Flat tables, `<dataset>.tsv` or `.tsv.gz`, have the columns split, parent (the
 image's folder), image_stem, segment_id, native_class and new_universal_name. A checkout of mseg-api
-holds lists in `mseg/relabeled_data/`, a line a segment: the parent after "seq" where stems repeat,
+holds lists in `mseg/relabeled_data/`, a line a segment: "mapillary_", or "seq" and the parent, then
 the stem, the segment id; `taxonomy/relabel_files.tsv` says what each list decides.
 
 What a segment id is differs by dataset; its reader knows (`Reader.segment_masks`). SUN RGB-D's are
@@ -33,7 +33,9 @@ DECISIONS = "relabel"
 _COLUMNS = ("split", "image_stem", "segment_id", "native_class", "new_universal_name")
 _NOTHING = ("unlabeled", "")
 _FILES = "mseg/relabeled_data"
-_LINE = re.compile(r"(?:seq(?P<parent>[^_]+)_)?(?P<stem>.+)_(?P<segment>\d+)\.(?:png|jpg|jpeg)")
+_LINE = re.compile(
+    r"(?:mapillary_|seq(?P<parent>[^_]+)_)?(?P<stem>.+)_(?P<segment>\d+)\.(?:png|jpg|jpeg)"
+)
 _MSEG_KEYS = {
     "ade20k": "ade20k",
     "ade20k-v1": "ade20k",
