@@ -59,7 +59,10 @@ def test_stored_ids_become_those_of_the_class_with_the_same_name():
     for stored, name in enumerate(city.class_names):
         assert union.classes[lut[stored]] == name
     assert (lut[len(city.class_names) :] == IGNORE).all()
-    assert ids_in(manifest(SHOP), union) is None
+    parcel = ids_in(manifest(SHOP), union)
+    assert parcel is not None
+    assert parcel[:194].tolist() == list(range(194))
+    assert union.classes[parcel[194]] == "parcel"
 
 
 def test_pixels_are_counted_by_name():
