@@ -82,6 +82,8 @@ class Corpus:
     uri: str
     split: str
     manifests: dict[str, Manifest]
+    wanted: Taxonomy | None = None
+    """The classes to read labels in, others being ignored; None for those of the manifests."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -91,7 +93,7 @@ class Corpus:
     @cached_property
     def taxonomy(self) -> Taxonomy:
         """The classes that labels are ids of, once they are read; see `union_of`."""
-        return union_of(self.manifests)
+        return self.wanted or union_of(self.manifests)
 
     @cached_property
     def luts(self) -> dict[str, np.ndarray]:

@@ -46,15 +46,18 @@ def union_of(manifests: Mapping[str, Manifest]) -> Taxonomy:
 
 
 def ids_in(manifest: Manifest, taxonomy: Taxonomy) -> np.ndarray | None:
-    """The table from a manifest's stored ids to those of a taxonomy that has all of its classes.
+    """The table from a manifest's stored ids to those of a taxonomy.
 
     Returns:
-        (256,) uint8, IGNORE for what is no id; None where the ids are the same.
+        (256,) uint8, IGNORE for what is no id and for classes that the taxonomy lacks; None where
+        the ids are the same.
     """
     if manifest.class_names == taxonomy.classes[: len(manifest.class_names)]:
         return None
     lut = np.full(256, IGNORE, np.uint8)
-    lut[: len(manifest.class_names)] = [taxonomy.id_of(name) for name in manifest.class_names]
+    ids = {name: number for number, name in enumerate(taxonomy.classes)}
+    for stored, name in enumerate(manifest.class_names):
+        lut[stored] = ids.get(name, IGNORE)
     return lut
 
 

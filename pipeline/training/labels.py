@@ -32,18 +32,6 @@ class LabelSpace:
         """The names as words, for the text encoder."""
         return tuple(label_text(name) for name in self.names)
 
-    def lut_of(self, taxonomy: Taxonomy) -> np.ndarray:
-        """The table for labels in another taxonomy, such as that of the validation split.
-
-        Returns:
-            (256,) uint8: id there -> position in `names`, IGNORE for classes without one.
-        """
-        lut = np.full(256, IGNORE, np.uint8)
-        for position, name in enumerate(self.names):
-            if name in taxonomy.classes:
-                lut[taxonomy.id_of(name)] = position
-        return lut
-
     def __len__(self) -> int:
         return len(self.names)
 

@@ -60,11 +60,11 @@ def train(config: TrainMixConfig) -> Outcome:
     check_model(config.model)
     corpus = open_corpus(config.data.shards, config.data.train_split)
     val = _validation_corpus(config)
-    if val is not None:
-        val.taxonomy  # noqa: B018 - refused here, before workers start.
     mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
     used = {name: corpus.manifests[name] for name in mixture.datasets}
     corpus = replace(corpus, manifests=used)
+    if val is not None:  # Which may show other datasets, and so other classes.
+        val = replace(val, wanted=corpus.taxonomy)
     labels = training_labels(used.values(), config.train.labels, corpus.taxonomy)
     distractor_texts(config.train.distractors, labels)
     checkpoint.check_resumable(config, labels.names)

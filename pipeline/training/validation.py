@@ -78,8 +78,6 @@ def validate(
     reader = SampleReader(corpus)
     was_training = lseg.training
     lseg.eval()
-    # Its taxonomy may lack classes that are trained, or have others.
-    lut = labels.lut_of(corpus.taxonomy)
     matrices = {}
     for name, size in corpus.sizes.items():
         matrix = ConfusionMatrix(len(labels), device=text_KC.device)
@@ -87,7 +85,7 @@ def validate(
         # Spread over the whole split, which is sorted by name.
         indices = [i * size // count for i in range(rank, count, world)]
         for image, label in _views(reader, name, indices, config.data.augment.base_px):
-            target = torch.from_numpy(lut[label].astype(np.int64))
+            target = torch.from_numpy(labels.lut[label].astype(np.int64))
             with amp:
                 logits = lseg(lseg.normalize(torch.from_numpy(image)[None]), text_KC)
             matrix.update(upsample(logits, label.shape).argmax(1)[0], target.to(text_KC.device))
