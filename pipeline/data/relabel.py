@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets.base import Listing, Reader, Source
+from pipeline.data.datasets.sunrgbd_layouts import NUM_TEST
 from pipeline.data.storage import Storage, open_storage
 from pipeline.data.taxonomy import IGNORE, native_table, universal
 from pipeline.errors import UserError
@@ -78,7 +79,10 @@ class Relabelling:
     def of(self, source: Source, split: str) -> list[Decision]:
         """The decisions over one image."""
         *_, parent, name = ("", *source.image.split("/"))
-        return self.decisions.get(self._key(split, parent, name.rpartition(".")[0]), [])
+        stem: str | None = name.rpartition(".")[0]
+        if self.dataset == "sunrgbd":
+            stem = _sunrgbd_stem(source, split)
+        return [] if stem is None else self.decisions.get(self._key(split, parent, stem), [])
 
     def count(self, split: str) -> int:
         """Decisions over the images of a split."""
@@ -94,6 +98,24 @@ class Relabelling:
 
     def _key(self, split: str, parent: str, stem: str) -> _Key:
         return split, parent if self.dataset in _NEEDS_PARENT else "", stem
+
+
+def _sunrgbd_stem(source: Source, split: str) -> str | None:
+    """What chrischoy's form, which the decisions name, calls an image of any form.
+
+    There both splits count from 1. The other forms' numbers are positions in the official list,
+    which has the test images first.
+    """
+    stem = source.image.rpartition("/")[2].rpartition(".")[0]
+    if "index" in source.extra:
+        number = int(source.extra["index"]) + 1
+        if (number <= NUM_TEST) != (split == "val"):
+            return None
+    elif match := re.fullmatch(r"img\w*-0*(\d+)", stem):
+        number = int(match[1])
+    else:
+        return stem
+    return f"img-{number - NUM_TEST if number > NUM_TEST else number:06d}"
 
 
 def load_relabelling(uri: str, datasets: Iterable[str]) -> dict[str, Relabelling]:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.datasets import BadSample, open_reader
+from pipeline.data.datasets import BadSample, Source, open_reader
 from pipeline.data.relabel import (
     DECISIONS,
+    Relabelling,
     load_relabelling,
     relabel,
     with_decisions,
@@ -273,6 +274,23 @@ def test_segments_that_cannot_be_read_make_a_bad_sample(tmp_path, make, end, dam
     native = reader.native_label(source)
     with pytest.raises(BadSample):
         relabel(native.copy(), native, source.extra[DECISIONS], reader, source)
+
+
+def test_every_form_of_sunrgbd_finds_its_decisions():
+    table = Relabelling("sunrgbd")
+    table.add("train", "train", "img-000152", 4, (5,), 1)
+    table.add("val", "test", "img-000152", 4, (5,), 2)
+
+    def found(split: str, image: str, **extra: int) -> list[int]:
+        return [new for _, _, new in table.of(Source("k", image, "l", extra), split)]
+
+    assert found("train", "image/train/img-000152.jpg") == [1]
+    assert found("val", "image/test/img-000152.jpg") == [2]
+    assert found("train", "SUNRGBD-train_images/img-005202.jpg") == [1]
+    assert found("train", "SUNRGBD/kv1/b3/NYU0001/image/NYU0001.jpg", index=5201) == [1]
+    assert found("val", "SUNRGBD/kv2/kinect2data/1/image/0000103.jpg", index=151) == [2]
+    # A list in another order than the official one: no decision can be trusted.
+    assert found("train", "SUNRGBD/kv2/kinect2data/1/image/0000103.jpg", index=151) == []
 
 
 def test_unlabelled_is_a_decision_and_several_classes_may_share_one(tmp_path):
