@@ -176,4 +176,7 @@ def config_from_dict(config_class: type[Config], values: Mapping[str, Any], wher
                 raise ModelError(f"{where}.{key}={value!r}: must be a mapping: see config.yaml")
             value = config_from_dict(nested, value, f"{where}.{key}")
         built[key] = value
-    return config_class(**built)
+    try:
+        return config_class(**built)
+    except TypeError as error:  # a value of another type than its check compares it with
+        raise ModelError(f"{where}: has a value of a wrong type ({error}): check it") from error

@@ -187,6 +187,8 @@ class SplitJob:
         for path in present:
             if path.endswith(".tar") and path not in kept:
                 self._out.delete(path)
+        # A begun upload whose answer got lost is begun again, and the first one stays behind.
+        self._out.clean(self.name)
         self._out.write(self._manifest_path, manifest.to_json().encode())
         self._delete_records(present)
         self.manifest = manifest

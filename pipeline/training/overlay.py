@@ -38,21 +38,29 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), 4, squeeze=False, width_ratios=(1, 1, 1, 0.75))
     for line, row in zip(axes, rows, strict=True):
-        colours = palette(len(row.labels))
-        if row.has_other:
-            colours[-1] = OTHER_COLOUR
         height, width = _content(row.image)
         image = row.image[:height, :width]
         truth, prediction = row.truth[:height, :width], row.prediction[:height, :width]
+        blank = (truth < 0) | (truth >= len(row.labels))
+        shown = [i for i in range(len(row.labels)) if _visible(i, truth, prediction, blank)]
+        colours = _colours(row, shown)
         _show(line[0], image, row.title)
         _show(line[1], _blend(image, truth, colours), "ground truth")
-        blank = (truth < 0) | (truth >= len(row.labels))
         _show(line[2], _blend(image, prediction, colours), "prediction")
-        shown = [i for i in range(len(row.labels)) if _visible(i, truth, prediction, blank)]
         patches = [Patch(color=colours[i], label=row.labels[i]) for i in shown]
         line[3].legend(handles=patches, loc="center left", fontsize=8, frameon=False)
         line[3].axis("off")
     figure.savefig(path)
+
+
+def _colours(row: Row, shown: Sequence[int]) -> np.ndarray:
+    """A colour for each label: (K, 3) float, 0..1; those that are shown lie far apart."""
+    order = [*shown, *(i for i in range(len(row.labels)) if i not in set(shown))]
+    colours = np.empty((len(row.labels), 3))
+    colours[order] = palette(len(order))
+    if row.has_other:
+        colours[-1] = OTHER_COLOUR
+    return colours
 
 
 def _visible(position: int, truth: np.ndarray, prediction: np.ndarray, blank: np.ndarray) -> bool:

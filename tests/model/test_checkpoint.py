@@ -108,3 +108,5 @@ def test_configuration_from_plain_values():
         config_from_dict(ModelConfig, {"backbone": {"nam": "x"}}, "model")
     with pytest.raises(ModelError, match="must be a mapping"):
         config_from_dict(ModelConfig, {"backbone": "x"}, "model")
+    with pytest.raises(ModelError, match="value of a wrong type"):
+        config_from_dict(ModelConfig, {"features": "x"}, "model")
