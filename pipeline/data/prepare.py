@@ -194,12 +194,7 @@ def _relabel(
 ) -> dict[str, Relabelling]:
     """Loads MSeg's decisions and gives them to the listings, or notes what is done without them."""
     readers = {reader.name: listings for reader, listings in roots if reader.name in READERS}
-    if config.relabel is None:
-        if config.taxonomy == "universal":
-            for dataset, listings in readers.items():
-                _note_overrides(config.tables.get(dataset, dataset), listings)
-        return {}
-    tables = load_relabelling(config.relabel, readers)
+    tables = {} if config.relabel is None else load_relabelling(config.relabel, readers)
     if "ade20k" in tables and config.ade20k_full is None:
         raise UserError(
             "ade20k_full: not set; the decisions over ADE20K name segments of its full release "
@@ -207,6 +202,9 @@ def _relabel(
         )
     if config.ade20k_full == "none":
         tables.pop("ade20k", None)
+    for dataset, listings in readers.items():
+        if dataset not in tables and config.taxonomy == "universal":
+            _note_overrides(config.tables.get(dataset, dataset), listings)
     for dataset, table in tables.items():
         for split, listing in readers[dataset].items():
             listing = with_decisions(listing, split, table)

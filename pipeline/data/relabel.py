@@ -2,7 +2,7 @@
 
 Two forms are read. Flat tables, `<dataset>.tsv` or `.tsv.gz`, have the columns split, parent (the
 image's folder), image_stem, segment_id, native_class and new_universal_name. A checkout of mseg-api
-holds lists in `mseg/relabeled_data/`, a line a segment: the parent after "seq" where stems repeat,
+holds lists in `mseg/relabeled_data/`, a line a segment: "mapillary_", or "seq" and the parent, then
 the stem, the segment id; `taxonomy/relabel_files.tsv` says what each list decides.
 
 What a segment id is differs by dataset; its reader knows (`Reader.segment_masks`). SUN RGB-D's are
@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets.base import Listing, Reader, Source
+from pipeline.data.datasets.sunrgbd_layouts import NUM_TEST
 from pipeline.data.storage import Storage, open_storage
 from pipeline.data.taxonomy import IGNORE, native_table, universal
 from pipeline.errors import UserError
@@ -33,7 +34,9 @@ DECISIONS = "relabel"
 _COLUMNS = ("split", "image_stem", "segment_id", "native_class", "new_universal_name")
 _NOTHING = ("unlabeled", "")
 _FILES = "mseg/relabeled_data"
-_LINE = re.compile(r"(?:seq(?P<parent>[^_]+)_)?(?P<stem>.+)_(?P<segment>\d+)\.(?:png|jpg|jpeg)")
+_LINE = re.compile(
+    r"(?:mapillary_|seq(?P<parent>[^_]+)_)?(?P<stem>.+)_(?P<segment>\d+)\.(?:png|jpg|jpeg)"
+)
 _MSEG_KEYS = {
     "ade20k": "ade20k",
     "ade20k-v1": "ade20k",
@@ -76,7 +79,10 @@ class Relabelling:
     def of(self, source: Source, split: str) -> list[Decision]:
         """The decisions over one image."""
         *_, parent, name = ("", *source.image.split("/"))
-        return self.decisions.get(self._key(split, parent, name.rpartition(".")[0]), [])
+        stem: str | None = name.rpartition(".")[0]
+        if self.dataset == "sunrgbd":
+            stem = _sunrgbd_stem(source, split)
+        return [] if stem is None else self.decisions.get(self._key(split, parent, stem), [])
 
     def count(self, split: str) -> int:
         """Decisions over the images of a split."""
@@ -92,6 +98,24 @@ class Relabelling:
 
     def _key(self, split: str, parent: str, stem: str) -> _Key:
         return split, parent if self.dataset in _NEEDS_PARENT else "", stem
+
+
+def _sunrgbd_stem(source: Source, split: str) -> str | None:
+    """What chrischoy's form, which the decisions name, calls an image of any form.
+
+    There both splits count from 1. The other forms' numbers are positions in the official list,
+    which has the test images first.
+    """
+    stem = source.image.rpartition("/")[2].rpartition(".")[0]
+    if "index" in source.extra:
+        number = int(source.extra["index"]) + 1
+        if (number <= NUM_TEST) != (split == "val"):
+            return None
+    elif match := re.fullmatch(r"img\w*-0*(\d+)", stem):
+        number = int(match[1])
+    else:
+        return stem
+    return f"img-{number - NUM_TEST if number > NUM_TEST else number:06d}"
 
 
 def load_relabelling(uri: str, datasets: Iterable[str]) -> dict[str, Relabelling]:

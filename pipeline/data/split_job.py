@@ -83,7 +83,7 @@ class SplitJob:
         self._listing = listing
         self._max_bad_fraction = config.max_bad_fraction
         self._own = config.own.get(reader.name)
-        self._labelling = labelling_of(config, reader)
+        self._labelling = labelling_of(config, reader, relabelling is not None)
         relabelled = "" if relabelling is None else relabelling.fingerprint
         self._settings = _settings(config, reader.name, self._labelling, relabelled)
         sizes = _file_sizes(reader.root, listing)
@@ -316,14 +316,14 @@ def describe(left_out: Iterable[LeftOut]) -> str:
     return shown + (f"; and {more} more" if more > 0 else "")
 
 
-def labelling_of(config: PrepareConfig, reader: Reader) -> Labelling:
-    """What the stored labels of a dataset are to mean."""
+def labelling_of(config: PrepareConfig, reader: Reader, relabelled: bool) -> Labelling:
+    """What the stored labels of a dataset are to mean; with MSeg's relabelling, or without."""
     if isinstance(reader, OwnReader):
         return of_classes(reader.name, reader.classes, config.taxonomy)
     table = config.tables.get(reader.name, reader.name)
     if config.taxonomy == "native":
         return in_native(table)
-    return in_universal(table, relabelled=config.relabel is not None)
+    return in_universal(table, relabelled)
 
 
 def _settings(
