@@ -27,9 +27,11 @@ from ray._private.worker import global_worker
 from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
 from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.encode import (
+    SourceImage,
     decode_image,
     encode_jpeg,
     encode_label,
+    keep_jpeg,
     resize_image,
     resize_label,
     shrunk_size,
@@ -203,35 +205,46 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         BadSample: It cannot be used.
         UserError: The storage fails, which is not the sample's fault.
     """
-    image = decode_image(_read_image(reader, source))
+    data = _read_image(reader, source)
+    image = None
+    if kept := keep_jpeg(data, unit.settings.short_side_px):
+        jpeg, original = kept
+    else:
+        jpeg, image = b"", decode_image(data)
+        original = image.size
     native = _read_label(reader, source)
     if native.ndim != 2 or native.dtype != np.uint8:
         raise BadSample(f"the label is {native.dtype} of shape {native.shape}, not 8-bit ids")
-    if image.size != native.shape:
-        (height, width), (label_height, label_width) = image.size, native.shape
+    if original != native.shape:
+        (height, width), (label_height, label_width) = original, native.shape
         raise BadSample(
             f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
         )
     label = cv2.LUT(native, unit.labelling.table)
     decisions = source.extra.get(DECISIONS)
     relabelled = relabel(label, native, decisions, reader, source) if decisions else (0, 0)
-    size = shrunk_size(*image.size, unit.settings.short_side_px)
-    if size != image.size:
-        jpeg = encode_jpeg(resize_image(image.pixels, size), unit.settings.jpeg_quality)
+    size = shrunk_size(*original, unit.settings.short_side_px)
+    if size != original:
         label, native = resize_label(label, size), resize_label(native, size)
-    else:
-        jpeg = image.jpeg or encode_jpeg(image.pixels, unit.settings.jpeg_quality)
+    if image is not None:
+        jpeg = _stored_jpeg(image, size, unit.settings.jpeg_quality)
     id_pixels = count_ids(label)
     meta = {
         "dataset": unit.dataset,
         "split": unit.split,
         "source": source.image,
-        "original_size": list(image.size),
+        "original_size": list(original),
         "classes": [int(i) for i in np.flatnonzero(id_pixels) if i != IGNORE],
     }
     native_png = encode_label(native) if unit.settings.native else None
     encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size, native_png)
     return ConvertedSample(encoded, id_pixels, relabelled)
+
+
+def _stored_jpeg(image: SourceImage, size: tuple[int, int], quality: int) -> bytes:
+    if size != image.size:
+        return encode_jpeg(resize_image(image.pixels, size), quality)
+    return image.jpeg or encode_jpeg(image.pixels, quality)
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:
