@@ -40,7 +40,7 @@ def union_of(manifests: Mapping[str, Manifest]) -> Taxonomy:
         counts = ", ".join(f"{d} {len(m.class_names)}" for d, m in manifests.items())
         raise UserError(
             f"data.shards: {len(names)} classes of different names ({counts}): must be at most "
-            f"{IGNORE} together: give a folder with fewer of them, or convert them in one taxonomy"
+            f"{IGNORE} together: name fewer of them in data.weights, or use one taxonomy"
         )
     return Taxonomy("+".join(dict.fromkeys(m.taxonomy for m in manifests.values())), tuple(names))
 

@@ -141,13 +141,6 @@ class TestNative:
         assert len(manifest.class_names) == 19
         assert names_at(manifest, samples[0]) == {"road", "sky", "car"}
 
-    def test_what_would_have_no_effect_is_refused(self, tmp_path, capsys):
-        arguments = ("--roots.ade20k", tmp_path, "--out", tmp_path / "out")
-        assert job(*arguments, "--relabel", tmp_path, "--taxonomy", "native") == 2
-        assert "no effect with taxonomy=native" in capsys.readouterr().err
-        assert job(*arguments, "--ade20k_full", tmp_path) == 2
-        assert "no effect without relabel" in capsys.readouterr().err
-
 
 @pytest.mark.usefixtures("local_ray")
 class TestOwn:
@@ -191,6 +184,15 @@ class TestOwn:
         write_shop(tmp_path / "shop", mask=4)
         assert job("--own.shop.root", tmp_path / "shop", "--out", tmp_path / "out") == 2
         assert "ids 4: not in the table of shop" in capsys.readouterr().err
+
+
+class TestMistakes:
+    def test_what_would_have_no_effect_is_refused(self, tmp_path, capsys):
+        arguments = ("--roots.ade20k", tmp_path, "--out", tmp_path / "out")
+        assert job(*arguments, "--relabel", tmp_path, "--taxonomy", "native") == 2
+        assert "no effect with taxonomy=native" in capsys.readouterr().err
+        assert job(*arguments, "--ade20k_full", tmp_path) == 2
+        assert "no effect without relabel" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("table", "message"),
