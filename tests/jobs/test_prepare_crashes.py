@@ -61,7 +61,7 @@ class Job:
         return self.process.wait(timeout=300)
 
 
-def assert_all_gone(family: list[psutil.Process], timeout_s: float = 60) -> None:
+def assert_all_gone(family: list[psutil.Process], timeout_s: float = 180) -> None:
     _, alive = psutil.wait_procs(family, timeout=timeout_s)
     alive = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert not alive, f"left running: {alive}"
