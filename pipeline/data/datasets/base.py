@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import cv2
 import numpy as np
 
 from pipeline.data.datasets.pixels import MAX_PIXELS, BadSample
@@ -156,7 +157,8 @@ class Reader(ABC):
         One such id says that the file is not encoded as it should be, as when Mapillary's labels of
         v2.0 lie where those of v1.2 belong: its other ids would then be wrong as well.
         """
-        native = self._native[ids]
+        # Several times as fast as indexing, but for bytes only.
+        native = cv2.LUT(ids, self._native) if ids.dtype == np.uint8 else self._native[ids]
         if np.count_nonzero(native == IGNORE) != np.count_nonzero(ids == IGNORE):
             unknown = np.unique(ids[(native == IGNORE) & (ids != IGNORE)]).tolist()
             shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
