@@ -14,13 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from safetensors.torch import save_file
 
 from jobs import cli
-from model.checkpoint import save_checkpoint
+from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
 from model.config import RegularizerConfig
 from model.errors import ModelError
 from model.official import import_official
 from pipeline.errors import UserError
-
-TEXT_WEIGHTS = "text_encoder.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

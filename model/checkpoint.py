@@ -1,4 +1,4 @@
-"""Our checkpoints: a directory with `model.safetensors`, `config.yaml` and `labels.txt`.
+"""Our checkpoints: a directory with `model.safetensors`, `config.yaml`, `labels.txt`, `texts.txt`.
 
 Only trained weights are stored; the text encoder is named in the configuration. Nothing in the
 directory can run code when it is read. Whoever trains may add files and top-level keys to
@@ -7,6 +7,7 @@ directory can run code when it is read. Whoever trains may add files and top-lev
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,18 @@ from model.lseg import LSeg, build_lseg
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 LABELS = "labels.txt"
+TEXTS = "texts.txt"
+TEXT_WEIGHTS = "text_encoder.safetensors"
+
+FILES = (CONFIG, WEIGHTS, LABELS, TEXTS, TEXT_WEIGHTS)
+"""All that a network is loaded from; none of them is a pickle."""
 
 resolvers: dict[str, Callable[[str], Path]] = {}
 """URI scheme ("s3", "models") -> what fetches such a checkpoint into a local directory. Empty
-here: this package knows no storage; whoever does puts its functions in."""
+here: this package knows no storage; whoever does puts its functions in, or names them in its
+package's metadata as entry points of `RESOLVERS`."""
+
+RESOLVERS = "lseg.resolvers"
 
 
 def save_checkpoint(
@@ -33,22 +42,29 @@ def save_checkpoint(
     lseg: LSeg,
     labels: Sequence[str] = (),
     extra_config: Mapping[str, Any] | None = None,
+    texts: Sequence[str] = (),
 ) -> None:
     """Writes a checkpoint directory, which may exist.
 
     Args:
         directory: where.
         lseg: the network, on any device.
-        labels: what it was trained on; `LSeg.labels` after loading.
+        labels: the names of what it was trained on; `LSeg.labels` after loading.
         extra_config: further top-level keys of `config.yaml`.
+        texts: how the text encoder was shown the labels, where not by their names; then they are
+            `LSeg.labels` after loading.
     """
-    if any("\n" in label for label in labels):
+    if any(len(label.splitlines()) > 1 for label in (*labels, *texts)):
         raise ModelError("labels: a label must be one line: remove the line break")
+    if texts and len(texts) != len(labels):
+        raise ModelError(f"texts: {len(texts)} for {len(labels)} labels: must be one for each")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = {**(extra_config or {}), "model": _plain(asdict(lseg.config))}
     (directory / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     (directory / LABELS).write_text("".join(f"{label}\n" for label in labels))
+    if texts:
+        (directory / TEXTS).write_text("".join(f"{text}\n" for text in texts))
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in lseg.state_dict().items()
     }
@@ -63,7 +79,7 @@ def load_checkpoint(
     """Reads a checkpoint directory.
 
     Args:
-        source: the directory, or a URI whose scheme is in `resolvers`.
+        source: the directory, or a URI that `local` can fetch.
         device: where the weights go.
 
     Returns:
@@ -73,7 +89,7 @@ def load_checkpoint(
         FileNotFoundError: a file is missing.
         ModelError: the files are damaged or do not fit each other.
     """
-    directory = _resolve(source)
+    directory = local(source)
     for name in (WEIGHTS, CONFIG):
         if not (directory / name).is_file():
             raise FileNotFoundError(
@@ -82,8 +98,9 @@ def load_checkpoint(
     config = _read_config(directory / CONFIG)
     # The file brings every weight: the published ones are not to be fetched first.
     config = replace(config, backbone=replace(config.backbone, pretrained=False))
-    beside = directory / config.text.pretrained
-    if beside.is_file():  # a text tower that was imported with the network
+    beside = directory / TEXT_WEIGHTS
+    if config.text.pretrained == TEXT_WEIGHTS and beside.is_file():
+        # A text tower that was imported with the network.
         config = replace(config, text=replace(config.text, pretrained=str(beside)))
     try:
         weights = load_file(directory / WEIGHTS)
@@ -104,21 +121,37 @@ def load_checkpoint(
         raise ModelError(
             f"{directory / WEIGHTS}: does not fit {directory / CONFIG}: {error}"
         ) from error
-    labels = directory / LABELS
-    names = tuple(labels.read_text().splitlines()) if labels.is_file() else ()
-    return lseg.to(device).eval(), names
+    return lseg.to(device).eval(), _lines(directory / LABELS)
 
 
-def _resolve(source: Path | str) -> Path:
+def read_texts(directory: Path) -> tuple[str, ...]:
+    """How the text encoder was shown the labels of a checkpoint; empty where by their names."""
+    return _lines(directory / TEXTS)
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    return tuple(path.read_text().splitlines()) if path.is_file() else ()
+
+
+def local(source: Path | str) -> Path:
+    """The directory of a checkpoint on this machine; fetches it where it is elsewhere.
+
+    Raises:
+        ModelError: nothing here knows the scheme of the URI, or it cannot be fetched.
+    """
     scheme, colon, _ = str(source).partition(":/")
     if not colon or len(scheme) < 2:
         return Path(source)
     if scheme == "file":
         return Path(str(source).removeprefix("file://").removeprefix("file:"))
     if scheme not in resolvers:
+        for point in entry_points(group=RESOLVERS, name=scheme):
+            resolvers.setdefault(scheme, point.load())
+    if scheme not in resolvers:
         raise ModelError(
-            f"{source}: nothing here can fetch {scheme}: URIs (known: {sorted(resolvers)}): fetch "
-            "the directory first, or register model.checkpoint.resolvers"
+            f"{source}: nothing here can fetch {scheme}: URIs (known: {sorted(resolvers)}): "
+            "install this project (`make setup`), or import pipeline.training.resolvers before, "
+            "or fetch the directory yourself"
         )
     return resolvers[scheme](str(source))
 

@@ -40,6 +40,12 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if not self.name:
             raise ModelError("backbone.name='': must name a timm model: see timm.list_models()")
+        if "checkpoint_path" in self.kwargs:
+            # timm would read that file whatever `pretrained` says, also for a checkpoint of ours.
+            raise ModelError(
+                "backbone.kwargs.checkpoint_path: is not allowed: name a weights file with "
+                "backbone.kwargs={pretrained_cfg_overlay: {file: PATH}}"
+            )
         if self.hooks is not None:
             object.__setattr__(self, "hooks", tuple(self.hooks))
             if len(self.hooks) != 4 or list(self.hooks) != sorted(self.hooks) or self.hooks[0] < 0:

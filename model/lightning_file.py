@@ -10,6 +10,7 @@ names what only an attack would name is refused besides.
 """
 
 import io
+import math
 import pickle
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -190,8 +191,12 @@ class TorchFile:
             whole = (offset, *shape, *stride)
             if not all(type(number) is int and number >= 0 for number in whole):
                 raise ValueError(f"a tensor has shape {shape}, stride {stride}, offset {offset}")
-            if numbers is None or 0 in shape:
+            if 0 in shape:
                 return torch.empty(shape, dtype=storage.dtype)
+            count = len(numbers) if numbers is not None else 0
+            if math.prod(shape) > count:  # also what a stride of 0 would swell to any size
+                raise ValueError(f"a tensor of shape {shape} has {count} numbers")
+            assert numbers is not None
             last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
             if last >= len(numbers):
                 raise ValueError(f"a tensor reaches number {last} of {len(numbers)}")

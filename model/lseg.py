@@ -37,7 +37,7 @@ class LSeg(nn.Module):
     Attributes:
         config: what it was built from.
         stride_px: inputs are padded to multiples of this.
-        labels: what a loaded checkpoint was trained on; what `predict` uses by default.
+        labels: the texts that a loaded checkpoint was trained on; what `predict` uses by default.
     """
 
     mean_C: Tensor
@@ -49,6 +49,7 @@ class LSeg(nn.Module):
         self.embed_dim = embed_dim
         self.labels: tuple[str, ...] = ()
         self._text_encoder: TextEncoder | None = None
+        self._memory_format = torch.contiguous_format
         self.backbone = build_backbone(config.backbone, config.activation_checkpointing)
         self.reassemble = nn.ModuleList()
         if isinstance(self.backbone, TokenBackbone):
@@ -78,7 +79,9 @@ class LSeg(nn.Module):
         """Loads a checkpoint of this project.
 
         Args:
-            source: a checkpoint directory, or a URI that `model.checkpoint.resolvers` can fetch.
+            source: a checkpoint directory; or, where this project is installed or
+                `pipeline.training.resolvers` was imported, `s3://bucket/folder` or
+                `models:/name@alias` (or `/version`) of an MLflow registry.
             device: where the network goes.
 
         Returns:
@@ -86,12 +89,14 @@ class LSeg(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ModelError: the files are damaged or do not fit each other.
+            ModelError: the files are damaged or do not fit each other, or nothing can fetch the
+                URI.
         """
-        from model.checkpoint import load_checkpoint  # which builds networks itself
+        from model.checkpoint import load_checkpoint, local, read_texts  # builds networks itself
 
-        lseg, labels = load_checkpoint(source, device)
-        lseg.labels = labels
+        directory = local(source)
+        lseg, labels = load_checkpoint(directory, device)
+        lseg.labels = read_texts(directory) or labels
         return lseg
 
     def predict(
@@ -116,6 +121,8 @@ class LSeg(nn.Module):
         Raises:
             ModelError: no labels, or images that are not 8-bit RGB.
         """
+        if isinstance(labels, str):
+            raise ModelError(f"labels={labels!r}: must be a list of texts: write [{labels!r}]")
         names = list(self.labels if labels is None else labels)
         if not names:
             raise ModelError("labels=[]: the checkpoint names none either: pass a list of texts")
@@ -167,7 +174,8 @@ class LSeg(nn.Module):
         image = image_BHWC.to(self.mean_C.device, non_blocking=True).permute(0, 3, 1, 2).float()
         scale = 1 / (255 * self.std_C)
         shift = self.mean_C / self.std_C
-        return (image * scale[:, None, None] - shift[:, None, None]).contiguous()
+        image = image * scale[:, None, None] - shift[:, None, None]
+        return image.contiguous(memory_format=self._memory_format)
 
     def embed(self, image_BCHW: Tensor) -> Tensor:
         """Embeds pixels.
@@ -229,6 +237,14 @@ class LSeg(nn.Module):
         logits = self.score(image_BCHW, text_KC)
         with _full_precision(logits):
             return self.regularizer(logits)
+
+    def channels_last(self) -> "LSeg":
+        """Keeps convolutions and normalised images in channels-last order from now on.
+
+        The numbers are the same; half-precision convolutions on GPUs are faster that way.
+        """
+        self._memory_format = torch.channels_last
+        return self.to(memory_format=torch.channels_last)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups the parameters for the optimiser as published.

@@ -4,6 +4,7 @@ Shapes: B batch, K labels, H W image pixels, h w scores.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ NO_LABEL = -1
 
 CHUNK_MIB = 64
 
+MAX_BATCH_MPX = 4
+"""Megapixels of the images that go through the network together."""
+
 
 def as_batches(images: Any) -> list[Tensor]:
     """Makes uint8 batches of images of one size.
@@ -27,26 +31,37 @@ def as_batches(images: Any) -> list[Tensor]:
             uint8 RGB; or one array or tensor (B, H, W, 3).
 
     Returns:
-        One (B, H, W, 3) uint8 tensor where all sizes agree, else one (1, H, W, 3) for each image.
+        (B, H, W, 3) uint8 tensors, in order: neighbours of one size together, up to
+        `MAX_BATCH_MPX`.
 
     Raises:
         ModelError: something is not 8-bit RGB.
     """
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
-        return [_as_uint8(images)]
+        images = list(_as_uint8(images))
     if not isinstance(images, Sequence):
         images = [images]
     if not len(images):
         raise ModelError("images=[]: must be at least one image: name some")
-    tensors = [_as_uint8(image) for image in images]
-    if len({tensor.shape for tensor in tensors}) == 1:
-        return [torch.stack(tensors)]
-    return [tensor[None] for tensor in tensors]
+    batches = []
+    for shape, group in groupby((_as_uint8(image) for image in images), lambda image: image.shape):
+        if len(shape) != 3:
+            raise ModelError(
+                f"images: got one of shape {tuple(shape)} among several: each must be (H, W, 3): "
+                "pass a batch (B, H, W, 3) alone"
+            )
+        size = max(1, int(MAX_BATCH_MPX * 1e6 / (shape[0] * shape[1])))
+        batches += [chunk for chunk in torch.stack(list(group)).split(size)]
+    return batches
 
 
 def _as_uint8(image: Any) -> Tensor:
     if hasattr(image, "convert"):  # PIL, whatever its mode
         image = np.array(image.convert("RGB"))
+    if isinstance(
+        image, np.ndarray
+    ):  # torch takes no mirrored views (BGR -> RGB), no read-only ones
+        image = np.require(image, requirements=("C", "W"))
     tensor = torch.as_tensor(image)
     if tensor.dtype != torch.uint8 or tensor.ndim not in (3, 4) or tensor.shape[-1] != 3:
         raise ModelError(

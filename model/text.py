@@ -77,6 +77,8 @@ class TextEncoder(ABC):
             self._cache[key] = self._embed(list(labels))
         return self._cache[key]
 
+    # Not in a caller's inference mode: what it makes may not be trained against later.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _embed(self, labels: list[str]) -> Tensor:
         templates = _templates(self.config.templates)
@@ -146,7 +148,9 @@ class SentenceEncoder(TextEncoder):
                 otherwise=f"or name a folder that holds it: {SENTENCE_PREFIX}PATH",
             )
         self._model = SentenceTransformer(name, device=str(device))
-        self.dim = int(self._model.get_sentence_embedding_dimension())
+        # Renamed between versions.
+        width = getattr(self._model, "get_embedding_dimension", None)
+        self.dim = int((width or self._model.get_sentence_embedding_dimension)())
 
     def _forward(self, texts: list[str]) -> Tensor:
         return torch.as_tensor(self._model.encode(texts, convert_to_tensor=True))

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from model.checkpoint import WEIGHTS, save_checkpoint
 from model.lseg import LSeg
 from pipeline.data.storage import open_storage
+from pipeline.data.taxonomy import label_text
 from pipeline.errors import UserError
 from pipeline.training.config import RunConfig, TrainMixConfig
 
@@ -48,7 +49,8 @@ def save(
 ) -> None:
     """Writes a checkpoint after `step` steps into an existing folder."""
     extra = {key: value for key, value in plain(config).items() if key != "model"}
-    save_checkpoint(folder, lseg, labels, extra_config=extra)
+    texts = [label_text(label) for label in labels]
+    save_checkpoint(folder, lseg, labels, extra_config=extra, texts=texts)
     state = {
         "step": step,
         "optimizer": optimizer.state_dict(),

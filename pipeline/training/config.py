@@ -112,6 +112,12 @@ class TrainConfig:
     """Labels of classes that are nowhere."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs."""
+    compile: bool = False
+    """Compile forward and backward of the network with torch.compile: faster on GPUs, after some
+    minutes at the start. Ray workers need a C++ compiler for it."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    """Keep pictures and convolutions in channels-last order; `auto` does so on GPUs, where their
+    bf16 kernels want it."""
     sync_batchnorm: bool = True
     """Share batch-norm statistics over the workers."""
     max_nonfinite_steps: int = 10

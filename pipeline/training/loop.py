@@ -21,7 +21,6 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from model.loss import segmentation_loss
 from model.lseg import LSeg, build_lseg
@@ -29,13 +28,14 @@ from model.text import TextEncoder, build_text_encoder
 from pipeline.data.ingest import Timed
 from pipeline.data.taxonomy import IGNORE
 from pipeline.training import checkpoint
-from pipeline.training.batchnorm import synchronise
 from pipeline.training.config import TrainConfig, TrainMixConfig
 from pipeline.training.job import Job, open_tracker
 from pipeline.training.progress import Progress
 from pipeline.training.questions import Questions
+from pipeline.training.regularizer_watch import RegularizerWatch
 from pipeline.training.tracking import Tracker
 from pipeline.training.validation import validate
+from pipeline.training.wrapping import wrap
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, config))
     latest = ray.train.get_checkpoint()
     first_step = checkpoint.restore(latest, lseg, optimizer, schedule, device) if latest else 0
-    if config.train.sync_batchnorm and world > 1:
-        synchronise(lseg, device)
-    wrapped = DistributedDataParallel(lseg) if world > 1 else lseg
+    wrapped = wrap(lseg, config.train, device, world)
 
     with ExitStack() as stack:
         tracker = stack.enter_context(open_tracker(config, job.tags)) if rank == 0 else None
@@ -89,6 +87,7 @@ class Loop:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.questions = Questions(self.config, job.labels, encoder, device)
         self.amp = _autocast(self.train.precision, device)
+        self.watch = RegularizerWatch(lseg, tracker, self.train.log_every, self.amp)
         self.nonfinite = 0
 
     def run(self, first_step: int) -> None:
@@ -124,6 +123,7 @@ class Loop:
         micro = [self.fetch(step, part, batches, lut) for part in range(self.train.accumulate)]
         num_labelled = torch.stack([(label != IGNORE).sum() for _, label in micro]).sum()
         dist.all_reduce(num_labelled)
+        self.watch.look(step, micro[0][0], text_KC)
         # DDP averages gradients over workers; the mean wanted is over all labelled pixels.
         weight = self.world / num_labelled.clamp_min(1)
         total = torch.zeros((), device=self.device)

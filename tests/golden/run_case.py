@@ -50,10 +50,18 @@ def published_shapes(backbone: str, has_block: bool, embed_dim: int = 512) -> di
 
 
 def write_published(
-    path: Path, backbone: str, regularizer: str, depth: int, activation: str
+    path: Path,
+    backbone: str,
+    regularizer: str,
+    depth: int,
+    activation: str,
+    zero_shot: bool = False,
 ) -> None:
-    """Writes a checkpoint as the published code would, with rule-filled weights."""
-    shapes = published_shapes(backbone, regularizer != "none")
+    """Writes a checkpoint as the published code would, with rule-filled weights.
+
+    The zero-shot networks take a regulariser's settings and never build the block.
+    """
+    shapes = published_shapes(backbone, regularizer != "none" and not zero_shot)
     torch.save(
         {
             "state_dict": {
@@ -70,11 +78,13 @@ def write_published(
     )
 
 
-def published_lseg(backbone: str, regularizer: str, depth: int, activation: str) -> LSeg:
+def published_lseg(
+    backbone: str, regularizer: str, depth: int, activation: str, zero_shot: bool = False
+) -> LSeg:
     """The network of a case, imported from a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.ckpt"
-        write_published(path, backbone, regularizer, depth, activation)
+        write_published(path, backbone, regularizer, depth, activation, zero_shot)
         return import_official(path).lseg
 
 
@@ -127,7 +137,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     inputs = {key: torch.from_numpy(value) for key, value in np.load(args.inputs).items()}
-    lseg = published_lseg(args.backbone, args.regularizer, args.depth, args.activation)
+    lseg = published_lseg(
+        args.backbone, args.regularizer, args.depth, args.activation, args.zero_shot
+    )
     x96, x128, text = inputs["x96"], inputs["x128"], inputs["text"]
     if args.zero_shot:
         logits_96 = score(lseg, torch.cat([x96, x96.flip(3)]), text[torch.tensor([[0, 1], [0, 2]])])

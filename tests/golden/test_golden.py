@@ -100,6 +100,11 @@ def test_the_command_writes_both_sizes(tmp_path):
     assert not np.array_equal(written["96.logits"][0], written["96.logits"][1, :, :, ::-1])
 
 
+def test_zero_shot_networks_take_a_regulariser_and_build_none(inputs):
+    lseg = published_lseg("resnet101", "bottleneck", 2, "lrelu", zero_shot=True)
+    assert lseg.regularizer.depth == 0
+
+
 def test_the_text_tower_is_openais(tmp_path):
     """Weights by the rule under OpenAI's names, from a file, through tokenizer and encoder."""
     import open_clip

@@ -111,6 +111,22 @@ def test_activation_checkpointing_changes_nothing():
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_attention_is_the_fused_one(name, monkeypatch):
+    calls = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def count(*args, **kwargs):
+        calls.append(args[0].shape)
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
+    kwargs = {"depth": 4, "embed_dim": 48, "num_heads": 3}
+    backbone = build_backbone(BackboneConfig(name=name, pretrained=False, kwargs=kwargs))
+    backbone(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 4
+
+
 def test_resnet101_is_torchvisions():
     torch.manual_seed(0)
     theirs = torchvision.models.resnet101().eval()

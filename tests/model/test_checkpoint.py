@@ -41,13 +41,32 @@ def test_loading_never_fetches_published_weights(tiny_lseg, tmp_path):
 
 
 def test_uris_go_through_registered_resolvers(saved, monkeypatch):
-    with pytest.raises(ModelError, match="nothing here can fetch s3"):
-        LSeg.load("s3://bucket/run")
+    with pytest.raises(ModelError, match="nothing here can fetch gs"):
+        LSeg.load("gs://bucket/run")
     asked = []
     monkeypatch.setitem(resolvers, "models", lambda uri: asked.append(uri) or saved)
     assert LSeg.load("models:/lseg/3").labels == ("wall", "traffic light")
     assert asked == ["models:/lseg/3"]
     assert LSeg.load(f"file://{saved}").labels == ("wall", "traffic light")
+
+
+def test_texts_stand_for_the_labels(tiny_lseg, tmp_path):
+    save_checkpoint(tmp_path, tiny_lseg, ["traffic_light"], texts=["traffic light"])
+    assert load_checkpoint(tmp_path)[1] == ("traffic_light",)
+    assert LSeg.load(tmp_path).labels == ("traffic light",)
+    with pytest.raises(ModelError, match="one for each"):
+        save_checkpoint(tmp_path, tiny_lseg, ["a", "b"], texts=["a"])
+    with pytest.raises(ModelError, match="one line"):
+        save_checkpoint(tmp_path, tiny_lseg, ["a\u2028b"])
+
+
+def test_no_other_file_is_read_because_a_checkpoint_names_it(saved, tmp_path):
+    """timm would read `checkpoint_path`, a pickle, whatever else is set."""
+    content = yaml.safe_load((saved / "config.yaml").read_text())
+    content["model"]["backbone"]["kwargs"]["checkpoint_path"] = str(tmp_path / "evil.pt")
+    (saved / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ModelError, match="checkpoint_path: is not allowed"):
+        LSeg.load(saved)
 
 
 def break_weights(folder: Path) -> None:

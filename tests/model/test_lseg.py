@@ -11,7 +11,7 @@ from model.errors import ModelError
 from model.loss import segmentation_loss
 from model.lseg import LSeg, build_lseg
 from model.metrics import ConfusionMatrix
-from model.prediction import NO_LABEL, label_ids
+from model.prediction import NO_LABEL, as_batches, label_ids
 from model.text import build_text_encoder
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "samples"
@@ -144,6 +144,65 @@ def test_threshold_is_a_probability_at_full_resolution():
     torch.testing.assert_close(found, best.where(probability >= 0.5, NO_LABEL))
 
 
+def test_arrays_of_any_memory_layout_are_taken(tiny_lseg):
+    (image,) = images((64, 40))
+    expected = tiny_lseg.predict(image, ["wall", "sky"])[0]
+    bgr = np.ascontiguousarray(image[..., ::-1])
+    np.testing.assert_array_equal(tiny_lseg.predict(bgr[..., ::-1], ["wall", "sky"])[0], expected)
+    image.setflags(write=False)
+    np.testing.assert_array_equal(tiny_lseg.predict(image, ["wall", "sky"])[0], expected)
+    turned = torch.from_numpy(bgr[..., ::-1].copy()).permute(1, 0, 2).contiguous().permute(1, 0, 2)
+    assert not turned.is_contiguous()
+    np.testing.assert_array_equal(tiny_lseg.predict(turned, ["wall", "sky"])[0], expected)
+
+
+def test_many_images_go_through_in_parts_and_in_order(tiny_lseg, monkeypatch):
+    arrays = images((64, 64), (64, 64), (64, 64), (40, 30), (64, 64))
+    expected = [tiny_lseg.predict(array, ["wall", "sky"])[0] for array in arrays]
+    monkeypatch.setattr("model.prediction.MAX_BATCH_MPX", 2 * 64 * 64 / 1e6)
+    assert [len(batch) for batch in as_batches(arrays)] == [2, 1, 1, 1]
+    for found, alone in zip(tiny_lseg.predict(arrays, ["wall", "sky"]), expected, strict=True):
+        np.testing.assert_array_equal(found, alone)
+
+
+def test_text_asked_in_inference_mode_can_be_trained_against_later(tiny_lseg):
+    with torch.inference_mode():
+        tiny_lseg.predict(images((64, 64)), ["wall", "sky"])
+    logits = tiny_lseg(torch.randn(1, 3, 64, 64), tiny_lseg.embed_text(["wall", "sky"]))
+    logits.sum().backward()
+    assert tiny_lseg.decoder.head.weight.grad is not None
+
+
+def test_one_label_and_more_than_a_byte_holds(tiny_lseg):
+    (image,) = images((32, 32))
+    assert not tiny_lseg.predict(image, ["wall"])[0].any()
+    many = [f"word{index}" for index in range(300)]
+    best = int(tiny_lseg.predict(image, many)[0][0, 0])
+    many.append(many.pop(best))
+    assert tiny_lseg.predict(image, many)[0][0, 0] == 299
+    logits = tiny_lseg(torch.randn(1, 3, 32, 32), tiny_lseg.embed_text(many))
+    label = torch.full((1, 32, 32), 299)
+    loss, count = segmentation_loss(logits, label, ignore=-1)
+    expected = torch.nn.functional.cross_entropy(
+        torch.nn.functional.interpolate(logits, (32, 32), mode="bilinear", align_corners=True),
+        label,
+        reduction="sum",
+    )
+    assert int(count) == 32 * 32
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+def test_vectors_of_length_zero_give_finite_scores_and_gradients(tiny_config):
+    lseg = build_lseg(tiny_config, 512)
+    torch.nn.init.zeros_(lseg.decoder.head.weight)
+    torch.nn.init.zeros_(lseg.decoder.head.bias)
+    text = torch.zeros(2, 512)
+    logits = lseg(torch.randn(1, 3, 64, 64), text)
+    logits.square().sum().backward()
+    assert torch.isfinite(logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in lseg.parameters() if p.grad is not None)
+
+
 def test_pixel_features_carry_gradients(tiny_lseg):
     first, second = tiny_lseg.pixel_features(images((64, 64), (40, 30)))
     assert (first.shape, second.shape) == ((512, 32, 32), (512, 20, 15))
@@ -160,6 +219,8 @@ def test_pixel_features_carry_gradients(tiny_lseg):
         ({"images": np.zeros((8, 8, 3), np.float32), "labels": ["a"]}, "must be RGB"),
         ({"images": [], "labels": ["a"]}, "at least one image"),
         ({"images": np.zeros((8, 8, 3), np.uint8)}, "pass a list"),
+        ({"images": np.zeros((8, 8, 3), np.uint8), "labels": "dog"}, r"write \['dog'\]"),
+        ({"images": [np.zeros((1, 8, 8, 3), np.uint8)], "labels": ["a"]}, "among several"),
         ({"images": np.zeros((8, 8, 3), np.uint8), "labels": ["a"], "other": 1.5}, "probability"),
     ],
 )

@@ -157,6 +157,16 @@ def test_any_hyper_parameters_are_read_and_half_precision_is_widened(exported):
     }
 
 
+def test_a_configuration_in_the_file_names_no_other_file(exported, tmp_path):
+    def change(content):
+        kwargs = content["hyper_parameters"]["lseg_config"]["backbone"]["kwargs"]
+        kwargs["checkpoint_path"] = str(exported)
+
+    resave(exported, change)
+    with pytest.raises(ModelError, match="checkpoint_path: is not allowed"):
+        import_official(exported)
+
+
 def test_clip_is_dropped_but_its_text_tower_kept_apart(tiny_lseg, tmp_path):
     clip = {"visual.conv1.weight": torch.zeros(2, 3, 4, 4), "ln_final.bias": torch.ones(4).half()}
     export_official(tiny_lseg, tmp_path / "x.ckpt", clip)
@@ -230,7 +240,27 @@ def reach_outside(path: Path) -> None:
             target.writestr(name, data[:4] if "/data/" in name else data)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, write_text, compress, reach_outside])
+def empty_storages(path: Path) -> None:
+    with zipfile.ZipFile(path) as source:
+        parts = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, "w") as target:
+        for name, data in parts.items():
+            target.writestr(name, b"" if "/data/" in name else data)
+
+
+def swell(path: Path) -> None:
+    """A tensor of a stride of 0: few numbers, any shape."""
+    content = torch.load(path, weights_only=True)
+    name = "net.scratch.head1.weight"
+    shape = content["state_dict"][name].shape
+    content["state_dict"][name] = torch.zeros(1, 1, 1, 1).expand(shape)
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, flip_a_bit, write_text, compress, reach_outside, empty_storages, swell],
+)
 def test_damaged_files_are_refused(exported, damage):
     damage(exported)
     with pytest.raises(ModelError, match=r"no complete torch\.save file"):

@@ -93,6 +93,28 @@ def test_gain_of_the_identity_is_one(tiny_lseg: LSeg):
         assert torch.equal(value, before[name]), name
 
 
+def test_gain_where_there_is_nothing_to_compare_or_not_finite():
+    block = Regularizer(RegularizerConfig(kind="depthwise", depth=2))
+    assert float(block.label_spread_gain(scores()[:, :1])) == 1
+    gain = float(block.label_spread_gain(scores() * float("nan")))
+    assert "not finite" in str(block.gain_warning(gain))
+
+
+def test_the_kernels_gradient_is_summed_exactly():
+    torch.manual_seed(0)
+    block = Regularizer(RegularizerConfig(kind="depthwise", depth=2, init="reference"))
+    logits, probe = torch.randn(2, 40, 60, 60), torch.randn(2, 40, 60, 60)
+    parameters = list(block.parameters())
+    found = torch.autograd.grad((block(logits) * probe).sum(), parameters)
+    wide = Regularizer(block.config).double()
+    wide.load_state_dict(block.state_dict())
+    expected = torch.autograd.grad(
+        (wide(logits.double()) * probe.double()).sum(), list(wide.parameters())
+    )
+    for own, exact in zip(found, expected, strict=True):
+        assert float((own - exact).abs().max()) <= 1e-5 * max(1.0, float(exact.abs().max()))
+
+
 @pytest.mark.parametrize("values", [{"depth": 9, "kind": "depthwise"}, {"depth": 1}])
 def test_what_cannot_work_is_refused(values):
     with pytest.raises(ModelError, match=r"regularizer\.depth"):
