@@ -91,7 +91,8 @@ def _classes(plan: Plan, part: Part, counts: Counts) -> dict[str, float]:
         "miou_all": matrix.miou(over="all", classes=classes),
         "pixel_accuracy": matrix.pixel_accuracy(),
     }
-    if same := plan.equal_classes.get(part.name):
+    if plan.equal_classes:
+        same = plan.equal_classes.get(part.name) or tuple(classes)
         groups = (*same, max(same) + 1)
         merged = ConfusionMatrix(max(groups) + 1)
         merged.merge(merge_classes(matrix.counts, groups))

@@ -1,0 +1,55 @@
+"""A tiny checkpoint that can be evaluated on the mini-seven."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from model.checkpoint import save_checkpoint
+from model.lseg import build_lseg
+from pipeline.data.ingest import open_corpus
+from pipeline.data.taxonomy import universal
+from pipeline.training.evaluation.config import EvaluateConfig, Geometry, WorkersConfig
+from tests.mini_shards import MiniShards, tiny_model
+
+TRAINED = tuple(name for name in universal().classes if name not in ("horse", "bus"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(mini_shards: MiniShards, tmp_path_factory) -> Path:
+    """Random weights, but all the files of a training on `mini_shards`."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny" / "step_00000007"
+    torch.manual_seed(0)
+    lseg = build_lseg(tiny_model(), 512)
+    # Random weights prefer few labels; a larger spread makes the predictions varied.
+    with torch.no_grad():
+        lseg.decoder.head.bias.normal_(0, 0.05)
+    extra = {
+        "run": {"name": "tiny", "storage": str(folder.parents[1])},
+        "data": {"shards": str(mini_shards.folder), "train_split": "train"},
+        "tracking": {"uri": mini_shards.tracking_uri, "experiment": "lseg"},
+    }
+    save_checkpoint(folder, lseg, TRAINED, extra_config=extra)
+    corpus = open_corpus(str(mini_shards.folder), "train")
+    tags = {f"manifest.{name}": m.fingerprint for name, m in corpus.manifests.items()}
+    (folder / "provenance.json").write_text(json.dumps({"git_commit": "0" * 40, **tags}))
+    (folder / "metrics.json").write_text(json.dumps({"step": 7}))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["run"]["name"] == "tiny"
+    return folder
+
+
+@pytest.fixture
+def base_config(mini_shards: MiniShards, tiny_checkpoint: Path, tmp_path: Path) -> EvaluateConfig:
+    """Unified classes on the validation shards, one worker."""
+    return EvaluateConfig(
+        checkpoint=str(tiny_checkpoint),
+        shards=str(mini_shards.folder),
+        out=str(tmp_path / "out"),
+        geometry=Geometry(base_px=64),
+        examples=1,
+        workers=WorkersConfig(
+            num_workers=1, cpus_per_worker=0.5, use_gpu=False, chunk_images=1, max_failures=1
+        ),
+    )
