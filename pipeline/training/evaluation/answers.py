@@ -86,21 +86,42 @@ def space_of(
 
 
 @torch.no_grad()
+def choose(logits_BTRW: Tensor, space: AnswerSpace) -> Tensor:
+    """Takes the best class of each pixel.
+
+    Args:
+        logits_BTRW: (B, T, R, W), the mean over views where there are several.
+        space: What the texts mean.
+
+    Returns:
+        (B, R, W) int64: positions in `space.classes`, or `space.none`.
+    """
+    classes = torch.tensor(space.text_class, device=logits_BTRW.device)
+    kept = (classes != DROPPED).nonzero()[:, 0]
+    if space.one_text_each:
+        return classes[kept[logits_BTRW[:, kept].argmax(1)]]
+    count = max(len(space.classes), int(classes.max()) + 1)
+    sums = logits_BTRW.new_zeros((len(logits_BTRW), count, *logits_BTRW.shape[2:]))
+    sums.index_add_(1, classes[kept], logits_BTRW.softmax(1)[:, kept])
+    probability, best = sums.max(1)
+    return (
+        best if space.threshold is None else best.where(probability >= space.threshold, space.none)
+    )
+
+
+@torch.no_grad()
 def decide(logits_BThw: Tensor, size: tuple[int, int], space: AnswerSpace) -> Tensor:
     """Upsamples scores and takes the best class of each pixel, some rows at a time.
 
     Args:
-        logits_BThw: (B, T, h, w), the mean over views where there are several.
+        logits_BThw: (B, T, h, w)
         size: (H, W) of the result.
         space: What the texts mean.
 
     Returns:
-        (B, H, W) int64: positions in `space.classes`, or `space.none`; on the CPU.
+        (B, H, W) int64, as from `choose`; on the CPU.
     """
     num_images, num_texts, source, _ = logits_BThw.shape
-    device = logits_BThw.device
-    classes = torch.tensor(space.text_class, device=device)
-    kept = (classes != DROPPED).nonzero()[:, 0]
     rows = max(1, int(CHUNK_MIB * 2**20 / (4 * num_images * num_texts * size[1])))
     parts = []
     for start in range(0, size[0], rows):
@@ -109,15 +130,5 @@ def decide(logits_BThw: Tensor, size: tuple[int, int], space: AnswerSpace) -> Te
         chunk = upsample_rows(
             logits_BThw[:, :, span].float(), span.start, (start, stop), source, size
         )
-        if space.one_text_each:
-            best = classes[kept[chunk[:, kept].argmax(1)]] if len(kept) else None
-            assert best is not None
-        else:
-            count = max(len(space.classes), int(classes.max()) + 1)
-            sums = chunk.new_zeros((num_images, count, *chunk.shape[2:]))
-            sums.index_add_(1, classes[kept], chunk.softmax(1)[:, kept])
-            probability, best = sums.max(1)
-            if space.threshold is not None:
-                best = best.where(probability >= space.threshold, space.none)
-        parts.append(best.cpu())
+        parts.append(choose(chunk, space).cpu())
     return torch.cat(parts, dim=1)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,15 @@ from torch import Tensor
 from model.checkpoint import load_checkpoint, local
 from model.metrics import ConfusionMatrix
 from model.text import build_text_encoder
-from pipeline.training.evaluation.answers import AnswerSpace, decide
+from pipeline.training.evaluation.answers import AnswerSpace
 from pipeline.training.evaluation.config import Geometry
 from pipeline.training.evaluation.items import Item, ItemSource, UnreadableItem
-from pipeline.training.evaluation.views import network_input, score_views, scored_target
+from pipeline.training.evaluation.views import (
+    network_input,
+    predict_classes,
+    scored_size,
+    scored_target,
+)
 
 
 @dataclass(frozen=True)
@@ -120,13 +126,14 @@ class Scorer:
         """Counts some pictures of a part."""
         part = self._parts[part_number]
         counts = Counts.empty(part)
-        by_size: dict[tuple[int, ...], list[tuple[int, Item, np.ndarray]]] = {}
+        by_size: dict[tuple[Any, ...], list[tuple[int, Item, np.ndarray]]] = {}
         for position, item in self._read(part_number, positions, counts):
             prepared = network_input(item.image, part.geometry)
-            waiting = by_size.setdefault(prepared.shape, [])
+            key = (prepared.shape, scored_size(item, part.geometry))
+            waiting = by_size.setdefault(key, [])
             waiting.append((position, item, prepared))
             if len(waiting) == self._batch_images:
-                self._count(part, by_size.pop(prepared.shape), counts)
+                self._count(part, by_size.pop(key), counts)
         for waiting in by_size.values():
             self._count(part, waiting, counts)
         counts.scores.sort(key=lambda score: score.position)
@@ -168,14 +175,12 @@ class Scorer:
     ) -> list[np.ndarray]:
         """The class of each pixel, at the size at which each picture is scored."""
         texts = [item.texts or part.space.texts for _, item, _ in batch]
+        inputs = [image for *_, image in batch]
+        size = scored_size(batch[0][1], part.geometry)
         with torch.inference_mode(), self._amp:
             text = self._text(texts)
-            logits = score_views(self._lseg, [image for *_, image in batch], text, part.geometry)
-        sizes = [scored_target(item.stored, part.geometry).shape for _, item, _ in batch]
-        return [
-            decide(logits[number : number + 1], size, part.space)[0].numpy()  # type: ignore[arg-type]
-            for number, size in enumerate(sizes)
-        ]
+            found = predict_classes(self._lseg, inputs, text, part.geometry, size, part.space)
+        return list(found.numpy())
 
     def _text(self, texts: Sequence[Sequence[str]]) -> Tensor:
         """(T, C) where all pictures ask the same, else (B, T, C)."""

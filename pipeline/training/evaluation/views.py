@@ -4,6 +4,7 @@ Shapes: B batch, T texts, C embedding, H W picture, h w scores.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from model.lseg import LSeg
+from pipeline.training.evaluation.answers import AnswerSpace, choose, decide
 from pipeline.training.evaluation.config import Geometry
+from pipeline.training.evaluation.items import Item
 
 
 def network_input(image: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -53,6 +56,13 @@ def scored_target(target: np.ndarray, geometry: Geometry) -> np.ndarray:
     return target[rows[:, None], columns[None, :]]
 
 
+def scored_size(item: Item, geometry: Geometry) -> tuple[int, int]:
+    """Height and width at which a picture is scored."""
+    if geometry.mode == "squash":
+        return geometry.window_px, geometry.window_px
+    return item.stored.shape[0], item.stored.shape[1]
+
+
 def nearest(source: int, target: int) -> np.ndarray:
     """Source index of each target index under torch's `nearest`: (target,) int64."""
     # In float32, as torch computes it.
@@ -62,21 +72,35 @@ def nearest(source: int, target: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def score_views(
-    lseg: LSeg, inputs: Sequence[np.ndarray], text: Tensor, geometry: Geometry
+def predict_classes(
+    lseg: LSeg,
+    inputs: Sequence[np.ndarray],
+    text: Tensor,
+    geometry: Geometry,
+    size: tuple[int, int],
+    space: AnswerSpace,
 ) -> Tensor:
-    """Scores pictures of one size.
+    """Takes the best class of each pixel of some pictures.
 
     Args:
         lseg: The network, in evaluation mode.
-        inputs: B pictures (H, W, 3) uint8 from `network_input`.
+        inputs: B pictures (H', W', 3) uint8 of one size from `network_input`.
         text: (T, C), or (B, T, C) where every picture has its own.
-        geometry: How.
+        geometry: How the network sees them.
+        size: (H, W) of the result.
+        space: What the texts mean.
 
     Returns:
-        logits_BThw: float32; with windows and scales the mean over the views of each pixel.
+        (B, H, W) int64 as from `answers.choose`, on the CPU.
     """
     batch = lseg.normalize(torch.from_numpy(np.stack(inputs)))
     if geometry.mode in ("whole", "squash"):
-        return lseg(batch, text)
-    raise NotImplementedError(geometry.mode)
+        return decide(lseg(batch, text), size, space)
+    from model.sliding import PUBLISHED, SINGLE_SCALE, Views
+
+    kind = PUBLISHED if geometry.mode == "published" else SINGLE_SCALE
+    sliding = replace(kind, base_px=geometry.base_px, window_px=geometry.window_px)
+    bands = Views(lseg, batch, sliding, size).bands(text)
+    # Where only the order of scores matters, their sum is as good as their mean, and rounds less.
+    views = 1 if space.one_text_each else sliding.num_views
+    return torch.cat([choose(band / views, space).cpu() for _, band in bands], dim=1)
