@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.data.taxonomy import label_text
 from pipeline.training.evaluation.config import EvaluateConfig
+from pipeline.training.evaluation.held_out import HeldOutItems
 from pipeline.training.evaluation.items import RootItems, ShardItems
 from pipeline.training.evaluation.protocols import EpisodeItems, Plan
 from pipeline.training.evaluation.provenance import Provenance
@@ -36,6 +37,12 @@ SYNONYMS = {
 }
 """Names of benchmarks -> words of MSeg's universal classes, where they differ by more than
 spaces."""
+
+
+FLICKR = (
+    "trained on COCO; COCO and PASCAL both took their pictures from Flickr, and the names do not "
+    "tell whether some are the same"
+)
 
 
 @dataclass
@@ -72,7 +79,9 @@ def check_leaks(config: EvaluateConfig, plan: Plan, provenance: Provenance) -> L
     trained = {_plain(label_text(label)) for label in provenance.labels}
     for part in plan.parts:
         tested = _tested(plan, part)
-        seen = tuple(name for name in tested if _is_seen(name, trained))
+        seen = tuple(
+            name for name, words in tested.items() if any(_is_seen(w, trained) for w in words)
+        )
         report.seen_classes[part.name] = seen
         report.num_classes[part.name] = len(tested)
         report.num_images[part.name] = len(part.source)
@@ -87,10 +96,16 @@ def check_leaks(config: EvaluateConfig, plan: Plan, provenance: Provenance) -> L
     return report
 
 
-def _tested(plan: Plan, part: Part) -> tuple[str, ...]:
+def _tested(plan: Plan, part: Part) -> dict[str, tuple[str, ...]]:
+    """The classes that are tested, and all words that stand for each."""
     if plan.kind == "few-shot":
-        return part.strata
-    return tuple(name for name in part.space.classes if name != "background")
+        return {name: (name,) for name in part.strata}
+    words = {name: [name] for name in part.space.classes}
+    for text, number in zip(part.space.texts, part.space.text_class, strict=True):
+        if 0 <= number < len(part.space.classes):
+            words[part.space.classes[number]].append(text)
+    background = None if part.space.rest is None else part.space.classes[part.space.rest]
+    return {name: tuple(found) for name, found in words.items() if name != background}
 
 
 def _plain(words: str) -> str:
@@ -109,8 +124,12 @@ def _seen_images(
     source = part.source
     if isinstance(source, EpisodeItems):
         return _seen_episodes(source, provenance)
-    if not isinstance(source, ShardItems | RootItems):
+    if isinstance(source, HeldOutItems):
+        if source.dataset.startswith(("voc", "pascal")) and "coco_panoptic" in provenance.datasets:
+            return None, FLICKR
         return 0, ""
+    if not isinstance(source, ShardItems | RootItems):
+        return None, "pictures of an unknown kind"
     dataset = source.dataset if isinstance(source, RootItems) else source.manifest.dataset
     if dataset not in provenance.datasets:
         return 0, ""
@@ -130,10 +149,7 @@ def _seen_episodes(source: EpisodeItems, provenance: Provenance) -> tuple[int | 
     if "coco_panoptic" not in provenance.datasets or source.benchmark == "fss-1000":
         return 0, ""
     if source.benchmark == "pascal-5i":
-        return None, (
-            "trained on COCO, whose classes hold all of PASCAL's; both took pictures from Flickr, "
-            "and their names do not tell whether some are the same"
-        )
+        return None, FLICKR
     manifest = provenance.manifests.get("coco_panoptic")
     if manifest is None:
         return None, (
