@@ -113,6 +113,7 @@ class FourBehaviours:
         fourth = pictures[int(np.argmax(shares))]
         shown = self._shown(second)
         absent = [name for name in self._vocabulary if name not in shown][:5]
+        also = "also asked:\n" + ", ".join(label_text(name) for name in absent)
         supers = {
             word: group
             for word, group in self._members.items()
@@ -120,7 +121,7 @@ class FourBehaviours:
         }
         return [
             _row(asker, first, "present: all its classes asked", _own(self._shown(first))),
-            _row(asker, second, "absent: five more asked", _own([*shown, *absent])),
+            _row(asker, second, f"absent: {also}", _own([*shown, *absent])),
             _row(asker, third, "other: half of its classes asked", _own(self._shown(third)[::2])),
             _row(asker, fourth, "super-class words", supers or self._members),
         ]
