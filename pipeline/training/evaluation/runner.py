@@ -49,25 +49,37 @@ class Chunk:
 class _Worker:
     """The actor: a Scorer with its threads and device set."""
 
-    def __init__(
-        self, checkpoint: str, parts: Sequence[Part], workers: WorkersConfig, precision: str
-    ) -> None:
-        from pipeline.training import resolvers  # noqa: F401  # s3:// and models:/
+    def __init__(self, checkpoint: str, workers: WorkersConfig, precision: str) -> None:
+        self._checkpoint, self._workers, self._precision = checkpoint, workers, precision
+        self._scorer: Scorer | None = None
 
-        torch.set_num_threads(workers.threads)
-        device = torch.device("cuda" if workers.use_gpu else "cpu")
-        self._scorer = Scorer(checkpoint, parts, device, workers.batch_images, precision)
+    def _ready(self, parts: list[Any]) -> Scorer:
+        """The scorer, made at the first call; `parts` holds a reference to the parts."""
+        if self._scorer is None:
+            from pipeline.training import resolvers  # noqa: F401  # s3:// and models:/
 
-    def score(self, part: int, positions: Sequence[int]) -> bytes | str:
+            workers = self._workers
+            torch.set_num_threads(workers.threads)
+            device = torch.device("cuda" if workers.use_gpu else "cpu")
+            self._scorer = Scorer(
+                self._checkpoint, ray.get(parts[0]), device, workers.batch_images, self._precision
+            )
+        return self._scorer
+
+    def score(self, parts: list[Any], part: int, positions: Sequence[int]) -> bytes | str:
         """Counts of a chunk as bytes; a user's mistake as its message."""
         try:
-            return self._scorer.score(part, positions).to_bytes()
-        except (UserError, ModelError) as error:  # As a value: Ray would wrap it.
+            return self._ready(parts).score(part, positions).to_bytes()
+        except (
+            UserError,
+            ModelError,
+            FileNotFoundError,
+        ) as error:  # As a value: Ray would wrap it.
             return str(error)
 
-    def example(self, part: int, position: int) -> Any:
+    def example(self, parts: list[Any], part: int, position: int) -> Any:
         """See `Scorer.example`."""
-        return self._scorer.example(part, position)
+        return self._ready(parts).example(part, position)
 
 
 class Runner:
@@ -97,6 +109,7 @@ class Runner:
         self.fingerprint = fingerprint(checkpoint, parts, workers, precision)
         """Of all that the counts depend on."""
         self._actors: list[Any] = []
+        self._parts_reference: list[Any] = []
 
     def __enter__(self) -> "Runner":
         return self
@@ -151,7 +164,7 @@ class Runner:
     def example(self, part: int, position: int) -> Any:
         """See `Scorer.example`; computed by a worker."""
         self._start(1)
-        return ray.get(self._actors[0].example.remote(part, position))
+        return ray.get(self._actors[0].example.remote(self._parts_reference, part, position))
 
     def clean(self) -> None:
         """Removes the saved counts, once the report is written."""
@@ -168,9 +181,10 @@ class Runner:
             max_restarts=workers.max_failures,
             max_task_retries=workers.max_failures,
         )
-        parts = ray.put(self._parts)
+        # In a list, so that a call hands over the reference and not a copy of the parts.
+        self._parts_reference = [ray.put(self._parts)]
         self._actors = [
-            actor.remote(self._checkpoint, parts, workers, self._precision)
+            actor.remote(self._checkpoint, workers, self._precision)
             for _ in range(min(workers.num_workers, num_chunks))
         ]
 
@@ -185,7 +199,7 @@ class Runner:
             number = next(queue, None)
             if number is not None:
                 chunk = chunks[number]
-                reference = actor.score.remote(chunk.part, chunk.positions)
+                reference = actor.score.remote(self._parts_reference, chunk.part, chunk.positions)
                 running[reference] = (number, actor)
 
         for actor in self._actors:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.data.datasets.pixels import BadSample
 from pipeline.data.fewshot import open_few_shot
+from pipeline.data.fewshot.base import shipped_lines
 from pipeline.data.fewshot.coco import load_plain_pickle
 from pipeline.data.fewshot.pascal import LIST_SIZES
 from pipeline.errors import UserError
@@ -68,6 +69,32 @@ class TestPASCAL:
         assert [names[i] for i in few_shot.class_ids(3)] == [
             "pottedplant", "sheep", "sofa", "train", "tvmonitor",
         ]  # fmt: skip
+
+    def test_the_lists_that_come_with_the_project_are_the_published_ones(self):
+        # Lines, pictures and bytes of the published files; sorted by picture, then class.
+        published = ((346, 345, 5536), (451, 433, 7216), (725, 587, 11600), (346, 326, 5536))
+        for fold, (num_lines, num_pictures, num_bytes) in enumerate(published):
+            lines = shipped_lines(f"pascal_val_fold{fold}.txt")
+            assert len(lines) == LIST_SIZES[fold] == num_lines
+            assert len({line[:11] for line in lines}) == num_pictures
+            assert sum(len(line) + 1 for line in lines) == num_bytes
+            assert lines == sorted(lines)
+            assert {int(line[-2:]) for line in lines} == set(range(5 * fold + 1, 5 * fold + 6))
+
+    def test_the_whole_protocol_on_empty_files(self, tmp_path):
+        folder = tmp_path / "SegmentationClassAug"
+        folder.mkdir()
+        (tmp_path / "JPEGImages").mkdir()
+        for fold in range(4):
+            for line in shipped_lines(f"pascal_val_fold{fold}.txt"):
+                (folder / f"{line[:11]}.png").touch()
+        few_shot = open_few_shot("pascal-5i", str(tmp_path))
+        for fold, size in enumerate(LIST_SIZES):
+            episodes = few_shot.episodes(fold)
+            assert len(episodes) == 1000
+            assert len(set(episodes)) == size
+            assert episodes[size] == episodes[0]
+        assert not few_shot.notes
 
     def test_a_list_of_the_published_length_is_the_published_protocol(self, voc):
         name = "2007_000000"
