@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline.data.taxonomy import IGNORE
 from pipeline.training.evaluation.report import TITLES, Report
 from pipeline.training.evaluation.scoring import ItemScore
 from pipeline.training.overlay import Row, draw
@@ -78,8 +81,14 @@ def _row(report: Report, part_number: int, score: ItemScore, example: Any) -> Ro
     labels = space.classes if space.rest is not None else (*space.classes, "(none of them)")
     if item.texts:
         labels = (space.classes[0], item.texts[-1])
+    # Colours are few: only labels that are in the picture get one.
+    shown = np.union1d(np.unique(target[target < len(labels)]), np.unique(prediction)).astype(int)
+    place = np.full(256, IGNORE, np.int64)
+    place[shown] = np.arange(len(shown))
+    named = tuple(labels[number] for number in shown)
     title = f"{score.key.rpartition('/')[2]}: {100 * (score.miou or 0):.1f}"
-    return Row(title, image, target, prediction, labels, has_other=space.rest is None)
+    has_none = space.rest is None and bool((prediction == space.none).any())
+    return Row(title, image, place[target], place[prediction], named, has_other=has_none)
 
 
 def _warnings(report: Report) -> list[str]:

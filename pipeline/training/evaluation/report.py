@@ -112,11 +112,11 @@ class Report:
 
     def table(self) -> Table:
         """What the terminal shows: our rows by part, then the papers'."""
-        names = [n for n in TITLES if any(n in part for part in self.figures.parts.values())]
+        names = self._columns()
         title = f"{self.config.protocol}: {self.config.checkpoint}"
         caption = f"other: {self.to_dict()['other']}   zero-shot: {self.leak.zero_shot}"
         table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
-        table.add_column("")
+        table.add_column("", no_wrap=True, overflow="fold")
         for name in names:
             table.add_column(TITLES[name], justify="right")
         for part, figures in self.figures.parts.items():
@@ -128,6 +128,16 @@ class Report:
             if "harmonic_miou" in summary:
                 table.add_row("harmonic mean", _cell("miou", summary["harmonic_miou"]))
         return table
+
+    def _columns(self) -> list[str]:
+        """The figures that the terminal shows: what all parts say, without repetitions."""
+        parts = list(self.figures.parts.values())
+        hidden = {"counted_px", "miou_all"}
+        if not any(part.get("unreadable") for part in parts):
+            hidden.add("unreadable")
+        if all(part.get("miou_merged") == part["miou"] for part in parts):
+            hidden.add("miou_merged")
+        return [n for n in TITLES if n not in hidden and any(n in part for part in parts)]
 
     def published_table(self) -> Table | None:
         """The papers' rows beside ours, with their sources; None where there are none."""

@@ -48,7 +48,7 @@ def base_config(mini_shards: MiniShards, tiny_checkpoint: Path, tmp_path: Path) 
         shards=str(mini_shards.folder),
         out=str(tmp_path / "out"),
         geometry=Geometry(base_px=64),
-        examples=1,
+        examples=0,
         workers=WorkersConfig(
             num_workers=1, cpus_per_worker=0.5, use_gpu=False, chunk_images=1, max_failures=1
         ),

@@ -16,9 +16,11 @@ from pipeline.data.ingest import SampleReader, open_corpus
 from pipeline.data.taxonomy import IGNORE, label_text, lookup_table, native_table, universal
 from pipeline.errors import UserError
 from pipeline.training.evaluation import runner as runner_module
-from pipeline.training.evaluation.config import EvaluateConfig, OtherPolicy
+from pipeline.training.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
+from pipeline.training.evaluation.figures import figures_of
 from pipeline.training.evaluation.launch import evaluate, folder_name
-from pipeline.training.evaluation.protocols import native_classes
+from pipeline.training.evaluation.protocols import make_plan, native_classes
+from pipeline.training.evaluation.scoring import Scorer
 from pipeline.training.evaluation.views import network_input
 from tests.mini_shards import MiniShards
 
@@ -76,7 +78,7 @@ def test_unified_figures_are_an_independent_programs_and_any_number_of_workers(b
 
 
 def test_the_files_and_the_mlflow_run(base_config, mini_shards):
-    outcome = evaluate(base_config)
+    outcome = evaluate(replace(base_config, examples=1))
     folder = Path(outcome.folder)
     names = {path.name for path in folder.iterdir()}
     assert {"report.json", "per_class.csv", "confusion.png", "page.html"} <= names
@@ -144,15 +146,26 @@ def test_a_killed_evaluation_goes_on(base_config, monkeypatch):
     assert again.report["figures"] == expected
 
 
-def test_saved_counts_are_not_taken_for_another_question(base_config, tiny_checkpoint):
+def test_saved_counts_are_not_taken_for_another_question(base_config):
+    def fingerprint(config, workers=base_config.workers):
+        parts = make_plan(config, ()).parts
+        return runner_module.fingerprint(config.checkpoint, parts, workers, config.precision)
+
     threshold = replace(base_config, other=OtherPolicy(policy="threshold", threshold=0.01))
-    prints = set()
-    for config in (base_config, threshold, replace(base_config, max_images=1)):
-        prints.add(evaluate(config).report["evaluation_fingerprint"])
-    assert len(prints) == 3
+    fewer = replace(base_config, max_images=1)
+    bf16 = replace(base_config, precision="bf16")
+    whole = replace(base_config, geometry=Geometry(base_px=0))
+    prints = {fingerprint(c) for c in (base_config, threshold, fewer, bf16, whole)}
+    assert len(prints) == 5
+    assert fingerprint(base_config, replace(base_config.workers, num_workers=7)) in prints
+    assert fingerprint(base_config, replace(base_config.workers, threads=2)) not in prints
 
 
-@pytest.mark.parametrize("protocol", ["native-names", "native-mapped"])
+@pytest.mark.parametrize(
+    "protocol",
+    # One of them is enough for every day: they differ in the question alone.
+    ["native-mapped", pytest.param("native-names", marks=pytest.mark.slow)],
+)
 def test_native_classes_on_one_and_two_workers(base_config, mini_shards, protocol):
     config = replace(base_config, protocol=protocol, shards="", roots=roots_of(mini_shards))
     one = evaluate(config).report
@@ -194,15 +207,21 @@ def test_mapped_predictions_merge_classes_that_share_a_universal_one(base_config
 
 
 def test_other_takes_pixels_and_is_recorded(base_config):
-    prompts = replace(base_config, other=OtherPolicy(policy="prompts", prompts=("wall", "other")))
-    report = evaluate(prompts).report
+    def run(policy):
+        plan = make_plan(replace(base_config, other=policy), ())
+        scorer = Scorer(base_config.checkpoint, plan.parts, torch.device("cpu"), 1)
+        counts = {part.name: scorer.score(i, (0, 1)) for i, part in enumerate(plan.parts)}
+        return plan, figures_of(plan, counts).summary
+
+    plan, plain = run(OtherPolicy())
+    assert {part.space.policy for part in plan.parts} == {"none"}
     # "wall" is a class already; only "other" is new.
-    assert report["other"] == "prompts: wall, other"
-    strict = replace(base_config, other=OtherPolicy(policy="threshold", threshold=0.99))
-    report = evaluate(strict).report
-    assert report["other"] == "threshold 0.99"
-    assert report["figures"]["miou"] == 0.0
-    assert report["figures"]["pixel_accuracy"] == 0.0
+    plan, _ = run(OtherPolicy(policy="prompts", prompts=("wall", "other")))
+    assert {part.space.policy for part in plan.parts} == {"prompts: wall, other"}
+    assert {len(part.space.texts) for part in plan.parts} == {195}
+    plan, strict = run(OtherPolicy(policy="threshold", threshold=0.99))
+    assert {part.space.policy for part in plan.parts} == {"threshold 0.99"}
+    assert strict["miou"] == strict["pixel_accuracy"] == 0.0 < plain["pixel_accuracy"]
 
 
 def test_mistakes_are_told(base_config, mini_shards):
