@@ -12,6 +12,7 @@ from model.lseg import build_lseg
 from pipeline.data.ingest import open_corpus
 from pipeline.data.taxonomy import universal
 from pipeline.training.evaluation.config import EvaluateConfig, Geometry, WorkersConfig
+from pipeline.training.tracking import Tracker, TrackingConfig
 from tests.mini_shards import MiniShards, tiny_model
 
 TRAINED = tuple(name for name in universal().classes if name not in ("horse", "bus"))
@@ -36,6 +37,13 @@ def tiny_checkpoint(mini_shards: MiniShards, tmp_path_factory) -> Path:
     tags = {f"manifest.{name}": m.fingerprint for name, m in corpus.manifests.items()}
     (folder / "provenance.json").write_text(json.dumps({"git_commit": "0" * 40, **tags}))
     (folder / "metrics.json").write_text(json.dumps({"step": 7}))
+    # The training's own run, and the file by which it is found again.
+    spill = folder.parent / "tracking-tiny.jsonl"
+    tracking = TrackingConfig(uri=mini_shards.tracking_uri)
+    tracker = Tracker.start(tracking, run_name="tiny", spill_path=spill)
+    tracker.log_metrics({"train/loss": 1.0}, 7)
+    assert tracker.wait_for_run(60)
+    tracker.close()
     assert yaml.safe_load((folder / "config.yaml").read_text())["run"]["name"] == "tiny"
     return folder
 

@@ -99,12 +99,17 @@ def test_the_files_and_the_mlflow_run(base_config, mini_shards):
     from mlflow import MlflowClient
 
     client = MlflowClient(mini_shards.tracking_uri)
-    experiment = client.get_experiment_by_name("lseg-evaluation")
+    experiment = client.get_experiment_by_name("lseg")
     assert experiment is not None
-    run = client.search_runs([experiment.experiment_id])[0]
+    runs = client.search_runs([experiment.experiment_id], "attributes.run_name = 'tiny'")
+    # The run that made the checkpoint, not another of the same name.
+    (run,) = runs
+    assert run.data.metrics["train/loss"] == 1.0
     key = "eval/unified/ade20k/miou"
     assert run.data.metrics[key] == pytest.approx(report["figures"]["ade20k/miou"])
     assert run.data.tags["eval/unified/other"] == "none"
+    (point,) = client.get_metric_history(run.info.run_id, key)[-1:]
+    assert point.step == 7
     artifacts = [a.path for a in client.list_artifacts(run.info.run_id, "evaluation/unified")]
     assert "evaluation/unified/page.html" in artifacts
 
