@@ -122,9 +122,10 @@ class EvaluateConfig:
     """Folds of PASCAL-5i and COCO-20i."""
     splits: str = ""
     """Folder with HSNet's split lists (`pascal/val/fold0.txt`, `coco/val/fold0.pkl`)."""
-    labels: Literal["all", "checkpoint"] = "all"
-    """Unified classes to ask for: the whole taxonomy, or those that the checkpoint was trained
-    on; pixels of classes not asked for do not count."""
+    labels: Literal["all", "checkpoint", "unseen"] = "all"
+    """Unified classes to ask for: the whole taxonomy; those that the checkpoint was trained on,
+    where pixels of others do not count; or, zero-shot, those that it was not trained on and the
+    pictures show, where pixels of others should get "other"."""
     max_images: int = 0
     """Pictures of each dataset, spread evenly over it; 0 takes all."""
     seed: int = 0

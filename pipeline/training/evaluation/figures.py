@@ -84,7 +84,7 @@ def matrix_of(part: Part, counts: Counts) -> ConfusionMatrix:
 
 def _classes(plan: Plan, part: Part, counts: Counts) -> dict[str, float]:
     matrix = matrix_of(part, counts)
-    classes = range(len(part.space.classes))
+    classes = [i for i, name in enumerate(part.space.classes) if name not in plan.unscored]
     over = "all" if plan.mean_over == "all" else "target"
     figures = {
         "miou": matrix.miou(over=over, classes=classes),

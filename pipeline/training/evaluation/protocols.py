@@ -10,7 +10,7 @@ behaviours      the four behaviours of LSeg's first figure; see `behaviours`
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,6 +43,9 @@ from pipeline.training.evaluation.items import (
 )
 from pipeline.training.evaluation.scoring import Part
 
+ANYTHING_ELSE = "(other)"
+"""The class of all pixels that a zero-shot question does not name; itself not scored."""
+
 FEW_SHOT_OTHER = "others"
 """LSeg's text for the background of an episode."""
 
@@ -60,6 +63,8 @@ class Plan:
     """Classes of the mean IoU: those that the labels show, or `all`, absent ones counting 0."""
     equal_classes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """By part: a number for each class; equal numbers are classes that cannot be told apart."""
+    unscored: frozenset[str] = frozenset()
+    """Classes that do not enter the mean: the answer "other" of a zero-shot question."""
     notes: tuple[str, ...] = ()
     """What keeps the figures from being the published protocol's."""
 
@@ -83,16 +88,29 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
     if config.protocol == "ade20k-150":
         return _ade20k(config)
     native = config.protocol != "unified"
+    if native and config.labels != "all":
+        raise UserError(
+            f"labels={config.labels}: has no effect on protocol {config.protocol}: leave it out"
+        )
+    unseen = not native and config.labels == "unseen"
+    policy = config.other or OtherPolicy(policy="prompts" if unseen else "none")
+    if unseen and policy.policy == "none":
+        raise UserError(
+            "other.policy=none: with labels=unseen most pixels are of other classes, so it must be "
+            "prompts or threshold"
+        )
+    sources = _sources(config, native)
+    names = () if native else _unified_names(config, trained, sources)
     parts, equal = [], {}
-    for dataset, source in _sources(config, native).items():
-        space, same = _space(config, dataset, trained)
+    for dataset, source in sources.items():
+        space, same = _space(config, dataset, names)
         if same:
             equal[dataset] = same
-        policy = config.other or OtherPolicy()
         parts.append(
             Part(dataset, source, space.with_policy(policy), config.geometry or Geometry())
         )
-    return Plan(tuple(parts), "classes", equal_classes=equal)
+    unscored = frozenset({ANYTHING_ELSE} if unseen else ())
+    return Plan(tuple(parts), "classes", equal_classes=equal, unscored=unscored)
 
 
 def native_classes(dataset: str) -> tuple[tuple[int, str], ...]:
@@ -116,15 +134,16 @@ def native_text(name: str) -> str:
 
 
 def _space(
-    config: EvaluateConfig, dataset: str, trained: Sequence[str]
+    config: EvaluateConfig, dataset: str, unified: Sequence[str]
 ) -> tuple[AnswerSpace, tuple[int, ...]]:
     """The question about one dataset; and which of its classes no answer can tell apart."""
     if config.protocol == "unified":
-        names = _unified_names(config, trained)
-        lut = np.full(256, IGNORE, np.uint8)
-        for position, name in enumerate(names):
-            lut[universal().id_of(name)] = position
-        return space_of(names, [label_text(name) for name in names], lut), ()
+        texts = [label_text(name) for name in unified]
+        if config.labels != "unseen":
+            return space_of(unified, texts, _universal_lut(unified, IGNORE)), ()
+        rest = len(unified)
+        lut = _universal_lut(unified, rest)
+        return space_of([*unified, ANYTHING_ELSE], texts, lut, range(rest), rest), ()
     classes = native_classes(dataset)
     lut = np.full(256, IGNORE, np.uint8)
     for position, (native_id, _) in enumerate(classes):
@@ -151,17 +170,38 @@ def _numbered(same: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(order[value] for value in same)
 
 
-def _unified_names(config: EvaluateConfig, trained: Sequence[str]) -> tuple[str, ...]:
+def _universal_lut(names: Sequence[str], others: int) -> np.ndarray:
+    """Universal id -> position in `names`; `others` for the rest of the taxonomy."""
+    lut = np.full(256, IGNORE, np.uint8)
+    lut[: len(universal().classes)] = others
+    for position, name in enumerate(names):
+        lut[universal().id_of(name)] = position
+    return lut
+
+
+def _unified_names(
+    config: EvaluateConfig, trained: Sequence[str], sources: Mapping[str, ItemSource]
+) -> tuple[str, ...]:
+    """The universal classes that `labels` asks for."""
     if config.labels == "all":
         return universal().classes
     by_text = {label_text(name): name for name in universal().classes}
     names = [by_text[label_text(label)] for label in trained if label_text(label) in by_text]
     if not names:
         raise UserError(
-            "labels=checkpoint: must be a checkpoint trained on universal classes, and none of "
-            f"its {len(trained)} labels is one: set labels=all"
+            f"labels={config.labels}: must be a checkpoint trained on universal classes, and none "
+            f"of its {len(trained)} labels is one: set labels=all"
         )
-    return tuple(names)
+    if config.labels == "checkpoint":
+        return tuple(names)
+    pixels = np.zeros(len(universal().classes), np.int64)
+    for source in sources.values():
+        pixels += source.manifest.class_pixels if isinstance(source, ShardItems) else 1
+    shown = [name for name, count in zip(universal().classes, pixels, strict=True) if count]
+    unseen = tuple(name for name in shown if name not in set(names))
+    if not unseen:
+        raise UserError("labels=unseen: the checkpoint was trained on every class that is shown")
+    return unseen
 
 
 def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:

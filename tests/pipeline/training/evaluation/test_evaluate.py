@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from model.checkpoint import load_checkpoint
 from model.text import build_text_encoder
 from pipeline.data.ingest import SampleReader, open_corpus
+from pipeline.data.storage import open_storage
 from pipeline.data.taxonomy import IGNORE, label_text, lookup_table, native_table, universal
 from pipeline.errors import UserError
 from pipeline.training.evaluation import runner as runner_module
@@ -211,6 +212,28 @@ def test_mapped_predictions_merge_classes_that_share_a_universal_one(base_config
     assert mapped["ade20k/miou_merged"] == pytest.approx(iou, rel=1e-4, abs=1e-4)
 
 
+def test_zero_shot_on_one_and_two_workers(base_config):
+    config = replace(base_config, labels="unseen")
+    outcome = evaluate(config)
+    one = outcome.report
+    two = evaluate(with_workers(config, 2, out=f"{config.out}-2")).report
+    assert one["figures"] == two["figures"]
+    assert one["other"] == "prompts: other"
+    # Every second validation scene shows a class that TRAINED leaves out.
+    assert one["zero_shot"] == "yes"
+    with (Path(outcome.folder) / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = {row["class"] for row in rows}
+    assert {"(other)"} < names <= {"(other)", "horse", "bus"}
+    scored = [float(r["iou"]) for r in rows if int(r["target_px"]) and r["class"] != "(other)"]
+    assert scored
+    by_part = [one["figures"].get(f"{p}/miou") for p in ("ade20k", "cityscapes", "coco_panoptic")]
+    means = [value for value in by_part if value is not None]
+    assert one["figures"]["miou"] == pytest.approx(np.mean(means))
+    with pytest.raises(UserError, match=r"other\.policy=none"):
+        make_plan(replace(config, other=OtherPolicy()), ("wall",))
+
+
 def test_other_takes_pixels_and_is_recorded(base_config):
     def run(policy):
         plan = make_plan(replace(base_config, other=policy), ())
@@ -241,3 +264,18 @@ def test_mistakes_are_told(base_config, mini_shards):
         with pytest.raises(UserError, match=words):
             evaluate(replace(base_config, **values))
     assert folder_name(base_config).endswith("tiny-step_00000007-unified")
+
+
+@pytest.mark.slow  # Its point is the storage; everything else is tested on folders.
+def test_checkpoint_and_report_in_s3(base_config, tiny_checkpoint, s3_bucket):
+    storage = open_storage(f"{s3_bucket}/tiny/step_00000007")
+    for path in tiny_checkpoint.iterdir():
+        storage.upload(path.name, path)
+    config = replace(base_config, checkpoint=storage.uri, out=f"{s3_bucket}/reports")
+    outcome = evaluate(config)
+    report = json.loads(open_storage(outcome.folder).read("report.json"))
+    assert report["figures"] == evaluate(base_config).report["figures"]
+    assert report["zero_shot"] == "no"
+    left = [entry.path for entry in open_storage(outcome.folder).list()]
+    assert "page.html" in left
+    assert not any(path.startswith("partial") for path in left)
