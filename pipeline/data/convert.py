@@ -12,6 +12,8 @@ import hashlib
 import json
 import logging
 import pickle
+import traceback
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +21,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import ray
 import ray.data
+from ray._private.worker import global_worker
 
 from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
 from pipeline.data.encode import (
@@ -39,12 +41,14 @@ from pipeline.data.shards import (
     folder,
     shard_name,
 )
-from pipeline.data.storage import open_storage
+from pipeline.data.storage import DamagedFile, open_storage
 from pipeline.data.taxonomy import IGNORE, lookup_table, universal
 from pipeline.errors import UserError
 
 RECORD_SUFFIX = ".json"
 """A finished shard's record is named as the shard, plus this."""
+WORKER_DEATHS = 4
+"""A unit whose worker died so often is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,8 @@ class ConvertSettings:
     jpeg_quality: int
     samples_per_shard: int
     taxonomy_fingerprint: str
+    table: str
+    """The dataset's table from native to universal ids, as `lookup_table` takes it."""
     lookup: str
     """Fingerprint of the dataset's table from native to universal ids."""
 
@@ -188,7 +194,7 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         raise BadSample(
             f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
         )
-    label = cv2.LUT(native, lookup_table(unit.dataset))
+    label = cv2.LUT(native, lookup_table(unit.settings.table))
     size = shrunk_size(*image.size, unit.settings.short_side_px)
     if size != image.size:
         jpeg = encode_jpeg(resize_image(image.pixels, size), unit.settings.jpeg_quality)
@@ -260,30 +266,79 @@ def convert_unit(unit: Unit) -> UnitResult:
 def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit, UnitResult]]:
     """Converts units by Ray Data tasks, in whatever order they finish.
 
+    Each unit is a task of its own. One whose worker dies is done again, alone, a few times; the
+    others go on meanwhile, and after them the ones that could not be done are an error.
+
     Args:
         units: What to convert.
         workers: Tasks at once; None takes every CPU of the cluster.
 
     Raises:
-        UserError: A storage fails.
+        UserError: A storage fails, or units killed their workers again and again.
+        RuntimeError: A defect of ours, with the worker's traceback.
     """
+    given_up = []
     with _quiet_context():
-        rows = [{"number": i, "unit": pickle.dumps(unit)} for i, unit in enumerate(units)]
+        # Packed, since paths and ids repeat: the whole plan of 118,000 images takes a few MB.
+        rows = [{"number": i, "unit": _pack(unit)} for i, unit in enumerate(units)]
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _convert_row, compute=ray.data.TaskPoolStrategy(size=workers), num_cpus=1
+            _convert_row,
+            compute=ray.data.TaskPoolStrategy(size=workers),
+            num_cpus=1,
         )
+        del rows
         for row in results.iter_rows():
+            unit = units[row["number"]]
+            if row["given_up"]:
+                given_up.append(unit.name)
+                continue
+            if row["defect"]:
+                raise RuntimeError(f"{unit.name}: {row['defect']}")
             if row["error"]:
                 raise UserError(row["error"])
-            yield units[row["number"]], UnitResult.from_json(row["result"])
+            yield unit, UnitResult.from_json(row["result"])
+    if given_up:
+        raise UserError(
+            f"{', '.join(given_up[:5])}{' ...' if len(given_up) > 5 else ''}: their workers died "
+            f"{WORKER_DEATHS} times, most likely for lack of memory: lower workers or give the "
+            "nodes more memory, then start again; all other shards are kept"
+        )
+
+
+def _pack(unit: Unit) -> bytes:
+    return zlib.compress(pickle.dumps(unit, pickle.HIGHEST_PROTOCOL), 1)
 
 
 def _convert_row(row: dict[str, Any]) -> dict[str, Any]:
+    unit: Unit = pickle.loads(zlib.decompress(row["unit"]))  # Our own driver packed it.
+    result = error = defect = ""
+    given_up = _deaths() >= WORKER_DEATHS
     try:
-        result, error = convert_unit(pickle.loads(row["unit"])).to_json(), ""
+        if not given_up:
+            result = convert_unit(unit).to_json()
     except UserError as caught:  # As a value: Ray would wrap it into its own exceptions.
-        result, error = "", str(caught)
-    return {"number": row["number"], "result": result, "error": error}
+        error = str(caught)
+    except OSError as caught:
+        error = f"{unit.out}/{unit.path}: {caught}: see to the disk of the worker or the output"
+    except Exception:
+        defect = traceback.format_exc()
+    return {
+        "number": row["number"],
+        "result": result,
+        "error": error,
+        "defect": defect,
+        "given_up": given_up,
+    }
+
+
+def _deaths() -> int:
+    """How many workers this task has cost so far.
+
+    Ray Data repeats a task whose worker died for ever, and its public interface does not say how
+    often that was.
+    """
+    worker: Any = global_worker
+    return worker.core_worker.get_current_task_attempt_number()
 
 
 @contextmanager
@@ -312,6 +367,8 @@ def _read_image(reader: Reader, source: Source) -> bytes:
         return reader.root.read(source.image)
     except FileNotFoundError:
         raise BadSample("the image file is missing") from None
+    except DamagedFile as error:
+        raise BadSample(str(error)) from error
 
 
 def _read_label(reader: Reader, source: Source) -> np.ndarray:

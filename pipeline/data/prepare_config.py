@@ -8,7 +8,7 @@ from pipeline.errors import UserError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class RootsConfig:
-    """Where each dataset's official download lies: a local directory or `s3://bucket/prefix`."""
+    """Where each dataset's official download lies, unpacked or as its archives: local or `s3://`."""
 
     ade20k: str | None = None
     """ADE20K, SceneParse150 challenge: the folder with `images/` and `annotations/`."""
@@ -19,11 +19,11 @@ class RootsConfig:
     coco_panoptic: str | None = None
     """COCO 2017 with panoptic annotations."""
     idd: str | None = None
-    """IDD, 20k part I: the folder with `leftImg8bit/` and `gtFine/`."""
+    """IDD, 20k: part I, part II, or the folder that holds both."""
     mapillary: str | None = None
     """Mapillary Vistas, v1.2 or a v2.0 download that holds v1.2."""
     sunrgbd: str | None = None
-    """SUN RGB-D with the 37-class label images."""
+    """SUN RGB-D, official with its toolbox, or as re-organised by ankurhanda or chrischoy."""
 
     @property
     def given(self) -> dict[str, str]:
@@ -42,6 +42,8 @@ class PrepareConfig:
     """Folder for the shards: a local directory or `s3://bucket/prefix`."""
     splits: tuple[str, ...] | None = None
     """Splits to convert; not set: train and val, as far as the roots have them."""
+    cityscapes_classes: int = 19
+    """Cityscapes' classes: 19 as in its benchmark and in MSeg, or 34 for all of its labels."""
     short_side_px: int = 1080
     """Larger images are shrunk until their short side has this many pixels."""
     jpeg_quality: int = 95
@@ -64,12 +66,27 @@ class PrepareConfig:
             if not root.strip():
                 raise UserError(f"roots.{name}: is empty; give a directory or s3:// address")
         self._check_splits()
+        self._check_cityscapes()
         _check_range("short_side_px", self.short_side_px, 16, 65_500)
         _check_range("jpeg_quality", self.jpeg_quality, 1, 100)
         _check_range("samples_per_shard", self.samples_per_shard, 1, 1_000_000)
         _check_range("max_bad_fraction", self.max_bad_fraction, 0, 1)
         if self.workers is not None:
             _check_range("workers", self.workers, 1, 100_000)
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """The table of each dataset that is not to use its own; see `lookup_table`."""
+        return {"cityscapes": "cityscapes34"} if self.cityscapes_classes == 34 else {}
+
+    def _check_cityscapes(self) -> None:
+        if self.cityscapes_classes not in (19, 34):
+            raise UserError(f"cityscapes_classes={self.cityscapes_classes}: must be 19 or 34")
+        if self.cityscapes_classes != 19 and self.roots.cityscapes is None:
+            raise UserError(
+                f"cityscapes_classes={self.cityscapes_classes}: has no effect without "
+                "roots.cityscapes: set that, or leave this out"
+            )
 
     def _check_splits(self) -> None:
         if self.splits is None:

@@ -16,7 +16,6 @@ import re
 import tarfile
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.data.storage import Storage
@@ -96,6 +95,8 @@ class Manifest:
     """Labelled pixels of each universal class over all stored labels."""
     left_out: tuple[tuple[str, str], ...]
     """Name and reason of every source sample that is in no shard."""
+    notes: tuple[str, ...] = ()
+    """How the download differs from the published one."""
 
     @property
     def num_samples(self) -> int:
@@ -111,6 +112,8 @@ class Manifest:
         """One line of JSON; equal manifests give equal text."""
         values = dict(vars(self))
         values["shards"] = [shard.to_dict() for shard in self.shards]
+        if not self.notes:  # As in manifests from before there were any: equal fingerprints.
+            del values["notes"]
         return json.dumps(values, separators=(",", ":"), ensure_ascii=False) + "\n"
 
     @classmethod
@@ -140,6 +143,7 @@ class Manifest:
             values["shards"] = tuple(ShardRecord.from_dict(shard) for shard in values["shards"])
             values["class_pixels"] = tuple(map(int, values["class_pixels"]))
             values["left_out"] = tuple((str(n), str(r)) for n, r in values["left_out"])
+            values["notes"] = tuple(map(str, values.get("notes", ())))
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
@@ -197,8 +201,7 @@ class ShardWriter:
         # Here, because it imports torch, for which the many readers of shards should not pay.
         from webdataset.writer import TarWriter
 
-        self._directory = tempfile.TemporaryDirectory(prefix="shard-")
-        self._file = Path(self._directory.name, "shard.tar").open("w+b")
+        self._file = tempfile.TemporaryFile()  # Without a name: gone however the process ends.
         self._tar = TarWriter(
             self._file, encoder=False, mtime=_MTIME, user=_OWNER, group=_OWNER, mode=0o444
         )
@@ -207,7 +210,6 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         self._tar.close()  # Closed already after `finish`; its buffer must not outlive the file.
         self._file.close()
-        self._directory.cleanup()
 
     def write(self, sample: EncodedSample) -> None:
         """Appends a sample.
@@ -241,10 +243,10 @@ class ShardWriter:
         assert _sample_starts(self._file) == [(r.key, r.offset) for r in self._records]
         self._file.seek(0)
         sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
-        local = Path(self._file.name)
-        self._storage.upload(self._path, local)
+        size = self._file.tell()
+        self._storage.upload(self._path, self._file)
         name = posixpath.basename(self._path)
-        return ShardRecord(name, local.stat().st_size, sha256, tuple(self._records))
+        return ShardRecord(name, size, sha256, tuple(self._records))
 
 
 def load_manifest(storage: Storage, dataset: str, split: str) -> Manifest:

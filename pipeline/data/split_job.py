@@ -39,11 +39,13 @@ class SplitSummary:
     split: str
     images: int
     shards: int
-    mib: float
+    gib: float
     left_out: int
     classes_seen: int
     unchanged: bool
     """Whether an earlier run had finished it."""
+    notes: tuple[str, ...]
+    """How the download differs from the published one."""
 
 
 class SplitJob:
@@ -81,6 +83,11 @@ class SplitJob:
         self._take_over()
 
     @property
+    def num_units(self) -> int:
+        """Shards of the whole split, as far as their samples are usable."""
+        return len(self._units)
+
+    @property
     def waiting(self) -> list[Unit]:
         """Units without a result; none once there is a manifest."""
         if self.manifest is not None:
@@ -102,7 +109,8 @@ class SplitJob:
             UserError: Too many samples are bad by now.
         """
         self._results[unit.index] = result
-        self.check_bad_fraction()
+        if result.left_out:
+            self.check_bad_fraction()
 
     def check_bad_fraction(self) -> None:
         """Stops the job once more samples are bad than allowed, whatever the rest will be.
@@ -143,6 +151,7 @@ class SplitJob:
             shards=tuple(result.shard for result in results if result.shard is not None),
             class_pixels=tuple(map(sum, zip(*(r.class_pixels for r in results), strict=True))),
             left_out=tuple((bad.name, bad.reason) for bad in self.left_out),
+            notes=self._listing.notes,
         )
         if not any(manifest.class_pixels):
             raise UserError(
@@ -167,6 +176,12 @@ class SplitJob:
             len(manifest.shards),
         )
 
+    @property
+    def classes_seen(self) -> set[int]:
+        """Universal ids of the classes with a pixel; only once there is a manifest."""
+        assert self.manifest is not None
+        return {i for i, count in enumerate(self.manifest.class_pixels) if count}
+
     def summary(self) -> SplitSummary:
         """The split's row of the closing table; only once it has a manifest."""
         manifest = self.manifest
@@ -176,10 +191,11 @@ class SplitJob:
             split=self.split,
             images=manifest.num_samples,
             shards=len(manifest.shards),
-            mib=sum(shard.size for shard in manifest.shards) / 2**20,
+            gib=sum(shard.size for shard in manifest.shards) / 2**30,
             left_out=len(manifest.left_out),
-            classes_seen=sum(count > 0 for count in manifest.class_pixels),
+            classes_seen=len(self.classes_seen),
             unchanged=self.unchanged,
+            notes=manifest.notes,
         )
 
     @property
@@ -264,12 +280,14 @@ def describe(left_out: Iterable[LeftOut]) -> str:
 
 
 def _settings(config: PrepareConfig, dataset: str) -> ConvertSettings:
+    table = config.tables.get(dataset, dataset)
     return ConvertSettings(
         short_side_px=config.short_side_px,
         jpeg_quality=config.jpeg_quality,
         samples_per_shard=config.samples_per_shard,
         taxonomy_fingerprint=universal().fingerprint,
-        lookup=hashlib.sha256(lookup_table(dataset).tobytes()).hexdigest()[:16],
+        table=table,
+        lookup=hashlib.sha256(lookup_table(table).tobytes()).hexdigest()[:16],
     )
 
 

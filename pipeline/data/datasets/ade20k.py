@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
 from pipeline.data.datasets.pixels import decode_index_png
 from pipeline.data.storage import Storage
+from pipeline.data.storage_packed import Packing
 
 _FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
 
@@ -23,6 +24,8 @@ class ADE20K(Reader):
     name = "ade20k"
     layout = "images/{training,validation} and annotations/{training,validation}"
     inner_folders: ClassVar = ("images", "annotations")
+    packings: ClassVar = (Packing("ADEChallengeData2016*.zip", "ADEChallengeData2016", whole=True),)
+    published: ClassVar = {"train": 20_210, "val": 2_000}
 
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
@@ -36,7 +39,8 @@ class ADE20K(Reader):
         images = self._files(f"images/{_FOLDERS[split]}", ".jpg")
         labels = self._files(f"annotations/{_FOLDERS[split]}", ".png")
         # The official names never differ by case alone.
-        return pair(images, labels, {name: safe_key(name.lower()) for name in images})
+        keys = {name: safe_key(name.lower()) for name in images}
+        return self._complete(split, pair(images, labels, keys))
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         return decode_index_png(data, source.label, ("L", "P"), self.max_pixels)

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
 from pipeline.data.datasets.pixels import decode_index_png
 from pipeline.data.storage import Storage
+from pipeline.data.storage_packed import Packing
 
 _FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
 
@@ -25,6 +26,10 @@ class Mapillary(Reader):
     name = "mapillary"
     layout = "{training,validation}/images and {training,validation}/{v1.2/labels or labels}"
     inner_folders: ClassVar = ("training", "validation", "testing")
+    packings: ClassVar = (
+        Packing("mapillary-vistas-dataset_public_v*.zip", "training/images", whole=True),
+    )
+    published: ClassVar = {"train": 18_000, "val": 2_000}
 
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
@@ -37,7 +42,8 @@ class Mapillary(Reader):
         images = self._files(f"{folder}/images", ".jpg")
         of_v2 = has_folders(self.root, self.base, f"{folder}/v1.2/labels")
         labels = self._files(f"{folder}/v1.2/labels" if of_v2 else f"{folder}/labels", ".png")
-        return pair(images, labels, {name: safe_key(name) for name in images})
+        keys = {name: safe_key(name) for name in images}
+        return self._complete(split, pair(images, labels, keys))
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         return decode_index_png(data, source.label, ("P",), self.max_pixels)

@@ -36,6 +36,7 @@ def bad_sample_errors(path: str) -> Iterator[None]:
         EOFError,
         KeyError,
         TypeError,
+        AttributeError,
         OverflowError,
         struct.error,
         zlib.error,

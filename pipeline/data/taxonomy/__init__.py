@@ -4,7 +4,8 @@ The universal classes are the 194 of MSeg (Lambert et al., CVPR 2020); a univers
 number in `universal.txt`, counted from 0. `<dataset>.tsv` lists every class of a dataset's official
 list with the value that stands for it on disk (COCO: the category id) and the universal class that
 MSeg's taxonomy gives it without relabelling; an empty field means that its pixels are ignored.
-Cityscapes keeps the 19 classes of its own benchmark.
+Cityscapes keeps the 19 classes of its own benchmark; `cityscapes34.tsv` is the choice to use all of
+its labels.
 """
 
 import csv
@@ -22,6 +23,9 @@ IGNORE = 255
 
 DATASETS = ("ade20k", "bdd100k", "cityscapes", "coco_panoptic", "idd", "mapillary", "sunrgbd")
 """The training sets, by the names that recipes and shards use."""
+
+VARIANTS = ("cityscapes34",)
+"""Further tables of the datasets' classes, to be chosen in place of the dataset's own."""
 
 _FOLDER = Path(__file__).parent
 
@@ -84,9 +88,10 @@ def native_table(dataset: str) -> tuple[NativeClass, ...]:
     """Returns every class of a dataset's official list, in the order of the native ids.
 
     Raises:
-        UserError: The dataset is not one of `DATASETS`.
+        UserError: The dataset is not one of `DATASETS` or `VARIANTS`.
     """
-    require_dataset(dataset)
+    if dataset not in VARIANTS:
+        require_dataset(dataset)
     with (_FOLDER / f"{dataset}.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return tuple(
@@ -103,7 +108,7 @@ def lookup_table(dataset: str) -> np.ndarray:
         dataset's table does not list or that it ignores. Read-only.
 
     Raises:
-        UserError: The dataset is not one of `DATASETS`.
+        UserError: The dataset is not one of `DATASETS` or `VARIANTS`.
     """
     return _lookup_table(dataset)
 

@@ -44,6 +44,7 @@ def units_of(
         jpeg_quality=95,
         samples_per_shard=per_shard,
         taxonomy_fingerprint="t",
+        table=dataset,
         lookup="l",
     )
     return make_units(dataset, split, str(root), str(out), sources, sizes, settings)
