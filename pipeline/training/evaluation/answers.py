@@ -1,6 +1,6 @@
 """What the network is asked, and how its answers become classes.
 
-Shapes: B batch, T texts, K classes, H W pixels, h w scores.
+Shapes: B batch, T texts, K classes, R rows, W columns.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.upsampling import source_rows, upsample_rows
 from pipeline.data.taxonomy import IGNORE
 from pipeline.training.evaluation.config import OtherPolicy
-
-CHUNK_MIB = 64
 
 DROPPED = -1
 """The class of texts that are asked but cannot win: their classes do not exist in the dataset."""
@@ -107,28 +104,3 @@ def choose(logits_BTRW: Tensor, space: AnswerSpace) -> Tensor:
     return (
         best if space.threshold is None else best.where(probability >= space.threshold, space.none)
     )
-
-
-@torch.no_grad()
-def decide(logits_BThw: Tensor, size: tuple[int, int], space: AnswerSpace) -> Tensor:
-    """Upsamples scores and takes the best class of each pixel, some rows at a time.
-
-    Args:
-        logits_BThw: (B, T, h, w)
-        size: (H, W) of the result.
-        space: What the texts mean.
-
-    Returns:
-        (B, H, W) int64, as from `choose`; on the CPU.
-    """
-    num_images, num_texts, source, _ = logits_BThw.shape
-    rows = max(1, int(CHUNK_MIB * 2**20 / (4 * num_images * num_texts * size[1])))
-    parts = []
-    for start in range(0, size[0], rows):
-        stop = min(start + rows, size[0])
-        span = source_rows(start, stop, source, size[0])
-        chunk = upsample_rows(
-            logits_BThw[:, :, span].float(), span.start, (start, stop), source, size
-        )
-        parts.append(choose(chunk, space).cpu())
-    return torch.cat(parts, dim=1)

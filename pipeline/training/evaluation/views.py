@@ -1,6 +1,6 @@
 """How a picture goes through the network: resized as a whole, squashed, or in windows.
 
-Shapes: B batch, T texts, C embedding, H W picture, h w scores.
+Shapes: B batch, T texts, C embedding, H W picture.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from model.lseg import LSeg
-from pipeline.training.evaluation.answers import AnswerSpace, choose, decide
+from model.sliding import PUBLISHED, SINGLE_SCALE, SlidingConfig, Views
+from pipeline.training.evaluation.answers import AnswerSpace, choose
 from pipeline.training.evaluation.config import Geometry
 from pipeline.training.evaluation.items import Item
 
@@ -95,11 +96,10 @@ def predict_classes(
     """
     batch = lseg.normalize(torch.from_numpy(np.stack(inputs)))
     if geometry.mode in ("whole", "squash"):
-        return decide(lseg(batch, text), size, space)
-    from model.sliding import PUBLISHED, SINGLE_SCALE, Views
-
-    kind = PUBLISHED if geometry.mode == "published" else SINGLE_SCALE
-    sliding = replace(kind, base_px=geometry.base_px, window_px=geometry.window_px)
+        sliding = SlidingConfig(base_px=None, window_px=None)
+    else:
+        kind = PUBLISHED if geometry.mode == "published" else SINGLE_SCALE
+        sliding = replace(kind, base_px=geometry.base_px, window_px=geometry.window_px)
     bands = Views(lseg, batch, sliding, size).bands(text)
     # Where only the order of scores matters, their sum is as good as their mean, and rounds less.
     views = 1 if space.one_text_each else sliding.num_views

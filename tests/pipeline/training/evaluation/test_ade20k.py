@@ -104,7 +104,6 @@ def test_the_published_labels():
 
 
 def test_figures_are_those_of_the_plain_rules(tiny_checkpoint, root):
-    pytest.importorskip("model.sliding")
     config = EvaluateConfig(
         checkpoint=str(tiny_checkpoint),
         protocol="ade20k-150",

@@ -1,12 +1,10 @@
 """From scores to classes: sums of probabilities, "other" by prompts and by threshold."""
 
 import numpy as np
-import pytest
 import torch
-from torch.nn import functional
 
 from pipeline.data.taxonomy import IGNORE
-from pipeline.training.evaluation.answers import DROPPED, decide, space_of
+from pipeline.training.evaluation.answers import DROPPED, choose, space_of
 from pipeline.training.evaluation.config import OtherPolicy
 
 LUT = np.full(256, IGNORE, np.uint8)
@@ -18,7 +16,7 @@ def scores(*probabilities: float) -> torch.Tensor:
 
 
 def answer(space, *probabilities: float) -> int:
-    return int(decide(scores(*probabilities), (1, 1), space)[0, 0, 0])
+    return int(choose(scores(*probabilities), space)[0, 0, 0])
 
 
 def test_probabilities_of_a_class_are_summed():
@@ -51,17 +49,3 @@ def test_prompts_compete_as_one_class_that_is_none():
     assert space.texts == ("a", "b", "other", "stuff")
     assert answer(space, 0.4, 0.1, 0.25, 0.25) == space.none
     assert answer(space, 0.4, 0.25, 0.2, 0.15) == 0
-
-
-@pytest.mark.parametrize("size", [(5, 7), (40, 3), (1, 1)])
-def test_in_rows_as_at_once(size, monkeypatch):
-    from pipeline.training.evaluation import answers
-
-    monkeypatch.setattr(answers, "CHUNK_MIB", 1e-4)
-    logits = torch.randn(2, 6, 9, 4, generator=torch.Generator().manual_seed(1))
-    full = functional.interpolate(logits, size, mode="bilinear", align_corners=True)
-    plain = space_of("abcdef", "abcdef", LUT)
-    assert torch.equal(decide(logits, size, plain), full.argmax(1))
-    grouped = space_of("abc", "abcdef", LUT, (0, 1, 2, 0, 1, 2))
-    sums = full.softmax(1).unflatten(1, (2, 3)).sum(1)
-    assert torch.equal(decide(logits, size, grouped), sums.argmax(1))
