@@ -23,6 +23,15 @@ Mode = Literal["whole", "single", "published", "squash"]
 """How the network sees a picture; see `Geometry`."""
 
 
+DEFAULT_MODES: dict[str, str] = {
+    "ade20k-150": "published",
+    "pascal-5i": "squash",
+    "coco-20i": "squash",
+    "fss-1000": "squash",
+}
+"""Of the protocols whose pictures are not seen as a whole."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OtherPolicy:
     """What becomes of pixels that are none of the classes asked for."""
@@ -153,3 +162,20 @@ class EvaluateConfig:
             raise UserError(f"max_bad_share={self.max_bad_share}: must lie between 0 and 1")
         if not self.folds or not set(self.folds) <= {0, 1, 2, 3}:
             raise UserError(f"folds={list(self.folds)}: must be some of 0, 1, 2, 3")
+
+    @property
+    def variant(self) -> str:
+        """The protocol, and what departs from its own settings: names folders and metrics.
+
+        So figures under another policy for "other" never take the place of the protocol's.
+        """
+        words: list[str] = [self.protocol]
+        if self.labels != "all":
+            words.append(self.labels)
+        if self.geometry is not None and self.geometry.mode != DEFAULT_MODES.get(
+            self.protocol, "whole"
+        ):
+            words.append(self.geometry.mode)
+        if self.other is not None:
+            words.append(f"other-{self.other.policy}")
+        return "-".join(words)

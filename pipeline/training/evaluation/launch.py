@@ -139,10 +139,10 @@ def open_checkpoint(uri: str) -> tuple[Path, Provenance]:
 
 
 def folder_name(config: EvaluateConfig) -> str:
-    """The folder below `out`: checkpoint and protocol."""
+    """The folder below `out`: checkpoint, protocol, and what departs from it."""
     parts = [part for part in re.split(r"[/\\]+", config.checkpoint.rstrip("/")) if part]
     words = "-".join(parts[-2:]) if len(parts) > 1 else parts[0]
-    return re.sub(r"[^\w.\-]+", "-", f"{words}-{config.protocol}").strip("-.")
+    return re.sub(r"[^\w.\-]+", "-", f"{words}-{config.variant}").strip("-.")
 
 
 def absolute(config: EvaluateConfig) -> EvaluateConfig:

@@ -40,7 +40,7 @@ def open_run(config: EvaluateConfig, provenance: Provenance, folder: Path) -> Tr
     name = re.sub(r"[^\w.\-]+", "-", config.checkpoint).strip("-")[-80:] or "checkpoint"
     return Tracker.start(
         replace(tracking, experiment=f"{tracking.experiment}-evaluation"),
-        run_name=f"{name}-{config.protocol}",
+        run_name=f"{name}-{config.variant}",
         spill_path=folder / "tracking.jsonl",
         tags={"checkpoint": config.checkpoint},
     )
@@ -58,7 +58,7 @@ def record(
         step: Optimiser steps of the checkpoint.
         folder: With the report's files; sent as they are.
     """
-    prefix = f"eval/{config.protocol}"
+    prefix = f"eval/{config.variant}"
     tracker.log_metrics(
         {f"{prefix}/{name}": value for name, value in report["figures"].items()}, step
     )
@@ -72,7 +72,7 @@ def record(
     )
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".csv", ".png", ".html"):
-            tracker.log_artifact(path, f"evaluation/{config.protocol}")
+            tracker.log_artifact(path, f"evaluation/{config.variant}")
 
 
 def _training_spill(name: str, storage: str) -> Path | None:

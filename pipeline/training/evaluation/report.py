@@ -113,7 +113,8 @@ class Report:
     def table(self) -> Table:
         """What the terminal shows: our rows by part, then the papers'."""
         names = self._columns()
-        title = f"{self.config.protocol}: {self.config.checkpoint}"
+        checkpoint = "/".join(self.config.checkpoint.rstrip("/").split("/")[-2:])
+        title = f"{self.config.variant}: {checkpoint}"
         caption = f"other: {self.to_dict()['other']}   zero-shot: {self.leak.zero_shot}"
         table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
         table.add_column("", no_wrap=True, overflow="fold")

@@ -263,7 +263,16 @@ def test_mistakes_are_told(base_config, mini_shards):
     ):
         with pytest.raises(UserError, match=words):
             evaluate(replace(base_config, **values))
+
+
+def test_departures_from_a_protocol_have_names_of_their_own(base_config):
     assert folder_name(base_config).endswith("tiny-step_00000007-unified")
+    other = OtherPolicy(policy="threshold")
+    changed = replace(base_config, labels="unseen", other=other, geometry=Geometry(mode="single"))
+    assert changed.variant == "unified-unseen-single-other-threshold"
+    ade = replace(base_config, protocol="ade20k-150", geometry=Geometry(mode="published"))
+    assert ade.variant == "ade20k-150"
+    assert replace(ade, geometry=Geometry(mode="whole")).variant == "ade20k-150-whole"
 
 
 @pytest.mark.slow  # Its point is the storage; everything else is tested on folders.
