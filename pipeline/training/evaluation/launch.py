@@ -115,7 +115,8 @@ def _evaluate(
         report.write(work)
         write_page(report, runner.example, work)
         runner.clean()
-    console = Console(file=sys.stderr)
+    # A log is no terminal, and has no width of its own.
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
     console.print(report.table())
     if (published := report.published_table()) is not None:
         console.print(published)

@@ -149,10 +149,10 @@ class Report:
         columns = [name for name in ours if any(name in row.values for row in rows)]
         columns += sorted({n for row in rows for n in row.values} - set(columns))
         table = Table(title="published", box=box.SIMPLE_HEAD)
-        table.add_column("model")
+        table.add_column("model", overflow="fold")
         for name in columns:
             table.add_column(name, justify="right")
-        table.add_column("source")
+        table.add_column("source", overflow="fold")
         table.add_row("ours", *(_cell("miou", ours.get(n)) for n in columns), _ours(self))
         for row in rows:
             cells = (_cell("miou", row.values.get(name)) for name in columns)
