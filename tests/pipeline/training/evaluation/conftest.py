@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from model.checkpoint import save_checkpoint
-from model.lseg import build_lseg
+from model.lseg import LSeg, build_lseg
 from pipeline.data.ingest import open_corpus
 from pipeline.data.taxonomy import universal
 from pipeline.training.evaluation.config import EvaluateConfig, Geometry, WorkersConfig
@@ -18,15 +19,26 @@ from tests.mini_shards import MiniShards, tiny_model
 TRAINED = tuple(name for name in universal().classes if name not in ("horse", "bus"))
 
 
+def spread_predictions(lseg: LSeg) -> None:
+    """Makes a network of random weights predict dozens of labels, where it would give one or two.
+
+    All its pixel vectors have nearly the same direction; the head's bias takes their mean away.
+    """
+    blocks = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
+    image = torch.from_numpy(np.kron(blocks, np.ones((8, 8, 1), np.uint8)))[None]
+    with torch.no_grad():
+        features = lseg.eval().trunk(lseg.normalize(image)).features_BFhw
+        mean = features.mean((0, 2, 3))
+        lseg.decoder.head.bias.copy_(-lseg.decoder.head.weight[:, :, 0, 0] @ mean)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(mini_shards: MiniShards, tmp_path_factory) -> Path:
     """Random weights, but all the files of a training on `mini_shards`."""
     folder = tmp_path_factory.mktemp("runs") / "tiny" / "step_00000007"
     torch.manual_seed(0)
     lseg = build_lseg(tiny_model(), 512)
-    # Random weights prefer few labels; a larger spread makes the predictions varied.
-    with torch.no_grad():
-        lseg.decoder.head.bias.normal_(0, 0.05)
+    spread_predictions(lseg)
     extra = {
         "run": {"name": "tiny", "storage": str(folder.parents[1])},
         "data": {"shards": str(mini_shards.folder), "train_split": "train"},
