@@ -36,6 +36,13 @@ def roots_of(mini_shards: MiniShards) -> dict[str, str]:
     return {name: str(raw / name) for name in ("ade20k", "cityscapes", "coco_panoptic")}
 
 
+def upsampled(logits: torch.Tensor, small: np.ndarray, label: np.ndarray) -> torch.Tensor:
+    """Scores at the size of the network's input, then at that of the label, as published."""
+    for size in (small.shape[:2], label.shape):
+        logits = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=True)
+    return logits
+
+
 def independent_unified(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     """The same figures without any of the evaluation's code but the network's input size."""
     lseg, _ = load_checkpoint(config.checkpoint)
@@ -52,9 +59,7 @@ def independent_unified(config: EvaluateConfig) -> dict[str, dict[str, float]]:
             small = network_input(image, config.geometry)
             with torch.no_grad():
                 logits = lseg(lseg.normalize(torch.from_numpy(small)[None]), text)
-                full = torch.nn.functional.interpolate(
-                    logits, label.shape, mode="bilinear", align_corners=True
-                )
+                full = upsampled(logits, small, label)
             answers.append(full.argmax(1)[0].numpy()[label != IGNORE])
             truths.append(label[label != IGNORE])
         truth, answer = np.concatenate(truths), np.concatenate(answers)
@@ -202,9 +207,7 @@ def test_mapped_predictions_merge_classes_that_share_a_universal_one(base_config
         small = network_input(np.ascontiguousarray(pixels), config.geometry)
         with torch.no_grad():
             logits = lseg(lseg.normalize(torch.from_numpy(small)[None]), text)
-            full = torch.nn.functional.interpolate(
-                logits, label.shape, mode="bilinear", align_corners=True
-            )
+            full = upsampled(logits, small, label)
         answers.append(ids[full.argmax(1)[0].numpy()][label != IGNORE])
         truths.append(label[label != IGNORE])
     truth, answer = np.concatenate(truths), np.concatenate(answers)
