@@ -25,14 +25,19 @@ import ray.data
 from ray._private.worker import global_worker
 
 from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
+from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.encode import (
+    SourceImage,
     decode_image,
     encode_jpeg,
     encode_label,
+    keep_jpeg,
     resize_image,
     resize_label,
     shrunk_size,
 )
+from pipeline.data.labelling import Labelling
+from pipeline.data.relabel import DECISIONS, relabel
 from pipeline.data.shards import (
     FORMAT_VERSION,
     EncodedSample,
@@ -42,7 +47,7 @@ from pipeline.data.shards import (
     shard_name,
 )
 from pipeline.data.storage import DamagedFile, open_storage
-from pipeline.data.taxonomy import IGNORE, lookup_table, universal
+from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 
 RECORD_SUFFIX = ".json"
@@ -62,7 +67,11 @@ class ConvertSettings:
     table: str
     """The dataset's table from native to universal ids, as `lookup_table` takes it."""
     lookup: str
-    """Fingerprint of the dataset's table from native to universal ids."""
+    """Fingerprint of what turns native ids into stored ones."""
+    native: bool = False
+    """Whether native ids are stored too."""
+    relabel: str = ""
+    """Fingerprint of the relabelling."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,10 @@ class Unit:
     """URI of the shards' root."""
     sources: tuple[Source, ...]
     settings: ConvertSettings
+    labelling: Labelling
     fingerprint: str
+    own: OwnDataset | None = None
+    """How to open the dataset if it is one of the user's own."""
 
     @property
     def path(self) -> str:
@@ -101,6 +113,8 @@ class UnitResult:
     """None when no sample of the unit was usable; no file is written then."""
     class_pixels: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
+    relabelled: tuple[int, int] = (0, 0)
+    """Decisions of the relabelling that changed pixels, and those that found none."""
 
     def to_json(self) -> str:
         """The record that lies beside a finished shard."""
@@ -120,6 +134,7 @@ class UnitResult:
             shard=ShardRecord.from_dict(shard) if shard else None,
             class_pixels=tuple(map(int, values["class_pixels"])),
             left_out=tuple(LeftOut(name, reason) for name, reason in values["left_out"]),
+            relabelled=(int(values["relabelled"][0]), int(values["relabelled"][1])),
         )
 
 
@@ -129,6 +144,7 @@ class ConvertedSample:
 
     encoded: EncodedSample
     id_pixels: np.ndarray
+    relabelled: tuple[int, int] = (0, 0)
 
 
 def make_units(
@@ -139,6 +155,8 @@ def make_units(
     sources: tuple[Source, ...],
     sizes: dict[str, int],
     settings: ConvertSettings,
+    labelling: Labelling,
+    own: OwnDataset | None = None,
 ) -> list[Unit]:
     """Cuts a listing into units.
 
@@ -150,6 +168,8 @@ def make_units(
         sources: All samples, sorted by key.
         sizes: Bytes of the source files by path; a file that changed its size is converted anew.
         settings: How to convert.
+        labelling: What the stored labels mean.
+        own: How to open the dataset if it is one of the user's own.
     """
     units = []
     step = settings.samples_per_shard
@@ -158,7 +178,7 @@ def make_units(
         digest = fingerprint_sources(
             part, sizes, FORMAT_VERSION, dataset, split, index, dataclasses.asdict(settings)
         )
-        units.append(Unit(dataset, split, index, root, out, part, settings, digest))
+        units.append(Unit(dataset, split, index, root, out, part, settings, labelling, digest, own))
     return units
 
 
@@ -185,32 +205,46 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         BadSample: It cannot be used.
         UserError: The storage fails, which is not the sample's fault.
     """
-    image = decode_image(_read_image(reader, source))
+    data = _read_image(reader, source)
+    image = None
+    if kept := keep_jpeg(data, unit.settings.short_side_px):
+        jpeg, original = kept
+    else:
+        jpeg, image = b"", decode_image(data)
+        original = image.size
     native = _read_label(reader, source)
     if native.ndim != 2 or native.dtype != np.uint8:
         raise BadSample(f"the label is {native.dtype} of shape {native.shape}, not 8-bit ids")
-    if image.size != native.shape:
-        (height, width), (label_height, label_width) = image.size, native.shape
+    if original != native.shape:
+        (height, width), (label_height, label_width) = original, native.shape
         raise BadSample(
             f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
         )
-    label = cv2.LUT(native, lookup_table(unit.settings.table))
-    size = shrunk_size(*image.size, unit.settings.short_side_px)
-    if size != image.size:
-        jpeg = encode_jpeg(resize_image(image.pixels, size), unit.settings.jpeg_quality)
-        label = resize_label(label, size)
-    else:
-        jpeg = image.jpeg or encode_jpeg(image.pixels, unit.settings.jpeg_quality)
+    label = cv2.LUT(native, unit.labelling.table)
+    decisions = source.extra.get(DECISIONS)
+    relabelled = relabel(label, native, decisions, reader, source) if decisions else (0, 0)
+    size = shrunk_size(*original, unit.settings.short_side_px)
+    if size != original:
+        label, native = resize_label(label, size), resize_label(native, size)
+    if image is not None:
+        jpeg = _stored_jpeg(image, size, unit.settings.jpeg_quality)
     id_pixels = count_ids(label)
     meta = {
         "dataset": unit.dataset,
         "split": unit.split,
         "source": source.image,
-        "original_size": list(image.size),
+        "original_size": list(original),
         "classes": [int(i) for i in np.flatnonzero(id_pixels) if i != IGNORE],
     }
-    encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size)
-    return ConvertedSample(encoded, id_pixels)
+    native_png = encode_label(native) if unit.settings.native else None
+    encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size, native_png)
+    return ConvertedSample(encoded, id_pixels, relabelled)
+
+
+def _stored_jpeg(image: SourceImage, size: tuple[int, int], quality: int) -> bytes:
+    if size != image.size:
+        return encode_jpeg(resize_image(image.pixels, size), quality)
+    return image.jpeg or encode_jpeg(image.pixels, quality)
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:
@@ -239,8 +273,9 @@ def convert_unit(unit: Unit) -> UnitResult:
     """
     cv2.setNumThreads(1)  # The units are the parallelism; more threads only fight over cores.
     out = open_storage(unit.out)
-    reader = _open_once(unit.dataset, unit.root)
+    reader = _open_once(unit.dataset, unit.root, unit.own)
     id_pixels = np.zeros(256, np.int64)
+    changed = missed = 0
     left_out: list[LeftOut] = []
     with ShardWriter(out, unit.dataset, unit.split, unit.index) as writer:
         for source in unit.sources:
@@ -251,13 +286,15 @@ def convert_unit(unit: Unit) -> UnitResult:
                 continue
             writer.write(sample.encoded)
             id_pixels += sample.id_pixels
+            changed, missed = changed + sample.relabelled[0], missed + sample.relabelled[1]
         shard = writer.finish() if len(left_out) < len(unit.sources) else None
     result = UnitResult(
         unit.fingerprint,
         dataclasses.asdict(unit.settings),
         shard,
-        tuple(id_pixels[: len(universal().classes)].tolist()),
+        tuple(id_pixels[: len(unit.labelling.taxonomy.classes)].tolist()),
         tuple(left_out),
+        (changed, missed),
     )
     out.write(unit.path + RECORD_SUFFIX, result.to_json().encode())
     return result
@@ -357,9 +394,9 @@ def _quiet_context() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=8)
-def _open_once(dataset: str, root: str) -> Reader:
+def _open_once(dataset: str, root: str, own: OwnDataset | None) -> Reader:
     # One per worker process: opening one may list files or parse large annotations.
-    return open_reader(dataset, root)
+    return open_own(dataset, own) if own else open_reader(dataset, root)
 
 
 def _read_image(reader: Reader, source: Source) -> bytes:

@@ -11,18 +11,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from rich import box
 from rich.table import Table
 
 from pipeline.data.convert import Unit, convert_units
-from pipeline.data.datasets import SPLITS, Listing, Reader, Split, open_reader
+from pipeline.data.datasets import READERS, SPLITS, Listing, Reader, Split, open_reader
+from pipeline.data.datasets.own import open_own
 from pipeline.data.lease import Lease
 from pipeline.data.prepare_config import PrepareConfig
 from pipeline.data.progress import Progress
+from pipeline.data.relabel import (
+    Relabelling,
+    load_relabelling,
+    with_decisions,
+    with_full_ade20k,
+)
 from pipeline.data.split_job import SplitJob, SplitSummary, describe
 from pipeline.data.storage import Storage, open_storage
+from pipeline.data.taxonomy import overrides
 from pipeline.errors import Terminated, UserError
 
 logger = logging.getLogger(__name__)
@@ -91,8 +100,9 @@ def prepare(config: PrepareConfig, start_ray: Callable[[float], None] | None = N
     began = time.monotonic()
     out = open_storage(config.out)
     roots = list(_open_roots(config))
+    relabellings = _relabel(config, roots)
     with Lease(out, LOCK_NAME) as lease:
-        jobs = _plan(config, out, roots)
+        jobs = _plan(config, out, roots, relabellings)
         units = [unit for job in jobs for unit in job.waiting]
         num_images = sum(len(unit.sources) for unit in units)
         if units:
@@ -107,14 +117,18 @@ def prepare(config: PrepareConfig, start_ray: Callable[[float], None] | None = N
 
 
 def _plan(
-    config: PrepareConfig, out: Storage, roots: list[tuple[Reader, dict[Split, Listing]]]
+    config: PrepareConfig,
+    out: Storage,
+    roots: list[tuple[Reader, dict[Split, Listing]]],
+    relabellings: dict[str, Relabelling],
 ) -> list[SplitJob]:
     """All splits with what earlier runs left of them; finishes those that lack no shard."""
     jobs = []
     for reader, listings in roots:
         for split in list(listings):
             # Not kept a second time: a listing may hold 118,000 samples.
-            jobs.append(SplitJob(config, out, reader, split, listings.pop(split)))
+            listing, table = listings.pop(split), relabellings.get(reader.name)
+            jobs.append(SplitJob(config, out, reader, split, listing, table))
     for job in jobs:
         if job.manifest is None and (count := out.clean(job.name)):
             logger.info("%s: removed %d half-written files of an earlier run", job.name, count)
@@ -175,10 +189,56 @@ def _interruptible(jobs: list[SplitJob], out: Storage) -> Iterator[Callable[[], 
             signal.signal(signal.SIGTERM, before)
 
 
+def _relabel(
+    config: PrepareConfig, roots: list[tuple[Reader, dict[Split, Listing]]]
+) -> dict[str, Relabelling]:
+    """Loads MSeg's decisions and gives them to the listings, or notes what is done without them."""
+    readers = {reader.name: listings for reader, listings in roots if reader.name in READERS}
+    tables = {} if config.relabel is None else load_relabelling(config.relabel, readers)
+    if "ade20k" in tables and config.ade20k_full is None:
+        raise UserError(
+            "ade20k_full: not set; the decisions over ADE20K name segments of its full release "
+            "(ADE20K_2016_07_26): give that folder, or `none` to leave ADE20K as it is"
+        )
+    if config.ade20k_full == "none":
+        tables.pop("ade20k", None)
+    for dataset, listings in readers.items():
+        if dataset not in tables and config.taxonomy == "universal":
+            _note_overrides(config.tables.get(dataset, dataset), listings)
+    for dataset, table in tables.items():
+        for split, listing in readers[dataset].items():
+            listing = with_decisions(listing, split, table)
+            if dataset == "ade20k" and config.ade20k_full is not None:
+                listing = with_full_ade20k(listing, config.ade20k_full)
+            readers[dataset][split] = listing
+            logger.info("%s: %s", dataset, listing.notes[-1])
+    return tables
+
+
+def _note_overrides(table: str, listings: dict[Split, Listing]) -> None:
+    changed = [
+        f"{entry.native_name} ({entry.universal_name or 'ignored'})" for entry in overrides(table)
+    ]
+    if not changed:
+        return
+    note = f"without relabelling, not mapped as by MSeg: {', '.join(changed)}"
+    logger.info("%s: %s", table, note)
+    for split, listing in listings.items():
+        listings[split] = replace(listing, notes=(*listing.notes, note))
+
+
 def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Listing]]]:
     """Each dataset's reader and its listings by split."""
-    for dataset, root in config.roots.given.items():
-        reader = open_reader(dataset, root)
+    opened: list[tuple[str, str, Callable[[], Reader]]] = [
+        (f"roots.{name}", root, partial(open_reader, name, root))
+        for name, root in config.roots.given.items()
+    ]
+    opened += [
+        (f"own.{name}.root", own.root, partial(open_own, name, own))
+        for name, own in config.own.items()
+    ]
+    for key, root, open_it in opened:
+        reader = open_it()
         listings: dict[Split, Listing] = {}
         problems = []
         for split in SPLITS:
@@ -186,7 +246,7 @@ def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Lis
                 continue
             listing = reader.listing(split)
             for note in listing.notes:
-                logger.warning("roots.%s=%s: %s", dataset, root, note)
+                logger.warning("%s=%s: %s", key, root, note)
             if listing.sources:
                 listings[split] = listing
                 continue
@@ -194,9 +254,9 @@ def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Lis
             problems.append(f"zero usable samples of split {split!r} ({reasons})")
         if problems and (config.splits is not None or not listings):
             raise UserError(
-                f"roots.{dataset}={root}: {', '.join(problems)}: give the folder of the official "
+                f"{key}={root}: {', '.join(problems)}: give the folder of the official "
                 "download, or set splits to those that it has"
             )
         for problem in problems:  # Nobody asked for this split: a download of the other is usual.
-            logger.warning("roots.%s=%s: %s: skipped", dataset, root, problem)
+            logger.warning("%s=%s: %s: skipped", key, root, problem)
         yield reader, listings

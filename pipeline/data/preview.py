@@ -112,8 +112,8 @@ def load_chapters(
 
 def class_names(manifest: Manifest) -> tuple[str, ...]:
     """The names of a manifest's classes by id; numbers when they are of an unknown taxonomy."""
-    if manifest.taxonomy_fingerprint == universal().fingerprint:
-        return universal().classes
+    if manifest.classes or manifest.taxonomy_fingerprint == universal().fingerprint:
+        return manifest.class_names
     return tuple(f"class {number}" for number in range(len(manifest.class_pixels)))
 
 

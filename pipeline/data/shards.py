@@ -1,12 +1,14 @@
 """Shards: plain WebDataset tars with a manifest that knows every sample's place and checksum.
 
-    <out>/<dataset>/<split>/<dataset>-<split>-%06d.tar    <key>.jpg, <key>.json, <key>.png a sample
+    <out>/<dataset>/<split>/<dataset>-<split>-%06d.tar    <key>.jpg, <key>.json, <key>.png a sample,
+                                                          and <key>.native.png where wanted
     <out>/<dataset>/<split>/manifest.json                 written last: without it, unfinished
 
 The tars are written by webdataset's own TarWriter with fixed time and owner, so equal samples give
 equal bytes. The manifest holds, for each sample, the byte range of its members, so that one range
 request reads it without the rest of the shard. Images are RGB JPEGs in the orientation of their
-labels; labels are 8-bit PNGs of universal ids, 255 where nothing is to be learnt.
+labels; labels are 8-bit PNGs of positions in `Manifest.class_names`, 255 where nothing is to be
+learnt.
 """
 
 import hashlib
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from pipeline.data.storage import Storage
+from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError, did_you_mean
 
 FORMAT_VERSION = 1
@@ -92,11 +95,18 @@ class Manifest:
     """Everything else that the bytes depend on, such as `short_side_px`."""
     shards: tuple[ShardRecord, ...]
     class_pixels: tuple[int, ...]
-    """Labelled pixels of each universal class over all stored labels."""
+    """Labelled pixels of each class over all stored labels."""
     left_out: tuple[tuple[str, str], ...]
     """Name and reason of every source sample that is in no shard."""
     notes: tuple[str, ...] = ()
     """How the download differs from the published one."""
+    classes: tuple[str, ...] = ()
+    """The taxonomy's classes where it is not the universal one; see `class_names`."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that the stored ids are positions in."""
+        return self.classes or universal().classes
 
     @property
     def num_samples(self) -> int:
@@ -112,8 +122,9 @@ class Manifest:
         """One line of JSON; equal manifests give equal text."""
         values = dict(vars(self))
         values["shards"] = [shard.to_dict() for shard in self.shards]
-        if not self.notes:  # As in manifests from before there were any: equal fingerprints.
-            del values["notes"]
+        for name in ("notes", "classes"):
+            if not values[name]:  # As in manifests from before there were any: equal fingerprints.
+                del values[name]
         return json.dumps(values, separators=(",", ":"), ensure_ascii=False) + "\n"
 
     @classmethod
@@ -144,6 +155,7 @@ class Manifest:
             values["class_pixels"] = tuple(map(int, values["class_pixels"]))
             values["left_out"] = tuple((str(n), str(r)) for n, r in values["left_out"])
             values["notes"] = tuple(map(str, values.get("notes", ())))
+            values["classes"] = tuple(map(str, values.get("classes", ())))
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
@@ -162,6 +174,7 @@ class EncodedSample:
     meta: dict[str, Any]
     height: int
     width: int
+    native_png: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +185,7 @@ class StoredSample:
     jpeg: bytes
     png: bytes
     meta: dict[str, Any]
+    native_png: bytes | None = None
 
 
 def folder(dataset: str, split: str) -> str:
@@ -231,6 +245,7 @@ class ShardWriter:
                 "json": meta.encode(),
                 "png": sample.png,
             }
+            | ({"native.png": sample.native_png} if sample.native_png is not None else {})
         )
         length = self._tar.tarstream.offset - offset
         self._records.append(SampleRecord(sample.key, offset, length, sample.height, sample.width))
@@ -311,7 +326,11 @@ def read_sample(
     except ValueError as error:
         raise ShardError(f"{where}: its .json does not parse ({error})") from None
     return StoredSample(
-        record.key, members[f"{record.key}.jpg"], members[f"{record.key}.png"], meta
+        record.key,
+        members[f"{record.key}.jpg"],
+        members[f"{record.key}.png"],
+        meta,
+        members.get(f"{record.key}.native.png"),
     )
 
 

@@ -45,7 +45,7 @@ def plain_label(dataset: str, path: Path, table: str) -> np.ndarray:
     """The universal ids of a label file, read in the plainest way, without the readers."""
     ids = np.full(256, IGNORE, np.uint8)
     for entry in native_table(table):
-        ids[entry.native_id] = lookup_table(table)[entry.native_id]
+        ids[entry.native_id] = lookup_table(table, overridden=True)[entry.native_id]
     if dataset == "idd":
         return ids[plain_polygons(path)]
     with Image.open(path) as image:

@@ -8,7 +8,7 @@ table in `pipeline/data/taxonomy/`, and register it in this package's `__init__.
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,9 @@ from pipeline.data.datasets.pixels import MAX_PIXELS, BadSample
 from pipeline.data.storage import DamagedFile, Storage
 from pipeline.data.storage_packed import PackedStorage, Packing
 from pipeline.data.taxonomy import IGNORE, native_table
+
+Masks = dict[int, np.ndarray]
+"""Segment -> (H, W) bool."""
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -159,6 +162,35 @@ class Reader(ABC):
             shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
             raise BadSample(f"{path}: ids {shown}: not in the table of {self.name}")
         return native
+
+    def segment_masks(self, source: Source, segments: Collection[int]) -> Masks | None:
+        """The pixels of segments, as MSeg's relabelling numbers them.
+
+        Args:
+            source: The image.
+            segments: Numbers of segments.
+
+        Returns:
+            For each segment that the image has, (H, W) bool. None where a segment is all that the
+            image has of a class, so that there is nothing to look up.
+
+        Raises:
+            BadSample: The file that holds the segments is missing or damaged.
+        """
+        return None
+
+    def _read(self, path: str) -> bytes:
+        """Reads a file that belongs to a label.
+
+        Raises:
+            BadSample: It is missing or damaged.
+        """
+        try:
+            return self.root.read(path)
+        except FileNotFoundError as error:
+            raise BadSample(f"{path}: must be there for the relabelling") from error
+        except DamagedFile as error:
+            raise BadSample(str(error)) from error
 
     @abstractmethod
     def _decode(self, data: bytes, source: Source) -> np.ndarray:

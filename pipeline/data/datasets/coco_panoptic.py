@@ -11,6 +11,7 @@ category. The native id of a pixel is that category id, 1..200 with gaps. Crowd 
 """
 
 import json
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from pipeline.data.datasets.base import (
     LeftOut,
     Listing,
+    Masks,
     Reader,
     Source,
     Split,
@@ -106,9 +108,17 @@ class COCOPanoptic(Reader):
                 f"({type(error).__name__}: {error}): unzip it again"
             ) from error
 
-    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+    def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
+        """Pixels by panoptic segment id; see `Reader.segment_masks`."""
+        pixels = self._segment_ids(self._read(source.label), source)
+        return {number: pixels == number for number in segments}
+
+    def _segment_ids(self, data: bytes, source: Source) -> np.ndarray:
         rgb = decode_rgb_png(data, source.label, self.max_pixels).astype(np.uint32)
-        pixels = rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
+        return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
+
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        pixels = self._segment_ids(data, source)
         # Segment 0, "nothing here", first: the ids stay sorted and every list has an entry.
         segment_ids = np.array([0, *source.extra["segment_ids"]], dtype=np.uint32)
         categories = np.array([IGNORE, *source.extra["category_ids"]])

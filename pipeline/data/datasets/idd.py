@@ -15,6 +15,7 @@ not used, for some of its classes mix several universal ones.
 import json
 import math
 import posixpath
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image, ImageDraw
 from pipeline.data.datasets.base import (
     LeftOut,
     Listing,
+    Masks,
     Reader,
     Source,
     Split,
@@ -32,6 +34,7 @@ from pipeline.data.datasets.base import (
 )
 from pipeline.data.datasets.cityscapes import Cityscapes
 from pipeline.data.datasets.pixels import BadSample, bad_sample_errors, check_size
+from pipeline.data.datasets.polygons import LIMIT_PX, polygon_masks
 from pipeline.data.storage import Storage
 from pipeline.data.storage_packed import Packing
 from pipeline.data.taxonomy import native_table
@@ -39,8 +42,6 @@ from pipeline.errors import did_you_mean
 
 _LABEL = "_gtFine_polygons.json"
 _PART_II = "idd20kII"
-_LIMIT_PX = 1_000_000
-"""Points may lie outside the image, but not so far that the drawing overflows."""
 
 
 class IDD(Reader):
@@ -87,6 +88,10 @@ class IDD(Reader):
         is_part_i = folder != _PART_II and not self.more_bases
         return self.published[split] if is_part_i else None
 
+    def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
+        """Pixels by the polygons' `id` or position; see `Reader.segment_masks`."""
+        return polygon_masks(self._read(source.label), source.label, segments, self.max_pixels)
+
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         with bad_sample_errors(source.label):
             annotation = json.loads(data)
@@ -112,7 +117,7 @@ def _drawn(objects: list[dict[str, Any]], width: int, height: int, path: str) ->
                 f"{path}: objects[{number}].label={item['label']!r}: not a class of IDD"
                 f"{did_you_mean(name, ids)}"
             )
-        if not all(math.isfinite(v) and abs(v) < _LIMIT_PX for point in polygon for v in point):
+        if not all(math.isfinite(v) and abs(v) < LIMIT_PX for point in polygon for v in point):
             raise BadSample(f"{path}: objects[{number}].polygon: lies too far from the image")
         canvas.polygon(polygon, fill=ids[name])
     return np.asarray(label)

@@ -18,6 +18,7 @@ from pipeline.data.convert import (
     make_units,
 )
 from pipeline.data.datasets import open_reader
+from pipeline.data.labelling import in_universal
 from pipeline.data.shards import StoredSample, read_sample
 from pipeline.data.storage import open_storage
 from pipeline.data.taxonomy import IGNORE, lookup_table, universal
@@ -47,7 +48,8 @@ def units_of(
         table=dataset,
         lookup="l",
     )
-    return make_units(dataset, split, str(root), str(out), sources, sizes, settings)
+    labelling = in_universal(dataset, relabelled=False)
+    return make_units(dataset, split, str(root), str(out), sources, sizes, settings, labelling)
 
 
 def convert_all(root: Path, out: Path, **options) -> tuple[UnitResult, dict[str, StoredSample]]:
