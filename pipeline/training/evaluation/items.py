@@ -87,7 +87,7 @@ class ShardItems(ItemSource):
             shard, record = places[self.indices[position]]
             try:
                 sample = read_sample(storage, dataset, split, shard, record)
-                label = getattr(sample, "native", None) if self.native else sample.png
+                label = sample.native_png if self.native else sample.png
                 if label is None:
                     raise UserError(
                         f"shards={self.uri}: {shard.name} holds no native labels, which this "
