@@ -48,7 +48,7 @@ def summed_logits(
     stride = int(window * (2.0 / 3.0))
     scores = torch.zeros(1, num_labels, height, width)
     for scale in scales:
-        long = int(math.ceil(base * scale))
+        long = math.ceil(base * scale)
         if height > width:
             high, wide = long, int(1.0 * width * long / height + 0.5)
         else:
