@@ -74,10 +74,11 @@ def _distinct(count: int) -> np.ndarray:
     steps = np.linspace(0, 255, 12).round()
     cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3).astype(np.uint8)
     lab = to_lab(cube)
-    # Neither so dark nor so light, nor so pale, that it could be the photo itself.
-    usable = (lab[:, 0] > 35) & (lab[:, 0] < 90) & (np.hypot(lab[:, 1], lab[:, 2]) > 35)
+    # Neither so dark, so light or so pale that it could be the photo itself, nor neon.
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    usable = (lab[:, 0] > 35) & (lab[:, 0] < 85) & (chroma > 30) & (chroma < 78)
     cube, lab = cube[usable], lab[usable]
-    chosen = list(_FIRST)
+    chosen: list[tuple[int, ...]] = list(_FIRST)
     fixed = np.array([*_FIRST, NO_LABEL_COLOUR], np.uint8)
     distance = np.linalg.norm(lab[:, None] - to_lab(fixed), axis=2).min(1)
     while len(chosen) < count:

@@ -121,6 +121,7 @@ def _write_names(picture: Image.Image, shown: np.ndarray, entries: Sequence[_Ent
     """Writes each label's name into the middle of its largest region, if it fits there."""
     draw = ImageDraw.Draw(picture)
     smallest = max(12, picture.width // 80)
+    taken: list[tuple[float, float, float, float]] = []
     for entry in entries:
         if entry.share < MIN_NAMED_SHARE:
             continue
@@ -134,6 +135,10 @@ def _write_names(picture: Image.Image, shown: np.ndarray, entries: Sequence[_Ent
         if radius < 0.8 * size or half > 2.5 * radius:
             continue
         x = int(np.clip(x, half + 4, max(half + 4, picture.width - half - 4)))
+        box = (x - half, y - size / 2, x + half, y + size / 2)
+        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            continue
+        taken.append(box)
         draw.text(
             (x, int(y)),
             entry.name,

@@ -4,8 +4,8 @@
 
 x.npy: (1, 3, H, W) float32, already normalised. The network is the rule-filled ViT-B/32 of
 `run_case.py` without a regulariser, the labels are the five text rows of `data/inputs.npz`; base
-520, windows of 480 every 320 pixels, scales 0.5 to 1.75, each with its mirror image. Writes the summed
-logits, (1, 5, H, W) float32.
+520, windows of 480 every 320 pixels, scales 0.5 to 1.75, each with its mirror image. Writes the
+summed logits, (1, 5, H, W) float32.
 """
 
 import argparse
