@@ -82,7 +82,8 @@ def test_equals_the_plain_transcription_of_the_published_rules(vivid_lseg, size)
     expected = plainly(vivid_lseg, picture, text, SMALL)
     found = sliding_logits(vivid_lseg, picture, text, SMALL)
     assert found.shape == (1, 5, *size)
-    assert expected.std() > 1
+    if min(size) > 20:  # The answer varies over the picture, much more than the tolerance.
+        assert expected.std((2, 3)).min() > 0.02
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
 
 
@@ -136,7 +137,10 @@ def test_labels_in_chunks_give_the_same_ids(tiny_config, monkeypatch, kind, thre
     depth = 0 if kind == "none" else 2
     regularizer = RegularizerConfig(kind=kind, depth=depth)
     lseg = vivid(replace(tiny_config, regularizer=regularizer))
-    pictures, text = torch.randn(2, 3, 61, 90), torch.randn(11, 512)
+    pictures = torch.randn(2, 3, 61, 90)
+    with torch.no_grad():  # Each label is what some pixels look like, so that many of them win.
+        pixels = lseg.embed(pictures)[0].flatten(1).T
+    text = pixels[torch.randperm(len(pixels))[:11]] - pixels.mean(0)
     logits = sliding_logits(lseg, pictures, text, SMALL)
     probability, expected = (logits / 12).softmax(1).max(1)
     if threshold is not None:
@@ -155,7 +159,7 @@ def test_labels_in_chunks_give_the_same_ids(tiny_config, monkeypatch, kind, thre
     windows = [window_grid((61, 90), scale, SMALL) for scale in SMALL.scales]
     assert sum(passes) == 2 * 2 * sum(len(g.tops) * len(g.lefts) for g in windows)
     assert float((found == expected).float().mean()) > 0.9999
-    assert len(found.unique()) > 3
+    assert len((found[found != NO_LABEL] // 4).unique()) > 1  # labels of several chunks win
 
 
 def test_windows_above_are_forgotten(vivid_lseg, monkeypatch):
