@@ -132,7 +132,7 @@ def test_whole_at_its_own_size_is_one_forward_pass(vivid_lseg):
 
 
 @pytest.mark.parametrize("kind", ["none", "depthwise", "bottleneck"])
-@pytest.mark.parametrize("threshold", [None, "median"])
+@pytest.mark.parametrize("threshold", [None, "from the scores"])
 def test_labels_in_chunks_give_the_same_ids(tiny_config, monkeypatch, kind, threshold):
     depth = 0 if kind == "none" else 2
     regularizer = RegularizerConfig(kind=kind, depth=depth)
@@ -143,8 +143,9 @@ def test_labels_in_chunks_give_the_same_ids(tiny_config, monkeypatch, kind, thre
     text = pixels[torch.randperm(len(pixels))[:11]] - pixels.mean(0)
     logits = sliding_logits(lseg, pictures, text, SMALL)
     probability, expected = (logits / 12).softmax(1).max(1)
+    assert len((expected // 4).unique()) > 1  # labels of several chunks win
     if threshold is not None:
-        threshold = float(probability.median())
+        threshold = float(probability.quantile(0.2))
         expected = expected.where(probability >= threshold, NO_LABEL)
         assert 0.05 < float((expected == NO_LABEL).float().mean()) < 0.95
     asked, passes = [], []
@@ -159,7 +160,6 @@ def test_labels_in_chunks_give_the_same_ids(tiny_config, monkeypatch, kind, thre
     windows = [window_grid((61, 90), scale, SMALL) for scale in SMALL.scales]
     assert sum(passes) == 2 * 2 * sum(len(g.tops) * len(g.lefts) for g in windows)
     assert float((found == expected).float().mean()) > 0.9999
-    assert len((found[found != NO_LABEL] // 4).unique()) > 1  # labels of several chunks win
 
 
 def test_windows_above_are_forgotten(vivid_lseg, monkeypatch):
