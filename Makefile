@@ -51,6 +51,7 @@ type: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.train_step
+	$(BIN)/python -m tests.benchmarks.convert
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache

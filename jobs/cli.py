@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from model.errors import ModelError
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import Terminated, UserError, did_you_mean
 
 Config = TypeVar("Config")
 
@@ -53,8 +53,8 @@ def main(
     """Parses, runs, and turns the outcome into an exit code for `sys.exit`.
 
     Returns:
-        0 when `run` returned, 2 for a user's mistake, 130 when interrupted. Any other exception
-        is a defect and keeps its traceback.
+        0 when `run` returned, 2 for a user's mistake, 130 when interrupted by Ctrl-C and 143 by
+        SIGTERM. Any other exception is a defect and keeps its traceback.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for ours in ("pipeline", "model", "jobs"):
@@ -64,9 +64,9 @@ def main(
     except (UserError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
     return 0
 
 

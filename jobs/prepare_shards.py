@@ -18,6 +18,9 @@ def run(config: PrepareConfig) -> Summary:
     """Converts, and prints what came of it."""
     summary = prepare(config, start_ray)
     Console().print(summary.table())
+    for row in summary.splits:
+        for note in row.notes:
+            print(f"{row.dataset}/{row.split}: {note}")
     print(
         f"{summary.images_converted:,} images converted in {summary.seconds:.1f} s; "
         f"shards are in {config.out}"

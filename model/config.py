@@ -7,7 +7,7 @@ work is refused here, before anything is built.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from model.errors import ModelError
 
@@ -105,6 +105,14 @@ class RegularizerConfig:
     `reference` is the published one: random, at ten times the base rate (may collapse)."""
 
     def __post_init__(self) -> None:
+        # Checked here too: a checkpoint's config.yaml does not pass through the recipes' parser.
+        for name in ("kind", "activation", "init"):
+            allowed = get_args(get_type_hints(RegularizerConfig)[name])
+            if getattr(self, name) not in allowed:
+                raise ModelError(
+                    f"regularizer.{name}={getattr(self, name)!r}: must be one of "
+                    f"{', '.join(allowed)}"
+                )
         if not 0 <= self.depth <= 8:
             raise ModelError(f"regularizer.depth={self.depth}: must be 0 to 8: lower it")
         if self.kind == "none" and self.depth:
@@ -176,4 +184,7 @@ def config_from_dict(config_class: type[Config], values: Mapping[str, Any], wher
                 raise ModelError(f"{where}.{key}={value!r}: must be a mapping: see config.yaml")
             value = config_from_dict(nested, value, f"{where}.{key}")
         built[key] = value
-    return config_class(**built)
+    try:
+        return config_class(**built)
+    except TypeError as error:  # a value of another type than its check compares it with
+        raise ModelError(f"{where}: has a value of a wrong type ({error}): check it") from error

@@ -151,7 +151,13 @@ def _infer_backbone(shapes: Shapes, where: str) -> tuple[BackboneConfig, list[st
                 f"{where}: its ViT has (width, patch, blocks) = {known}: must be one of "
                 f"{[*VITS]}, which were published: check the file"
             )
-        side = round((shapes["pretrained.model.pos_embed"][1] - 1) ** 0.5) * patches[-1]
+        positions = shapes.get("pretrained.model.pos_embed", ())
+        if len(positions) != 3:
+            raise ModelError(
+                f"{where}: pretrained.model.pos_embed is missing or has shape {positions}: must be "
+                "(1, tokens, width): check the file"
+            )
+        side = round(max(0, positions[1] - 1) ** 0.5) * patches[-1]
         kwargs = {} if side == 384 else {"img_size": side}
         note = f"backbone {VITS[known]}, position embedding for {side} pixels; the zero-shot form "
         note += "has the same keys (score it with two labels for each image)"
@@ -183,7 +189,8 @@ def _infer_regularizer(
         return RegularizerConfig()
     if given is not None and given.applications:
         return replace(given, init="reference")
-    kind = {1: "bottleneck", 2: "depthwise"}.get(hyper.get("arch_option", -1))
+    arch = hyper.get("arch_option")
+    kind = {1: "bottleneck", 2: "depthwise"}.get(arch) if type(arch) is int else None
     activation = hyper.get("activation", "lrelu")
     depth = hyper.get("block_depth")
     if kind is None or activation not in ACTIVATIONS or type(depth) is not int:

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that only the user can mend, and "did you mean"."""
+"""The exceptions that end a job without a traceback, and "did you mean"."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,10 @@ class UserError(ValueError):
 
     Jobs print the message without a traceback and exit with code 2.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM, as clusters do, rather than by Ctrl-C."""
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

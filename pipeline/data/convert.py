@@ -12,6 +12,8 @@ import hashlib
 import json
 import logging
 import pickle
+import traceback
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,18 +21,23 @@ from typing import Any
 
 import cv2
 import numpy as np
-import ray
 import ray.data
+from ray._private.worker import global_worker
 
 from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
+from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.encode import (
+    SourceImage,
     decode_image,
     encode_jpeg,
     encode_label,
+    keep_jpeg,
     resize_image,
     resize_label,
     shrunk_size,
 )
+from pipeline.data.labelling import Labelling
+from pipeline.data.relabel import DECISIONS, relabel
 from pipeline.data.shards import (
     FORMAT_VERSION,
     EncodedSample,
@@ -39,12 +46,14 @@ from pipeline.data.shards import (
     folder,
     shard_name,
 )
-from pipeline.data.storage import open_storage
-from pipeline.data.taxonomy import IGNORE, lookup_table, universal
+from pipeline.data.storage import DamagedFile, open_storage
+from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 
 RECORD_SUFFIX = ".json"
 """A finished shard's record is named as the shard, plus this."""
+WORKER_DEATHS = 4
+"""A unit whose worker died so often is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +64,14 @@ class ConvertSettings:
     jpeg_quality: int
     samples_per_shard: int
     taxonomy_fingerprint: str
+    table: str
+    """The dataset's table from native to universal ids, as `lookup_table` takes it."""
     lookup: str
-    """Fingerprint of the dataset's table from native to universal ids."""
+    """Fingerprint of what turns native ids into stored ones."""
+    native: bool = False
+    """Whether native ids are stored too."""
+    relabel: str = ""
+    """Fingerprint of the relabelling."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,10 @@ class Unit:
     """URI of the shards' root."""
     sources: tuple[Source, ...]
     settings: ConvertSettings
+    labelling: Labelling
     fingerprint: str
+    own: OwnDataset | None = None
+    """How to open the dataset if it is one of the user's own."""
 
     @property
     def path(self) -> str:
@@ -95,6 +113,8 @@ class UnitResult:
     """None when no sample of the unit was usable; no file is written then."""
     class_pixels: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
+    relabelled: tuple[int, int] = (0, 0)
+    """Decisions of the relabelling that changed pixels, and those that found none."""
 
     def to_json(self) -> str:
         """The record that lies beside a finished shard."""
@@ -114,6 +134,7 @@ class UnitResult:
             shard=ShardRecord.from_dict(shard) if shard else None,
             class_pixels=tuple(map(int, values["class_pixels"])),
             left_out=tuple(LeftOut(name, reason) for name, reason in values["left_out"]),
+            relabelled=(int(values["relabelled"][0]), int(values["relabelled"][1])),
         )
 
 
@@ -123,6 +144,7 @@ class ConvertedSample:
 
     encoded: EncodedSample
     id_pixels: np.ndarray
+    relabelled: tuple[int, int] = (0, 0)
 
 
 def make_units(
@@ -133,6 +155,8 @@ def make_units(
     sources: tuple[Source, ...],
     sizes: dict[str, int],
     settings: ConvertSettings,
+    labelling: Labelling,
+    own: OwnDataset | None = None,
 ) -> list[Unit]:
     """Cuts a listing into units.
 
@@ -144,6 +168,8 @@ def make_units(
         sources: All samples, sorted by key.
         sizes: Bytes of the source files by path; a file that changed its size is converted anew.
         settings: How to convert.
+        labelling: What the stored labels mean.
+        own: How to open the dataset if it is one of the user's own.
     """
     units = []
     step = settings.samples_per_shard
@@ -152,7 +178,7 @@ def make_units(
         digest = fingerprint_sources(
             part, sizes, FORMAT_VERSION, dataset, split, index, dataclasses.asdict(settings)
         )
-        units.append(Unit(dataset, split, index, root, out, part, settings, digest))
+        units.append(Unit(dataset, split, index, root, out, part, settings, labelling, digest, own))
     return units
 
 
@@ -179,32 +205,46 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         BadSample: It cannot be used.
         UserError: The storage fails, which is not the sample's fault.
     """
-    image = decode_image(_read_image(reader, source))
+    data = _read_image(reader, source)
+    image = None
+    if kept := keep_jpeg(data, unit.settings.short_side_px):
+        jpeg, original = kept
+    else:
+        jpeg, image = b"", decode_image(data)
+        original = image.size
     native = _read_label(reader, source)
     if native.ndim != 2 or native.dtype != np.uint8:
         raise BadSample(f"the label is {native.dtype} of shape {native.shape}, not 8-bit ids")
-    if image.size != native.shape:
-        (height, width), (label_height, label_width) = image.size, native.shape
+    if original != native.shape:
+        (height, width), (label_height, label_width) = original, native.shape
         raise BadSample(
             f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
         )
-    label = cv2.LUT(native, lookup_table(unit.dataset))
-    size = shrunk_size(*image.size, unit.settings.short_side_px)
-    if size != image.size:
-        jpeg = encode_jpeg(resize_image(image.pixels, size), unit.settings.jpeg_quality)
-        label = resize_label(label, size)
-    else:
-        jpeg = image.jpeg or encode_jpeg(image.pixels, unit.settings.jpeg_quality)
+    label = cv2.LUT(native, unit.labelling.table)
+    decisions = source.extra.get(DECISIONS)
+    relabelled = relabel(label, native, decisions, reader, source) if decisions else (0, 0)
+    size = shrunk_size(*original, unit.settings.short_side_px)
+    if size != original:
+        label, native = resize_label(label, size), resize_label(native, size)
+    if image is not None:
+        jpeg = _stored_jpeg(image, size, unit.settings.jpeg_quality)
     id_pixels = count_ids(label)
     meta = {
         "dataset": unit.dataset,
         "split": unit.split,
         "source": source.image,
-        "original_size": list(image.size),
+        "original_size": list(original),
         "classes": [int(i) for i in np.flatnonzero(id_pixels) if i != IGNORE],
     }
-    encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size)
-    return ConvertedSample(encoded, id_pixels)
+    native_png = encode_label(native) if unit.settings.native else None
+    encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size, native_png)
+    return ConvertedSample(encoded, id_pixels, relabelled)
+
+
+def _stored_jpeg(image: SourceImage, size: tuple[int, int], quality: int) -> bytes:
+    if size != image.size:
+        return encode_jpeg(resize_image(image.pixels, size), quality)
+    return image.jpeg or encode_jpeg(image.pixels, quality)
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:
@@ -233,8 +273,9 @@ def convert_unit(unit: Unit) -> UnitResult:
     """
     cv2.setNumThreads(1)  # The units are the parallelism; more threads only fight over cores.
     out = open_storage(unit.out)
-    reader = _open_once(unit.dataset, unit.root)
+    reader = _open_once(unit.dataset, unit.root, unit.own)
     id_pixels = np.zeros(256, np.int64)
+    changed = missed = 0
     left_out: list[LeftOut] = []
     with ShardWriter(out, unit.dataset, unit.split, unit.index) as writer:
         for source in unit.sources:
@@ -245,13 +286,15 @@ def convert_unit(unit: Unit) -> UnitResult:
                 continue
             writer.write(sample.encoded)
             id_pixels += sample.id_pixels
+            changed, missed = changed + sample.relabelled[0], missed + sample.relabelled[1]
         shard = writer.finish() if len(left_out) < len(unit.sources) else None
     result = UnitResult(
         unit.fingerprint,
         dataclasses.asdict(unit.settings),
         shard,
-        tuple(id_pixels[: len(universal().classes)].tolist()),
+        tuple(id_pixels[: len(unit.labelling.taxonomy.classes)].tolist()),
         tuple(left_out),
+        (changed, missed),
     )
     out.write(unit.path + RECORD_SUFFIX, result.to_json().encode())
     return result
@@ -260,30 +303,79 @@ def convert_unit(unit: Unit) -> UnitResult:
 def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit, UnitResult]]:
     """Converts units by Ray Data tasks, in whatever order they finish.
 
+    Each unit is a task of its own. One whose worker dies is done again, alone, a few times; the
+    others go on meanwhile, and after them the ones that could not be done are an error.
+
     Args:
         units: What to convert.
         workers: Tasks at once; None takes every CPU of the cluster.
 
     Raises:
-        UserError: A storage fails.
+        UserError: A storage fails, or units killed their workers again and again.
+        RuntimeError: A defect of ours, with the worker's traceback.
     """
+    given_up = []
     with _quiet_context():
-        rows = [{"number": i, "unit": pickle.dumps(unit)} for i, unit in enumerate(units)]
+        # Packed, since paths and ids repeat: the whole plan of 118,000 images takes a few MB.
+        rows = [{"number": i, "unit": _pack(unit)} for i, unit in enumerate(units)]
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _convert_row, compute=ray.data.TaskPoolStrategy(size=workers), num_cpus=1
+            _convert_row,
+            compute=ray.data.TaskPoolStrategy(size=workers),
+            num_cpus=1,
         )
+        del rows
         for row in results.iter_rows():
+            unit = units[row["number"]]
+            if row["given_up"]:
+                given_up.append(unit.name)
+                continue
+            if row["defect"]:
+                raise RuntimeError(f"{unit.name}: {row['defect']}")
             if row["error"]:
                 raise UserError(row["error"])
-            yield units[row["number"]], UnitResult.from_json(row["result"])
+            yield unit, UnitResult.from_json(row["result"])
+    if given_up:
+        raise UserError(
+            f"{', '.join(given_up[:5])}{' ...' if len(given_up) > 5 else ''}: their workers died "
+            f"{WORKER_DEATHS} times, most likely for lack of memory: lower workers or give the "
+            "nodes more memory, then start again; all other shards are kept"
+        )
+
+
+def _pack(unit: Unit) -> bytes:
+    return zlib.compress(pickle.dumps(unit, pickle.HIGHEST_PROTOCOL), 1)
 
 
 def _convert_row(row: dict[str, Any]) -> dict[str, Any]:
+    unit: Unit = pickle.loads(zlib.decompress(row["unit"]))  # Our own driver packed it.
+    result = error = defect = ""
+    given_up = _deaths() >= WORKER_DEATHS
     try:
-        result, error = convert_unit(pickle.loads(row["unit"])).to_json(), ""
+        if not given_up:
+            result = convert_unit(unit).to_json()
     except UserError as caught:  # As a value: Ray would wrap it into its own exceptions.
-        result, error = "", str(caught)
-    return {"number": row["number"], "result": result, "error": error}
+        error = str(caught)
+    except OSError as caught:
+        error = f"{unit.out}/{unit.path}: {caught}: see to the disk of the worker or the output"
+    except Exception:
+        defect = traceback.format_exc()
+    return {
+        "number": row["number"],
+        "result": result,
+        "error": error,
+        "defect": defect,
+        "given_up": given_up,
+    }
+
+
+def _deaths() -> int:
+    """How many workers this task has cost so far.
+
+    Ray Data repeats a task whose worker died for ever, and its public interface does not say how
+    often that was.
+    """
+    worker: Any = global_worker
+    return worker.core_worker.get_current_task_attempt_number()
 
 
 @contextmanager
@@ -302,9 +394,9 @@ def _quiet_context() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=8)
-def _open_once(dataset: str, root: str) -> Reader:
+def _open_once(dataset: str, root: str, own: OwnDataset | None) -> Reader:
     # One per worker process: opening one may list files or parse large annotations.
-    return open_reader(dataset, root)
+    return open_own(dataset, own) if own else open_reader(dataset, root)
 
 
 def _read_image(reader: Reader, source: Source) -> bytes:
@@ -312,6 +404,8 @@ def _read_image(reader: Reader, source: Source) -> bytes:
         return reader.root.read(source.image)
     except FileNotFoundError:
         raise BadSample("the image file is missing") from None
+    except DamagedFile as error:
+        raise BadSample(str(error)) from error
 
 
 def _read_label(reader: Reader, source: Source) -> np.ndarray:

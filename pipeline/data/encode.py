@@ -52,6 +52,40 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> SourceImage:
     Raises:
         BadSample: It is none, is too large, is cut short, or does not decode.
     """
+    header, is_jpeg = _open_image(data, max_pixels)
+    if header.mode == "RGB" and (is_jpeg or header.format == "PNG"):
+        pixels = _decode_by_opencv(header, data, cv2.IMREAD_COLOR)
+        return SourceImage(pixels, _without_orientation(data) if is_jpeg else None)
+    return SourceImage(_decode_other(header), None)
+
+
+def keep_jpeg(
+    data: bytes, short_side_px: int, max_pixels: int = MAX_PIXELS
+) -> tuple[bytes, tuple[int, int]] | None:
+    """Checks an image that can be stored as it is, for half the cost of `decode_image`.
+
+    Args:
+        data: The file.
+        short_side_px: Larger images must be shrunk.
+        max_pixels: As for `decode_image`.
+
+    Returns:
+        The JPEG free of any EXIF orientation, and its height and width; None when the image must be
+        decoded and compressed anew.
+
+    Raises:
+        BadSample: As `decode_image`.
+    """
+    header, is_jpeg = _open_image(data, max_pixels)
+    if not is_jpeg or header.mode != "RGB" or min(header.size) > short_side_px:
+        return None
+    # An eighth of the size: all of the data is read, but most of the arithmetic left out.
+    _decode_by_opencv(header, data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    return _without_orientation(data), (header.height, header.width)
+
+
+def _open_image(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
+    """The header of an image whose size is allowed, and whether it is a JPEG, which is whole."""
     with bad_sample_errors("the image"):
         header = Image.open(io.BytesIO(data), formats=_FORMATS)
     check_size("the image", *header.size, max_pixels)
@@ -59,13 +93,15 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> SourceImage:
     is_jpeg = header.format in ("JPEG", "MPO")
     if is_jpeg and data.find(bytes((0xFF, _EOI)), _scan_start(data)) < 0:
         raise BadSample("the image is a JPEG cut short")
-    if header.mode == "RGB" and (is_jpeg or header.format == "PNG"):
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        if pixels is None:
-            raise BadSample(f"the image is a {header.format} that does not decode")
-        return SourceImage(pixels, _without_orientation(data) if is_jpeg else None)
-    return SourceImage(_decode_other(header), None)
+    return header, is_jpeg
+
+
+def _decode_by_opencv(header: Image.Image, data: bytes, flags: int) -> np.ndarray:
+    flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None:
+        raise BadSample(f"the image is a {header.format} that does not decode")
+    return pixels
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

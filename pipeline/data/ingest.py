@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ray.data import DataContext, Dataset, ExecutionOptions
 
 from pipeline.data.augment import AugmentConfig, BadSample, decode, random_crop
 from pipeline.data.mixture import Mixture, Row, resolve_weights
+from pipeline.data.run_taxonomy import ids_in, union_of
 from pipeline.data.shards import (
     Manifest,
     SampleRecord,
@@ -29,6 +31,7 @@ from pipeline.data.shards import (
     read_sample,
 )
 from pipeline.data.storage import Storage, open_storage
+from pipeline.data.taxonomy import Taxonomy
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -79,11 +82,24 @@ class Corpus:
     uri: str
     split: str
     manifests: dict[str, Manifest]
+    wanted: Taxonomy | None = None
+    """The classes to read labels in, others being ignored; None for those of the manifests."""
 
     @property
     def sizes(self) -> dict[str, int]:
         """Number of samples by dataset."""
         return {name: manifest.num_samples for name, manifest in self.manifests.items()}
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """The classes that labels are ids of, once they are read; see `union_of`."""
+        return self.wanted or union_of(self.manifests)
+
+    @cached_property
+    def luts(self) -> dict[str, np.ndarray]:
+        """(256,) uint8, stored id -> id in `taxonomy`, by dataset; only where they differ."""
+        tables = {name: ids_in(m, self.taxonomy) for name, m in self.manifests.items()}
+        return {name: lut for name, lut in tables.items() if lut is not None}
 
 
 def open_corpus(uri: str, split: str) -> Corpus:
@@ -218,7 +234,7 @@ class SampleReader:
         }
 
     def read(self, dataset: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One sample: image (H, W, 3) uint8 RGB and label (H, W) uint8.
+        """One sample: image (H, W, 3) uint8 RGB, label (H, W) uint8 ids in `Corpus.taxonomy`.
 
         Raises:
             BadSample: It does not decode; names shard and key.
@@ -226,11 +242,13 @@ class SampleReader:
         shard, record = self._places[dataset][index]
         try:
             stored = read_sample(self._storage, dataset, self._corpus.split, shard, record)
-            return decode(stored.jpeg, stored.png)
+            image, label = decode(stored.jpeg, stored.png)
         except ShardError as error:  # Damage outside the pictures; its message names the place.
             raise BadSample(str(error)) from None
         except BadSample as error:
             raise BadSample(f"{shard.name}, key {record.key}: {error}") from None
+        lut = self._corpus.luts.get(dataset)
+        return image, label if lut is None else lut[label]
 
 
 def _rows(mixture: Mixture, first: int, stop: int) -> list[Row]:

@@ -1,12 +1,14 @@
 """Shards: plain WebDataset tars with a manifest that knows every sample's place and checksum.
 
-    <out>/<dataset>/<split>/<dataset>-<split>-%06d.tar    <key>.jpg, <key>.json, <key>.png a sample
+    <out>/<dataset>/<split>/<dataset>-<split>-%06d.tar    <key>.jpg, <key>.json, <key>.png a sample,
+                                                          and <key>.native.png where wanted
     <out>/<dataset>/<split>/manifest.json                 written last: without it, unfinished
 
 The tars are written by webdataset's own TarWriter with fixed time and owner, so equal samples give
 equal bytes. The manifest holds, for each sample, the byte range of its members, so that one range
 request reads it without the rest of the shard. Images are RGB JPEGs in the orientation of their
-labels; labels are 8-bit PNGs of universal ids, 255 where nothing is to be learnt.
+labels; labels are 8-bit PNGs of positions in `Manifest.class_names`, 255 where nothing is to be
+learnt.
 """
 
 import hashlib
@@ -16,10 +18,10 @@ import re
 import tarfile
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.data.storage import Storage
+from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError, did_you_mean
 
 FORMAT_VERSION = 1
@@ -93,9 +95,18 @@ class Manifest:
     """Everything else that the bytes depend on, such as `short_side_px`."""
     shards: tuple[ShardRecord, ...]
     class_pixels: tuple[int, ...]
-    """Labelled pixels of each universal class over all stored labels."""
+    """Labelled pixels of each class over all stored labels."""
     left_out: tuple[tuple[str, str], ...]
     """Name and reason of every source sample that is in no shard."""
+    notes: tuple[str, ...] = ()
+    """How the download differs from the published one."""
+    classes: tuple[str, ...] = ()
+    """The taxonomy's classes where it is not the universal one; see `class_names`."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that the stored ids are positions in."""
+        return self.classes or universal().classes
 
     @property
     def num_samples(self) -> int:
@@ -111,6 +122,9 @@ class Manifest:
         """One line of JSON; equal manifests give equal text."""
         values = dict(vars(self))
         values["shards"] = [shard.to_dict() for shard in self.shards]
+        for name in ("notes", "classes"):
+            if not values[name]:  # As in manifests from before there were any: equal fingerprints.
+                del values[name]
         return json.dumps(values, separators=(",", ":"), ensure_ascii=False) + "\n"
 
     @classmethod
@@ -140,6 +154,8 @@ class Manifest:
             values["shards"] = tuple(ShardRecord.from_dict(shard) for shard in values["shards"])
             values["class_pixels"] = tuple(map(int, values["class_pixels"]))
             values["left_out"] = tuple((str(n), str(r)) for n, r in values["left_out"])
+            values["notes"] = tuple(map(str, values.get("notes", ())))
+            values["classes"] = tuple(map(str, values.get("classes", ())))
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
@@ -158,6 +174,7 @@ class EncodedSample:
     meta: dict[str, Any]
     height: int
     width: int
+    native_png: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,7 @@ class StoredSample:
     jpeg: bytes
     png: bytes
     meta: dict[str, Any]
+    native_png: bytes | None = None
 
 
 def folder(dataset: str, split: str) -> str:
@@ -197,8 +215,7 @@ class ShardWriter:
         # Here, because it imports torch, for which the many readers of shards should not pay.
         from webdataset.writer import TarWriter
 
-        self._directory = tempfile.TemporaryDirectory(prefix="shard-")
-        self._file = Path(self._directory.name, "shard.tar").open("w+b")
+        self._file = tempfile.TemporaryFile()  # Without a name: gone however the process ends.
         self._tar = TarWriter(
             self._file, encoder=False, mtime=_MTIME, user=_OWNER, group=_OWNER, mode=0o444
         )
@@ -207,7 +224,6 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         self._tar.close()  # Closed already after `finish`; its buffer must not outlive the file.
         self._file.close()
-        self._directory.cleanup()
 
     def write(self, sample: EncodedSample) -> None:
         """Appends a sample.
@@ -229,6 +245,7 @@ class ShardWriter:
                 "json": meta.encode(),
                 "png": sample.png,
             }
+            | ({"native.png": sample.native_png} if sample.native_png is not None else {})
         )
         length = self._tar.tarstream.offset - offset
         self._records.append(SampleRecord(sample.key, offset, length, sample.height, sample.width))
@@ -241,10 +258,10 @@ class ShardWriter:
         assert _sample_starts(self._file) == [(r.key, r.offset) for r in self._records]
         self._file.seek(0)
         sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
-        local = Path(self._file.name)
-        self._storage.upload(self._path, local)
+        size = self._file.tell()
+        self._storage.upload(self._path, self._file)
         name = posixpath.basename(self._path)
-        return ShardRecord(name, local.stat().st_size, sha256, tuple(self._records))
+        return ShardRecord(name, size, sha256, tuple(self._records))
 
 
 def load_manifest(storage: Storage, dataset: str, split: str) -> Manifest:
@@ -309,7 +326,11 @@ def read_sample(
     except ValueError as error:
         raise ShardError(f"{where}: its .json does not parse ({error})") from None
     return StoredSample(
-        record.key, members[f"{record.key}.jpg"], members[f"{record.key}.png"], meta
+        record.key,
+        members[f"{record.key}.jpg"],
+        members[f"{record.key}.png"],
+        meta,
+        members.get(f"{record.key}.native.png"),
     )
 
 

@@ -5,7 +5,6 @@ Knows what an earlier run may have left in the output: a manifest (finished), re
 """
 
 import dataclasses
-import hashlib
 import logging
 import posixpath
 from collections.abc import Iterable
@@ -20,10 +19,13 @@ from pipeline.data.convert import (
     make_units,
 )
 from pipeline.data.datasets import LeftOut, Listing, Reader
+from pipeline.data.datasets.own import OwnReader
+from pipeline.data.labelling import Labelling, in_native, in_universal, of_classes
 from pipeline.data.prepare_config import PrepareConfig
+from pipeline.data.relabel import Relabelling
 from pipeline.data.shards import FORMAT_VERSION, MANIFEST_NAME, Manifest, folder
 from pipeline.data.storage import Storage
-from pipeline.data.taxonomy import lookup_table, universal
+from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -39,11 +41,13 @@ class SplitSummary:
     split: str
     images: int
     shards: int
-    mib: float
+    gib: float
     left_out: int
     classes_seen: int
     unchanged: bool
     """Whether an earlier run had finished it."""
+    notes: tuple[str, ...]
+    """How the download differs from the published one."""
 
 
 class SplitJob:
@@ -54,14 +58,21 @@ class SplitJob:
         out: Where the shards go.
         reader: The dataset's reader.
         split: The split.
-        listing: What the reader lists for it.
+        listing: What the reader lists for it, with the decisions of the relabelling.
+        relabelling: MSeg's, if it is applied to this dataset.
 
     Raises:
         UserError: The output holds this split made in another way, or a storage fails.
     """
 
     def __init__(
-        self, config: PrepareConfig, out: Storage, reader: Reader, split: str, listing: Listing
+        self,
+        config: PrepareConfig,
+        out: Storage,
+        reader: Reader,
+        split: str,
+        listing: Listing,
+        relabelling: Relabelling | None = None,
     ) -> None:
         self.dataset = reader.name
         self.split = split
@@ -71,14 +82,30 @@ class SplitJob:
         self._out = out
         self._listing = listing
         self._max_bad_fraction = config.max_bad_fraction
-        self._settings = _settings(config, reader.name)
+        self._own = config.own.get(reader.name)
+        self._labelling = labelling_of(config, reader, relabelling is not None)
+        relabelled = "" if relabelling is None else relabelling.fingerprint
+        self._settings = _settings(config, reader.name, self._labelling, relabelled)
         sizes = _file_sizes(reader.root, listing)
         self._source_fingerprint = fingerprint_sources(listing.sources, sizes)
         self._units = make_units(
-            reader.name, split, reader.root.uri, out.uri, listing.sources, sizes, self._settings
+            reader.name,
+            split,
+            reader.root.uri,
+            out.uri,
+            listing.sources,
+            sizes,
+            self._settings,
+            self._labelling,
+            self._own,
         )
         self._results: dict[int, UnitResult] = {}
         self._take_over()
+
+    @property
+    def num_units(self) -> int:
+        """Shards of the whole split, as far as their samples are usable."""
+        return len(self._units)
 
     @property
     def waiting(self) -> list[Unit]:
@@ -102,7 +129,8 @@ class SplitJob:
             UserError: Too many samples are bad by now.
         """
         self._results[unit.index] = result
-        self.check_bad_fraction()
+        if result.left_out:
+            self.check_bad_fraction()
 
     def check_bad_fraction(self) -> None:
         """Stops the job once more samples are bad than allowed, whatever the rest will be.
@@ -136,13 +164,17 @@ class SplitJob:
             format_version=FORMAT_VERSION,
             dataset=self.dataset,
             split=self.split,
-            taxonomy=universal().name,
+            taxonomy=self._labelling.taxonomy.name,
             taxonomy_fingerprint=settings.pop("taxonomy_fingerprint"),
             source_fingerprint=self._source_fingerprint,
             settings=settings,
             shards=tuple(result.shard for result in results if result.shard is not None),
             class_pixels=tuple(map(sum, zip(*(r.class_pixels for r in results), strict=True))),
             left_out=tuple((bad.name, bad.reason) for bad in self.left_out),
+            notes=(*self._listing.notes, *self._relabel_notes(results)),
+            classes=()
+            if self._labelling.taxonomy == universal()
+            else self._labelling.taxonomy.classes,
         )
         if not any(manifest.class_pixels):
             raise UserError(
@@ -155,6 +187,8 @@ class SplitJob:
         for path in present:
             if path.endswith(".tar") and path not in kept:
                 self._out.delete(path)
+        # A begun upload whose answer got lost is begun again, and the first one stays behind.
+        self._out.clean(self.name)
         self._out.write(self._manifest_path, manifest.to_json().encode())
         self._delete_records(present)
         self.manifest = manifest
@@ -167,6 +201,24 @@ class SplitJob:
             len(manifest.shards),
         )
 
+    def _relabel_notes(self, results: list[UnitResult]) -> list[str]:
+        changed, missed = (sum(r.relabelled[part] for r in results) for part in (0, 1))
+        if not self._settings.relabel:
+            return []
+        note = f"{self.split}: relabelled {changed} segments"
+        return [note + (f"; {missed} decisions found no pixel of their class" if missed else "")]
+
+    @property
+    def classes_seen(self) -> set[str]:
+        """Names of the classes with a pixel; only once there is a manifest."""
+        manifest = self.manifest
+        assert manifest is not None
+        return {
+            name
+            for name, count in zip(manifest.class_names, manifest.class_pixels, strict=True)
+            if count
+        }
+
     def summary(self) -> SplitSummary:
         """The split's row of the closing table; only once it has a manifest."""
         manifest = self.manifest
@@ -176,10 +228,11 @@ class SplitJob:
             split=self.split,
             images=manifest.num_samples,
             shards=len(manifest.shards),
-            mib=sum(shard.size for shard in manifest.shards) / 2**20,
+            gib=sum(shard.size for shard in manifest.shards) / 2**30,
             left_out=len(manifest.left_out),
-            classes_seen=sum(count > 0 for count in manifest.class_pixels),
+            classes_seen=len(self.classes_seen),
             unchanged=self.unchanged,
+            notes=manifest.notes,
         )
 
     @property
@@ -263,13 +316,28 @@ def describe(left_out: Iterable[LeftOut]) -> str:
     return shown + (f"; and {more} more" if more > 0 else "")
 
 
-def _settings(config: PrepareConfig, dataset: str) -> ConvertSettings:
+def labelling_of(config: PrepareConfig, reader: Reader, relabelled: bool) -> Labelling:
+    """What the stored labels of a dataset are to mean; with MSeg's relabelling, or without."""
+    if isinstance(reader, OwnReader):
+        return of_classes(reader.name, reader.classes, config.taxonomy)
+    table = config.tables.get(reader.name, reader.name)
+    if config.taxonomy == "native":
+        return in_native(table)
+    return in_universal(table, relabelled)
+
+
+def _settings(
+    config: PrepareConfig, dataset: str, labelling: Labelling, relabelled: str
+) -> ConvertSettings:
     return ConvertSettings(
         short_side_px=config.short_side_px,
         jpeg_quality=config.jpeg_quality,
         samples_per_shard=config.samples_per_shard,
-        taxonomy_fingerprint=universal().fingerprint,
-        lookup=hashlib.sha256(lookup_table(dataset).tobytes()).hexdigest()[:16],
+        taxonomy_fingerprint=labelling.taxonomy.fingerprint,
+        table=config.tables.get(dataset, dataset),
+        lookup=labelling.fingerprint,
+        native=config.native,
+        relabel=relabelled,
     )
 
 

@@ -5,6 +5,7 @@ the old bytes or the new ones, never a part. A storage pickles as its URI alone,
 Ray workers, which connect for themselves.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -14,10 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import UserError
 
 _PARTIAL = ".partial"
+_COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Entry:
     """Relative to the storage's root, "/" between folders."""
     size: int
     """In bytes."""
+
+
+class DamagedFile(ValueError):
+    """One object's bytes are not what they must be, though the storage itself works."""
 
 
 class Storage(ABC):
@@ -75,17 +82,60 @@ class Storage(ABC):
         with self._translated(path):
             self._write(path, data)
 
-    def upload(self, path: str, local: Path) -> None:
+    def upload(self, path: str, local: Path | BinaryIO) -> None:
         """Stores a copy of a local file atomically, without holding it in memory.
+
+        Args:
+            path: Where to.
+            local: The file, or it opened for binary reading; then it need not have a name.
 
         Raises:
             FileNotFoundError: The local file does not exist.
         """
         check_path(path)
+        if not isinstance(local, Path):
+            with self._translated(path):
+                self._upload(path, local)
+            return
         if not local.is_file():
             raise FileNotFoundError(f"{local}: there is no such file")
+        with local.open("rb") as file, self._translated(path):
+            self._upload(path, file)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Stores an object only if there is none; of several that try at once one succeeds.
+
+        Returns:
+            Whether it was stored.
+        """
+        check_path(path)
         with self._translated(path):
-            self._upload(path, local)
+            return self._create(path, data)
+
+    def replace(self, path: str, data: bytes, expected: bytes) -> bool:
+        """Stores an object only in place of one that still holds `expected`.
+
+        Returns:
+            Whether it was stored.
+        """
+        check_path(path)
+        try:
+            with self._translated(path):
+                return self._replace(path, data, expected)
+        except FileNotFoundError:
+            return False
+
+    def clean(self, prefix: str = "") -> int:
+        """Removes what writers that were killed left half-written below a folder.
+
+        Only for a folder that nobody else is writing to.
+
+        Returns:
+            How many half-written objects there were.
+        """
+        prefix = check_folder(prefix)
+        with self._translated(prefix):
+            return self._clean(prefix)
 
     def exists(self, path: str) -> bool:
         """Whether there is an object (not a folder) at the path."""
@@ -120,6 +170,22 @@ class Storage(ABC):
         with self._translated(prefix):
             return tuple(sorted(self._folders(prefix)))
 
+    def files(self, prefix: str = "") -> Iterator[Entry]:
+        """Yields the objects directly in a folder, in the order of their names."""
+        prefix = check_folder(prefix)
+        with self._translated(prefix):
+            yield from self._files(prefix)
+
+    def version(self, path: str) -> str:
+        """A text that changes when the object is replaced by another.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        check_path(path)
+        with self._translated(path):
+            return self._version(path)
+
     def delete(self, path: str) -> None:
         """Removes an object; removing one that is not there is no error."""
         check_path(path)
@@ -145,7 +211,17 @@ class Storage(ABC):
     def _write(self, path: str, data: bytes) -> None: ...
 
     @abstractmethod
-    def _upload(self, path: str, local: Path) -> None: ...
+    def _upload(self, path: str, local: BinaryIO) -> None:
+        """May be given a file whose position is anywhere."""
+
+    def _create(self, path: str, data: bytes) -> bool:
+        raise UserError(f"{self.uri}/{path}: this kind of storage can only be read")
+
+    def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
+        raise UserError(f"{self.uri}/{path}: this kind of storage can only be read")
+
+    def _clean(self, prefix: str) -> int:
+        return 0
 
     @abstractmethod
     def _size(self, path: str) -> int: ...
@@ -155,6 +231,12 @@ class Storage(ABC):
 
     @abstractmethod
     def _folders(self, prefix: str) -> Iterator[str]: ...
+
+    @abstractmethod
+    def _files(self, prefix: str) -> Iterator[Entry]: ...
+
+    @abstractmethod
+    def _version(self, path: str) -> str: ...
 
     @abstractmethod
     def _delete(self, path: str) -> None: ...
@@ -231,8 +313,42 @@ class LocalStorage(Storage):
     def _write(self, path: str, data: bytes) -> None:
         self._store(path, lambda partial: partial.write_bytes(data))
 
-    def _upload(self, path: str, local: Path) -> None:
-        self._store(path, lambda partial: shutil.copyfile(local, partial))
+    def _upload(self, path: str, local: BinaryIO) -> None:
+        def copy(partial: Path) -> None:
+            local.seek(0)
+            with partial.open("wb") as file:
+                shutil.copyfileobj(local, file, _COPY_BYTES)
+
+        self._store(path, copy)
+
+    def _create(self, path: str, data: bytes) -> bool:
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with target.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            if target.is_dir():
+                raise
+            return False
+        return True
+
+    def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
+        target = self._root / path
+        with target.open("rb") as file:
+            # Held by whoever compares and replaces; the kernel lets go of a dead one's.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            is_current = os.fstat(file.fileno()).st_ino == target.stat().st_ino
+            if not is_current or file.read() != expected:
+                return False
+            self._write(path, data)
+            return True
+
+    def _clean(self, prefix: str) -> int:
+        found = list((self._root / prefix).rglob(f".*{_PARTIAL}"))
+        for partial in found:
+            partial.unlink(missing_ok=True)
+        return len(found)
 
     def _store(self, path: str, fill: Callable[[Path], object]) -> None:
         target = self._root / path
@@ -277,6 +393,21 @@ class LocalStorage(Storage):
                 yield from (item.name for item in scan if item.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return
+
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        try:
+            with os.scandir(self._root / prefix) as scan:
+                names = sorted(item.name for item in scan if item.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in names:
+            path = f"{prefix}/{name}" if prefix else name
+            if not (name.startswith(".") and name.endswith(_PARTIAL)):
+                yield Entry(path, os.stat(self._root / path).st_size)
+
+    def _version(self, path: str) -> str:
+        status = os.stat(self._root / path)
+        return f"{status.st_size}-{status.st_mtime_ns}"
 
     def _delete(self, path: str) -> None:
         (self._root / path).unlink(missing_ok=True)

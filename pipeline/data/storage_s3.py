@@ -1,18 +1,25 @@
 """S3, or any store that speaks its protocol, as a `Storage`.
 
 Endpoint and keys come from the usual AWS environment variables alone; no message holds a key.
+
+What a busy network does to a request is lived through: botocore repeats those that fail or are not
+answered; bodies that break off are read again here, and uploads whose parts are lost begin anew.
+Small objects carry their MD5, which the server checks before it stores them.
 """
 
+import base64
+import hashlib
+import logging
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
 from boto3.session import Session
 from botocore import exceptions as aws
 from botocore.config import Config
@@ -20,9 +27,18 @@ from botocore.config import Config
 from pipeline.data.storage import Entry, Storage
 from pipeline.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
-_ATTEMPTS = 6
+_ATTEMPTS = 10
+"""Tries of one request, with growing pauses of up to 20 s: a minute or two of outage in all."""
+_UPLOADS = 4
+"""Tries of one upload as a whole."""
+_TRANSFER = TransferConfig(max_concurrency=4)
+"""Each of the concurrent parts is held in memory: 8 MiB."""
+_LOST_UPLOAD = ("NoSuchUpload", "InvalidPart", "InvalidPartOrder", "RequestTimeout")
+_NOT_OFFERED = ("NotImplemented", "MethodNotAllowed", "501", "405")
 _VARIABLES = (
     "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, "
     "AWS_DEFAULT_REGION, AWS_PROFILE"
@@ -57,22 +73,118 @@ class S3Storage(Storage):
             raise
 
     def _get(self, path: str, **range_: str) -> bytes:
-        """Reads an object. botocore retries requests, but not a body that breaks off."""
+        return self._get_tagged(path, **range_)[0]
+
+    def _get_tagged(self, path: str, **range_: str) -> tuple[bytes, str]:
+        """Reads an object and its ETag. botocore retries requests, but not a body that breaks off.
+
+        Nor does it notice one that ends early when the server did not announce its length.
+        """
         for attempt in range(_ATTEMPTS):
             response = self._client.get_object(Bucket=self._bucket, Key=self._root + path, **range_)
             try:
-                return response["Body"].read()
+                data = response["Body"].read()
+                if len(data) != response.get("ContentLength", len(data)):
+                    raise aws.IncompleteReadError(
+                        actual_bytes=len(data), expected_bytes=response["ContentLength"]
+                    )
+                return data, response["ETag"]
             except (aws.HTTPClientError, aws.IncompleteReadError):
                 if attempt == _ATTEMPTS - 1:
                     raise
-                time.sleep(0.1 * 2**attempt)
+                time.sleep(min(5.0, 0.1 * 2**attempt))
         raise AssertionError("the last attempt returns or raises")
 
     def _write(self, path: str, data: bytes) -> None:
-        self._client.put_object(Bucket=self._bucket, Key=self._root + path, Body=data)
+        self._put(path, data)
 
-    def _upload(self, path: str, local: Path) -> None:
-        self._client.upload_file(str(local), self._bucket, self._root + path)
+    def _put(self, path: str, data: bytes, **condition: str) -> None:
+        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        self._client.put_object(
+            Bucket=self._bucket, Key=self._root + path, Body=data, ContentMD5=digest, **condition
+        )
+
+    def _create(self, path: str, data: bytes) -> bool:
+        return self._put_if(path, data, IfNoneMatch="*")
+
+    def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
+        found, etag = self._get_tagged(path)
+        return found == expected and self._put_if(path, data, IfMatch=etag)
+
+    def _put_if(self, path: str, data: bytes, **condition: str) -> bool:
+        try:
+            self._put(path, data, **condition)
+        except aws.ClientError as error:
+            code = _code(error)
+            if code in ("NoSuchKey", "404"):
+                return False
+            if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+                # Also what a repeated request is told when only the first one's answer got lost.
+                return self._holds(path, data)
+            if code not in _NOT_OFFERED:
+                raise
+            # A store without conditional writes: two at the same moment could both succeed here.
+            if "IfNoneMatch" in condition and self._holds(path, None):
+                return False
+            self._put(path, data)
+        return True
+
+    def _holds(self, path: str, data: bytes | None) -> bool:
+        """Whether an object holds these bytes; None takes any."""
+        try:
+            found = self._get(path)
+        except aws.ClientError as error:
+            if _code(error) in ("NoSuchKey", "404"):
+                return False
+            raise
+        return data is None or found == data
+
+    def _upload(self, path: str, local: BinaryIO) -> None:
+        size = local.seek(0, os.SEEK_END)
+        for attempt in range(_UPLOADS):
+            local.seek(0)
+            try:
+                # boto3 would close the file; it aborts the upload's parts when one fails.
+                self._client.upload_fileobj(
+                    _Unclosed(local), self._bucket, self._root + path, Config=_TRANSFER
+                )
+                if self._size(path) == size:
+                    return
+                problem: object = "its size is wrong"
+            except (aws.ClientError, S3UploadFailedError) as error:
+                cause = error if isinstance(error, aws.ClientError) else error.__context__
+                # The completion of an upload may have succeeded, and only its answer got lost.
+                lost = isinstance(cause, aws.ClientError) and _code(cause) in _LOST_UPLOAD
+                if not lost or attempt == _UPLOADS - 1:
+                    raise
+                problem = cause
+            except (aws.ConnectionError, aws.HTTPClientError) as error:
+                if attempt == _UPLOADS - 1:
+                    raise
+                problem = error
+            logger.warning("%s/%s: uploading again: %s", self.uri, path, problem)
+        raise UserError(
+            f"{self.uri}/{path}: {_endpoint()} does not keep what is uploaded whole: check the "
+            "store and what lies between"
+        )
+
+    def _clean(self, prefix: str) -> int:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=self._bucket, Prefix=self._folder_key(prefix)
+        )
+        count = 0
+        try:
+            for page in pages:
+                for item in page.get("Uploads", ()):
+                    self._client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=item["Key"], UploadId=item["UploadId"]
+                    )
+                    count += 1
+        except aws.ClientError as error:
+            # Housekeeping: neither a store without it nor credentials that lack it stop a job.
+            if _code(error) not in (*_NOT_OFFERED, "NoSuchUpload", "AccessDenied", "403"):
+                raise
+        return count
 
     def _size(self, path: str) -> int:
         head = self._client.head_object(Bucket=self._bucket, Key=self._root + path)
@@ -89,6 +201,16 @@ class S3Storage(Storage):
         for page in self._pages(folder, Delimiter="/"):
             for item in page.get("CommonPrefixes", ()):
                 yield item["Prefix"].removeprefix(folder).removesuffix("/")
+
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        for page in self._pages(self._folder_key(prefix), Delimiter="/"):
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):
+                    yield Entry(item["Key"].removeprefix(self._root), item["Size"])
+
+    def _version(self, path: str) -> str:
+        head = self._client.head_object(Bucket=self._bucket, Key=self._root + path)
+        return f"{head['ContentLength']}-{head.get('ETag', '')}"
 
     def _delete(self, path: str) -> None:
         self._client.delete_object(Bucket=self._bucket, Key=self._root + path)
@@ -166,6 +288,16 @@ class S3Storage(Storage):
             f"{self.uri}/{path}: {_endpoint()} answers {error.operation_name} with {code}: the "
             f"credentials must allow it; check the environment variables {_VARIABLES}"
         )
+
+
+class _Unclosed:
+    """A file that its reader cannot close."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def close(self) -> None:
+        """Does nothing: the file is the caller's, who may need it again."""
 
 
 def _code(error: aws.ClientError) -> str:

@@ -100,7 +100,9 @@ def classes_of(dataset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     They are spread over the dataset's own table.
     """
-    named = sorted({e.universal_name for e in native_table(dataset) if e.universal_name})
+    named = sorted(
+        {e.universal_name for e in native_table(dataset, overridden=True) if e.universal_name}
+    )
     seen = [name for name in named if name not in HELD_OUT]
     count = min(len(seen), MAX_CLASSES)
     spread = {seen[i * len(seen) // count] for i in range(count)}

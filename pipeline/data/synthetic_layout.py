@@ -77,7 +77,7 @@ def _native_id(dataset: str, region: Region) -> int:
 
 
 def _native_class(dataset: str, universal_name: str) -> tuple[int, str]:
-    for entry in native_table(dataset):
+    for entry in native_table(dataset, overridden=True):
         if entry.universal_name == universal_name:
             return entry.native_id, entry.native_name
     raise KeyError(f"{dataset} has no class that maps to {universal_name}")

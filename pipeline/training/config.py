@@ -9,7 +9,6 @@ from typing import Literal
 
 from model.config import ModelConfig
 from pipeline.data.ingest import DataConfig
-from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
 from pipeline.training.tracking import TrackingConfig
 
@@ -71,13 +70,11 @@ class DistractorConfig:
     count: int = 0
     """Distractors in each step; 0 trains as published."""
     never: tuple[str, ...] = ()
-    """Universal classes that are never asked: those of a later zero-shot evaluation."""
+    """Classes of the taxonomy that are never asked: those of a later zero-shot evaluation."""
 
     def __post_init__(self) -> None:
         if self.count < 0:
             raise UserError(f"train.distractors.count={self.count}: must be 0 or more")
-        for name in self.never:
-            universal().id_of(name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The label space of a run: which classes are trained, as words and as ids.
 
-Stored masks hold universal ids. A run trains on the classes that its shards show; the network is
-asked with their words, in this order, and a look-up table turns universal ids into positions.
+Labels are ids in the taxonomy of the corpus: the universal classes, or what its shards were made in
+(`pipeline.data.run_taxonomy`). A run trains on the classes that its shards show; the network is
+asked with their words, in this order, and a look-up table turns ids into positions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.data.run_taxonomy import pixels_in
 from pipeline.data.shards import Manifest
 from pipeline.data.taxonomy import IGNORE, Taxonomy, label_text, universal
 from pipeline.errors import UserError
@@ -16,12 +18,14 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """An ordered set of universal classes."""
+    """An ordered set of classes of a taxonomy."""
 
     names: tuple[str, ...]
-    """Universal names."""
+    """Names in the taxonomy."""
     lut: np.ndarray
-    """(256,) uint8: universal id -> position in `names`, IGNORE for all others."""
+    """(256,) uint8: id in the taxonomy -> position in `names`, IGNORE for all others."""
+    taxonomy: Taxonomy
+    """What the names are classes of."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -33,13 +37,13 @@ class LabelSpace:
 
 
 def label_space(names: Iterable[str], taxonomy: Taxonomy | None = None) -> LabelSpace:
-    """The label space of some universal classes, in the order given."""
+    """The label space of some classes of a taxonomy (universal), in the order given."""
     taxonomy = taxonomy or universal()
     names = tuple(names)
     lut = np.full(256, IGNORE, np.uint8)
     for position, name in enumerate(names):
         lut[taxonomy.id_of(name)] = position
-    return LabelSpace(names, lut)
+    return LabelSpace(names, lut, taxonomy)
 
 
 def training_labels(
@@ -50,7 +54,7 @@ def training_labels(
     Args:
         manifests: Of the training split of each dataset in the mixture.
         mode: `"present"` for the classes that have pixels in them, `"all"` for the taxonomy.
-        taxonomy: The universal classes.
+        taxonomy: That of the corpus; the universal classes if not given.
 
     Raises:
         UserError: No class has a pixel.
@@ -58,9 +62,7 @@ def training_labels(
     taxonomy = taxonomy or universal()
     if mode == "all":
         return label_space(taxonomy.classes, taxonomy)
-    pixels = np.zeros(len(taxonomy.classes), np.int64)
-    for manifest in manifests:
-        pixels += np.asarray(manifest.class_pixels)
+    pixels = pixels_in(manifests, taxonomy)
     names = [name for name, count in zip(taxonomy.classes, pixels, strict=True) if count]
     if not names:
         raise UserError("data.shards: no class of the taxonomy has a pixel in the training split")

@@ -63,7 +63,9 @@ def train(config: TrainMixConfig) -> Outcome:
     mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
     used = {name: corpus.manifests[name] for name in mixture.datasets}
     corpus = replace(corpus, manifests=used)
-    labels = training_labels(used.values(), config.train.labels)
+    if val is not None:  # Which may show other datasets, and so other classes.
+        val = replace(val, wanted=corpus.taxonomy)
+    labels = training_labels(used.values(), config.train.labels, corpus.taxonomy)
     distractor_texts(config.train.distractors, labels)
     checkpoint.check_resumable(config, labels.names)
     first = checkpoint.latest_step(config.run)

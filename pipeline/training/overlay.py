@@ -1,6 +1,5 @@
 """Pictures of segmentations: image, ground truth, prediction, and a legend with the labels."""
 
-import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+
+from pipeline.data.palette import palette
 
 OTHER_COLOUR = (0.55, 0.55, 0.55)
 """Grey, for the label that stands for no label."""
@@ -31,38 +32,35 @@ class Row:
     """The last label stands for "none of the others" and is drawn grey."""
 
 
-def palette(count: int) -> np.ndarray:
-    """Distinct colours: (count, 3) float, 0..1.
-
-    Hues advance by the golden ratio, so that neighbours in the list lie far apart; lightness
-    alternates, so that pairs which look alike to colour-blind eyes differ in brightness.
-    """
-    hues = (0.07 + 0.618034 * np.arange(count)) % 1
-    lights = (0.45, 0.68, 0.56)
-    return np.array([colorsys.hls_to_rgb(h, lights[i % 3], 0.75) for i, h in enumerate(hues)])
-
-
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Writes one PNG with a line of pictures for each row."""
     figure = Figure(figsize=(11.5, 2.35 * len(rows)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), 4, squeeze=False, width_ratios=(1, 1, 1, 0.75))
     for line, row in zip(axes, rows, strict=True):
-        colours = palette(len(row.labels))
-        if row.has_other:
-            colours[-1] = OTHER_COLOUR
         height, width = _content(row.image)
         image = row.image[:height, :width]
         truth, prediction = row.truth[:height, :width], row.prediction[:height, :width]
+        blank = (truth < 0) | (truth >= len(row.labels))
+        shown = [i for i in range(len(row.labels)) if _visible(i, truth, prediction, blank)]
+        colours = _colours(row, shown)
         _show(line[0], image, row.title)
         _show(line[1], _blend(image, truth, colours), "ground truth")
-        blank = (truth < 0) | (truth >= len(row.labels))
         _show(line[2], _blend(image, prediction, colours), "prediction")
-        shown = [i for i in range(len(row.labels)) if _visible(i, truth, prediction, blank)]
         patches = [Patch(color=colours[i], label=row.labels[i]) for i in shown]
         line[3].legend(handles=patches, loc="center left", fontsize=8, frameon=False)
         line[3].axis("off")
     figure.savefig(path)
+
+
+def _colours(row: Row, shown: Sequence[int]) -> np.ndarray:
+    """A colour for each label: (K, 3) float, 0..1; those that are shown lie far apart."""
+    order = [*shown, *(i for i in range(len(row.labels)) if i not in set(shown))]
+    colours = np.empty((len(row.labels), 3))
+    colours[order] = palette(len(order))
+    if row.has_other:
+        colours[-1] = OTHER_COLOUR
+    return colours
 
 
 def _visible(position: int, truth: np.ndarray, prediction: np.ndarray, blank: np.ndarray) -> bool:

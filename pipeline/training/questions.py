@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from model.text import TextEncoder
-from pipeline.data.taxonomy import label_text, universal
+from pipeline.data.taxonomy import label_text
 from pipeline.errors import UserError
 from pipeline.training.config import DistractorConfig, TrainMixConfig
 from pipeline.training.labels import LabelSpace, ask_for_fewer
@@ -40,7 +40,7 @@ class Questions:
 
         Returns:
             text_KC: (K, C) float32.
-            lut: (256,) int64, universal id -> position in `text_KC`, or IGNORE.
+            lut: (256,) int64, id in the run's taxonomy -> position in `text_KC`, or IGNORE.
         """
         other, count = self._train.other, self._train.distractors.count
         rng = np.random.Generator(np.random.PCG64([self._seed, step]))
@@ -60,11 +60,13 @@ def distractor_texts(config: DistractorConfig, labels: LabelSpace) -> tuple[str,
     """Texts of the classes that may be asked though no training picture shows them.
 
     Raises:
-        UserError: There are fewer than one step wants.
+        UserError: There are fewer than one step wants, or one to leave out is no class.
     """
+    for name in config.never:
+        labels.taxonomy.id_of(name)
     if not config.count:
         return ()
-    names = set(universal().classes) - {*labels.names, *config.never}
+    names = {*labels.taxonomy.classes} - {*labels.names, *config.never}
     if len(names) < config.count:
         raise UserError(
             f"train.distractors.count={config.count}: only {len(names)} classes are neither "

@@ -86,8 +86,8 @@ class TestConversion:
             "road": 5 * (20 * 64 - 4 * 14),
         }
         table = capsys.readouterr().out
-        assert re.search(r"cityscapes\s+train\s+5\s+3\s+0\.0\s+0\s+3", table)
-        assert re.search(r"ade20k\s+val\s+1\s+1\s+0\.0\s+0\s+2", table)
+        assert re.search(r"cityscapes\s+train\s+5\s+3\s+0\.000\s+0\s+3", table)
+        assert re.search(r"ade20k\s+val\s+1\s+1\s+0\.000\s+0\s+2", table)
 
     def test_bytes_do_not_depend_on_parallelism(self, roots):
         for workers in (1, 4):

@@ -108,3 +108,8 @@ def test_configuration_from_plain_values():
         config_from_dict(ModelConfig, {"backbone": {"nam": "x"}}, "model")
     with pytest.raises(ModelError, match="must be a mapping"):
         config_from_dict(ModelConfig, {"backbone": "x"}, "model")
+    for name, word in (("kind", "depthwise"), ("activation", "lrelu"), ("init", "identity")):
+        with pytest.raises(ModelError, match=rf"regularizer\.{name}='foo': must be .*{word}"):
+            config_from_dict(ModelConfig, {"regularizer": {name: "foo"}}, "model")
+    with pytest.raises(ModelError, match="value of a wrong type"):
+        config_from_dict(ModelConfig, {"features": "x"}, "model")

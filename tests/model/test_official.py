@@ -106,6 +106,23 @@ def test_hyper_parameters_tell_the_regulariser(hyper, kind, depth):
     assert infer_config(shapes, {}, given, "file")[0].regularizer.depth == 3
 
 
+@pytest.mark.parametrize("positions", [None, (), (145,)])
+def test_a_vit_without_its_position_embedding_is_refused(positions):
+    shapes = {k: tuple(v) for k, v in published_shapes("vitb32", False).items()}
+    shapes["pretrained.model.pos_embed"] = positions
+    if positions is None:
+        del shapes["pretrained.model.pos_embed"]
+    with pytest.raises(ModelError, match="pos_embed is missing or has shape"):
+        infer_config(shapes, {}, None, "file")
+
+
+def test_hyper_parameters_of_a_wrong_type_say_nothing():
+    shapes = {k: tuple(v) for k, v in published_shapes("vitb32", True).items()}
+    hyper = {"arch_option": [1], "block_depth": 2, "activation": "tanh"}
+    with pytest.raises(ModelError, match="does not say which one"):
+        infer_config(shapes, hyper, None, "file")
+
+
 def resave(path: Path, change) -> None:
     content = torch.load(path, weights_only=True)
     change(content)

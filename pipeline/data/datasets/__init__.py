@@ -1,6 +1,8 @@
 """One file a dataset: where its files lie below a root, and how its labels are stored."""
 
 import posixpath
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
 from pipeline.data.datasets.ade20k import ADE20K
 from pipeline.data.datasets.base import SPLITS, LeftOut, Listing, Reader, Source, Split
@@ -12,6 +14,8 @@ from pipeline.data.datasets.mapillary import Mapillary
 from pipeline.data.datasets.pixels import BadSample
 from pipeline.data.datasets.sunrgbd import SUNRGBD
 from pipeline.data.storage import Storage, open_storage
+from pipeline.data.storage_archive import SUFFIXES
+from pipeline.data.storage_packed import PackedStorage, open_packed
 from pipeline.data.taxonomy import require_dataset
 from pipeline.errors import UserError
 
@@ -42,7 +46,8 @@ def open_reader(dataset: str, root_uri: str) -> Reader:
     Args:
         dataset: One of `pipeline.data.taxonomy.DATASETS`.
         root_uri: The dataset's own folder; the one that holds it, if no other folder in there
-            holds the same dataset; or one of the folders in it.
+            holds the same dataset; one of the folders in it; or an archive. Official archives
+            that lie packed in a folder are read as if they were unpacked there.
 
     Raises:
         UserError: The dataset is unknown; the root is missing, or is not this dataset's: the
@@ -50,35 +55,70 @@ def open_reader(dataset: str, root_uri: str) -> Reader:
     """
     require_dataset(dataset)
     cls = READERS[dataset]
-    root = open_storage(root_uri)
-    bases = _find(cls, root)
-    if len(bases) == 1:
-        return cls(root, bases[0])
     where = f"roots.{dataset}={root_uri}"
-    if bases:
-        raise UserError(
-            f"{where}: must hold the dataset once: give one of "
-            + ", ".join(posixpath.join(root_uri, base) for base in bases)
-        )
-    parent_uri, _, last = root.uri.rpartition("/")
-    if last in cls.inner_folders and parent_uri and not parent_uri.endswith("/"):
-        parent = open_storage(parent_uri)
-        if cls.recognises(parent):
-            return cls(parent)
-    raise UserError(f"{where}: {_why_not(cls, root)}")
+    uri = root_uri.rstrip("/") or root_uri
+    parent, _, last = uri.rpartition("/")
+    if any(fnmatchcase(last, packing.pattern) for packing in cls.packings if not packing.whole):
+        # Images without labels, or labels without images: the other archives lie beside it.
+        uri = parent or "."
+        parent, _, last = uri.rpartition("/")
+    for root, bases in _searched(cls, uri):
+        if len(bases) == 1:
+            return cls(root, bases[0])
+        if bases and {base.rpartition("/")[2] for base in bases} <= cls.parts:
+            return cls(root, bases[0], more_bases=tuple(bases[1:]))
+        if bases:
+            raise UserError(
+                f"{where}: must hold the dataset once: give one of "
+                + ", ".join(posixpath.join(root_uri, base) for base in bases)
+            )
+    if last in cls.inner_folders and parent and not parent.endswith("/"):
+        for root, bases in _searched(cls, parent):
+            if "" in bases:
+                return cls(root)
+    raise UserError(f"{where}: {_why_not(cls, uri)}")
 
 
-def _find(cls: type[Reader], root: Storage) -> list[str]:
-    """Returns the folders that look like a dataset's: the root itself, or folders in it."""
-    if cls.recognises(root):
-        return [""]
-    folders = root.folders()
-    if len(folders) > _MAX_SUBFOLDERS:
+def _searched(cls: type[Reader], uri: str) -> Iterator[tuple[Storage, list[str]]]:
+    """Yields ways to see a root, the likeliest first, each with the dataset's folders in it."""
+    if uri.lower().endswith(SUFFIXES):
+        root = open_packed(uri, ())
+        yield root, _find(cls, root)
+        if isinstance(root, PackedStorage):
+            return
+    plain = open_storage(uri)
+    # Beside a dataset that is unpacked, the archive of all of it has nothing to add.
+    unpacked = cls.recognises(plain)
+    packings = tuple(packing for packing in cls.packings if not (unpacked and packing.whole))
+    root = open_packed(uri, packings)
+    bases = _find(cls, root)
+    if len(bases) != 1 or bases == [""] or isinstance(root, PackedStorage):
+        yield root, bases
+    folders = bases or root.folders()
+    for folder in folders if len(folders) <= _MAX_SUBFOLDERS else ():
+        # The archives of a folder in the root, such as the one that is called after the dataset.
+        packings = tuple(p for p in cls.packings if not (folder in bases and p.whole))
+        root = open_packed(uri, packings, folder)
+        if isinstance(root, PackedStorage) or folder in bases:
+            yield root, _find(cls, root, folder)
+    root = open_packed(uri, (), any_archive=True)
+    if isinstance(root, PackedStorage):
+        yield root, _find(cls, root)
+
+
+def _find(cls: type[Reader], root: Storage, folder: str = "") -> list[str]:
+    """Returns the folders that look like a dataset's: a folder itself, or those in it."""
+    if cls.recognises(root, folder):
+        return [folder]
+    names = root.folders(folder)
+    if len(names) > _MAX_SUBFOLDERS:
         return []
-    return [folder for folder in folders if cls.recognises(root, folder)]
+    below = [posixpath.join(folder, name) for name in names]
+    return [path for path in below if cls.recognises(root, path)]
 
 
-def _why_not(cls: type[Reader], root: Storage) -> str:
+def _why_not(cls: type[Reader], uri: str) -> str:
+    root = open_packed(uri, cls.packings)
     if root.is_empty():
         return "must be the folder of a dataset's download: it does not exist or is empty"
     expected = f"must hold {cls.layout}"

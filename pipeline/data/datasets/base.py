@@ -8,18 +8,29 @@ table in `pipeline/data/taxonomy/`, and register it in this package's `__init__.
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from pipeline.data.datasets.pixels import MAX_PIXELS, BadSample
-from pipeline.data.storage import Storage
+from pipeline.data.storage import DamagedFile, Storage
+from pipeline.data.storage_packed import PackedStorage, Packing
 from pipeline.data.taxonomy import IGNORE, native_table
+
+Masks = dict[int, np.ndarray]
+"""Segment -> (H, W) bool."""
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
+
+_SAMPLE_SUFFIXES = (".jpg", ".png", ".json")
+_MAX_NOTES = 20
+_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training", "train2017"),
+    "val": ("val", "validation", "val2017", "test"),
+}
 
 _MAX_KEY_CHARS = 80
 """A plain tar holds names of 100 bytes, and a key is followed by extensions."""
@@ -56,6 +67,8 @@ class Listing:
     """Sorted by key."""
     left_out: tuple[LeftOut, ...]
     """Images without a label, labels without an image, and names that clash; sorted by name."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the download as a whole, such as missing samples."""
 
 
 class Reader(ABC):
@@ -67,17 +80,31 @@ class Reader(ABC):
     """The folders that a root must hold, for messages."""
     inner_folders: ClassVar[tuple[str, ...]]
     """Folders directly in the root. A user who gives one of them means the folder above it."""
+    packings: ClassVar[tuple[Packing, ...]] = ()
+    """The official archives, which may lie packed in the root."""
+    published: ClassVar[Mapping[Split, int]] = {}
+    """Labelled images of each split, as the dataset's authors count them."""
+    parts: ClassVar[frozenset[str]] = frozenset()
+    """Names of root folders that are parts of one dataset and may lie side by side."""
 
-    def __init__(self, root: Storage, base: str = "", max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        root: Storage,
+        base: str = "",
+        max_pixels: int = MAX_PIXELS,
+        more_bases: tuple[str, ...] = (),
+    ) -> None:
         """Creates a reader; lists and reads nothing yet.
 
         Args:
             root: The storage that holds the dataset.
             base: The folder of the storage that is the dataset's own; "" for its root.
             max_pixels: Larger labels are refused before they are decoded.
+            more_bases: Folders of further `parts`.
         """
         self.root = root
         self.base = base
+        self.more_bases = more_bases
         self.max_pixels = max_pixels
         native_ids = [native.native_id for native in native_table(self.name)]
         self._native = np.full(256, IGNORE, dtype=np.uint8)
@@ -87,6 +114,10 @@ class Reader(ABC):
     @abstractmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
         """Whether a folder looks like this dataset's; costs a few requests."""
+
+    def keep_unknown_ids(self) -> None:
+        """Makes `native_label` return ids outside the table as they are, for who checks them."""
+        self._native = np.arange(256, dtype=np.uint8)
 
     @abstractmethod
     def listing(self, split: Split) -> Listing:
@@ -98,11 +129,15 @@ class Reader(ABC):
             UserError: An index file that the split needs is missing or damaged.
         """
 
+    def published_count(self, split: Split) -> int | None:
+        """How many samples the authors count in a split of this download, if that is known."""
+        return self.published.get(split)
+
     def native_label(self, source: Source) -> np.ndarray:
         """Reads a label.
 
         Returns:
-            (H, W) uint8 native ids as in the dataset's table, IGNORE where the file holds none.
+            (H, W) uint8 native ids as in the dataset's table, IGNORE where the file says so.
 
         Raises:
             BadSample: The file is missing, damaged, or not encoded as this dataset's labels are.
@@ -111,23 +146,98 @@ class Reader(ABC):
             data = self.root.read(source.label)
         except FileNotFoundError as error:
             raise BadSample(f"{source.label}: was there when the folder was listed") from error
-        return self._native[self._decode(data, source)]
+        except DamagedFile as error:
+            raise BadSample(str(error)) from error
+        return self._known(self._decode(data, source), source.label)
+
+    def _known(self, ids: np.ndarray, path: str) -> np.ndarray:
+        """Refuses ids that the dataset's table does not list.
+
+        One such id says that the file is not encoded as it should be, as when Mapillary's labels of
+        v2.0 lie where those of v1.2 belong: its other ids would then be wrong as well.
+        """
+        native = self._native[ids]
+        if np.count_nonzero(native == IGNORE) != np.count_nonzero(ids == IGNORE):
+            unknown = np.unique(ids[(native == IGNORE) & (ids != IGNORE)]).tolist()
+            shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            raise BadSample(f"{path}: ids {shown}: not in the table of {self.name}")
+        return native
+
+    def segment_masks(self, source: Source, segments: Collection[int]) -> Masks | None:
+        """The pixels of segments, as MSeg's relabelling numbers them.
+
+        Args:
+            source: The image.
+            segments: Numbers of segments.
+
+        Returns:
+            For each segment that the image has, (H, W) bool. None where a segment is all that the
+            image has of a class, so that there is nothing to look up.
+
+        Raises:
+            BadSample: The file that holds the segments is missing or damaged.
+        """
+        return None
+
+    def _read(self, path: str) -> bytes:
+        """Reads a file that belongs to a label.
+
+        Raises:
+            BadSample: It is missing or damaged.
+        """
+        try:
+            return self.root.read(path)
+        except FileNotFoundError as error:
+            raise BadSample(f"{path}: must be there for the relabelling") from error
+        except DamagedFile as error:
+            raise BadSample(str(error)) from error
 
     @abstractmethod
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         """Decodes a label file's bytes to (H, W) uint8; values outside the table may remain."""
 
+    def _complete(self, split: Split, listing: Listing) -> Listing:
+        """Adds to a listing what the archives withhold, and how it differs from the published."""
+        refused = self.root.refused if isinstance(self.root, PackedStorage) else ()
+        left_out = [
+            LeftOut(name, f"the archive's member {reason}")
+            for name, reason in refused
+            if name.lower().endswith(_SAMPLE_SUFFIXES) and not _is_of_other_split(name, split)
+        ]
+        notes = [f"{name}: not read, it {reason}" for name, reason in refused[:_MAX_NOTES]]
+        if len(refused) > _MAX_NOTES:
+            notes.append(f"{len(refused) - _MAX_NOTES} more members of archives are not read")
+        listed, published = len(listing.sources), self.published_count(split)
+        if listed and published is not None and listed != published:
+            less = f"{published - listed} are missing"
+            notes.append(
+                f"{split}: {listed} samples with image and label, {published} published: "
+                + (less if listed < published else f"{listed - published} too many")
+            )
+        return Listing(
+            listing.sources,
+            tuple(sorted((*listing.left_out, *left_out), key=lambda item: item.name)),
+            (*listing.notes, *notes),
+        )
+
     def _path(self, *parts: str) -> str:
         """A path below the dataset's own folder, relative to the storage's root."""
         return "/".join(part for part in (self.base, *parts) if part)
 
-    def _files(self, folder: str, suffixes: str | tuple[str, ...]) -> dict[str, str]:
+    def _files(
+        self, folder: str, suffixes: str | tuple[str, ...], base: str | None = None
+    ) -> dict[str, str]:
         """Lists the files with these suffixes below one of the dataset's folders.
+
+        Args:
+            folder: The folder.
+            suffixes: What the names must end in.
+            base: Where the folder is, if not in `self.base`.
 
         Returns:
             For each file its path within that folder, without the suffix -> its path in the root.
         """
-        path = self._path(folder)
+        path = "/".join(part for part in (self.base if base is None else base, folder) if part)
         suffixes = (suffixes,) if isinstance(suffixes, str) else suffixes
         files = {}
         for entry in self.root.list(path):
@@ -183,6 +293,12 @@ def safe_key(*parts: str) -> str:
         return key
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
     return f"{key[: _MAX_KEY_CHARS - 9]}-{digest}"
+
+
+def _is_of_other_split(name: str, split: Split) -> bool:
+    """Whether a path goes through a folder of another split than this one."""
+    folders = {part.lower() for part in re.split(r"[/\\]", name)[:-1]}
+    return any(folders & {*names} for other, names in _SPLIT_FOLDERS.items() if other != split)
 
 
 def has_folders(root: Storage, base: str, *folders: str) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
 from pipeline.data.datasets.pixels import decode_index_png
 from pipeline.data.storage import Storage
+from pipeline.data.storage_packed import Packing
 
 _MASKS = "labels/sem_seg/masks"
 _COLORMAPS = "labels/sem_seg/colormaps"
@@ -31,6 +32,12 @@ class BDD100K(Reader):
         "seg/images/{train,val} and seg/labels/{train,val} (2018)"
     )
     inner_folders: ClassVar = ("images", "labels", "seg")
+    packings: ClassVar = (
+        Packing("bdd100k_images_10k*.zip", "bdd100k/images/10k"),
+        Packing("bdd100k_sem_seg_labels_trainval*.zip", "bdd100k/labels/sem_seg"),
+        Packing("bdd100k_seg*.zip", "bdd100k/seg", whole=True),
+    )
+    published: ClassVar = {"train": 7_000, "val": 1_000}
 
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
@@ -46,7 +53,8 @@ class BDD100K(Reader):
         else:
             images = self._files(f"seg/images/{split}", ".jpg")
             labels = self._files(f"seg/labels/{split}", "_train_id.png")
-        return pair(images, labels, {name: safe_key(name) for name in images})
+        keys = {name: safe_key(name) for name in images}
+        return self._complete(split, pair(images, labels, keys))
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         # A grey colormap holds the brightness of the colours: no ids can be read from it.

@@ -8,13 +8,25 @@ has the raw id -1 and is not drawn in the files: its pixels are the vehicle's.
 """
 
 import re
+from collections.abc import Collection
 from typing import ClassVar
 
 import numpy as np
 
-from pipeline.data.datasets.base import Listing, Reader, Source, Split, first_files, pair, safe_key
+from pipeline.data.datasets.base import (
+    Listing,
+    Masks,
+    Reader,
+    Source,
+    Split,
+    first_files,
+    pair,
+    safe_key,
+)
 from pipeline.data.datasets.pixels import decode_index_png
+from pipeline.data.datasets.polygons import polygon_masks
 from pipeline.data.storage import Storage
+from pipeline.data.storage_packed import Packing
 
 _LABEL_FILE = re.compile(r"[^/]+_\d{6}_\d{6}_gtFine_\w+\.(png|json)")
 
@@ -25,6 +37,11 @@ class Cityscapes(Reader):
     name = "cityscapes"
     layout = "leftImg8bit/{train,val} and gtFine/{train,val}"
     inner_folders: ClassVar = ("leftImg8bit", "gtFine")
+    packings: ClassVar = (
+        Packing("leftImg8bit_trainvaltest*.zip", "leftImg8bit"),
+        Packing("gtFine_trainvaltest*.zip", "gtFine"),
+    )
+    published: ClassVar = {"train": 2_975, "val": 500}
 
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
@@ -38,7 +55,13 @@ class Cityscapes(Reader):
         images = self._files(f"leftImg8bit/{split}", "_leftImg8bit.png")
         labels = self._files(f"gtFine/{split}", "_gtFine_labelIds.png")
         # A file's name repeats its city, so it is unique without the folder.
-        return pair(images, labels, {name: safe_key(name.rpartition("/")[2]) for name in images})
+        keys = {name: safe_key(name.rpartition("/")[2]) for name in images}
+        return self._complete(split, pair(images, labels, keys))
+
+    def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
+        """Pixels by the polygons' `id` or position; see `Reader.segment_masks`."""
+        path = source.label.removesuffix("_labelIds.png") + "_polygons.json"
+        return polygon_masks(self._read(path), path, segments, self.max_pixels)
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         return decode_index_png(data, source.label, ("L", "P"), self.max_pixels)

@@ -4,11 +4,14 @@
     annotations/panoptic_{train,val}2017.json
     annotations/panoptic_{train,val}2017/%012d.png    from the zips within the annotations' zip
 
+Those inner zips may stay packed, in `annotations/` or in the zip that holds them.
+
 A pixel's colour is a segment id, R + 256 G + 65536 B, 0 for none; the JSON gives each segment its
 category. The native id of a pixel is that category id, 1..200 with gaps. Crowd segments count.
 """
 
 import json
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +19,7 @@ import numpy as np
 from pipeline.data.datasets.base import (
     LeftOut,
     Listing,
+    Masks,
     Reader,
     Source,
     Split,
@@ -25,6 +29,7 @@ from pipeline.data.datasets.base import (
 )
 from pipeline.data.datasets.pixels import BadSample, decode_rgb_png
 from pipeline.data.storage import Storage
+from pipeline.data.storage_packed import Packing
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 
@@ -38,6 +43,17 @@ class COCOPanoptic(Reader):
         "annotations/panoptic_{train,val}2017"
     )
     inner_folders: ClassVar = ("annotations", "train2017", "val2017")
+    packings: ClassVar = (
+        Packing("train2017.zip", "train2017"),
+        Packing("val2017.zip", "val2017"),
+        Packing("panoptic_annotations_trainval2017.zip", "annotations/panoptic_train2017.json"),
+        *(
+            Packing(f"{folder}panoptic_{split}2017.zip", f"annotations/panoptic_{split}2017")
+            for folder in ("annotations/", "")
+            for split in ("train", "val")
+        ),
+    )
+    published: ClassVar = {"train": 118_287, "val": 5_000}
 
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
@@ -63,10 +79,7 @@ class COCOPanoptic(Reader):
         )
         # An image of such a label is already listed as without one.
         left_out = [LeftOut(labels[name], "no entry in the JSON") for name in unknown]
-        return Listing(
-            listing.sources,
-            tuple(sorted((*listing.left_out, *left_out), key=lambda item: item.name)),
-        )
+        return self._complete(split, Listing(listing.sources, (*listing.left_out, *left_out)))
 
     def _segments(self, split: Split) -> dict[str, dict[str, list[int]]]:
         """Reads the JSON: name of the image -> its segments, as `Source.extra` holds them."""
@@ -95,9 +108,17 @@ class COCOPanoptic(Reader):
                 f"({type(error).__name__}: {error}): unzip it again"
             ) from error
 
-    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+    def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
+        """Pixels by panoptic segment id; see `Reader.segment_masks`."""
+        pixels = self._segment_ids(self._read(source.label), source)
+        return {number: pixels == number for number in segments}
+
+    def _segment_ids(self, data: bytes, source: Source) -> np.ndarray:
         rgb = decode_rgb_png(data, source.label, self.max_pixels).astype(np.uint32)
-        pixels = rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
+        return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
+
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        pixels = self._segment_ids(data, source)
         # Segment 0, "nothing here", first: the ids stay sorted and every list has an entry.
         segment_ids = np.array([0, *source.extra["segment_ids"]], dtype=np.uint32)
         categories = np.array([IGNORE, *source.extra["category_ids"]])
@@ -111,7 +132,8 @@ class COCOPanoptic(Reader):
                 f"{source.label}: {np.count_nonzero(~listed)} pixels belong to segments that the "
                 "JSON does not list for it"
             )
-        categories[(categories < 0) | (categories > IGNORE)] = IGNORE
+        if (categories < 0).any() or (categories[1:] >= IGNORE).any():
+            raise BadSample(f"{source.label}: the JSON has categories that are not COCO's")
         return categories.astype(np.uint8)[position]
 
 

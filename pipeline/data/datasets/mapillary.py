@@ -8,13 +8,24 @@ The palette index is the position in `config.json`; 65 is Unlabeled. The 22-char
 with "-" or "_" and differ by case alone.
 """
 
+from collections.abc import Collection
 from typing import ClassVar
 
 import numpy as np
 
-from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
-from pipeline.data.datasets.pixels import decode_index_png
+from pipeline.data.datasets.base import (
+    Listing,
+    Masks,
+    Reader,
+    Source,
+    Split,
+    has_folders,
+    pair,
+    safe_key,
+)
+from pipeline.data.datasets.pixels import decode_16bit_png, decode_index_png
 from pipeline.data.storage import Storage
+from pipeline.data.storage_packed import Packing
 
 _FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
 
@@ -25,6 +36,10 @@ class Mapillary(Reader):
     name = "mapillary"
     layout = "{training,validation}/images and {training,validation}/{v1.2/labels or labels}"
     inner_folders: ClassVar = ("training", "validation", "testing")
+    packings: ClassVar = (
+        Packing("mapillary-vistas-dataset_public_v*.zip", "training/images", whole=True),
+    )
+    published: ClassVar = {"train": 18_000, "val": 2_000}
 
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
@@ -37,7 +52,15 @@ class Mapillary(Reader):
         images = self._files(f"{folder}/images", ".jpg")
         of_v2 = has_folders(self.root, self.base, f"{folder}/v1.2/labels")
         labels = self._files(f"{folder}/v1.2/labels" if of_v2 else f"{folder}/labels", ".png")
-        return pair(images, labels, {name: safe_key(name) for name in images})
+        keys = {name: safe_key(name) for name in images}
+        return self._complete(split, pair(images, labels, keys))
+
+    def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
+        """Pixels by value in `instances/`, 256 classes plus a count; see `Reader.segment_masks`."""
+        folder, _, name = source.label.rpartition("/labels/")
+        path = f"{folder}/instances/{name}"
+        values = decode_16bit_png(self._read(path), path, self.max_pixels)
+        return {number: values == number for number in segments}
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         return decode_index_png(data, source.label, ("P",), self.max_pixels)

@@ -36,6 +36,7 @@ def bad_sample_errors(path: str) -> Iterator[None]:
         EOFError,
         KeyError,
         TypeError,
+        AttributeError,
         OverflowError,
         struct.error,
         zlib.error,
@@ -102,6 +103,24 @@ def decode_rgb_png(data: bytes, path: str, max_pixels: int = MAX_PIXELS) -> np.n
                 f"{path}: a PNG of mode {image.mode} with {data[24]} bits: must be 8-bit RGB"
             )
         return np.asarray(image)
+
+
+def decode_16bit_png(data: bytes, path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes a PNG of 16-bit numbers.
+
+    Returns:
+        (H, W) int64.
+
+    Raises:
+        BadSample: The file is damaged, too large, not a PNG, or not 16-bit grey.
+    """
+    with bad_sample_errors(path), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        check_size(path, image.width, image.height, max_pixels)
+        if not image.mode.startswith("I") or data[24] != 16:
+            raise BadSample(
+                f"{path}: a PNG of mode {image.mode} with {data[24]} bits: must be 16-bit grey"
+            )
+        return np.asarray(image).astype(np.int64)
 
 
 _MODE_NAMES = {"L": "grey (L)", "P": "palette (P)"}

@@ -1,68 +1,119 @@
-"""SUN RGB-D as re-organised for segmentation by chrischoy and after it by MSeg.
+"""SUN RGB-D by its 37 classes: the official download and two re-organised ones.
 
-    image/{train,test}/img-%06d.jpg
-    label37/{train,test}/%08d.png           8-bit: 0 unlabelled, 1..37; may also hold 255
-    label38/{train,test}/%08d.png           the same under MSeg's name for it
-    semseg-label37/{train,test}/%08d.png    as MSeg rewrites it: 0..36, 255 unlabelled
-
-The test split serves for validation. Both splits number their images from 1.
+`sunrgbd_layouts` draws the folders. All label values are 0 for unlabelled and 1..37, may also be
+255, and are 0..36 with 255 for unlabelled in MSeg's `semseg-label37`. The test split serves for
+validation. Both splits number their images from 1.
 """
 
-import re
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
 from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
-from pipeline.data.datasets.pixels import decode_index_png
+from pipeline.data.datasets.matlab import LabelMats
+from pipeline.data.datasets.pixels import BadSample, decode_index_png
+from pipeline.data.datasets.sunrgbd_layouts import (
+    by_number,
+    official_listing,
+    over_both_splits,
+    toolbox_folder,
+)
 from pipeline.data.storage import Storage
+from pipeline.data.storage_packed import Packing, local_copy
 from pipeline.data.taxonomy import IGNORE
 
 _FOLDERS: dict[Split, str] = {"train": "train", "val": "test"}
 _SHIFTED = "semseg-label37"
 _LABELS = ("label37", "label38", _SHIFTED)
-_NUM_CLASSES = 37
+_NUMBERED_LABELS = ("sunrgbd_train_test_labels", "sunrgbd_test_train_labels")
 
 
 class SUNRGBD(Reader):
     """37 classes of rooms."""
 
     name = "sunrgbd"
-    layout = "image/{train,test} and label37/{train,test} (or label38, or semseg-label37)"
-    inner_folders: ClassVar = ("image", *_LABELS)
+    layout = (
+        "SUNRGBD and SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat (official), or image/{train,test} "
+        "and label37/{train,test} (or label38, or semseg-label37), or "
+        "SUNRGBD-{train,test}_images and sunrgbd_train_test_labels"
+    )
+    inner_folders: ClassVar = (
+        "image",
+        *_LABELS,
+        "SUNRGBD",
+        "SUNRGBDtoolbox",
+        "SUNRGBD-train_images",
+        "SUNRGBD-test_images",
+        *_NUMBERED_LABELS,
+    )
+    packings: ClassVar = (
+        Packing("SUNRGBD.zip", "SUNRGBD"),
+        Packing("SUNRGBDtoolbox.zip", "SUNRGBDtoolbox"),
+        Packing("SUNRGBD-train_images.t*gz", "SUNRGBD-train_images"),
+        Packing("SUNRGBD-test_images.t*gz", "SUNRGBD-test_images"),
+        *(Packing(f"{folder}.t*gz", folder) for folder in _NUMBERED_LABELS),
+        Packing("sun_rgbd.t*gz", "label37", whole=True),
+    )
+    published: ClassVar = {"train": 5_285, "val": 5_050}
 
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
         """Whether a folder looks like this dataset's; costs a few requests."""
-        return has_folders(root, base, "image") and any(
+        if has_folders(root, base, "image") and any(
             has_folders(root, base, folder) for folder in _LABELS
-        )
+        ):
+            return True
+        if any(has_folders(root, base, folder) for folder in _NUMBERED_LABELS):
+            return True
+        return has_folders(root, base, "SUNRGBD") and toolbox_folder(root, base) is not None
 
     def listing(self, split: Split) -> Listing:
-        """Pairs the images and labels of a split; see `Reader.listing`."""
+        """Pairs the images and labels of a split; see `Reader.listing`.
+
+        Raises:
+            UserError: A .mat file of the official download is missing or damaged.
+        """
+        if (toolbox := toolbox_folder(self.root, self.base)) is not None:
+            files = self._files("SUNRGBD", ".jpg")
+            images = {n.removeprefix("SUNRGBD/"): path for n, path in files.items()}
+            images = {n: path for n, path in images.items() if n.split("/")[-2:-1] == ["image"]}
+            listing = official_listing(self.root, self.base, toolbox, split, images)
+            return self._complete(split, listing)
         folder = _FOLDERS[split]
-        images = _by_number(self._files(f"image/{folder}", ".jpg"))
+        images = by_number(self._files(f"image/{folder}", ".jpg"))
         labels: dict[str, str] = {}
         for candidate in _LABELS:
-            labels = labels or _by_number(self._files(f"{candidate}/{folder}", ".png"))
+            labels = labels or by_number(self._files(f"{candidate}/{folder}", ".png"))
+        if not images and not labels:
+            images = by_number(self._files(f"SUNRGBD-{folder}_images", ".jpg"))
+            for candidate in _NUMBERED_LABELS:
+                labels = labels or by_number(self._files(candidate, ".png"))
+            images, labels = over_both_splits(split, images, labels)
         keys = {number: safe_key(split, _stem(path)) for number, path in images.items()}
-        return pair(images, labels, keys)
+        return self._complete(split, pair(images, labels, keys))
+
+    def native_label(self, source: Source) -> np.ndarray:
+        """Reads a label; see `Reader.native_label`."""
+        if "index" not in source.extra:
+            return super().native_label(source)
+        try:
+            label = self._official.read(source.extra["index"], self.max_pixels)
+            return self._known(label, f"label {source.extra['index'] + 1}")
+        except BadSample as error:
+            raise BadSample(f"{source.label}: {error}") from error
+
+    @cached_property
+    def _official(self) -> LabelMats:
+        toolbox = toolbox_folder(self.root, self.base)
+        path = local_copy(self.root, f"{toolbox}/Metadata/SUNRGBD2Dseg.mat")
+        return LabelMats(path, "SUNRGBD2Dseg", "seglabel")
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         label = decode_index_png(data, source.label, ("L", "P"), self.max_pixels)
         if source.label.startswith(self._path(_SHIFTED) + "/"):
-            return np.where(label < _NUM_CLASSES, label + np.uint8(1), np.uint8(IGNORE))
+            return np.where(label == IGNORE, label, np.minimum(label, IGNORE - 2) + np.uint8(1))
         return label
-
-
-def _by_number(files: dict[str, str]) -> dict[str, str]:
-    """Renames `img-000001` and `00000001` to `1`, so that images and labels meet."""
-    numbered = {}
-    for name, path in files.items():
-        match = re.fullmatch(r"(?:img-)?0*(\d+)", name)
-        number = match[1] if match else name
-        numbered[name if number in numbered else number] = path
-    return numbered
 
 
 def _stem(path: str) -> str:

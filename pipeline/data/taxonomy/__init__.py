@@ -4,12 +4,15 @@ The universal classes are the 194 of MSeg (Lambert et al., CVPR 2020); a univers
 number in `universal.txt`, counted from 0. `<dataset>.tsv` lists every class of a dataset's official
 list with the value that stands for it on disk (COCO: the category id) and the universal class that
 MSeg's taxonomy gives it without relabelling; an empty field means that its pixels are ignored.
-Cityscapes keeps the 19 classes of its own benchmark.
+`overrides.tsv` lists the few classes whose target there is wrong for most of their pixels, and what
+a conversion without MSeg's relabelling takes instead.
+Cityscapes keeps the 19 classes of its own benchmark; `cityscapes34.tsv` is the choice to use all of
+its labels.
 """
 
 import csv
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -22,6 +25,9 @@ IGNORE = 255
 
 DATASETS = ("ade20k", "bdd100k", "cityscapes", "coco_panoptic", "idd", "mapillary", "sunrgbd")
 """The training sets, by the names that recipes and shards use."""
+
+VARIANTS = ("cityscapes34",)
+"""Further tables of the datasets' classes, to be chosen in place of the dataset's own."""
 
 _FOLDER = Path(__file__).parent
 
@@ -80,38 +86,76 @@ def universal() -> Taxonomy:
 
 
 @cache
-def native_table(dataset: str) -> tuple[NativeClass, ...]:
+def native_table(dataset: str, overridden: bool = False) -> tuple[NativeClass, ...]:
     """Returns every class of a dataset's official list, in the order of the native ids.
 
+    Args:
+        dataset: One of `DATASETS` or `VARIANTS`.
+        overridden: With the targets of `overrides`, rather than MSeg's own.
+
     Raises:
-        UserError: The dataset is not one of `DATASETS`.
+        UserError: The dataset is not one of `DATASETS` or `VARIANTS`.
     """
-    require_dataset(dataset)
+    if dataset not in VARIANTS:
+        require_dataset(dataset)
     with (_FOLDER / f"{dataset}.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return tuple(
+    table = (
         NativeClass(int(row["native_id"]), row["native_name"], row["universal_name"] or None)
         for row in rows
     )
+    changed = {new.native_name: new.universal_name for new in overrides(dataset)}
+    if not overridden:
+        changed = {}
+    return tuple(
+        replace(native, universal_name=changed.get(native.native_name, native.universal_name))
+        for native in table
+    )
 
 
-def lookup_table(dataset: str) -> np.ndarray:
+@dataclass(frozen=True)
+class Override:
+    """A class whose target by MSeg, without relabelling, is wrong for most of its pixels."""
+
+    native_name: str
+    universal_name: str | None
+    """What is taken instead; None to ignore its pixels."""
+    reason: str
+
+
+@cache
+def overrides(dataset: str) -> tuple[Override, ...]:
+    """Returns the classes of a table that a conversion without relabelling maps otherwise."""
+    with (_FOLDER / "overrides.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return tuple(
+        Override(row["native_name"], row["universal_name"] or None, row["reason"])
+        for row in rows
+        if row["table"] == dataset
+    )
+
+
+def lookup_table(dataset: str, overridden: bool = False) -> np.ndarray:
     """Returns the table that turns native ids into universal ids by plain indexing.
+
+    Args:
+        dataset: One of `DATASETS` or `VARIANTS`.
+        overridden: As in `native_table`.
 
     Returns:
         (256,) uint8: entry i is the universal id of native id i, IGNORE for every value that the
         dataset's table does not list or that it ignores. Read-only.
 
     Raises:
-        UserError: The dataset is not one of `DATASETS`.
+        UserError: The dataset is not one of `DATASETS` or `VARIANTS`.
     """
-    return _lookup_table(dataset)
+    return _lookup_table(dataset, overridden)
 
 
 @cache
-def _lookup_table(dataset: str) -> np.ndarray:
+def _lookup_table(dataset: str, overridden: bool) -> np.ndarray:
     table = np.full(256, IGNORE, dtype=np.uint8)
-    for native in native_table(dataset):
+    for native in native_table(dataset, overridden):
         if native.universal_name is not None:
             table[native.native_id] = universal().id_of(native.universal_name)
     table.flags.writeable = False

@@ -18,6 +18,7 @@ from pipeline.data.convert import (
     make_units,
 )
 from pipeline.data.datasets import open_reader
+from pipeline.data.labelling import in_universal
 from pipeline.data.shards import StoredSample, read_sample
 from pipeline.data.storage import open_storage
 from pipeline.data.taxonomy import IGNORE, lookup_table, universal
@@ -44,9 +45,11 @@ def units_of(
         jpeg_quality=95,
         samples_per_shard=per_shard,
         taxonomy_fingerprint="t",
+        table=dataset,
         lookup="l",
     )
-    return make_units(dataset, split, str(root), str(out), sources, sizes, settings)
+    labelling = in_universal(dataset, relabelled=False)
+    return make_units(dataset, split, str(root), str(out), sources, sizes, settings, labelling)
 
 
 def convert_all(root: Path, out: Path, **options) -> tuple[UnitResult, dict[str, StoredSample]]:

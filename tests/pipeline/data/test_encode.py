@@ -15,6 +15,7 @@ from pipeline.data.encode import (
     decode_image,
     encode_jpeg,
     encode_label,
+    keep_jpeg,
     resize_image,
     resize_label,
     shrunk_size,
@@ -168,3 +169,29 @@ def test_shrunk_label_lies_over_its_image():
     image = np.repeat(label[:, :, None] * 255, 3, axis=2)
     small_image = resize_image(image, (30, 30))[:, :, 0]
     assert np.array_equal(resize_label(label, (30, 30)), small_image > 127)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_kept_jpeg_is_refused_exactly_when_its_decoding_fails(progressive):
+    rng = np.random.default_rng(0)
+    pixels = cv2.resize(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8), (160, 120))
+    whole = pillow_bytes(Image.fromarray(pixels), format="JPEG", progressive=progressive)
+    assert keep_jpeg(whole, 120) == (whole, (120, 160))
+    assert keep_jpeg(whole, 119) is None
+    assert keep_jpeg(pillow_bytes(Image.fromarray(pixels), format="PNG"), 200) is None
+    assert keep_jpeg(pillow_bytes(Image.fromarray(pixels[..., 0]), format="JPEG"), 200) is None
+    outcomes = set()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(2, len(damaged), rng.integers(1, 6)):
+            damaged[place] = rng.integers(0, 256)
+        results = []
+        for decode in (decode_image, lambda data: keep_jpeg(data, 1080)):
+            try:
+                decode(bytes(damaged))
+                results.append("")
+            except BadSample as error:
+                results.append(str(error))
+        assert results[0] == results[1]
+        outcomes.add(results[0])
+    assert len(outcomes) > 2  # Some are read, others not, for several reasons.

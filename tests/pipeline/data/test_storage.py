@@ -1,6 +1,7 @@
 import os
 import pickle
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -226,3 +227,51 @@ def test_missing_credentials(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"credentials.*AWS_ACCESS_KEY_ID"):
         open_storage("s3://bucket").exists("x")
+
+
+def test_create_stores_only_where_there_is_nothing(storage: Storage):
+    assert storage.create("a/lock", b"first")
+    assert not storage.create("a/lock", b"second")
+    assert storage.read("a/lock") == b"first"
+    storage.delete("a/lock")
+    assert storage.create("a/lock", b"third")
+
+
+def test_replace_stores_only_in_place_of_what_is_expected(storage: Storage):
+    assert not storage.replace("a/lock", b"new", b"")
+    storage.write("a/lock", b"first")
+    assert not storage.replace("a/lock", b"new", b"other")
+    assert storage.read("a/lock") == b"first"
+    assert storage.replace("a/lock", b"new", b"first")
+    assert storage.read("a/lock") == b"new"
+
+
+def test_upload_of_an_open_file(storage: Storage, tmp_path: Path):
+    data = os.urandom(9 << 20)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        storage.upload("up/loaded", file)
+        storage.upload("up/again", file)  # It was neither closed nor spent.
+    assert storage.read("up/loaded") == storage.read("up/again") == data
+
+
+def test_clean_removes_half_written_files_below_a_folder(tmp_path: Path):
+    storage = open_storage(str(tmp_path))
+    for folder in ("a", "a/b", "c"):
+        storage.write(f"{folder}/whole", b"1")
+        (tmp_path / folder / ".0123.partial").write_bytes(b"half")
+    assert storage.clean("a") == 2
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.partial"))
+    assert left == ["c/.0123.partial"]
+    assert storage.read("a/b/whole") == b"1"
+    assert storage.clean("nowhere") == 0
+
+
+def test_clean_aborts_uploads_that_never_ended(s3_bucket: str):
+    storage = open_storage(f"{s3_bucket}/out")
+    client, bucket = storage._client, s3_bucket.removeprefix("s3://")
+    for key in ("out/a/x", "out/ab/x"):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    assert storage.clean("a") == 1
+    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in left] == ["out/ab/x"]

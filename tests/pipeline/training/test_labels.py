@@ -14,7 +14,9 @@ TINY = Taxonomy("tiny", ("wall", "chair_other", "sky", "road"))
 
 
 def manifest(*class_pixels: int) -> Manifest:
-    return Manifest(1, "idd", "train", "tiny", TINY.fingerprint, "", {}, (), class_pixels, ())
+    return Manifest(
+        1, "idd", "train", "tiny", TINY.fingerprint, "", {}, (), class_pixels, (), (), TINY.classes
+    )
 
 
 def test_a_label_space_maps_its_classes_and_ignores_the_rest():
@@ -51,7 +53,7 @@ def test_shards_without_a_labelled_pixel_are_refused():
 
 def test_a_manifest_of_another_taxonomy_does_not_pass_unseen():
     longer = dataclasses.replace(manifest(0, 0, 0, 0), class_pixels=(1, 2, 3, 4, 5))
-    with pytest.raises(ValueError, match=r"shape|broadcast"):
+    with pytest.raises(ValueError, match="longer"):
         training_labels([longer], "present", TINY)
 
 

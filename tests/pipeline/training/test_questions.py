@@ -88,4 +88,4 @@ def test_too_many_distractors():
     with pytest.raises(UserError, match=r"train\.distractors\.count=190: only 179 classes"):
         distractor_texts(DistractorConfig(count=190, never=HELD_OUT), label_space(NAMES))
     with pytest.raises(UserError, match="horse"):
-        DistractorConfig(never=("hors",))
+        distractor_texts(DistractorConfig(never=("hors",)), label_space(NAMES))

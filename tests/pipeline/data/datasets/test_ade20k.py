@@ -9,7 +9,7 @@ from .conftest import Put, png
 
 A = "ADEChallengeData2016/annotations"
 I = "ADEChallengeData2016/images"  # noqa: E741
-LABEL = [[0, 1, 2], [149, 150, 151]]
+LABEL = [[0, 1, 2], [149, 150, 255]]
 
 
 def test_reads_labels_unshifted(put: Put, tmp_path: Path):

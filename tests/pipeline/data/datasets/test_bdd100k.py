@@ -8,8 +8,8 @@ from .conftest import Put, png
 
 MASKS = "labels/sem_seg/masks"
 COLORMAPS = "labels/sem_seg/colormaps"
-LABEL = [[0, 18, 255], [5, 19, 100]]
-EXPECTED = [[0, 18, 255], [5, 255, 255]]
+LABEL = [[0, 18, 255], [5, 255, 17]]
+EXPECTED = LABEL
 
 
 @pytest.mark.parametrize(("folder", "mode"), [(MASKS, "L"), (COLORMAPS, "P")])

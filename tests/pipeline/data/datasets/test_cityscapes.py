@@ -14,7 +14,7 @@ LABEL = f"gtFine/train/{STEM}_gtFine_labelIds.png"
 
 def put_one(put: Put, top: str = "") -> None:
     put(top + IMAGE)
-    put(top + LABEL, png([[0, 7, 25], [33, 34, 255]]))
+    put(top + LABEL, png([[0, 7, 25], [33, 255, 255]]))
     put(f"{top}gtFine/train/{STEM}_gtFine_instanceIds.png", png([[25001]], "I;16"))
     put(f"{top}gtFine/train/{STEM}_gtFine_labelTrainIds.png", png([[1]]))
     put(f"{top}gtFine/train/{STEM}_gtFine_color.png", png([[1]]))
@@ -54,3 +54,28 @@ def test_one_folder_above(put: Put, tmp_path: Path):
     (source,) = reader.listing("train").sources
     assert source.image == f"downloads/{IMAGE}"
     assert reader.native_label(source)[0, 1] == 7
+
+
+def test_the_table_of_all_34_classes():
+    known = dict(enumerate(universal().classes)) | {255: None}
+    all_34 = [known[int(i)] for i in lookup_table("cityscapes34")[:34]]
+    only_19 = [known[int(i)] for i in lookup_table("cityscapes")[:34]]
+    more = {n: name for n, name in enumerate(all_34) if only_19[n] != name}
+    assert more == {
+        10: "railroad",
+        14: "guard_rail",
+        15: "bridge",
+        16: "tunnel",
+        18: "pole",
+        29: "car",
+        30: "trailer",
+    }
+    assert [n for n, name in enumerate(all_34) if name is None] == [0, 1, 2, 3, 4, 5, 6, 9]
+
+
+def test_differences_from_the_published_counts_are_noted(put: Put, tmp_path: Path):
+    put_one(put)
+    listing = open_reader("cityscapes", str(tmp_path)).listing("train")
+    assert listing.notes == (
+        "train: 1 samples with image and label, 2975 published: 2974 are missing",
+    )

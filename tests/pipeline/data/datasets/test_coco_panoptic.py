@@ -54,11 +54,13 @@ def test_pixels_become_category_ids(put: Put, tmp_path: Path):
     assert reader.listing("train").sources == ()
 
 
-def test_a_category_outside_the_list_is_ignored(put: Put, tmp_path: Path):
-    put_one(put, [[5, 6, 7, 8]], {5: 12, 6: 1000, 7: -1, 8: 1})
+@pytest.mark.parametrize("category", [12, 1000, -1, 255])
+def test_a_category_outside_the_list_is_a_bad_sample(put: Put, tmp_path: Path, category: int):
+    put_one(put, [[5, 8]], {5: category, 8: 1})
     reader = open_reader("coco_panoptic", str(tmp_path))
     (source,) = reader.listing("val").sources
-    assert reader.native_label(source).tolist() == [[255, 255, 255, 1]]
+    with pytest.raises(BadSample, match=rf"{NAME}\.png.*(not in the table|not COCO's)"):
+        reader.native_label(source)
 
 
 def test_a_label_of_nothing(put: Put, tmp_path: Path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import BadSample, Reader, Source, open_reader
+from pipeline.errors import UserError
 
 from .conftest import Put
 
@@ -96,3 +97,38 @@ def test_both_parts_and_ids_that_repeat(put: Put, tmp_path: Path, top: str):
     listing = open_reader("idd", str(tmp_path)).listing("val")
     assert [s.key for s in listing.sources] == ["val__119__frame0029", "val__201__frame0029"]
     assert listing.left_out == ()
+
+
+def test_a_root_with_both_parts_gives_both(put: Put, tmp_path: Path):
+    polygons = {"imgHeight": 1, "imgWidth": 1, "objects": []}
+    for top, suffix, drive in (("IDD_Segmentation", "png", "0"), ("idd20kII", "jpg", "201")):
+        for number in (1, 2):
+            name = f"frame{number:04d}"
+            put(f"{top}/leftImg8bit/train/{drive}/{name}_leftImg8bit.{suffix}")
+            put(f"{top}/gtFine/train/{drive}/{name}_gtFine_polygons.json", polygons)
+    put("idd20kII/leftImg8bit/train/0/frame0001_leftImg8bit.jpg")
+    put("idd20kII/gtFine/train/0/frame0001_gtFine_polygons.json", polygons)
+    reader = open_reader("idd", str(tmp_path))
+    listing = reader.listing("train")
+    assert [source.image.split("/")[0] for source in listing.sources] == [
+        "IDD_Segmentation",
+        "IDD_Segmentation",
+        "idd20kII",
+        "idd20kII",
+    ]
+    ((name, reason),) = ((item.name, item.reason) for item in listing.left_out)
+    assert name == "idd20kII/leftImg8bit/train/0/frame0001_leftImg8bit.jpg"
+    assert "IDD_Segmentation/leftImg8bit/train/0/frame0001" in reason
+    assert listing.notes == ()
+    assert reader.native_label(listing.sources[3]).tolist() == [[35]]
+    part_i = open_reader("idd", str(tmp_path / "IDD_Segmentation")).listing("train")
+    assert "2 samples with image and label, 6993 published" in part_i.notes[0]
+    assert open_reader("idd", str(tmp_path / "idd20kII")).listing("train").notes == ()
+
+
+def test_two_copies_of_a_part_are_refused(put: Put, tmp_path: Path):
+    for top in ("IDD_Segmentation", "copy"):
+        put(f"{top}/leftImg8bit/train/0/1_leftImg8bit.png")
+        put(f"{top}/gtFine/train/0/1_gtFine_polygons.json", {})
+    with pytest.raises(UserError, match="must hold the dataset once"):
+        open_reader("idd", str(tmp_path))

@@ -8,8 +8,8 @@ from pipeline.data.datasets import BadSample, LeftOut, open_reader
 from .conftest import Put, png
 
 NAME = "__CRyFzoDOXn6unQ6a3DnQ"
-LABEL = [[0, 17, 65], [66, 200, 64]]
-EXPECTED = [[0, 17, 65], [255, 255, 64]]
+LABEL = [[0, 17, 65], [255, 1, 64]]
+EXPECTED = LABEL
 
 
 @pytest.mark.parametrize("labels", ["labels", "v1.2/labels"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.datasets import READERS, open_reader
+from pipeline.data.datasets import READERS, BadSample, open_reader
 from pipeline.data.storage import open_storage
 from pipeline.data.taxonomy import DATASETS
 from pipeline.errors import UserError
@@ -126,3 +126,25 @@ def test_a_large_listing_is_fast(tmp_path: Path):
     listing = reader.listing("train")
     assert len(listing.sources) == count
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("dataset", "label", "unknown"),
+    [
+        ("ade20k", png([[1, 151]]), 151),
+        ("bdd100k", png([[1, 19]], "P"), 19),
+        ("cityscapes", png([[7, 34]]), 34),
+        ("mapillary", png([[1, 66]], "P"), 66),
+        ("sunrgbd", png([[1, 38]]), 38),
+    ],
+)
+def test_an_id_outside_the_table_is_a_bad_sample(
+    put: Put, tmp_path: Path, dataset: str, label: bytes, unknown: int
+):
+    put_dataset(put, dataset)
+    reader = open_reader(dataset, str(tmp_path))
+    (source,) = reader.listing("train").sources
+    assert reader.native_label(source).size == 1
+    put(source.label, label)
+    with pytest.raises(BadSample, match=rf"ids {unknown}: not in the table of {dataset}"):
+        reader.native_label(source)

@@ -11,7 +11,7 @@ from .conftest import Put, png
 @pytest.mark.parametrize("folder", ["label37", "label38"])
 def test_reads_values_unshifted(put: Put, tmp_path: Path, folder: str):
     put("image/train/img-000001.jpg")
-    put(f"{folder}/train/00000001.png", png([[0, 1, 37], [38, 255, 5]]))
+    put(f"{folder}/train/00000001.png", png([[0, 1, 37], [255, 255, 5]]))
     reader = open_reader("sunrgbd", str(tmp_path))
     (source,) = reader.listing("train").sources
     native = reader.native_label(source)
@@ -21,7 +21,7 @@ def test_reads_values_unshifted(put: Put, tmp_path: Path, folder: str):
 
 def test_mseg_labels_are_shifted_back(put: Put, tmp_path: Path):
     put("sunrgbd/image/test/img-005050.jpg")
-    put("sunrgbd/semseg-label37/test/00005050.png", png([[0, 36, 255, 37]]))
+    put("sunrgbd/semseg-label37/test/00005050.png", png([[0, 36, 255, 255]]))
     reader = open_reader("sunrgbd", str(tmp_path))
     (source,) = reader.listing("val").sources
     native = reader.native_label(source)

@@ -1,0 +1,91 @@
+"""Checks dataset downloads before their conversion, or finished shards after it.
+
+    python jobs/doctor.py --roots.cityscapes DIR --roots.ade20k s3://raw/ade --out report.json
+    python jobs/doctor.py --shards s3://lseg/mix7
+
+Exit code 0: all is well; 1: something would be lost, or a shard is not what its manifest says;
+2: the command itself is wrong. `--sample 0.1` reads a tenth of the samples.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs.cli import main
+from pipeline.data.check_report import Report
+from pipeline.data.prepare_config import RootsConfig
+from pipeline.data.root_check import check_roots, split_names
+from pipeline.data.shard_check import check_shards
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """What to check."""
+
+    roots: RootsConfig = field(default_factory=RootsConfig)
+    """The downloads to check."""
+    shards: str = ""
+    """The folder of finished shards to check: a local directory or `s3://bucket/prefix`."""
+    splits: tuple[str, ...] | None = None
+    """Splits to check; not set: all that are there."""
+    sample: float = 1.0
+    """Share of the samples to read, spread evenly; listings and shard bytes are whole."""
+    out: str = ""
+    """A file for the whole report as JSON."""
+    workers: int | None = None
+    """Processes on this machine; not set: one for each CPU."""
+
+    def __post_init__(self) -> None:
+        if not self.roots.given and not self.shards:
+            raise UserError("roots, shards: neither is set; give a --roots.DATASET or --shards")
+        if self.splits is not None:
+            split_names(self.splits)
+        if not 0 < self.sample <= 1:
+            raise UserError(f"sample={self.sample}: must be above 0 and at most 1")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"workers={self.workers}: must be at least 1")
+        if self.out and not Path(self.out).absolute().parent.is_dir():
+            raise UserError(f"out={self.out}: its folder does not exist; create it")
+        if self.out and Path(self.out).is_dir():
+            raise UserError(f"out={self.out}: is a folder; give a file such as report.json")
+
+
+def run(config: DoctorConfig) -> list[Report]:
+    """Checks, prints the tables and writes the JSON."""
+    reports = []
+    if config.roots.given:
+        given = config.roots.given
+        reports.append(check_roots(given, config.splits, config.sample, config.workers))
+    if config.shards:
+        reports.append(check_shards(config.shards, config.splits, config.sample, config.workers))
+    # Piped into a file there is no terminal to be as wide as.
+    console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 140)))
+    for report in reports:
+        console.print(report.table())
+    lost = sum(report.lost for report in reports)
+    if config.out:
+        document = {"lost": lost, "sample": config.sample}
+        document |= {report.title: report.to_dict() for report in reports}
+        Path(config.out).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    print(f"{lost:,} problems" if lost else "nothing would be lost")
+    return reports
+
+
+def command() -> int:
+    """The exit code: 1 when something would be lost."""
+    lost = 0
+
+    def checked(config: DoctorConfig) -> None:
+        nonlocal lost
+        lost = sum(report.lost for report in run(config))
+
+    return main(DoctorConfig, checked, description=__doc__) or int(lost > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

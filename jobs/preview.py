@@ -1,0 +1,65 @@
+"""Makes one self-contained HTML page to look at shards: pictures, labels, histogram, filter.
+
+python jobs/preview.py --shards s3://lseg/mix7 --out preview.html
+python jobs/preview.py --shards DIR --datasets '[ade20k]' --splits '[val]' --count 40
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.cli import main
+from pipeline.data.preview import load_chapters
+from pipeline.data.preview_page import render_page
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """What to show."""
+
+    shards: str = ""
+    """The folder of finished shards: a local directory or `s3://bucket/prefix`."""
+    out: str = "preview.html"
+    """The page to write."""
+    datasets: tuple[str, ...] | None = None
+    """Datasets to show; not set: all that are finished."""
+    splits: tuple[str, ...] | None = None
+    """Splits to show; not set: all that are finished."""
+    count: int = 12
+    """Pictures of each split, chosen to show many classes."""
+    long_side_px: int = 480
+    """Size of the pictures on the page."""
+    seed: int = 0
+    """Another one shows other pictures."""
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise UserError("shards: not set; give the folder that prepare_shards.py wrote")
+        for name, low, high in (("count", 1, 500), ("long_side_px", 32, 4096), ("seed", 0, 2**32)):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name}={getattr(self, name)}: must be between {low} and {high}")
+        out = Path(self.out).absolute()
+        if out.is_dir() or not out.parent.is_dir():
+            raise UserError(f"out={self.out}: must be a file in a folder that exists")
+
+
+def run(config: PreviewConfig) -> Path:
+    """Writes the page."""
+    chapters = load_chapters(
+        config.shards,
+        config.datasets,
+        config.splits,
+        config.count,
+        config.long_side_px,
+        config.seed,
+    )
+    out = Path(config.out).absolute()
+    out.write_text(render_page(chapters, f"Shards in {config.shards}"), encoding="utf-8")
+    pictures = sum(len(chapter.pictures) for chapter in chapters)
+    print(f"{out}: {pictures} pictures, {out.stat().st_size / 2**20:.1f} MiB")
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main(PreviewConfig, run, description=__doc__))

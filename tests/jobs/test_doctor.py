@@ -1,0 +1,247 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import doctor
+from pipeline.data.prepare import prepare
+from pipeline.data.prepare_config import PrepareConfig, RootsConfig
+from tests.tiny_roots import (
+    cityscapes_files,
+    encode,
+    noise,
+    pillow_bytes,
+    write,
+    write_ade20k,
+    write_cityscapes,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def diagnose(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit code of the command, run in this process by as many others as it takes."""
+    monkeypatch.setattr(sys, "argv", ["doctor.py", *map(str, arguments)])
+    return doctor.command()
+
+
+def findings(report: Path, part: str = "roots") -> dict[tuple[str, str, str], list[str]]:
+    """(dataset, split, kind) -> names, but for remarks about the download as a whole."""
+    return {
+        (section["dataset"], section["split"], kind): [f["name"] for f in found]
+        for section in json.loads(report.read_text())[part]
+        for kind, found in section["findings"].items()
+        if kind != "note"
+    }
+
+
+def test_healthy_roots(tmp_path, monkeypatch, capsys):
+    write_cityscapes(tmp_path / "city")
+    write_ade20k(tmp_path / "ade")
+    arguments = ("--roots.cityscapes", tmp_path / "city", "--roots.ade20k", tmp_path / "ade")
+    report = tmp_path / "report.json"
+    assert diagnose(monkeypatch, *arguments, "--out", report) == 0
+    shown = capsys.readouterr().out
+    # Five images are no problem, but worth a remark: the authors publish 2975.
+    assert re.search(r"cityscapes\s+train\s+5\s+5\s+0\s+1\s+ok", shown)
+    assert "2970 are missing" in " ".join(shown.split())
+    assert "nothing would be lost" in shown
+    document = json.loads(report.read_text())
+    assert document["lost"] == 0
+    assert [(s["dataset"], s["split"], s["checked"]) for s in document["roots"]] == [
+        ("ade20k", "train", 3),
+        ("ade20k", "val", 1),
+        ("cityscapes", "train", 5),
+        ("cityscapes", "val", 2),
+    ]
+
+
+def test_every_kind_of_damage_is_named(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "city"
+    write_cityscapes(root, num_train=12)
+    files = [cityscapes_files("train", "aachen", frame) for frame in range(12)]
+    (root / files[0][1]).unlink()
+    (root / files[1][0]).write_bytes((root / files[1][0]).read_bytes()[:300])
+    write(root / files[2][1], encode(np.full((32, 64), 7, np.uint16), ".png"))
+    write(root / files[3][1], encode(np.full((32, 63), 7, np.uint8), ".png"))
+    label = np.full((32, 64), 7, np.uint8)
+    label[:2] = 77
+    write(root / files[4][1], encode(label, ".png"))
+    grey = Image.fromarray(noise(32, 64, 5)).convert("L")
+    write(root / files[5][0], pillow_bytes(grey, format="PNG"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(noise(32, 64, 6))
+    write(root / files[6][0], pillow_bytes(turned, format="JPEG", exif=exif))
+    cmyk = Image.fromarray(noise(32, 64, 7)).convert("CMYK")
+    write(root / files[7][0], pillow_bytes(cmyk, format="JPEG"))
+    bomb = bytearray(encode(noise(1, 1, 8), ".png"))
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    write(root / files[8][0], bytes(bomb))
+    twin = cityscapes_files("val", "ulm", 1)[0]
+    write(root / files[9][0], (root / twin).read_bytes())
+    report = tmp_path / "report.json"
+    arguments = ("--roots.cityscapes", root, "--out", report)
+    assert diagnose(monkeypatch, *arguments) == 1
+    assert findings(report) == {
+        ("cityscapes", "train", "pair"): [files[0][0]],
+        ("cityscapes", "train", "image"): [files[1][0], files[8][0]],
+        ("cityscapes", "train", "label"): [files[2][0]],
+        ("cityscapes", "train", "size"): [files[3][0]],
+        ("cityscapes", "train", "unknown id"): [files[4][1]],
+        ("cityscapes", "train", "grey"): [files[5][0]],
+        ("cityscapes", "train", "rotated"): [files[6][0]],
+        ("cityscapes", "train", "CMYK"): [files[7][0]],
+        ("cityscapes", "val", "duplicate"): [twin],
+    }
+    captured = capsys.readouterr()
+    assert "6 problems" in captured.out
+    assert "ids 77 in 128 pixels" in report.read_text()
+    assert "Traceback" not in captured.out + captured.err
+
+
+def test_remarks_alone_are_no_failure(tmp_path, monkeypatch):
+    root = tmp_path / "city"
+    write_cityscapes(root, num_train=2)
+    image, _ = cityscapes_files("train", "aachen", 0)
+    grey = Image.fromarray(noise(32, 64, 5)).convert("L")
+    write(root / image, pillow_bytes(grey, format="PNG"))
+    assert diagnose(monkeypatch, "--roots.cityscapes", root) == 0
+
+
+def test_another_datasets_folder_is_a_finding(tmp_path, monkeypatch, capsys):
+    write_cityscapes(tmp_path / "city")
+    report = tmp_path / "report.json"
+    arguments = ("--roots.ade20k", tmp_path / "city", "--out", report)
+    assert diagnose(monkeypatch, *arguments) == 1
+    assert list(findings(report)) == [("ade20k", "", "layout")]
+    assert "looks like cityscapes" in report.read_text()
+
+
+def test_a_sample_of_the_files(tmp_path, monkeypatch):
+    write_cityscapes(tmp_path / "city", num_train=20, num_val=10)
+    report = tmp_path / "report.json"
+    arguments = ("--roots.cityscapes", tmp_path / "city", "--out", report)
+    assert diagnose(monkeypatch, *arguments, "--sample", 0.1, "--workers", 1) == 0
+    sections = json.loads(report.read_text())["roots"]
+    assert [(s["samples"], s["checked"]) for s in sections] == [(20, 2), (10, 1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("roots, shards", "--shards")),
+        (("--roots.cityscapes", "{0}/nowhere"), ("roots.cityscapes", "does not exist")),
+        (("--shards", "{0}"), ("shards=", "prepare_shards.py")),
+        (("--shards", "{0}", "--sample", "0"), ("sample=0.0",)),
+        (("--shards", "{0}", "--splits", "[trian]"), ("splits='trian'",)),
+        (("--shards", "{0}", "--out", "{0}/no/report.json"), ("out=", "folder")),
+        (("--rots.cityscapes", "{0}"), ("roots.cityscapes",)),
+    ],
+)
+def test_wrong_usage_ends_in_one_message(tmp_path, monkeypatch, capsys, arguments, words):
+    assert diagnose(monkeypatch, *(a.format(tmp_path) for a in arguments)) == 2
+    message = capsys.readouterr().err
+    assert message.count("error: ") == 1
+    for word in words:
+        assert word in message
+
+
+@pytest.fixture
+def shards(tmp_path, local_ray) -> Path:
+    write_cityscapes(tmp_path / "city", num_train=6, num_val=2)
+    given = RootsConfig(cityscapes=str(tmp_path / "city"))
+    prepare(PrepareConfig(roots=given, out=str(tmp_path / "out"), samples_per_shard=2))
+    return tmp_path / "out"
+
+
+def edit_manifest(shards: Path, edit) -> None:
+    path = shards / "cityscapes/train/manifest.json"
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
+class TestShards:
+    TRAIN = "cityscapes/train"
+    FIRST = "cityscapes/train/cityscapes-train-000000.tar"
+
+    def check(self, monkeypatch, shards: Path, code: int) -> dict[str, list[str]]:
+        """Names by kind, all in the training split."""
+        report = shards.with_name("report.json")
+        assert diagnose(monkeypatch, "--shards", shards, "--out", report) == code
+        found = findings(report, "shards")
+        assert all(key[:2] == ("cityscapes", "train") for key in found)
+        return {kind: names for (_, _, kind), names in found.items()}
+
+    def test_sound(self, shards, monkeypatch, capsys):
+        assert self.check(monkeypatch, shards, 0) == {}
+        assert re.search(r"cityscapes\s+train\s+6\s+6\s+0\s+0\s+ok", capsys.readouterr().out)
+
+    def test_a_flipped_bit_in_a_picture(self, shards, monkeypatch):
+        with tarfile.open(shards / self.FIRST) as tar:
+            png = next(member for member in tar if member.name.endswith(".png"))
+        flip(shards / self.FIRST, png.offset_data + png.size // 2)
+        found = self.check(monkeypatch, shards, 1)
+        assert found["shard"] == [self.FIRST]
+        assert found["decode"] == [f"{self.FIRST}, key {png.name.removesuffix('.png')}"]
+
+    def test_a_shard_that_is_gone_and_one_cut_short(self, shards, monkeypatch):
+        (shards / self.FIRST).unlink()
+        second = shards / self.FIRST.replace("000000", "000001")
+        second.write_bytes(second.read_bytes()[:3000])
+        found = self.check(monkeypatch, shards, 1)
+        assert found["shard"] == [self.FIRST, str(second.relative_to(shards))]
+        assert all(str(second.name) in name for name in found["offset"])
+
+    def test_a_wrong_offset(self, shards, monkeypatch):
+        def edit(values) -> None:
+            values["shards"][1]["samples"][0][1] += 512
+
+        edit_manifest(shards, edit)
+        (name,) = self.check(monkeypatch, shards, 1)["offset"]
+        assert "000001.tar" in name
+
+    def test_a_wrong_histogram(self, shards, monkeypatch):
+        def edit(values) -> None:
+            values["class_pixels"][98] += 1
+
+        edit_manifest(shards, edit)
+        assert self.check(monkeypatch, shards, 1) == {"histogram": ["class 98"]}
+
+    def test_a_stray_tar_an_unfinished_folder_and_a_damaged_manifest(self, shards, monkeypatch):
+        stray = f"{self.TRAIN}/cityscapes-train-000009.tar"
+        write(shards / stray, b"old")
+        assert self.check(monkeypatch, shards, 1) == {"stray": [stray]}
+        (shards / self.TRAIN / "manifest.json").write_text("{}")
+        assert list(self.check(monkeypatch, shards, 1)) == ["manifest"]
+        (shards / self.TRAIN / "manifest.json").unlink()
+        assert list(self.check(monkeypatch, shards, 1)) == ["unfinished"]
+
+    def test_in_s3_by_the_command(self, shards, s3_bucket):
+        from pipeline.data.storage import open_storage
+
+        storage = open_storage(f"{s3_bucket}/mix")
+        for path in shards.rglob("*.*"):
+            storage.upload(str(path.relative_to(shards)), path)
+        command = [sys.executable, str(REPOSITORY / "jobs/doctor.py"), "--shards", storage.uri]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(
+            [*command, "--workers=2"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "8/8 samples" in done.stderr
+        assert re.search(r"cityscapes\s+val\s+2\s+2\s+0\s+0\s+ok", done.stdout)
