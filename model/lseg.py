@@ -21,9 +21,10 @@ from model.backbone import LEVEL_STRIDES, TokenBackbone, build_backbone
 from model.config import ModelConfig
 from model.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.errors import ModelError
-from model.prediction import NO_LABEL, as_batches, label_ids
+from model.prediction import NO_LABEL, as_batches
 from model.regularizer import Regularizer
 from model.scoring import cosine_scores
+from model.sliding import AS_IT_IS, SlidingConfig, sliding_label_ids
 from model.text import TextEncoder, build_text_encoder
 from model.upsampling import upsample
 
@@ -119,6 +120,7 @@ class LSeg(nn.Module):
         images: Any,
         labels: Sequence[str] | None = None,
         other: str | float | None = None,
+        sliding: SlidingConfig | None = None,
     ) -> list[np.ndarray]:
         """Labels every pixel.
 
@@ -129,6 +131,8 @@ class LSeg(nn.Module):
             other: what becomes of pixels of none of the labels. None: nothing, the best label
                 wins everywhere. A text ("other"): it competes as one more label, and its pixels
                 get -1. A number in (0, 1): pixels whose best label is less probable get -1.
+            sliding: how to look at the images (see `model.sliding`); None: each whole, at its own
+                size, in one forward pass, which large images make dear.
 
         Returns:
             For each image (H, W) int64: positions in `labels`, or -1.
@@ -148,8 +152,9 @@ class LSeg(nn.Module):
         found: list[np.ndarray] = []
         with _evaluating(self), torch.inference_mode():
             for batch_BHWC in as_batches(images):
-                size = (batch_BHWC.shape[1], batch_BHWC.shape[2])
-                ids = label_ids(self(self.normalize(batch_BHWC), text), size, threshold)
+                ids = sliding_label_ids(
+                    self, self.normalize(batch_BHWC), text, sliding or AS_IT_IS, threshold=threshold
+                )
                 ids = ids.where(ids < len(names), NO_LABEL)
                 found += list(ids.cpu().numpy())
         return found

@@ -105,6 +105,9 @@ PUBLISHED = SlidingConfig(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)
 WHOLE = SlidingConfig(window_px=None)
 """The whole picture in one forward pass."""
 
+AS_IT_IS = SlidingConfig(window_px=None, base_px=None)
+"""The whole picture in one forward pass, at its own size."""
+
 
 @dataclass(frozen=True)
 class Grid:

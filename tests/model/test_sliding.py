@@ -28,8 +28,12 @@ SMALL = replace(PUBLISHED, base_px=52, window_px=48)
 @pytest.fixture
 def vivid_lseg(tiny_config):
     """A tiny network whose scores vary much over pixels, labels and mirror images."""
+    return vivid(tiny_config)
+
+
+def vivid(config):
     torch.manual_seed(0)
-    lseg = build_lseg(tiny_config, embed_dim=512).eval()
+    lseg = build_lseg(config, embed_dim=512).eval()
     with torch.no_grad():
         for parameter in lseg.parameters():
             if parameter.ndim > 1:
@@ -69,7 +73,7 @@ def plainly(lseg, picture, text, config):
         (101, 75),
         (131, 29),  # extreme: the short side fits into a window at every scale
         (7, 200),
-        (201, 3),
+        (201, 5),
         (1, 1),
     ],
 )
@@ -78,7 +82,8 @@ def test_equals_the_plain_transcription_of_the_published_rules(vivid_lseg, size)
     expected = plainly(vivid_lseg, picture, text, SMALL)
     found = sliding_logits(vivid_lseg, picture, text, SMALL)
     assert found.shape == (1, 5, *size)
-    assert expected.std() > 1
+    if min(size) > 20:  # The answer varies over the picture, much more than the tolerance.
+        assert expected.std((2, 3)).min() > 0.02
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
 
 
@@ -96,6 +101,12 @@ def test_equals_it_in_many_bands_and_small_batches(vivid_lseg, monkeypatch, flip
     found = torch.cat([band for _, band in bands], dim=2)
     expected = plainly(vivid_lseg, picture, text, config)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+
+
+def test_a_side_that_would_vanish_keeps_one_pixel(vivid_lseg):
+    logits = sliding_logits(vivid_lseg, torch.randn(1, 3, 201, 3), torch.randn(2, 512), SMALL)
+    assert window_grid((201, 3), 0.5, SMALL).width == 1
+    assert bool(logits.isfinite().all())
 
 
 def test_pictures_of_one_size_together_equal_each_alone_also_with_labels_of_their_own(vivid_lseg):
@@ -121,16 +132,20 @@ def test_whole_at_its_own_size_is_one_forward_pass(vivid_lseg):
 
 
 @pytest.mark.parametrize("kind", ["none", "depthwise", "bottleneck"])
-@pytest.mark.parametrize("threshold", [None, 0.3])
+@pytest.mark.parametrize("threshold", [None, "from the scores"])
 def test_labels_in_chunks_give_the_same_ids(tiny_config, monkeypatch, kind, threshold):
     depth = 0 if kind == "none" else 2
-    torch.manual_seed(0)
     regularizer = RegularizerConfig(kind=kind, depth=depth)
-    lseg = build_lseg(replace(tiny_config, regularizer=regularizer), 512).eval()
-    pictures, text = torch.randn(2, 3, 61, 90), torch.randn(11, 512)
+    lseg = vivid(replace(tiny_config, regularizer=regularizer))
+    pictures = torch.randn(2, 3, 61, 90)
+    with torch.no_grad():  # Each label is what some pixels look like, so that many of them win.
+        pixels = lseg.embed(pictures)[0].flatten(1).T
+    text = pixels[torch.randperm(len(pixels))[:11]] - pixels.mean(0)
     logits = sliding_logits(lseg, pictures, text, SMALL)
     probability, expected = (logits / 12).softmax(1).max(1)
+    assert len((expected // 4).unique()) > 1  # labels of several chunks win
     if threshold is not None:
+        threshold = float(probability.quantile(0.2))
         expected = expected.where(probability >= threshold, NO_LABEL)
         assert 0.05 < float((expected == NO_LABEL).float().mean()) < 0.95
     asked, passes = [], []
@@ -145,7 +160,6 @@ def test_labels_in_chunks_give_the_same_ids(tiny_config, monkeypatch, kind, thre
     windows = [window_grid((61, 90), scale, SMALL) for scale in SMALL.scales]
     assert sum(passes) == 2 * 2 * sum(len(g.tops) * len(g.lefts) for g in windows)
     assert float((found == expected).float().mean()) > 0.9999
-    assert len(found.unique()) > 3
 
 
 def test_windows_above_are_forgotten(vivid_lseg, monkeypatch):
