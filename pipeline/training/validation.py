@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.nn import functional
 
 from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
@@ -95,11 +94,6 @@ def validate(
         matrices[name] = matrix
     lseg.train(was_training)
     return Validation(labels.names, matrices)
-
-
-def upsample(logits_BKhw: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Logits at the size (H, W) of a label: bilinear, corners on corners."""
-    return functional.interpolate(logits_BKhw, size, mode="bilinear", align_corners=True)
 
 
 def _views(reader: SampleReader, dataset: str, indices: list[int], side_px: int) -> Any:

@@ -7,6 +7,7 @@ figures are those of the demo's report, whatever the number of workers.
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from pipeline.training.zero_shot import OTHER, Asker
 logger = logging.getLogger(__name__)
 
 PICTURES = 20
-"""Pictures of each dataset where `max_images` is 0: their pixel vectors are held in memory."""
+"""Pictures of each dataset where `max_images` is 0: the features of them all are held in memory."""
 
 
 def evaluate_behaviours(
@@ -47,7 +48,7 @@ def evaluate_behaviours(
             "other, geometry: have no effect on protocol behaviours, whose questions are fixed: "
             "leave them out"
         )
-    corpus = open_corpus(config.shards, config.split)
+    corpus = replace(open_corpus(config.shards, config.split), wanted=universal())
     known = set(universal().classes)
     vocabulary = [name for name in provenance.labels if name in known]
     if len(vocabulary) < 10:

@@ -1,4 +1,4 @@
-"""One evaluation from its configuration to its report; Ray must be running."""
+"""One evaluation from its configuration to its report."""
 
 import logging
 import re
@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,15 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(
+    config: EvaluateConfig, start_ray: Callable[[float], None] | None = None
+) -> Evaluation:
     """Scores a checkpoint by a protocol, writes the report, and records it.
+
+    Args:
+        config: What, and how.
+        start_ray: Called with the number of CPUs once Ray is needed, which is after all that can be
+            checked without it; None where it is running.
 
     Raises:
         UserError: Data, checkpoint or settings do not fit each other.
@@ -64,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
         content = evaluate_behaviours(config, checkpoint, provenance, work)
     else:
-        content = _evaluate(config, checkpoint, provenance, out, work)
+        content = _evaluate(config, checkpoint, provenance, out, work, start_ray)
     tracker = open_run(config, provenance, work)
     record(tracker, config, content, provenance.step, work)
     tracker.wait_for_run(30)
@@ -79,10 +87,17 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 def _evaluate(
-    config: EvaluateConfig, checkpoint: Path, provenance: Provenance, out: str, work: Path
+    config: EvaluateConfig,
+    checkpoint: Path,
+    provenance: Provenance,
+    out: str,
+    work: Path,
+    start_ray: Callable[[float], None] | None,
 ) -> dict[str, Any]:
     plan = make_plan(config, provenance.labels)
     leak = check_leaks(config, plan, provenance)
+    if start_ray is not None:
+        start_ray(config.workers.num_workers * config.workers.cpus_per_worker)
     workers = resolve_workers(config.workers)
     total = sum(len(part.source) for part in plan.parts)
     logger.info(

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from pipeline.data.taxonomy import label_text
 from pipeline.training.evaluation.config import EvaluateConfig
+from pipeline.training.evaluation.few_shot import EpisodeItems
 from pipeline.training.evaluation.held_out import HeldOutItems
 from pipeline.training.evaluation.items import RootItems, ShardItems
-from pipeline.training.evaluation.protocols import EpisodeItems, Plan
+from pipeline.training.evaluation.protocols import Plan
 from pipeline.training.evaluation.provenance import Provenance
 from pipeline.training.evaluation.scoring import Part
 

@@ -210,6 +210,8 @@ class Runner:
             try:
                 result = ray.get(reference)
             except ray.exceptions.RayActorError as error:
+                if "creation task" in str(error):  # It never lived: a defect, not a lack of memory.
+                    raise
                 raise UserError(
                     f"workers.max_failures={self._workers.max_failures}: a worker died more often "
                     f"({str(error).splitlines()[0]}): give it more memory, or lower "
