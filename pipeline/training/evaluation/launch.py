@@ -183,5 +183,8 @@ def _local_folder(out: str) -> Path:
     if "://" in out:
         return Path(tempfile.mkdtemp(prefix="lseg-evaluation-"))
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: must be a folder that can be written to: {error}") from None
     return folder
