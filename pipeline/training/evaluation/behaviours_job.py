@@ -18,12 +18,12 @@ from rich.table import Table
 
 from model.checkpoint import load_checkpoint
 from model.text import build_text_encoder
-from pipeline.data.ingest import open_corpus
 from pipeline.data.synthetic import HELD_OUT, SUPER_CLASSES
 from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
 from pipeline.training.behaviours import TITLES, FourBehaviours
 from pipeline.training.evaluation.config import EvaluateConfig
+from pipeline.training.evaluation.protocols import open_shards
 from pipeline.training.evaluation.provenance import Provenance
 from pipeline.training.evaluation.runner import checkpoint_fingerprint
 from pipeline.training.overlay import draw
@@ -48,7 +48,9 @@ def evaluate_behaviours(
             "other, geometry: have no effect on protocol behaviours, whose questions are fixed: "
             "leave them out"
         )
-    corpus = replace(open_corpus(config.shards, config.split), wanted=universal())
+    if config.roots:
+        raise UserError("roots: protocol behaviours reads prepared shards: set shards instead")
+    corpus = replace(open_shards(config), wanted=universal())
     known = set(universal().classes)
     vocabulary = [name for name in provenance.labels if name in known]
     if len(vocabulary) < 10:

@@ -19,7 +19,7 @@ import numpy as np
 import pipeline.data.taxonomy as taxonomy_module
 from pipeline.data.datasets import open_reader
 from pipeline.data.fewshot import FEW_SHOT_SETS
-from pipeline.data.ingest import open_corpus
+from pipeline.data.ingest import Corpus, open_corpus
 from pipeline.data.run_taxonomy import ids_in, union_of
 from pipeline.data.shards import Manifest
 from pipeline.data.taxonomy import (
@@ -238,8 +238,7 @@ def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
     sources: dict[str, ItemSource] = {}
     manifests: dict[str, Manifest] = {}
     if config.shards:
-        corpus = open_corpus(config.shards, config.split)
-        manifests = corpus.manifests
+        manifests = open_shards(config).manifests
     elif not config.roots:
         raise UserError(
             f"shards='': protocol {config.protocol} needs prepared shards or official downloads: "
@@ -261,6 +260,20 @@ def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
                 f"{did_you_mean(name, available)}"
             )
     return sources
+
+
+def open_shards(config: EvaluateConfig) -> Corpus:
+    """The shards that are configured.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not config.shards:
+        raise UserError(f"shards='': protocol {config.protocol} needs prepared shards: set it")
+    try:
+        return open_corpus(config.shards, config.split)
+    except UserError as error:  # The key has another name in the configuration of a training.
+        raise UserError(str(error).removeprefix("data.")) from None
 
 
 def _check_native(config: EvaluateConfig, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
+from jobs.cli import parse
 from model.checkpoint import load_checkpoint
 from model.text import build_text_encoder
 from pipeline.data.datasets import open_reader
@@ -269,6 +270,20 @@ def test_mistakes_are_told(base_config, mini_shards):
     ):
         with pytest.raises(UserError, match=words):
             evaluate(replace(base_config, **values))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--other.policy", "threshold", "--other.threshold", "2"], "other.threshold=2.0: must"),
+        (["--geometry.mode", "squish"], 'Parser key "mode": Expected'),
+        (["--protcol", "unified"], "protcol: no such key; did you mean 'protocol'?"),
+    ],
+)
+def test_a_wrong_setting_is_one_plain_message(words, message):
+    with pytest.raises(UserError) as raised:
+        parse(EvaluateConfig, ["--checkpoint", "x", *words])
+    assert str(raised.value).startswith(message)
 
 
 def test_roots_give_the_targets_of_their_shards(mini_shards):
