@@ -1,5 +1,6 @@
 """One evaluation from its configuration to its report."""
 
+import contextlib
 import logging
 import re
 import shutil
@@ -130,6 +131,9 @@ def _evaluate(
         report.write(work)
         write_page(report, runner.example, work)
         runner.clean()
+        for empty in (work / "partial" / runner.fingerprint, work / "partial"):
+            with contextlib.suppress(OSError):  # Not there, or with counts of another evaluation.
+                empty.rmdir()
     # A log is no terminal, and has no width of its own.
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
     console.print(report.table())
