@@ -10,7 +10,7 @@ Shapes: B batch, C embedding, K labels, H W input pixels, h w half resolution (r
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,14 +21,30 @@ from model.backbone import LEVEL_STRIDES, TokenBackbone, build_backbone
 from model.config import ModelConfig
 from model.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.errors import ModelError
-from model.prediction import NO_LABEL, as_batches, label_ids
+from model.prediction import NO_LABEL, as_batches
 from model.regularizer import Regularizer
 from model.scoring import cosine_scores
+from model.sliding import AS_IT_IS, SlidingConfig, sliding_label_ids
 from model.text import TextEncoder, build_text_encoder
 from model.upsampling import upsample
 
 LOGIT_SCALE = 1 / 0.07
 """A constant, as published: neither trained nor stored."""
+
+
+class Trunk(NamedTuple):
+    """What the network makes of images before it is told any label."""
+
+    features_BFhw: Tensor
+    """The decoder's features, F channels, at stride 4 of the padded input."""
+    size: tuple[int, int]
+    """Half of the padded input, rounded up."""
+    cropped: tuple[int, int]
+    """Half of the input, rounded up."""
+
+    def crop(self, map_BChw: Tensor) -> Tensor:
+        """Cuts a half-resolution map to the half of the unpadded input."""
+        return map_BChw[:, :, : self.cropped[0], : self.cropped[1]]
 
 
 class LSeg(nn.Module):
@@ -104,6 +120,7 @@ class LSeg(nn.Module):
         images: Any,
         labels: Sequence[str] | None = None,
         other: str | float | None = None,
+        sliding: SlidingConfig | None = None,
     ) -> list[np.ndarray]:
         """Labels every pixel.
 
@@ -114,6 +131,8 @@ class LSeg(nn.Module):
             other: what becomes of pixels of none of the labels. None: nothing, the best label
                 wins everywhere. A text ("other"): it competes as one more label, and its pixels
                 get -1. A number in (0, 1): pixels whose best label is less probable get -1.
+            sliding: how to look at the images (see `model.sliding`); None: each whole, at its own
+                size, in one forward pass, which large images make dear.
 
         Returns:
             For each image (H, W) int64: positions in `labels`, or -1.
@@ -133,8 +152,9 @@ class LSeg(nn.Module):
         found: list[np.ndarray] = []
         with _evaluating(self), torch.inference_mode():
             for batch_BHWC in as_batches(images):
-                size = (batch_BHWC.shape[1], batch_BHWC.shape[2])
-                ids = label_ids(self(self.normalize(batch_BHWC), text), size, threshold)
+                ids = sliding_label_ids(
+                    self, self.normalize(batch_BHWC), text, sliding or AS_IT_IS, threshold=threshold
+                )
                 ids = ids.where(ids < len(names), NO_LABEL)
                 found += list(ids.cpu().numpy())
         return found
@@ -187,10 +207,10 @@ class LSeg(nn.Module):
         Returns:
             pixels_BChw: (B, C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C.
         """
-        trunk, size = self._trunk(image_BCHW)
-        embedded = upsample(self.decoder.head(trunk).float(), size)
+        trunk = self.trunk(image_BCHW)
+        embedded = upsample(self.decoder.head(trunk.features_BFhw).float(), trunk.size)
         with _full_precision(embedded):
-            return functional.normalize(_crop(embedded, image_BCHW), dim=1)
+            return functional.normalize(trunk.crop(embedded), dim=1)
 
     def score(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
         """Scores pixels against labels, before the regulariser.
@@ -204,17 +224,14 @@ class LSeg(nn.Module):
         Returns:
             (B, K, ceil(H / 2), ceil(W / 2)) float32
         """
-        trunk, size = self._trunk(image_BCHW)
-        head = self.decoder.head
-        with _full_precision(trunk):
-            text = functional.normalize(text_KC.to(trunk.device).float(), dim=-1) * LOGIT_SCALE
-            scores = cosine_scores(
-                trunk, head.weight.flatten(1), cast(Tensor, head.bias), text, size
-            )
-            return _crop(scores, image_BCHW)
+        return self._cosines(self.trunk(image_BCHW), text_KC)
 
-    def _trunk(self, image_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The decoder's features at stride 4 of the padded input, and half the padded size."""
+    def trunk(self, image_BCHW: Tensor) -> Trunk:
+        """All of the network that does not depend on the labels; see `score_trunk`.
+
+        Args:
+            image_BCHW: as in `embed`.
+        """
         height, width = image_BCHW.shape[2:]
         pad_right, pad_down = -width % self.stride_px, -height % self.stride_px
         if pad_right or pad_down:
@@ -222,7 +239,26 @@ class LSeg(nn.Module):
         levels: list[Any] = self.backbone(image_BCHW)
         if self.reassemble:
             levels = [block(level) for block, level in zip(self.reassemble, levels, strict=True)]
-        return self.decoder(levels), ((height + pad_down + 1) // 2, (width + pad_right + 1) // 2)
+        return Trunk(
+            self.decoder(levels),
+            ((height + pad_down + 1) // 2, (width + pad_right + 1) // 2),
+            ((height + 1) // 2, (width + 1) // 2),
+        )
+
+    def score_trunk(self, trunk: Trunk, text_KC: Tensor) -> Tensor:
+        """Scores the pixels of a `trunk` against labels: what `forward` does to an image."""
+        logits = self._cosines(trunk, text_KC)
+        with _full_precision(logits):
+            return self.regularizer(logits)
+
+    def _cosines(self, trunk: Trunk, text_KC: Tensor) -> Tensor:
+        features, head = trunk.features_BFhw, self.decoder.head
+        with _full_precision(features):
+            text = functional.normalize(text_KC.to(features.device).float(), dim=-1) * LOGIT_SCALE
+            scores = cosine_scores(
+                features, head.weight.flatten(1), cast(Tensor, head.bias), text, trunk.size
+            )
+            return trunk.crop(scores)
 
     def forward(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
         """Scores every pixel of images against labels.
@@ -234,9 +270,7 @@ class LSeg(nn.Module):
         Returns:
             logits_BKhw: (B, K, ceil(H / 2), ceil(W / 2)) float32
         """
-        logits = self.score(image_BCHW, text_KC)
-        with _full_precision(logits):
-            return self.regularizer(logits)
+        return self.score_trunk(self.trunk(image_BCHW), text_KC)
 
     def channels_last(self) -> "LSeg":
         """Keeps convolutions and normalised images in channels-last order from now on.
@@ -296,12 +330,6 @@ def _evaluating(lseg: LSeg) -> Iterator[None]:
 def _full_precision(tensor: Tensor) -> torch.autocast:
     """Switches off the caller's autocast: lengths, scores and softmax need float32."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def _crop(map_BChw: Tensor, image_BCHW: Tensor) -> Tensor:
-    """Cuts a half-resolution map to the half of an unpadded image, rounded up."""
-    height, width = image_BCHW.shape[2:]
-    return map_BChw[:, :, : (height + 1) // 2, : (width + 1) // 2]
 
 
 def build_lseg(config: ModelConfig, embed_dim: int) -> LSeg:

@@ -92,3 +92,52 @@ class ConfusionMatrix:
         """The share of counted pixels that are right; NaN where none was counted."""
         total = float(self.counts.sum())
         return float(self.counts.diagonal().sum()) / total if total else float("nan")
+
+
+def foreground_miou(counts_S22: Tensor) -> float:
+    """The mean over classes of the foreground's intersection over union, as HSNet defines it.
+
+    Args:
+        counts_S22: (S, 2, 2) int64, for each class [target, prediction] with 1 for its own pixels.
+
+    Returns:
+        0..1; a class that is on neither side counts 0. NaN without classes.
+    """
+    hits, unions = _hits_and_unions(counts_S22)
+    return float((hits[:, 1] / unions[:, 1].clamp_min(1)).mean())
+
+
+def foreground_background_iou(counts_S22: Tensor) -> float:
+    """FB-IoU: intersections and unions summed over classes, then the mean of the two sides.
+
+    Args:
+        counts_S22: as in `foreground_miou`.
+
+    Returns:
+        0..1; NaN without pixels.
+    """
+    hits, unions = (side.sum(0) for side in _hits_and_unions(counts_S22))
+    return float((hits / unions.clamp_min(1)).mean()) if bool(unions.sum()) else float("nan")
+
+
+def _hits_and_unions(counts_S22: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (S, 2) float64: intersections and unions of background and foreground."""
+    counts = counts_S22.double()
+    hits = counts.diagonal(dim1=1, dim2=2)
+    return hits, counts.sum(1) + counts.sum(2) - hits
+
+
+def merge_classes(counts_KK: Tensor, groups: Sequence[int]) -> Tensor:
+    """The confusion matrix after classes are declared equal.
+
+    Args:
+        counts_KK: (K, K) int64, [target, prediction].
+        groups: K numbers; classes with the same number become one, numbered 0..G-1.
+
+    Returns:
+        (G, G) int64
+    """
+    index = torch.as_tensor(list(groups), device=counts_KK.device)
+    size = int(index.max()) + 1
+    merged = counts_KK.new_zeros((size, counts_KK.shape[1])).index_add_(0, index, counts_KK)
+    return merged.new_zeros((size, size)).index_add_(1, index, merged)

@@ -12,6 +12,9 @@ from matplotlib.patches import Patch
 
 from pipeline.data.palette import palette
 
+MAX_LEGEND = 12
+"""Labels that the legend of one row has room for."""
+
 OTHER_COLOUR = (0.55, 0.55, 0.55)
 """Grey, for the label that stands for no label."""
 
@@ -47,6 +50,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         _show(line[0], image, row.title)
         _show(line[1], _blend(image, truth, colours), "ground truth")
         _show(line[2], _blend(image, prediction, colours), "prediction")
+        # The largest, in the order of the labels: a longer legend would run out of its line.
+        shown = sorted(sorted(shown, key=lambda i: -_area(i, truth, prediction))[:MAX_LEGEND])
         patches = [Patch(color=colours[i], label=row.labels[i]) for i in shown]
         line[3].legend(handles=patches, loc="center left", fontsize=8, frameon=False)
         line[3].axis("off")
@@ -67,6 +72,11 @@ def _visible(position: int, truth: np.ndarray, prediction: np.ndarray, blank: np
     """Whether a label is worth a line of the legend: it is there, or covers half a per cent."""
     share = float((prediction[~blank] == position).mean()) if (~blank).any() else 0.0
     return bool((truth == position).any()) or share > 0.005
+
+
+def _area(position: int, truth: np.ndarray, prediction: np.ndarray) -> int:
+    """Pixels of a label in either segmentation."""
+    return int((truth == position).sum() + (prediction == position).sum())
 
 
 def _blend(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:

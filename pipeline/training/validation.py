@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.nn import functional
 
 from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
+from model.sliding import AS_IT_IS, sliding_label_ids
 from pipeline.data.augment import whole_view
 from pipeline.data.ingest import Corpus, SampleReader
 from pipeline.training.config import TrainMixConfig
@@ -87,17 +87,13 @@ def validate(
         for image, label in _views(reader, name, indices, config.data.augment.base_px):
             target = torch.from_numpy(labels.lut[label].astype(np.int64))
             with amp:
-                logits = lseg(lseg.normalize(torch.from_numpy(image)[None]), text_KC)
-            matrix.update(upsample(logits, label.shape).argmax(1)[0], target.to(text_KC.device))
+                batch = lseg.normalize(torch.from_numpy(image)[None])
+                ids = sliding_label_ids(lseg, batch, text_KC, AS_IT_IS)
+            matrix.update(ids[0], target.to(text_KC.device))
         dist.all_reduce(matrix.counts)
         matrices[name] = matrix
     lseg.train(was_training)
     return Validation(labels.names, matrices)
-
-
-def upsample(logits_BKhw: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Logits at the size (H, W) of a label: bilinear, corners on corners."""
-    return functional.interpolate(logits_BKhw, size, mode="bilinear", align_corners=True)
 
 
 def _views(reader: SampleReader, dataset: str, indices: list[int], side_px: int) -> Any:

@@ -1,0 +1,33 @@
+"""Scores a checkpoint by a published protocol, on as many workers as there are.
+
+    python jobs/evaluate.py --checkpoint DIR_OR_URI --protocol unified --shards DIR_OR_S3
+    python jobs/evaluate.py --checkpoint models:/lseg@best --protocol ade20k-150 --roots.ade20k DIR
+
+The same command goes on where a killed one ended. The report lies in `--out`, its figures in the
+MLflow run that made the checkpoint.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs.cli import main, start_ray
+from pipeline.training.evaluation.config import EvaluateConfig
+from pipeline.training.evaluation.launch import Evaluation, evaluate
+from pipeline.training.progress import duration
+
+logger = logging.getLogger("jobs.evaluate")
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """Evaluates, and says where the report lies."""
+    outcome = evaluate(config, start_ray)
+    logger.info("finished in %s: %s/report.json", duration(outcome.seconds), outcome.folder)
+    logger.info("%s", outcome.ui_hint)
+    return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main(EvaluateConfig, run, description=__doc__))

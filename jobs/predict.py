@@ -1,0 +1,44 @@
+"""Segments pictures with any labels.
+
+    python jobs/predict.py photo.jpg --labels "dog, grass, sky" --checkpoint DIR
+    python jobs/predict.py s3://photos/2024 --labels_file words.txt --other other \
+        --checkpoint models:/lseg@best --out s3://results/2024
+
+Writes NAME.png (positions in the list of labels, with a palette) and NAME.overlay.jpg for each
+picture. Started again with the same arguments it goes on where it stopped.
+"""
+
+import json
+import logging
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs.cli import main, start_ray
+from pipeline.training.progress import duration
+from pipeline.training.segment_config import PredictConfig
+from pipeline.training.segmentation import Summary, segment_photos
+
+logger = logging.getLogger("jobs.predict")
+
+
+def run(config: PredictConfig) -> Summary:
+    """Segments, and says where the results lie."""
+    summary = segment_photos(config, start_ray)
+    skipped = f", {summary.skipped} were there already" if summary.skipped else ""
+    print(
+        f"{summary.done} segmented in {duration(summary.seconds)}{skipped}; results: {config.out}"
+    )
+    return summary
+
+
+def words_to_options(words: list[str]) -> list[str]:
+    """The command line with its leading words as the option `--images`."""
+    images = list(takewhile(lambda word: not word.startswith("-"), words))
+    return [*(["--images", json.dumps(images)] if images else []), *words[len(images) :]]
+
+
+if __name__ == "__main__":
+    sys.exit(main(PredictConfig, run, words_to_options(sys.argv[1:]), description=__doc__))

@@ -1,0 +1,1 @@
+"""Evaluation by published protocols: on any number of workers, resumable, with reports."""
