@@ -116,6 +116,12 @@ class Reader(ABC):
     def recognises(cls, root: Storage, base: str = "") -> bool:
         """Whether a folder looks like this dataset's; costs a few requests."""
 
+    def known_ids(self) -> np.ndarray:
+        """(256,) bool: the ids that labels may hold, IGNORE among them."""
+        known = self._native != IGNORE
+        known[IGNORE] = True
+        return known
+
     def keep_unknown_ids(self) -> None:
         """Makes `native_label` return ids outside the table as they are, for who checks them."""
         self._native = np.arange(256, dtype=np.uint8)
