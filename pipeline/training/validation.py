@@ -16,6 +16,7 @@ from pipeline.data.augment import whole_view
 from pipeline.data.ingest import Corpus, SampleReader
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.labels import LabelSpace
+from pipeline.training.questions import Questions
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Validation:
 @torch.no_grad()
 def validate(
     lseg: LSeg,
-    text_KC: Tensor,
+    questions: Questions,
     labels: LabelSpace,
     corpus: Corpus,
     config: TrainMixConfig,
@@ -68,7 +69,7 @@ def validate(
 
     Args:
         lseg: The network; its mode is restored afterwards.
-        text_KC: (K, C) text vectors of `labels`, on the network's device.
+        questions: The text vectors of `labels`, and which of them compete in each dataset.
         labels: What to predict among.
         corpus: The validation split.
         config: Number of pictures, and the scale (`data.augment.base_px`).
@@ -79,8 +80,10 @@ def validate(
     was_training = lseg.training
     lseg.eval()
     matrices = {}
+    text_KC, first = questions.text_KC, torch.zeros(1, dtype=torch.int64)
     for name, size in corpus.sizes.items():
         matrix = ConfusionMatrix(len(labels), device=text_KC.device)
+        question = questions.of_dataset(name)
         count = min(size, config.train.val_images or size)
         # Spread over the whole split, which is sorted by name.
         indices = [i * size // count for i in range(rank, count, world)]
@@ -88,6 +91,7 @@ def validate(
             target = torch.from_numpy(labels.lut[label].astype(np.int64))
             with amp:
                 logits = lseg(lseg.normalize(torch.from_numpy(image)[None]), text_KC)
+            logits = question.mask(logits, first.to(logits.device))
             matrix.update(upsample(logits, label.shape).argmax(1)[0], target.to(text_KC.device))
         dist.all_reduce(matrix.counts)
         matrices[name] = matrix
