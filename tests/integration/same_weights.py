@@ -89,7 +89,7 @@ class Comparison:
         process = train(self.recipe, "other_workers")
         process.wait_for_step(self.steps // 2)
         terminate(process)
-        assert process.wait() == 130, "\n".join(process.lines[-40:])
+        assert process.wait() == 143, "\n".join(process.lines[-40:])
         print(f"other_workers  {process.lines[-1]}", flush=True)
         self._finish(train(self.recipe, "other_workers", "--cluster.num_workers", "3"))
         self._report("other_workers", SAME_ACROSS_WORKERS)
