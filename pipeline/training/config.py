@@ -167,6 +167,11 @@ class TrainConfig:
                 raise UserError(
                     f"train.{name}={getattr(self, name)}: must be at least 0 and below 1"
                 )
+        if self.keep_best and not re.fullmatch(r"val/(\w+/)?(miou|pixel_accuracy)", self.keep_best):
+            raise UserError(
+                f"train.keep_best={self.keep_best!r}: must be a metric of the validation: write "
+                "val/miou, val/pixel_accuracy or val/DATASET/miou, or '' to keep none"
+            )
         if self.warmup_steps >= self.steps:
             raise UserError(
                 f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}"

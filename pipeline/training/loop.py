@@ -158,7 +158,7 @@ class Loop:
         self.state.schedule.step()
         self.state.step += 1
         self.state.order.append(int(digest))
-        if stop and not self.verdict.diverged:
+        if stop and self.state.step < self.train.steps and not self.verdict.diverged:
             self.verdict = Verdict(stopped=f"asked to stop, after step {self.state.step}")
         return total, norm
 
@@ -222,8 +222,9 @@ class Loop:
         if self.rank == 0:
             logger.warning("step %d: the gradient norm is %s; step skipped", step, norm)
         if self.nonfinite > self.train.max_nonfinite_steps:
-            dist.all_reduce(loss)
-            text = diagnose(self.state, self.config, self.plan, loss.item(), norm, self.nonfinite)
+            whole = loss.clone()
+            dist.all_reduce(whole)
+            text = diagnose(self.state, self.config, self.plan, whole.item(), norm, self.nonfinite)
             self.verdict = Verdict(diverged=text)
 
     def node_is_leaving(self) -> bool:
