@@ -4,9 +4,12 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import ray
 import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -23,12 +26,19 @@ from pipeline.data.mixture import Mixture
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.job import Job
+from pipeline.training.failures import FailureReporter, explained
+from pipeline.training.job import Job, Verdict
 from pipeline.training.labels import training_labels
 from pipeline.training.loop import train_worker
 from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
+from pipeline.training.stopping import (
+    TrainingStopped,
+    TrainingTerminated,
+    run_stoppable,
+    start_signal,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +55,25 @@ class Outcome:
     """Wall time of this call."""
 
 
+class StreamDealer(ray.train.DataConfig):
+    """Deals the blocks of the stream to the workers strictly in turn, however many there are.
+
+    Ray's own configuration also cuts off what does not divide among them.
+    """
+
+    def configure(
+        self, datasets: Any, world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """One iterator of each dataset for each worker."""
+        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            dataset = dataset.copy(dataset)
+            dataset.context.execution_options = self._resolve_execution_options(name)
+            for worker, part in enumerate(dataset.streaming_split(world_size, equal=False)):
+                output[worker][name] = part
+        return output
+
+
 def train(config: TrainMixConfig) -> Outcome:
     """Trains to the end; Ray must be running.
 
@@ -52,7 +81,9 @@ def train(config: TrainMixConfig) -> Outcome:
         config: The run. `run.storage` must be reachable from all nodes.
 
     Raises:
-        UserError: The shards, the run's folder or the settings do not fit each other.
+        UserError: The shards, the run's folder or the settings do not fit each other; or the
+            gradients are not finite any more.
+        TrainingStopped: It was asked to stop, and has a checkpoint.
         ray.train.TrainingFailedError: Training failed more often than allowed.
     """
     began = time.perf_counter()
@@ -67,26 +98,52 @@ def train(config: TrainMixConfig) -> Outcome:
         val = replace(val, wanted=corpus.taxonomy)
     labels = training_labels(used.values(), config.train.labels, corpus.taxonomy)
     distractor_texts(config.train.distractors, labels)
+    checkpoint.repair(config.run)
     checkpoint.check_resumable(config, labels.names)
     first = checkpoint.latest_step(config.run)
+    if first >= config.train.steps:
+        logger.info("run %s is finished: it has %d steps", config.run.name, first)
+        return _outcome(config, began)
     _announce(config, corpus, mixture, len(labels), first)
 
     tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""}
     tags |= {f"manifest.{name}": manifest.fingerprint for name, manifest in used.items()}
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
-    job = Job(config, labels, val, tags)
-    cluster = config.cluster
+    stop = start_signal()
+    job = Job(config, labels, corpus, mixture, val, stop=stop, tags=tags)
+    trainer = _trainer(job, functools.partial(remaining_stream, config, corpus, mixture))
+    try:
+        result = run_stoppable(trainer.fit, stop)
+    except ray.train.TrainingFailedError as error:
+        raise explained(error, config) from error
+    verdict: Verdict = result.return_value or Verdict()
+    if verdict.diverged:
+        raise UserError(verdict.diverged)
+    if verdict.stopped:
+        terminated = ray.get(stop.reason.remote()) == "SIGTERM"
+        raise (TrainingTerminated if terminated else TrainingStopped)(
+            f"run {config.run.name} {verdict.stopped}; the same command resumes from checkpoint "
+            f"{checkpoint.latest_folder(config.run)}"
+        )
+    return _outcome(config, began)
+
+
+def _trainer(job: Job, stream: Callable[[], ray.data.Dataset]) -> TorchTrainer:
+    config, cluster = job.config, job.config.cluster
     # The workers get the settings of this process's DataContext.
     configure_context(config.data.augment.crop_px, config.rows_per_pass)
-    trainer = TorchTrainer(
+    most, fewest = cluster.num_workers, cluster.min_workers
+    return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=(fewest, most) if fewest else most,
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
             use_gpu=cluster.use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker}
             | ({"GPU": 1} if cluster.use_gpu else {}),
+            placement_strategy=cluster.placement,
         ),
         run_config=ray.train.RunConfig(
             name=config.run.name,
@@ -94,16 +151,18 @@ def train(config: TrainMixConfig) -> Outcome:
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={"env_vars": _worker_environment()},
+            worker_runtime_env={"env_vars": _worker_environment(config)},
+            callbacks=[checkpoint.SnapshotKeeper(config.run), FailureReporter(config.run)],
         ),
         # A callable is asked anew whenever workers start, also after a failure.
-        datasets={"train": functools.partial(remaining_stream, config, corpus, mixture)},
-        dataset_config=ray.train.DataConfig(execution_options=execution_options()),
+        datasets={"train": stream},
+        dataset_config=StreamDealer(execution_options=execution_options()),
     )
-    result = trainer.fit()
-    step = checkpoint.latest_step(config.run)
-    folder = f"{config.run.storage}/{config.run.name}/{checkpoint.name_of(step)}"
-    return Outcome(folder, dict(result.metrics or {}), time.perf_counter() - began)
+
+
+def _outcome(config: TrainMixConfig, began: float) -> Outcome:
+    metrics = checkpoint.metrics_of(config.run, checkpoint.latest_step(config.run))
+    return Outcome(checkpoint.latest_folder(config.run), metrics, time.perf_counter() - began)
 
 
 def remaining_stream(config: TrainMixConfig, corpus: Corpus, mixture: Mixture) -> ray.data.Dataset:
@@ -150,10 +209,13 @@ def _validation_corpus(config: TrainMixConfig) -> Corpus | None:
         return None
 
 
-def _worker_environment() -> dict[str, str]:
+def _worker_environment(config: TrainMixConfig) -> dict[str, str]:
     """Variables that the workers need and Ray does not pass on by itself."""
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    if config.train.deterministic:
+        found["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # Read once, when CUDA starts.
+    return found
 
 
 def _announce(

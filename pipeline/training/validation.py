@@ -17,6 +17,7 @@ from pipeline.data.augment import whole_view
 from pipeline.data.ingest import Corpus, SampleReader
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.labels import LabelSpace
+from pipeline.training.questions import Questions
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Validation:
 @torch.no_grad()
 def validate(
     lseg: LSeg,
-    text_KC: Tensor,
+    questions: Questions,
     labels: LabelSpace,
     corpus: Corpus,
     config: TrainMixConfig,
@@ -69,7 +70,7 @@ def validate(
 
     Args:
         lseg: The network; its mode is restored afterwards.
-        text_KC: (K, C) text vectors of `labels`, on the network's device.
+        questions: The text vectors of `labels`, and which of them compete in each dataset.
         labels: What to predict among.
         corpus: The validation split.
         config: Number of pictures, and the scale (`data.augment.base_px`).
@@ -80,8 +81,10 @@ def validate(
     was_training = lseg.training
     lseg.eval()
     matrices = {}
+    text_KC = questions.text_KC
     for name, size in corpus.sizes.items():
         matrix = ConfusionMatrix(len(labels), device=text_KC.device)
+        competing = questions.labels_of(name)
         count = min(size, config.train.val_images or size)
         # Spread over the whole split, which is sorted by name.
         indices = [i * size // count for i in range(rank, count, world)]
@@ -89,17 +92,12 @@ def validate(
             target = torch.from_numpy(labels.lut[label].astype(np.int64))
             with amp:
                 batch = lseg.normalize(torch.from_numpy(image)[None])
-                ids = sliding_label_ids(lseg, batch, text_KC, AS_IT_IS)
-            matrix.update(ids[0], target.to(text_KC.device))
+                ids = sliding_label_ids(lseg, batch, text_KC[competing], AS_IT_IS)
+            matrix.update(competing[ids[0]], target.to(text_KC.device))
         dist.all_reduce(matrix.counts)
         matrices[name] = matrix
     lseg.train(was_training)
     return Validation(labels.names, matrices)
-
-
-def upsample(logits_BKhw: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Logits at the size (H, W) of a label: bilinear, corners on corners."""
-    return functional.interpolate(logits_BKhw, size, mode="bilinear", align_corners=True)
 
 
 def _views(reader: SampleReader, dataset: str, indices: list[int], side_px: int) -> Any:
