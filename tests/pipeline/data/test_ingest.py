@@ -3,12 +3,13 @@
 import concurrent.futures
 import dataclasses
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 import ray.data
 
-from pipeline.data.augment import BadSample, random_crop
+from pipeline.data.augment import BadSample, load_crop
 from pipeline.data.ingest import (
     CropLoader,
     DataConfig,
@@ -74,8 +75,10 @@ def test_batches_come_in_order_and_hold_what_the_plan_says(mini_shards):
     reader = SampleReader(corpus)
     for position, t in enumerate(rows["t"].tolist()):
         row = mixture.row(t)
-        sample = reader.read(mixture.datasets[row.dataset], row.sample)
-        image, label = random_crop(*sample, row.seed, config.augment)
+        stored = reader.read_stored(mixture.datasets[row.dataset], row.sample)
+        image, label = np.zeros((48, 48, 3), np.uint8), np.full((48, 48), 255, np.uint8)
+        load_crop(stored.jpeg, stored.png, row.seed, config.augment, image, label)
+        assert rows["crc32"][position] == zlib.crc32(stored.jpeg + stored.png)
         assert np.array_equal(rows["image"][position], image)
         assert np.array_equal(rows["label"][position], label)
 
