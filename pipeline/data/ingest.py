@@ -79,6 +79,22 @@ def training_stream(
     )
 
 
+def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator[dict[str, Any]]:
+    """The batches of one worker's part of a stream: views into Ray's memory, not to be written to.
+
+    Args:
+        consumer: One part of a `training_stream`, or all of it.
+        rows_per_batch: As the stream was made with.
+    """
+    # Whole blocks, which are whole batches: no row is copied.
+    for batch in consumer.iter_batches(batch_size=None, prefetch_batches=2):
+        if len(batch["t"]) != rows_per_batch:
+            raise RuntimeError(
+                f"the ingest gave a block of {len(batch['t'])} rows, not {rows_per_batch}"
+            )
+        yield batch
+
+
 def execution_options() -> ExecutionOptions:
     """Options that make the order of the stream, and its split among workers, reproducible."""
     return ExecutionOptions(preserve_order=True)
