@@ -9,7 +9,7 @@ length make the split among the workers a strict rotation: worker r of N gets ba
 
 import logging
 import time
-import zlib
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray.data
+from isal import isal_zlib
 from ray.data import DataContext, Dataset, ExecutionOptions
 
 from pipeline.data.augment import load_crop
@@ -36,6 +37,10 @@ _Loaded = tuple[int, str]
 
 BATCHES_PER_TASK = 8
 """Batches that one call to a loader actor makes; large enough to hide Ray's cost of a call."""
+BATCHES_AHEAD = 2
+"""Batches that a loader decodes while it hands another one to Ray."""
+BATCHES_WAITING = 8
+"""Batches that a loader may have made before anybody takes them; fewer let it stall."""
 
 
 def build_mixture(corpus: Corpus, config: DataConfig, batch_size: int, seed: int) -> Mixture:
@@ -106,6 +111,7 @@ def configure_context(crop_px: int, rows_per_batch: int) -> None:
     # A block closes once it exceeds the target, and is cut in two from 1.5 times the target.
     context.target_max_block_size = rows_per_batch * crop_px * crop_px * 4
     context.execution_options = execution_options()
+    context._max_num_blocks_in_streaming_gen_buffer = BATCHES_WAITING
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
@@ -135,15 +141,14 @@ class CropLoader:
             for start, stop in zip(task["start"].tolist(), task["stop"].tolist(), strict=True)
             for first in range(start, stop, self._rows_per_batch)
         ]
-        # The threads decode the next batch while this one is handed to Ray.
-        ahead = None
+        # The threads decode the next batches while one is handed to Ray.
+        ahead: deque[tuple[int, dict[str, np.ndarray], list[Future[_Loaded]]]] = deque()
         for first in firsts:
-            begun = self._begin(first)
-            if ahead:
-                yield self._finish(*ahead)
-            ahead = first, *begun
-        if ahead:
-            yield self._finish(*ahead)
+            ahead.append((first, *self._begin(first)))
+            if len(ahead) > BATCHES_AHEAD:
+                yield self._finish(*ahead.popleft())
+        while ahead:
+            yield self._finish(*ahead.popleft())
 
     def _begin(self, first: int) -> tuple[dict[str, np.ndarray], list[Future[_Loaded]]]:
         side = self._config.augment.crop_px
@@ -168,7 +173,7 @@ class CropLoader:
         if self._num_bad > (max(3, share * self._num_read) if share else 0):
             raise TooManyBadSamples(
                 f"{self._num_bad} of {self._num_read} samples do not decode, more than "
-                f"data.max_bad_share={share}: the log names each; the last is "
+                f"data.max_bad_share={share}; the last is "
                 f"{next(problem for problem in reversed(problems) if problem)}"
             )
         return batch | {
@@ -188,10 +193,9 @@ class CropLoader:
         else:
             try:
                 load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, image, label)
-                return zlib.crc32(stored.png, zlib.crc32(stored.jpeg)), ""
+                return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""
             except BadSample as error:
                 problem = f"{self._reader.name_of(name, row.sample)}: {error}"
-        logger.warning("left out: %s", problem)
         return 0, problem
 
 

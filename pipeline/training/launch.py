@@ -22,7 +22,7 @@ from pipeline.data.ingest import (
 from pipeline.data.mixture import Mixture
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
-from pipeline.training.config import TrainMixConfig
+from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.job import Job
 from pipeline.training.labels import training_labels
 from pipeline.training.loop import train_worker
@@ -61,6 +61,7 @@ def train(config: TrainMixConfig) -> Outcome:
     corpus = open_corpus(config.data.shards, config.data.train_split)
     val = _validation_corpus(config)
     mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
+    config = replace(config, train=in_steps(config.train, mixture.rows_per_pass))
     used = {name: corpus.manifests[name] for name in mixture.datasets}
     corpus = replace(corpus, manifests=used)
     labels = training_labels(used.values(), config.train.labels)

@@ -25,10 +25,12 @@ from torch import distributed as dist
 from model.loss import segmentation_loss
 from model.lseg import LSeg, build_lseg
 from model.text import TextEncoder, build_text_encoder
-from pipeline.data.ingest import Timed
+from pipeline.data.ingest import Timed, batches_of
 from pipeline.data.taxonomy import IGNORE
 from pipeline.training import checkpoint
+from pipeline.training.bad_samples import BadSamples
 from pipeline.training.config import TrainConfig, TrainMixConfig
+from pipeline.training.device_batches import on_device
 from pipeline.training.job import Job, open_tracker
 from pipeline.training.progress import Progress
 from pipeline.training.questions import Questions
@@ -89,14 +91,14 @@ class Loop:
         self.amp = _autocast(self.train.precision, device)
         self.watch = RegularizerWatch(lseg, tracker, self.train.log_every, self.amp)
         self.nonfinite = 0
+        self.bad = BadSamples(self.config.data.max_bad_share)
 
     def run(self, first_step: int) -> None:
         """Trains from `first_step` to the end."""
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None
         rows = self.config.rows_per_pass
-        stream: Any = shard.iter_batches(batch_size=rows, prefetch_batches=2)
-        batches = Timed(iter(stream))
+        batches = Timed(on_device(batches_of(shard, rows), self.device))
         progress = Progress(first_step, self.train.steps, self.train.batch_size)
         metrics: dict[str, float] = {}
         for step in range(first_step, self.train.steps):
@@ -164,7 +166,8 @@ class Loop:
                 f"worker {self.rank} got row {int(batch['t'][0])} of the stream at step {step}, "
                 f"not {expected}: the ingest is out of order"
             )
-        image, label = torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"])
+        self.bad.add(batch)
+        image, label = batch["image"], batch["label"]
         label = label.to(self.device, non_blocking=True).long()
         return image.to(self.device, non_blocking=True), lut[label]
 
@@ -191,6 +194,7 @@ class Loop:
             "train/grad_norm": grad_norm,
             "train/images_per_s": speed.images_per_s,
             "train/data_wait_share": speed.data_wait_share,
+            **self.bad.totals(self.device),
         }
         if self.tracker:
             self.tracker.log_metrics(metrics, done)
