@@ -10,9 +10,7 @@ from torch import Tensor
 TENSORS = ("image", "label")
 
 
-def on_device(
-    batches: Iterable[dict[str, Any]], device: torch.device
-) -> Iterator[dict[str, Any]]:
+def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
     """Turns the pictures of batches into tensors on a device.
 
     On a CPU they stay where they are. On a GPU one thread takes the next batch, copies it into

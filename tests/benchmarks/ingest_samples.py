@@ -51,9 +51,7 @@ def write_samples(folder: Path, streaming_python: str) -> tuple[int, float, floa
                 meta = {"index": index}
                 writer.write(EncodedSample(f"{index:06d}", jpeg, png, meta, height, width))
             shards.append(writer.finish())
-    manifest = Manifest(
-        FORMAT_VERSION, "bench", "train", "none", "", "", {}, tuple(shards), (), ()
-    )
+    manifest = Manifest(FORMAT_VERSION, "bench", "train", "none", "", "", {}, tuple(shards), (), ())
     storage.write("bench/train/manifest.json", manifest.to_json().encode())
     done = subprocess.run(
         [streaming_python, "-c", _STREAMING, str(folder)],

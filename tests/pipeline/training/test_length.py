@@ -8,9 +8,7 @@ from pipeline.errors import UserError
 from pipeline.training.config import DEFAULT_STEPS, TrainConfig, in_steps
 
 
-@given(
-    images=st.integers(1, 10**7), batch_size=st.integers(1, 512), rows=st.integers(1, 10**6)
-)
+@given(images=st.integers(1, 10**7), batch_size=st.integers(1, 512), rows=st.integers(1, 10**6))
 def test_images_are_covered_by_the_fewest_steps(images, batch_size, rows):
     train = in_steps(TrainConfig(images=images, batch_size=batch_size), rows)
     assert (train.steps - 1) * batch_size < images <= train.steps * batch_size
@@ -20,7 +18,9 @@ def test_images_are_covered_by_the_fewest_steps(images, batch_size, rows):
 @given(passes=st.integers(1, 300), batch_size=st.integers(1, 64), rows=st.integers(1, 10**6))
 def test_a_pass_is_as_many_images_as_there_are_samples(passes, batch_size, rows):
     train = in_steps(TrainConfig(passes=float(passes), batch_size=batch_size), rows)
-    assert train.steps == in_steps(TrainConfig(images=passes * rows, batch_size=batch_size), 1).steps
+    assert (
+        train.steps == in_steps(TrainConfig(images=passes * rows, batch_size=batch_size), 1).steps
+    )
 
 
 def test_steps_stay_and_are_the_default():
