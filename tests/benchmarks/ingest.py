@@ -125,7 +125,7 @@ def ours(uri: str, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         training_stream,
     )
 
-    config = DataConfig(shards=uri, num_loaders=1, loader_threads=2, loader_cpus=0.5)
+    config = DataConfig(shards=uri, num_loaders=2, loader_threads=1, loader_cpus=0.5)
     corpus = open_corpus(uri, "train")
     stop = images // BATCH * BATCH
     mixture = build_mixture(corpus, config, BATCH, 0)

@@ -1,4 +1,4 @@
-"""The samples of the ingest benchmark: pictures with the detail of photographs, and their labels."""
+"""The samples of the ingest benchmark: pictures as detailed as photographs, and their labels."""
 
 import subprocess
 import sys
