@@ -45,7 +45,7 @@ _TOUCH_S = 30.0
 
 
 def default_folder() -> Path:
-    """Where copies lie unless told otherwise: `$LSEG_CACHE_DIR`, or a folder of the user in /tmp."""
+    """Where copies lie unless told otherwise: `$LSEG_CACHE_DIR`, or one of the user in /tmp."""
     given = os.environ.get(FOLDER_VARIABLE)
     return Path(given) if given else Path(tempfile.gettempdir(), f"lseg-cache-{os.getuid()}")
 
