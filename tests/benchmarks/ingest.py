@@ -265,7 +265,7 @@ def main() -> None:
             for case in args.cases.split(","):
                 python = args.streaming_python if case == "mosaicml" else sys.executable
                 rows[case] = in_own_process(case, uri, args.images, python)
-                print(f"{place} {case} done", file=sys.stderr, flush=True)
+                print(place, case, json.dumps(rows[case]), file=sys.stderr, flush=True)
             show(place, rows)
 
 
