@@ -161,7 +161,7 @@ def load_crop(
         BadSample: It does not decode; nothing was written then.
     """
     label = decode_label(png)
-    window = draw_window(*label.shape, seed, config)
+    window = draw_window(label.shape[0], label.shape[1], seed, config)
     image = decode_jpeg(jpeg, label.shape, window.shrink, _scratch(label.size * 3))
     _cut(image, label, window, image_out, label_out)
 
@@ -181,7 +181,7 @@ def random_crop(
         image: (crop_px, crop_px, 3) uint8 RGB, padded with 0.
         label: (crop_px, crop_px) uint8, padded with IGNORE.
     """
-    window = draw_window(*label.shape, seed, config)
+    window = draw_window(label.shape[0], label.shape[1], seed, config)
     crop = np.zeros((config.crop_px, config.crop_px, 3), np.uint8)
     ids = np.full((config.crop_px, config.crop_px), IGNORE, np.uint8)
     _cut(shrink_image(image, window.shrink), label, window, crop, ids)

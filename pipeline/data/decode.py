@@ -66,7 +66,7 @@ def decode_jpeg(
     if not jpeg:
         raise BadSample("the jpg is empty")
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
+        height, width = map(int, simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2])
     except ValueError as error:
         raise BadSample(f"the jpg does not decode: {error}") from None
     if height * width > MAX_PIXELS:
@@ -155,7 +155,7 @@ def _inflate_plain(png: bytes) -> np.ndarray | None:
     try:
         # One byte more than there should be, so that the end of the stream is reached.
         rows = inflater.decompress(png[_IDAT + 8 : end], size + 1)
-    except isal_zlib.error:
+    except isal_zlib.error:  # type: ignore[misc]
         return None
     if len(rows) != size or not inflater.eof:
         return None

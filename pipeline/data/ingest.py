@@ -92,7 +92,8 @@ def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator
         rows_per_batch: As the stream was made with.
     """
     # Whole blocks, which are whole batches: no row is copied.
-    for batch in consumer.iter_batches(batch_size=None, prefetch_batches=2):
+    blocks: Any = consumer.iter_batches(batch_size=None, prefetch_batches=2)  # type: ignore[arg-type]
+    for batch in blocks:
         if len(batch["t"]) != rows_per_batch:
             raise RuntimeError(
                 f"the ingest gave a block of {len(batch['t'])} rows, not {rows_per_batch}"
