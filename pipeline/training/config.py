@@ -3,8 +3,9 @@
 Units are in the names: `_px` pixels, `_s` seconds. Counts of steps are optimiser steps.
 """
 
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from model.config import ModelConfig
@@ -77,12 +78,21 @@ class DistractorConfig:
             raise UserError(f"train.distractors.count={self.count}: must be 0 or more")
 
 
+DEFAULT_STEPS = 100_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The optimisation; defaults as published for ADE20K where they apply."""
 
-    steps: int = 100_000
-    """Optimiser steps of the whole run."""
+    steps: int = 0
+    """Optimiser steps of the whole run. Give exactly one of `steps`, `images` and `passes`; with
+    none, 100 000 steps."""
+    images: int = 0
+    """Training images of the whole run, instead of `steps`; rounded up to whole steps."""
+    passes: float = 0.0
+    """Passes over the data, instead of `steps`: one is as many images as the datasets have samples
+    in use (see `data.caps`)."""
     batch_size: int = 32
     """Samples of one optimiser step over all workers."""
     accumulate: int = 1
@@ -146,8 +156,20 @@ class TrainConfig:
     goes on; then the workers start anew from the last one."""
 
     def __post_init__(self) -> None:
+        given = [name for name in ("steps", "images", "passes") if getattr(self, name)]
+        if len(given) > 1:
+            raise UserError(
+                f"train.{given[0]}={getattr(self, given[0])}: train.{given[1]}="
+                f"{getattr(self, given[1])} also says how long the run is: give exactly one of "
+                "train.steps, train.images and train.passes, and set the others to 0"
+            )
+        for name in ("steps", "images", "passes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be above 0")
+        if not given:
+            object.__setattr__(self, "steps", DEFAULT_STEPS)
         positive = (
-            "steps batch_size accumulate log_every checkpoint_every keep_checkpoints "
+            "batch_size accumulate log_every checkpoint_every keep_checkpoints "
             "max_nonfinite_steps lr"
         )
         for name in positive.split():
@@ -169,10 +191,24 @@ class TrainConfig:
                 f"train.keep_best={self.keep_best!r}: must be a metric of the validation: write "
                 "val/miou, val/pixel_accuracy or val/DATASET/miou, or '' to keep none"
             )
-        if self.warmup_steps >= self.steps:
+        if self.steps and self.warmup_steps >= self.steps:
             raise UserError(
                 f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}"
             )
+
+
+def in_steps(train: TrainConfig, rows_per_epoch: int) -> TrainConfig:
+    """The same settings with the length of the run in steps alone.
+
+    Args:
+        train: With any one of `steps`, `images` and `passes`.
+        rows_per_epoch: Images of one pass over the data.
+    """
+    images = train.images or math.ceil(train.passes * rows_per_epoch)
+    if not images:
+        return train
+    steps = -(-images // train.batch_size)
+    return replace(train, steps=steps, images=0, passes=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

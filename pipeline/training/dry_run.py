@@ -19,7 +19,7 @@ from model.text import build_text_encoder
 from pipeline.data.ingest import Corpus, build_mixture, open_corpus
 from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
-from pipeline.training.config import TrainMixConfig
+from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.labels import training_labels
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.progress import duration
@@ -81,10 +81,17 @@ def dry_run(config: TrainMixConfig) -> Estimate:
     if corpus is not None:
         mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
         used = [corpus.manifests[name] for name in mixture.datasets]
-        num_labels = len(training_labels(used, config.train.labels))
-        images = sum(manifest.num_samples for manifest in used)
+        num_labels = len(training_labels(used, config.train.labels, corpus.taxonomy))
+        images = mixture.rows_per_epoch
+        config = replace(config, train=in_steps(config.train, images))
     else:
         num_labels, images = len(universal().classes), None
+        if config.train.passes:
+            raise UserError(
+                f"train.passes={config.train.passes}: how long that is depends on the shards: give "
+                "data.shards, or train.steps"
+            )
+        config = replace(config, train=in_steps(config.train, 0))
     backbone = replace(config.model.backbone, pretrained=False)
     dim = build_text_encoder(config.model.text).dim
     with torch.device("meta"):

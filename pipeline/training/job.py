@@ -56,8 +56,8 @@ class Verdict:
 
     stopped: str = ""
     """Why the run was stopped from outside, after a checkpoint."""
-    diverged: str = ""
-    """Diagnosis of a run that has no finite gradients any more."""
+    failed: str = ""
+    """Why it cannot go on: a diagnosis for the user."""
 
 
 def prepare_process(config: TrainMixConfig) -> torch.device:

@@ -25,7 +25,7 @@ from pipeline.data.ingest import (
 from pipeline.data.mixture import Mixture
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
-from pipeline.training.config import TrainMixConfig
+from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.failures import FailureReporter, explained
 from pipeline.training.job import Job, Verdict
 from pipeline.training.labels import training_labels
@@ -92,6 +92,7 @@ def train(config: TrainMixConfig) -> Outcome:
     corpus = open_corpus(config.data.shards, config.data.train_split)
     val = _validation_corpus(config)
     mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
+    config = replace(config, train=in_steps(config.train, mixture.rows_per_epoch))
     used = {name: corpus.manifests[name] for name in mixture.datasets}
     corpus = replace(corpus, manifests=used)
     if val is not None:  # Which may show other datasets, and so other classes.
@@ -117,8 +118,8 @@ def train(config: TrainMixConfig) -> Outcome:
     except ray.train.TrainingFailedError as error:
         raise explained(error, config) from error
     verdict: Verdict = result.return_value or Verdict()
-    if verdict.diverged:
-        raise UserError(verdict.diverged)
+    if verdict.failed:
+        raise UserError(verdict.failed)
     if verdict.stopped:
         terminated = ray.get(stop.reason.remote()) == "SIGTERM"
         raise (TrainingTerminated if terminated else TrainingStopped)(

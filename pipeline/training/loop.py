@@ -22,9 +22,11 @@ from torch import distributed as dist
 
 from model.loss import segmentation_loss
 from model.text import TextEncoder, build_text_encoder
-from pipeline.data.ingest import Timed
+from pipeline.data.ingest import Timed, batches_of
 from pipeline.data.taxonomy import IGNORE
 from pipeline.training import checkpoint
+from pipeline.training.bad_samples import BadSamples
+from pipeline.training.device_batches import on_device
 from pipeline.training.diagnosis import diagnose
 from pipeline.training.job import Job, Verdict, open_tracker, prepare_process
 from pipeline.training.order import Plan, wrapped
@@ -58,8 +60,8 @@ def train_worker(settings: dict[str, Any]) -> Verdict:
             stop = stack.enter_context(StopListener(job.stop)) if job.stop else None
         verdict = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
         if tracker and verdict != Verdict():
-            tracker.log_text(verdict.diverged or verdict.stopped, "ended_early.txt")
-            tracker.close("FAILED" if verdict.diverged else "KILLED")
+            tracker.log_text(verdict.failed or verdict.stopped, "ended_early.txt")
+            tracker.close("FAILED" if verdict.failed else "KILLED")
     return verdict
 
 
@@ -88,14 +90,14 @@ class Loop:
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
         self.first_step, self.nonfinite, self.preempted = state.step, 0, False
         self.verdict = Verdict()
+        self.bad = BadSamples(self.config.data.max_bad_share)
 
     def run(self) -> Verdict:
         """Trains from the state's step to the end, or until there is a reason to stop."""
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None
         rows = self.config.rows_per_pass
-        stream: Any = shard.iter_batches(batch_size=rows, prefetch_batches=2)
-        batches = Timed(iter(stream))
+        batches = Timed(on_device(batches_of(shard, rows), self.device))
         progress = Progress(self.state.step, self.train.steps, self.train.batch_size)
         metrics: dict[str, float] = {}
         while self.state.step < self.train.steps and self.verdict == Verdict():
@@ -110,7 +112,7 @@ class Loop:
                 progress.skip()
             stopped = bool(self.verdict.stopped)
             due = _every(done, self.train.checkpoint_every) or self.node_is_leaving()
-            if (last or stopped or due) and not self.verdict.diverged:
+            if (last or stopped or due) and not self.verdict.failed:
                 self.saver.save(metrics, must=last or stopped)
         self.saver.wait()
         return self.verdict
@@ -158,7 +160,7 @@ class Loop:
         self.state.schedule.step()
         self.state.step += 1
         self.state.order.append(int(digest))
-        if stop and self.state.step < self.train.steps and not self.verdict.diverged:
+        if stop and self.state.step < self.train.steps and not self.verdict.failed:
             self.verdict = Verdict(stopped=f"asked to stop, after step {self.state.step}")
         return total, norm
 
@@ -205,14 +207,17 @@ class Loop:
                 f"worker {self.rank} got rows {found} of the stream at step {step}, not "
                 f"{[row.t for row in planned]}: the ingest is out of order"
             )
-        batch = {
-            "image": _joined([torch.from_numpy(block["image"]) for block in blocks]),
-            "label": _joined([torch.from_numpy(block["label"]) for block in blocks]),
-            "dataset": torch.tensor([row.dataset for row in planned]),
-        }
-        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        label = question.lut[batch["label"].long()]
-        return batch["image"], label, batch["dataset"], self.plan.digest(planned)
+        checksums: list[int] = []
+        for block in blocks:
+            self.bad.add(block)
+            checksums += block["crc32"].tolist()
+        dataset = torch.tensor([row.dataset for row in planned])
+        return (
+            _joined([block["image"] for block in blocks]),
+            question.lut[_joined([block["label"] for block in blocks]).long()],
+            dataset.to(self.device, non_blocking=True),
+            self.plan.digest(planned, checksums),
+        )
 
     def skip_step(self, norm: float, loss: Tensor) -> None:
         """Leaves the weights and the statistics as they are after a gradient of NaN or infinity."""
@@ -225,7 +230,7 @@ class Loop:
             whole = loss.clone()
             dist.all_reduce(whole)
             text = diagnose(self.state, self.config, self.plan, whole.item(), norm, self.nonfinite)
-            self.verdict = Verdict(diverged=text)
+            self.verdict = Verdict(failed=text)
 
     def node_is_leaving(self) -> bool:
         """Whether a node has just been announced to be taken away; asks all workers together."""
@@ -247,12 +252,16 @@ class Loop:
         """One line of log and one point in MLflow, on rank 0."""
         done = self.state.step
         speed = progress.lap(done, batches)
+        num_bad, problem = self.bad.totals(self.device)
+        if problem:
+            self.verdict = Verdict(failed=problem)
         metrics = {
             "train/loss": loss,
             "train/lr": self.state.schedule.get_last_lr()[0],
             "train/grad_norm": grad_norm,
             "train/images_per_s": speed.images_per_s,
             "train/data_wait_share": speed.data_wait_share,
+            "train/bad_samples": num_bad,
         }
         if self.tracker:
             self.tracker.log_metrics(metrics, done)

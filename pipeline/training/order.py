@@ -1,9 +1,10 @@
 """Which samples a step used, as a number that two runs can compare.
 
 The digest of a step is the sum, modulo 2^64, of a hash of every row that the workers got for it:
-position t in the stream, dataset, key, seed of the augmentation. A sum does not depend on how the
-rows were dealt to the workers, so runs on different numbers of workers have the same digests; and
-a hash holds t, so a row that came at another step, twice or never changes them.
+position t in the stream, dataset, key, seed of the augmentation, checksum of what was read. A sum
+does not depend on how the rows were dealt to the workers, so runs on different numbers of workers
+have the same digests; and a hash holds t, so a row that came at another step, twice or never
+changes them.
 """
 
 import hashlib
@@ -41,12 +42,17 @@ class Plan:
             self._step, self._rows = step, self._mixture.batch(step)
         return self._rows
 
-    def digest(self, rows: Sequence[Row]) -> int:
-        """The digest of some rows: a signed 64-bit number, to be summed with overflow."""
+    def digest(self, rows: Sequence[Row], checksums: Sequence[int]) -> int:
+        """The digest of some rows: a signed 64-bit number, to be summed with overflow.
+
+        Args:
+            rows: Of the stream.
+            checksums: CRC-32 of each one's stored sample, as it was read.
+        """
         total = 0
-        for row in rows:
+        for row, checksum in zip(rows, checksums, strict=True):
             key = self._keys[row.dataset][row.sample]
-            words = f"{row.t} {self._mixture.datasets[row.dataset]} {key} {row.seed}"
+            words = f"{row.t} {self._mixture.datasets[row.dataset]} {key} {row.seed} {checksum:08x}"
             digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
             total += int.from_bytes(digest, "little")
         return wrapped(total)

@@ -17,11 +17,11 @@ from torch import Tensor
 from model.lseg import LOGIT_SCALE, LSeg
 from model.metrics import ConfusionMatrix
 from model.text import TextEncoder
+from model.upsampling import upsample
 from pipeline.data.augment import whole_view
 from pipeline.data.ingest import Corpus, SampleReader
 from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.training.labels import label_space
-from pipeline.training.validation import upsample
 
 OTHER = "other"
 
