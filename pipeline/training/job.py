@@ -14,6 +14,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from pipeline.data.fewshot.training import class_of
 from pipeline.data.ingest import Corpus
 from pipeline.data.mixture import Mixture
 from pipeline.data.run_taxonomy import pixels_in
@@ -39,6 +40,11 @@ class Job:
     """The actor that tells whether the run was asked to stop; see `pipeline.training.stopping`."""
     tags: dict[str, str] = field(default_factory=dict)
     """Provenance: git commit, fingerprints, versions, Ray job."""
+
+    @property
+    def is_few_shot(self) -> bool:
+        """Whether the run trains on the pairs of a few-shot benchmark."""
+        return class_of(self.corpus.manifests[self.mixture.datasets[0]]) is not None
 
     @property
     def own_labels(self) -> dict[str, np.ndarray]:

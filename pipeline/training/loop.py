@@ -28,10 +28,12 @@ from pipeline.training import checkpoint
 from pipeline.training.bad_samples import BadSamples
 from pipeline.training.device_batches import on_device
 from pipeline.training.diagnosis import diagnose
+from pipeline.training.episodes import EpisodeQuestions
 from pipeline.training.job import Job, Verdict, open_tracker, prepare_process
 from pipeline.training.order import Plan, wrapped
 from pipeline.training.progress import Progress
-from pipeline.training.questions import Question, Questions
+from pipeline.training.question import Question
+from pipeline.training.questions import Questions
 from pipeline.training.regularizer_watch import RegularizerWatch
 from pipeline.training.saving import Saver
 from pipeline.training.state import Statistics, TrainingState, build_state
@@ -83,7 +85,11 @@ class Loop:
         self.device, self.tracker, self.stop = device, tracker, stop
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.plan = Plan(job.mixture, job.corpus)
-        self.questions = Questions(self.config, job.labels, encoder, device, job.own_labels)
+        self.questions = (
+            EpisodeQuestions(job.labels, encoder, device)
+            if job.is_few_shot
+            else Questions(self.config, job.labels, encoder, device, job.own_labels)
+        )
         self.saver = Saver(job, state, self.rank)
         self.statistics = Statistics(self.lseg)
         self.amp = _autocast(self.train.precision, device)
@@ -126,7 +132,7 @@ class Loop:
         """
         self.state.optimizer.zero_grad(set_to_none=True)
         self.statistics.keep()
-        question = self.questions.at(self.state.step)
+        question = self.questions.at(self.state.step, self.plan.rows(self.state.step))
         micro, digest = [], 0
         for part in range(self.train.accumulate):
             image, label, dataset, part_digest = self.fetch(part, batches, question)
@@ -212,10 +218,11 @@ class Loop:
             self.bad.add(block)
             checksums += block["crc32"].tolist()
         dataset = torch.tensor([row.dataset for row in planned])
+        dataset = dataset.to(self.device, non_blocking=True)
         return (
             _joined([block["image"] for block in blocks]),
-            question.lut[_joined([block["label"] for block in blocks]).long()],
-            dataset.to(self.device, non_blocking=True),
+            question.target(_joined([block["label"] for block in blocks]), dataset),
+            dataset,
             self.plan.digest(planned, checksums),
         )
 
