@@ -66,6 +66,7 @@ class Estimate:
                 f"{train.passes:g} passes over the data" if train.passes else "passes not known"
             )
         device = "GPU" if config.cluster.use_gpu else "CPU"
+        whole = "" if images else "for each 10 000 images "
         return [
             f"parameters      {self.num_parameters / 1e6:.1f} M, {self.num_labels} labels",
             f"memory          about {self.memory_gib:.1f} GiB a worker, at "
@@ -75,8 +76,8 @@ class Estimate:
             f"{train.batch_size} images: {f'{images} images, ' if images else ''}{passes}",
             f"operations      {self.tflop_per_image:.3g} TFLOP an image",
             f"ETA             {duration(self.seconds_per_image * (images or 10_000))} "
-            f"{'' if images else 'for each 10 000 images '}on {workers} {device} worker(s), if each "
-            f"sustains {speed:g} TFLOP/s and never waits for data",
+            f"{whole}on {workers} {device} worker(s), if each sustains {speed:g} TFLOP/s and never "
+            "waits for data",
         ]
 
 
