@@ -65,7 +65,7 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("interrupted", file=sys.stderr)
+        print(str(error) or "interrupted", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return 0
 

@@ -85,6 +85,8 @@ class Reader(ABC):
     """The official archives, which may lie packed in the root."""
     published: ClassVar[Mapping[Split, int]] = {}
     """Labelled images of each split, as the dataset's authors count them."""
+    splits: ClassVar[tuple[Split, ...]] = SPLITS
+    """Splits that the dataset has."""
     parts: ClassVar[frozenset[str]] = frozenset()
     """Names of root folders that are parts of one dataset and may lie side by side."""
 

@@ -2,13 +2,15 @@
 
 import concurrent.futures
 import dataclasses
+import re
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 import ray.data
 
-from pipeline.data.augment import BadSample, random_crop
+from pipeline.data.augment import BadSample, load_crop
 from pipeline.data.ingest import (
     CropLoader,
     DataConfig,
@@ -74,8 +76,10 @@ def test_batches_come_in_order_and_hold_what_the_plan_says(mini_shards):
     reader = SampleReader(corpus)
     for position, t in enumerate(rows["t"].tolist()):
         row = mixture.row(t)
-        sample = reader.read(mixture.datasets[row.dataset], row.sample)
-        image, label = random_crop(*sample, row.seed, config.augment)
+        stored = reader.read_stored(mixture.datasets[row.dataset], row.sample)
+        image, label = np.zeros((48, 48, 3), np.uint8), np.full((48, 48), 255, np.uint8)
+        load_crop(stored.jpeg, stored.png, row.seed, config.augment, image, label)
+        assert rows["crc32"][position] == zlib.crc32(stored.jpeg + stored.png)
         assert np.array_equal(rows["image"][position], image)
         assert np.array_equal(rows["label"][position], label)
 
@@ -150,6 +154,9 @@ def test_bad_samples_are_marked_and_blank(damaged):
     bad = [mixture.datasets[row.dataset] == "ade20k" and row.sample < 2 for row in plan]
     assert sum(bad) >= 4
     assert rows["bad"].tolist() == bad
+    assert [bool(problem) for problem in rows["problem"]] == bad
+    for problem in rows["problem"][bad]:
+        assert re.search(r"ade20k-train-000000\.tar, key \S+: .*checksum", problem)
     assert (rows["label"][bad] == 255).all()
     assert (rows["image"][bad] == 0).all()
     assert (rows["image"][~rows["bad"]].reshape(-1, 48 * 48 * 3).max(1) > 0).all()
@@ -189,6 +196,12 @@ def test_without_shards_the_message_says_what_to_run(tmp_path):
         ({"num_loaders": 0}, r"data\.num_loaders=0"),
         ({"loader_threads": 0}, r"data\.loader_threads=0"),
         ({"loader_cpus": 0.0}, r"data\.loader_cpus=0"),
+        ({"max_bad_share": 1.5}, r"data\.max_bad_share=1\.5"),
+        ({"max_bad_share": -0.1}, r"data\.max_bad_share=-0\.1"),
+        ({"cache_gib": -1.0}, r"data\.cache_gib=-1"),
+        ({"cache_gib": 0.0, "cache_dir": "/x"}, r"data\.cache_dir=/x: would be ignored"),
+        ({"caps": {"idd": 0}}, r"data\.caps\.idd=0"),
+        ({"weights": {"idd": 1.0}, "temperature": 0.5}, r"data\.temperature=0\.5: needs"),
         ({"weights": "equall"}, r"data\.weights='equall'.*did you mean 'equal'"),
     ],
 )

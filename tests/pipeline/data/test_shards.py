@@ -148,7 +148,8 @@ def test_a_record_that_does_not_fit_names_shard_and_key(tmp_path, change):
 def test_two_samples_in_one_range_are_refused(tmp_path):
     shard = write_shard(tmp_path, [sample("a"), sample("b")])
     a, b = shard.samples
-    record = dataclasses.replace(a, length=a.length + b.length)
+    # As version 1 of the manifest has it: without a checksum, which would tell as well.
+    record = dataclasses.replace(a, length=a.length + b.length, crc32=None)
     with pytest.raises(ShardError, match=r"b\.jpg"):
         read_sample(open_storage(str(tmp_path)), "idd", "train", shard, record)
 
