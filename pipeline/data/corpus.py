@@ -107,7 +107,7 @@ class SampleReader:
         return image, self.translated(dataset, label)
 
     def translated(self, dataset: str, label: np.ndarray) -> np.ndarray:
-        """Stored ids as ids in `Corpus.taxonomy`; both (H, W) uint8, the same where none differs."""
+        """Stored ids, (H, W) uint8, as ids in `Corpus.taxonomy`; itself where they are the same."""
         lut = self._corpus.luts.get(dataset)
         return label if lut is None else cv2.LUT(label, lut)
 

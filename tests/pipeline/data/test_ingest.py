@@ -11,6 +11,7 @@ import pytest
 import ray.data
 
 from pipeline.data.augment import BadSample, load_crop
+from pipeline.data.cache import ShardCache
 from pipeline.data.ingest import (
     CropLoader,
     DataConfig,
@@ -110,14 +111,26 @@ def test_nothing_is_left_at_the_end(mini_shards):
     assert batches(consumer, 3) == []
 
 
-def test_s3_gives_the_bytes_of_the_local_folder(mini_shards, s3_bucket):
+def test_s3_gives_the_bytes_of_the_local_folder(mini_shards, s3_bucket, tmp_path):
     remote = open_storage(f"{s3_bucket}/prepared")
     for path in sorted(mini_shards.folder.rglob("*.*")):
         remote.write(path.relative_to(mini_shards.folder).as_posix(), path.read_bytes())
     local = batches(stream(mini_shards, 3, 0, 24), 3)
-    found = batches(stream(mini_shards, 3, 0, 24, shards=remote.uri), 3)
+    settings = {"shards": remote.uri, "cache_dir": str(tmp_path), "num_loaders": 2}
+    found = batches(stream(mini_shards, 3, 0, 24, **settings), 3)
     assert len(found) == 8
     assert same(joined(found), joined(local))
+    # A copy on this node that decays is noticed, and the bytes come from afar again.
+    corpus = open_corpus(remote.uri, "train")
+    shard = corpus.manifests["ade20k"].shards[0]
+    cache = ShardCache(tmp_path, 1 << 30)
+    assert cache.fetch(remote, f"ade20k/train/{shard.name}", shard)
+    copy = tmp_path / f"{shard.sha256}.tar"
+    copy.chmod(0o600)
+    copy.write_bytes(bytes(shard.size))
+    stored = SampleReader(corpus, cache).read_stored("ade20k", 0)
+    assert stored == SampleReader(corpus).read_stored("ade20k", 0)
+    assert not copy.exists()
 
 
 @pytest.fixture
