@@ -29,8 +29,16 @@ def batch(num_bad: int, rows: int = 20) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("max_share", "num_bad", "ends"),
-    [(0.1, 3, False), (0.1, 4, False), (0.1, 5, True), (0.01, 3, False), (0.01, 4, True)]
-    + [(0.0, 0, False), (0.0, 1, True), (1.0, 20, False)],
+    [
+        (0.1, 3, False),
+        (0.1, 4, False),
+        (0.1, 5, True),
+        (0.01, 3, False),  # So few say nothing about the share.
+        (0.01, 4, True),
+        (0.0, 0, False),
+        (0.0, 1, True),
+        (1.0, 20, False),
+    ],
 )
 def test_the_run_ends_when_too_many_samples_are_bad(max_share, num_bad, ends, caplog):
     bad = BadSamples(max_share)
