@@ -17,7 +17,6 @@ from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
 from model.sliding import AS_IT_IS, Views
 from model.text import TextEncoder
-from model.upsampling import upsample
 from pipeline.data.augment import whole_view
 from pipeline.data.ingest import Corpus, SampleReader
 from pipeline.data.taxonomy import IGNORE, label_text, universal
