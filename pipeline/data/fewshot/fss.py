@@ -61,6 +61,9 @@ class FSS1000(FewShotSet):
         return tuple(episodes)
 
     def _mask(self, data: bytes, episode: Episode) -> np.ndarray:
-        with bad_sample_errors(episode.mask), Image.open(io.BytesIO(data)) as image:
+        with (
+            bad_sample_errors(episode.mask),
+            Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image,
+        ):
             check_size(episode.mask, *image.size, MAX_PIXELS)
             return (np.asarray(image.convert("L")) >= 128).astype(np.uint8)

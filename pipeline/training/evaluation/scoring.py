@@ -88,7 +88,7 @@ class Counts:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Counts":
-        """The inverse; ValueError, KeyError or OSError where it is damaged."""
+        """The inverse; any of a reader's errors where it is damaged."""
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             notes = json.loads(stored["notes"].tobytes())
             matrices = stored["matrices"]
