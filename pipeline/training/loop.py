@@ -227,7 +227,7 @@ class Loop:
             self.config,
             self.job.labels.names,
             report,
-            self.job.tags,
+            self.job.tags | {"mlflow_run_id": (self.tracker and self.tracker.run_id) or ""},
         )
         ray.train.report(
             report,
