@@ -7,7 +7,6 @@ only places and outcomes travel.
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import local
+from model.checkpoint import is_uri, local
 from model.lseg import LSeg
 from pipeline.data.photos import Photo, find_photos, is_batch
 from pipeline.data.progress import Progress
@@ -112,7 +111,7 @@ def _task(config: PredictConfig) -> Task:
     other = other_policy(config.other)
     return Task(
         # Workers on other machines fetch it for themselves; a folder must be one that they see.
-        checkpoint=config.checkpoint if _is_uri(config.checkpoint) else str(folder.resolve()),
+        checkpoint=config.checkpoint if is_uri(config.checkpoint) else str(folder.resolve()),
         labels=labels,
         text_TC=lseg.embed_text([*labels, *other.texts]).cpu().numpy(),
         none_name=other.texts[0] if len(other.texts) == 1 else "none of these",
@@ -125,11 +124,6 @@ def _task(config: PredictConfig) -> Task:
         features=config.features,
         precision=config.precision,
     )
-
-
-def _is_uri(checkpoint: str) -> bool:
-    """Whether it is s3://... or models:/..., not a path."""
-    return re.match(r"[a-z0-9+]{2,}:/", checkpoint) is not None
 
 
 def _is_in(uri: str, folder: str) -> bool:

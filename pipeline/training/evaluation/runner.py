@@ -14,7 +14,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +258,6 @@ def resolve_workers(workers: WorkersConfig) -> WorkersConfig:
     Raises:
         UserError: GPUs are wanted and there are none, or there is no room for the workers.
     """
-    from dataclasses import replace
-
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     use_gpu = bool(gpus) if workers.use_gpu is None else workers.use_gpu

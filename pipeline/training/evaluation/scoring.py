@@ -39,8 +39,6 @@ class Part:
     geometry: Geometry
     strata: tuple[str, ...] = ("",)
     """What the separate confusion matrices are of: the classes of a fold, else one of all."""
-    strata_classes: tuple[str, ...] = ()
-    """The names of those classes for the leak check, where they are not those of the space."""
 
 
 @dataclass(frozen=True)
