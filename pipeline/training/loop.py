@@ -90,7 +90,7 @@ class Loop:
             if job.is_few_shot
             else Questions(self.config, job.labels, encoder, device, job.own_labels)
         )
-        self.saver = Saver(job, state, self.rank)
+        self.saver = Saver(job, state, self.rank, tracker)
         self.statistics = Statistics(self.lseg)
         self.amp = _autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)

@@ -97,6 +97,9 @@ class FSS1000(FewShotSet):
 
     def mask(self, data: bytes, episode: Episode) -> np.ndarray:
         """The foreground; nothing is ignored."""
-        with bad_sample_errors(episode.mask), Image.open(io.BytesIO(data)) as image:
+        with (
+            bad_sample_errors(episode.mask),
+            Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image,
+        ):
             check_size(episode.mask, *image.size, MAX_PIXELS)
             return (np.asarray(image.convert("L")) >= 128).astype(np.uint8)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from model.checkpoint import local
+from model.checkpoint import is_uri, local
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training import resolvers  # noqa: F401  # s3:// and models:/
@@ -169,7 +169,7 @@ def absolute(config: EvaluateConfig) -> EvaluateConfig:
     """Makes local paths absolute: the working folder of a Ray worker is another."""
 
     def fix(uri: str) -> str:
-        if not uri or re.match(r"[a-z0-9+]{2,}:/", uri):
+        if not uri or is_uri(uri):
             return uri
         return str(Path(uri).expanduser().resolve())
 

@@ -20,6 +20,7 @@ import pipeline.data.taxonomy as taxonomy_module
 from pipeline.data.datasets import open_reader
 from pipeline.data.fewshot import FEW_SHOT_SETS
 from pipeline.data.ingest import Corpus, open_corpus
+from pipeline.data.relabel import split_classes
 from pipeline.data.run_taxonomy import ids_in, union_of
 from pipeline.data.shards import Manifest
 from pipeline.data.taxonomy import (
@@ -111,7 +112,14 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
             Part(dataset, source, space.with_policy(policy), config.geometry or Geometry())
         )
     unscored = frozenset({ANYTHING_ELSE} if unseen else ())
-    return Plan(tuple(parts), "classes", equal_classes=equal, unscored=unscored)
+    notes = ()
+    if native:
+        notes = tuple(
+            f"{part.name}: scored in {len(part.space.classes)} of its own classes, those that the "
+            "taxonomy has a class for"
+            for part in parts
+        )
+    return Plan(tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=notes)
 
 
 def native_classes(dataset: str) -> tuple[tuple[int, str], ...]:
@@ -168,7 +176,14 @@ def _native_space(config: EvaluateConfig, dataset: str) -> tuple[AnswerSpace, tu
     universal_ids = [int(table[native_id]) for native_id, _ in classes]
     first = {uid: position for position, uid in reversed(list(enumerate(universal_ids)))}
     texts = [label_text(name) for name in universal().classes]
-    text_class = [first.get(uid, DROPPED) for uid in range(len(texts))]
+    position_of = {native_id: position for position, (native_id, _) in enumerate(classes)}
+    parts = {}
+    for name, natives in split_classes(dataset).items():
+        found = [position_of[native_id] for native_id in natives if native_id in position_of]
+        if found:  # A class that MSeg has cut out of this one: its pixels are this one's.
+            parts[universal().id_of(name)] = found[0]
+    owner = parts | first
+    text_class = [owner.get(uid, DROPPED) for uid in range(len(texts))]
     same = tuple(first[uid] for uid in universal_ids)
     return space_of(names, texts, lut, text_class), _numbered(same)
 
@@ -319,6 +334,8 @@ def _ade20k(config: EvaluateConfig) -> Plan:
         notes.append(f"geometry {geometry.mode} at {geometry.base_px} px, not the published one")
     if config.split != "val" or len(source) != 2000:
         notes.append(f"{len(source)} pictures of split {config.split}; published: 2000 of val")
+    if isinstance(source, ShardItems):
+        notes.append("from shards, which may be shrunk; published: the original files")
     policy = config.other or OtherPolicy()
     if policy.policy != "none":
         notes.append(f"other: {policy}; published: none")

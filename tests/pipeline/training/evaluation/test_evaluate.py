@@ -17,6 +17,7 @@ from model.text import build_text_encoder
 from pipeline.data.datasets import open_reader
 from pipeline.data.encode import decode_image
 from pipeline.data.ingest import SampleReader, open_corpus
+from pipeline.data.relabel import split_classes
 from pipeline.data.storage import open_storage
 from pipeline.data.taxonomy import IGNORE, label_text, lookup_table, native_table, universal
 from pipeline.errors import UserError
@@ -87,7 +88,7 @@ def test_unified_figures_are_an_independent_programs_and_any_number_of_workers(
     assert figures["ade20k/images"] == 2
 
 
-def test_the_files_and_the_mlflow_run(unified, mini_shards):
+def test_the_files_and_the_mlflow_run(unified, mini_shards, base_config):
     outcome = unified
     folder = Path(outcome.folder)
     names = {path.name for path in folder.iterdir()}
@@ -115,13 +116,14 @@ def test_the_files_and_the_mlflow_run(unified, mini_shards):
     # The run that made the checkpoint, not another of the same name.
     (run,) = runs
     assert run.data.metrics["train/loss"] == 1.0
-    key = "eval/unified/ade20k/miou"
+    variant = base_config.variant
+    key = f"eval/{variant}/ade20k/miou"
     assert run.data.metrics[key] == pytest.approx(report["figures"]["ade20k/miou"])
-    assert run.data.tags["eval/unified/other"] == "none"
+    assert run.data.tags[f"eval/{variant}/other"] == "none"
     (point,) = client.get_metric_history(run.info.run_id, key)[-1:]
     assert point.step == 7
-    artifacts = [a.path for a in client.list_artifacts(run.info.run_id, "evaluation/unified")]
-    assert "evaluation/unified/page.html" in artifacts
+    artifacts = [a.path for a in client.list_artifacts(run.info.run_id, f"evaluation/{variant}")]
+    assert f"evaluation/{variant}/page.html" in artifacts
 
 
 def test_a_killed_evaluation_goes_on(base_config, unified, monkeypatch):
@@ -203,11 +205,20 @@ def test_mapped_predictions_merge_classes_that_share_a_universal_one(base_config
     roots = roots_of(mini_shards)
     config = replace(base_config, protocol="native-mapped", shards="", roots=roots)
     _, _, figures = scored(replace(config, datasets=("ade20k",)))
-    # Merged, they are the unified classes again, but that only ADE20K's can be answered.
+    # Merged, they are the unified classes again, but that only ADE20K's can be answered; each
+    # also has the probability of the classes that MSeg has cut out of it.
     lseg, _ = load_checkpoint(config.checkpoint)
-    named = sorted({n.universal_name for n in native_table("ade20k") if n.universal_name})
-    text = build_text_encoder(lseg.config.text).encode([label_text(name) for name in named])
+    native = {n.native_id: n.universal_name for n in native_table("ade20k") if n.universal_name}
+    named = sorted(set(native.values()))
+    owner = {name: name for name in named}
+    for name, natives in split_classes("ade20k").items():
+        found = [native[i] for i in natives if i in native]
+        if name not in owner and found:
+            owner[name] = found[0]
+    asked = universal().classes
+    text = build_text_encoder(lseg.config.text).encode([label_text(name) for name in asked])
     ids = np.array([universal().id_of(name) for name in named])
+    belongs = torch.tensor([[owner.get(a) == name for a in asked] for name in named]).float()
     reader = open_reader("ade20k", roots["ade20k"])
     truths, answers = [], []
     for source in reader.listing("val").sources:
@@ -216,8 +227,9 @@ def test_mapped_predictions_merge_classes_that_share_a_universal_one(base_config
         small = network_input(np.ascontiguousarray(pixels), config.geometry)
         with torch.no_grad():
             logits = lseg(lseg.normalize(torch.from_numpy(small)[None]), text)
-            full = upsampled(logits, small, label)
-        answers.append(ids[full.argmax(1)[0].numpy()][label != IGNORE])
+            full = upsampled(logits, small, label).softmax(1)
+            sums = torch.einsum("kt,bthw->bkhw", belongs, full)
+        answers.append(ids[sums.argmax(1)[0].numpy()][label != IGNORE])
         truths.append(label[label != IGNORE])
     truth, answer = np.concatenate(truths), np.concatenate(answers)
     iou = jaccard_score(truth, answer, labels=np.unique(truth), average="macro")
@@ -328,11 +340,13 @@ def test_classes_of_ones_own_are_scored_by_their_names(base_config, tmp_path):
 
 
 def test_departures_from_a_protocol_have_names_of_their_own(base_config):
-    assert folder_name(base_config).endswith("tiny-step_00000007-unified")
+    plain = replace(base_config, geometry=None)
+    assert folder_name(plain).endswith("tiny-step_00000007-unified")
+    assert base_config.variant != plain.variant  # At another size.
     other = OtherPolicy(policy="threshold")
-    changed = replace(base_config, labels="unseen", other=other, geometry=Geometry(mode="single"))
+    changed = replace(plain, labels="unseen", other=other, geometry=Geometry(mode="single"))
     assert changed.variant == "unified-unseen-single-other-threshold"
-    ade = replace(base_config, protocol="ade20k-150", geometry=Geometry(mode="published"))
+    ade = replace(plain, protocol="ade20k-150", geometry=Geometry(mode="published"))
     assert ade.variant == "ade20k-150"
     assert replace(ade, geometry=Geometry(mode="whole")).variant == "ade20k-150-whole"
 
