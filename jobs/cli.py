@@ -53,7 +53,7 @@ def main(
     """Parses, runs, and turns the outcome into an exit code for `sys.exit`.
 
     Returns:
-        0 when `run` returned, 2 for a user's mistake, 130 when interrupted by Ctrl-C and 143 by
+        0 when `run` returned, 2 for a user's mistake (or `UserError.exit_code`), 130 when interrupted by Ctrl-C and 143 by
         SIGTERM. Any other exception is a defect and keeps its traceback.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
@@ -63,7 +63,7 @@ def main(
         run(_instantiate(build_parser(config_class, description), config_class, argv))
     except (UserError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130

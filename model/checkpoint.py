@@ -95,7 +95,7 @@ def load_checkpoint(
             raise FileNotFoundError(
                 f"{directory / name}: no such file: name a checkpoint directory"
             )
-    config = _read_config(directory / CONFIG)
+    config = read_model_config(directory)
     # The file brings every weight: the published ones are not to be fetched first.
     config = replace(config, backbone=replace(config.backbone, pretrained=False))
     beside = directory / TEXT_WEIGHTS
@@ -162,7 +162,14 @@ def local(source: Path | str) -> Path:
     return resolvers[scheme](str(source))
 
 
-def _read_config(path: Path) -> ModelConfig:
+def read_model_config(directory: Path) -> ModelConfig:
+    """The settings of a checkpoint's network.
+
+    Raises:
+        FileNotFoundError: the directory has no such file.
+        ModelError: the file is damaged.
+    """
+    path = directory / CONFIG
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

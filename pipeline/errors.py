@@ -7,8 +7,10 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A user's mistake, told as `where = value: what is allowed: what to do`.
 
-    Jobs print the message without a traceback and exit with code 2.
+    Jobs print the message without a traceback and exit with `exit_code`.
     """
+
+    exit_code = 2
 
 
 class Terminated(KeyboardInterrupt):

@@ -30,6 +30,18 @@ BEAT_S = 5.0
 """Seconds between two rewrites."""
 
 
+class LeaseHeld(UserError):
+    """Another process holds the lock; `holder` are the fields of its lock."""
+
+    def __init__(self, message: str, holder: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
+class LeaseLost(UserError):
+    """The lock was held, and another process has taken it over."""
+
+
 class Lease:
     """Holds the lock while the `with` block lasts.
 
@@ -38,14 +50,20 @@ class Lease:
         path: The lock's place in it.
         expires_s: See EXPIRES_S; the same for all who share the lock.
         beat_s: See BEAT_S.
+        note: Kept in the lock for whoever finds it taken.
 
-    Entering raises UserError when another process holds the lock, which takes up to `beat_s` to
+    Entering raises LeaseHeld when another process holds the lock, which takes up to `beat_s` to
     find out when that is on another machine; when its holder is silent there, it takes
     `expires_s` until the lock is taken over.
     """
 
     def __init__(
-        self, storage: Storage, path: str, expires_s: float = EXPIRES_S, beat_s: float = BEAT_S
+        self,
+        storage: Storage,
+        path: str,
+        expires_s: float = EXPIRES_S,
+        beat_s: float = BEAT_S,
+        note: str = "",
     ) -> None:
         self._storage = storage
         self._path = path
@@ -57,7 +75,8 @@ class Lease:
             "pid": os.getpid(),
             "place": _place(),
             "started": psutil.Process().create_time(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "since": _clock(),
+            "note": note,
         }
         self._beats = 0
         self._current = self._content()
@@ -108,14 +127,14 @@ class Lease:
         """Makes sure that the lock is still held, before something that only its holder may do.
 
         Raises:
-            UserError: Another run has taken it over, since this one was silent for too long.
+            LeaseLost: Another run has taken it over, since this one was silent for too long.
         """
         if time.monotonic() - self._beaten_at > self._expires_s / 2:
             self._beat()
         if self._is_lost:
             found = self._read()
             by = f" ({_name(_parse(found))})" if found else ""
-            raise UserError(
+            raise LeaseLost(
                 f"{self._storage.uri}: another run{by} has taken over this output while this one "
                 "was silent: let that one finish"
             )
@@ -127,7 +146,7 @@ class Lease:
             Its last content, or None when it was released.
 
         Raises:
-            UserError: Its holder lives.
+            LeaseHeld: Its holder lives.
         """
         if _is_alive(holder):
             raise self._taken(holder)
@@ -147,10 +166,11 @@ class Lease:
                 raise self._taken(_parse(now))
         return found
 
-    def _taken(self, holder: dict[str, Any]) -> UserError:
-        return UserError(
+    def _taken(self, holder: dict[str, Any]) -> LeaseHeld:
+        return LeaseHeld(
             f"out={self._storage.uri}: another run is writing there ({_name(holder)}): wait until "
-            "it has ended, or choose another out"
+            "it has ended, or choose another out",
+            holder,
         )
 
     def _keep(self) -> None:
@@ -177,7 +197,9 @@ class Lease:
             self._beaten_at = time.monotonic()
 
     def _content(self) -> bytes:
-        return (json.dumps({**self._identity, "beat": self._beats}) + "\n").encode()
+        # Whoever waits goes by the beats; the time is for people.
+        fields = self._identity | {"beat": self._beats, "until": _clock(self._expires_s)}
+        return (json.dumps(fields) + "\n").encode()
 
     def _is_ours(self, content: bytes) -> bool:
         return _parse(content).get("token") == self._identity["token"]
@@ -203,6 +225,11 @@ def _name(holder: dict[str, Any]) -> str:
         f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, "
         f"since {holder.get('since', '?')}"
     )
+
+
+def _clock(ahead_s: float = 0.0) -> str:
+    """The local time, or what it will be."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(time.time() + ahead_s))
 
 
 def _place() -> str:

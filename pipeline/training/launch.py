@@ -15,6 +15,7 @@ import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from model.checkpoint import is_uri
 from pipeline.data.fewshot.training import without_fold
 from pipeline.data.ingest import (
     Corpus,
@@ -43,6 +44,7 @@ from pipeline.training.stopping import (
     run_stoppable,
     start_signal,
 )
+from pipeline.training.warm_start import check_start
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,8 @@ def train(config: TrainMixConfig, start_ray: Callable[[float], None] | None = No
     if first >= config.train.steps:
         logger.info("run %s is finished: it has %d steps", config.run.name, first)
         return _outcome(config, began)
+    if not first:
+        check_start(config)
     _announce(config, corpus, mixture, len(labels), first)
     if start_ray is not None:
         start_ray(config.logical_cpus)
@@ -221,6 +225,8 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
             written there is lost, and what is not in the upload is not there.
     """
     run = replace(config.run, storage=_absolute("run.storage", config.run.storage))
+    if run.start_from and not is_uri(run.start_from):
+        run = replace(run, start_from=_absolute("run.start_from", run.start_from))
     data = config.data
     if data.shards:
         data = replace(data, shards=_absolute("data.shards", data.shards))

@@ -51,8 +51,9 @@ def train_worker(settings: dict[str, Any]) -> Verdict:
     config, context = job.config, ray.train.get_context()
     device = prepare_process(config)
     encoder = build_text_encoder(config.model.text)
-    state = build_state(config, encoder.dim, device)
-    if latest := ray.train.get_checkpoint():
+    latest = ray.train.get_checkpoint()
+    state = build_state(config, encoder.dim, device, resumes=latest is not None)
+    if latest:
         checkpoint.restore(latest, state, device)
     wrapped = wrap(state.lseg, config.train, device, context.get_world_size())
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from model.lseg import LSeg, build_lseg
 from pipeline.training.config import TrainConfig, TrainMixConfig
 from pipeline.training.optimizer import build_optimizer, build_schedule
+from pipeline.training.warm_start import build_warm
 
 
 @dataclass
@@ -33,16 +34,22 @@ class TrainingState:
         return cast(LSeg, self.average.module) if self.average else self.lseg
 
 
-def build_state(config: TrainMixConfig, embed_dim: int, device: torch.device) -> TrainingState:
+def build_state(
+    config: TrainMixConfig, embed_dim: int, device: torch.device, resumes: bool = False
+) -> TrainingState:
     """The state of a run before its first step, the same on every worker.
 
     Args:
         config: Of the run.
         embed_dim: Length of the text vectors.
         device: Where it goes.
+        resumes: Its weights will be replaced: those of `run.start_from` need not be fetched.
     """
     torch.manual_seed(config.run.seed)
-    lseg = build_lseg(config.model, embed_dim).to(device)
+    if config.run.start_from:
+        lseg = build_warm(config, embed_dim, resumes).to(device)
+    else:
+        lseg = build_lseg(config.model, embed_dim).to(device)
     optimizer = build_optimizer(lseg, config.train)
     schedule = build_schedule(optimizer, config.train)
     return TrainingState(lseg, optimizer, schedule, average_of(lseg, config.train))

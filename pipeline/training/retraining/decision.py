@@ -1,0 +1,104 @@
+"""Whether a candidate replaces the champion: a pure function of both models' figures."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+_ROUNDING = 1e-9
+"""Figures that differ by less are equal: 0.302 - 0.3 is not quite 0.002 in binary."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation on the validation shards found; mIoU, 0 to 1."""
+
+    mean: float
+    """Over the datasets."""
+    datasets: dict[str, float]
+    """By dataset; one that has no labelled pixel is left out."""
+
+    @classmethod
+    def from_figures(cls, figures: Mapping[str, float]) -> "Scores":
+        """From the figures of a report: `miou`, `DATASET/miou`, and others that do not count."""
+        datasets = {
+            name.removesuffix("/miou"): float(value)
+            for name, value in figures.items()
+            if name.endswith("/miou")
+        }
+        return cls(float(figures.get("miou", math.nan)), datasets)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a candidate, and why."""
+
+    promote: bool
+    reasons: tuple[str, ...]
+    """Each a sentence; of a refusal, all that speaks against the candidate."""
+    gain: float | None = None
+    """Of the mean mIoU over the champion's; None where there is no champion."""
+    changes: dict[str, float] = field(default_factory=dict)
+    """Of the mIoU by dataset."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Decision":
+        """The inverse of `to_dict`."""
+        reasons = tuple(map(str, values["reasons"]))
+        changes = {str(name): float(value) for name, value in values["changes"].items()}
+        return cls(bool(values["promote"]), reasons, values["gain"], changes)
+
+
+def decide(
+    champion: Scores | None, candidate: Scores, *, margin: float, max_drop: float
+) -> Decision:
+    """Compares two models that were evaluated alike.
+
+    The candidate is promoted when its mean mIoU is higher by at least `margin` (and at all), and
+    that of no dataset is lower by more than `max_drop`.
+
+    Args:
+        champion: Scores of the model in service; None where there is none: any candidate is better.
+        candidate: Of the new model.
+        margin: In mIoU, 0 to 1.
+        max_drop: In mIoU, 0 to 1.
+    """
+    if champion is None:
+        return Decision(True, ("there was no champion: the first model that is trained is one",))
+    against = []
+    if unlike := sorted(champion.datasets.keys() ^ candidate.datasets.keys()):
+        against.append(f"only one of the two models has a score for {', '.join(unlike)}")
+    broken = [n for n, value in candidate.datasets.items() if not math.isfinite(value)]
+    if broken or not math.isfinite(candidate.mean):
+        against.append(f"the candidate's mIoU is no number ({', '.join(broken) or 'mean'})")
+    changes = {
+        name: candidate.datasets[name] - value
+        for name, value in champion.datasets.items()
+        if name in candidate.datasets
+    }
+    gain = candidate.mean - champion.mean
+    compared = f"mean mIoU {candidate.mean:.4f} against the champion's {champion.mean:.4f}"
+    needed = f"{gain:+.4f}, and at least +{margin:.4f} is asked for"
+    if not (gain > _ROUNDING and gain >= margin - _ROUNDING):
+        against.append(f"{compared}: {needed}")
+    for name, change in sorted(changes.items()):
+        if change < -(max_drop + _ROUNDING):
+            against.append(
+                f"{name}: mIoU {candidate.datasets[name]:.4f} against the champion's "
+                f"{champion.datasets[name]:.4f}: {change:+.4f}, and at most -{max_drop:.4f} is "
+                "allowed"
+            )
+    if against:
+        return Decision(False, tuple(against), gain, changes)
+    worst = min(changes, key=lambda name: changes[name], default=None)
+    reasons = [f"{compared}: {needed}"]
+    if worst is not None:
+        reasons.append(
+            f"no dataset lost more than {max_drop:.4f}; {worst} changed least favourably: "
+            f"{changes[worst]:+.4f}"
+        )
+    return Decision(True, tuple(reasons), gain, changes)
