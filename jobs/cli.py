@@ -53,8 +53,9 @@ def main(
     """Parses, runs, and turns the outcome into an exit code for `sys.exit`.
 
     Returns:
-        0 when `run` returned, 2 for a user's mistake (or `UserError.exit_code`), 130 when interrupted by Ctrl-C and 143 by
-        SIGTERM. Any other exception is a defect and keeps its traceback.
+        0 when `run` returned, 2 for a user's mistake (or what its `exit_code` says), 130 when
+        interrupted by Ctrl-C and 143 by SIGTERM. Any other exception is a defect and keeps its
+        traceback.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for ours in ("pipeline", "model", "jobs"):

@@ -1,7 +1,7 @@
 """One attempt at a better model, stored after each of its phases, so that the next call goes on.
 
-    RUN_STORAGE/retrain/REGISTRY_NAME/state.json            the attempt at hand, or the last one
-    RUN_STORAGE/retrain/REGISTRY_NAME/decisions/*.json      one file for each that ended, and rollbacks
+    RUN_STORAGE/retrain/REGISTRY_NAME/state.json          the attempt at hand, or the last one
+    RUN_STORAGE/retrain/REGISTRY_NAME/decisions/*.json    one for each that ended, and rollbacks
     RUN_STORAGE/retrain/REGISTRY_NAME/{retrain,champion}.lock
 
 Every file is replaced whole.
@@ -49,6 +49,8 @@ class Attempt:
     """What the training made."""
     run_id: str = ""
     """MLflow run of the training."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The training's own, of its last step."""
     candidate: str = ""
     """Version in the registry."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)

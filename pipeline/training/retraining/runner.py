@@ -1,0 +1,400 @@
+"""One call of the scheduler: the phases of an attempt in order, from wherever it was left.
+
+    planned -> trained -> registered -> evaluated -> decided -> finished
+
+The state is stored after each phase, and each phase may be done again: a call that was killed
+anywhere is followed by one that goes on, and until the alias `champion` moves, in one write of the
+registry, nothing that is in service has changed. The registry is the memory of what was tried: each
+version carries the fingerprints of its data and what was decided about it.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from pipeline.data.lease import Lease
+from pipeline.data.storage import Storage
+from pipeline.errors import UserError
+from pipeline.training.retraining.config import RetrainConfig
+from pipeline.training.retraining.data import DataState, changes
+from pipeline.training.retraining.decision import Decision, Scores, decide
+from pipeline.training.retraining.lock import CHAMPION, RETRAIN, locked
+from pipeline.training.retraining.record import PREFIX, DecisionRecord
+from pipeline.training.retraining.state import Attempt, StateFile, now
+
+logger = logging.getLogger(__name__)
+
+CHAMPION_ALIAS, CANDIDATE_ALIAS = "champion", "candidate"
+PREVIOUS = "previous_champion"
+"""Tag of a version that became champion: the version that it replaced."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left behind."""
+
+    checkpoint: str
+    """A path that all nodes share, or s3://."""
+    run_id: str
+    """Its MLflow run."""
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The long parts of a re-training; see `launch` for the real ones."""
+
+    data: Callable[[], DataState]
+    """The shards as they are now."""
+    train: Callable[[Attempt], Trained]
+    """Trains the attempt's run, or resumes it."""
+    evaluate: Callable[[str], Mapping[str, float]]
+    """Figures of the checkpoint at a URI on the validation shards."""
+
+
+class Models(Protocol):
+    """What is asked of the registry; see `pipeline.training.registry.Registry`."""
+
+    def register(
+        self, checkpoint: str, *, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]
+    ) -> Any:
+        """A new version."""
+        ...
+
+    def alias(self, alias: str) -> Any:
+        """The version with an alias, or None."""
+        ...
+
+    def set_alias(self, alias: str, version: str) -> None:
+        """Moves an alias."""
+        ...
+
+    def remove_alias(self, alias: str) -> None:
+        """Removes an alias, if it is there."""
+        ...
+
+    def versions(self) -> Any:
+        """All versions."""
+        ...
+
+    def checkpoint(self, version: Any) -> str:
+        """Where a version's checkpoint can be had."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call ended."""
+
+    kind: str
+    """`unchanged`, `tried`, `promoted`, `rejected` or `rolled back`."""
+    text: str
+    """For people."""
+    version: str = ""
+    """The version that it is about."""
+
+
+class Retraining:
+    """Re-trains one registered model.
+
+    Args:
+        config: What is asked for.
+        models: The registry.
+        record: Where decisions go.
+        storage: Of the model's state: `RUN_STORAGE/retrain/NAME`.
+        work: Training and evaluation.
+    """
+
+    def __init__(
+        self,
+        config: RetrainConfig,
+        models: Models,
+        record: DecisionRecord,
+        storage: Storage,
+        work: Work,
+    ) -> None:
+        self._config, self._models, self._record = config, models, record
+        self._storage, self._work = storage, work
+        self._state = StateFile(storage)
+        self._what = f"the re-training of {config.registry.name}"
+
+    def run(self) -> Result:
+        """Does what there is to do.
+
+        Raises:
+            RetrainLocked: Another call is at it.
+            UserError: Data, recipe and champion do not fit each other.
+        """
+        with locked(self._storage, RETRAIN, self._config.lock, self._what) as lease:
+            attempt = self._going_on()
+            if attempt is None:
+                planned = self._plan()
+                if isinstance(planned, Result):
+                    return planned
+                attempt = self._keep(planned, lease)
+            while attempt.phase != "finished":
+                attempt = self._keep(self._next(attempt, lease), lease)
+            return self._result(attempt)
+
+    def rollback(self) -> Result:
+        """Puts the previous champion back; works while a training holds the other lock.
+
+        Raises:
+            RetrainLocked: The champion is just being changed.
+            UserError: There is no champion, or no previous one.
+        """
+        name = self._config.registry.name
+        with locked(self._storage, CHAMPION, self._config.lock, f"the champion of {name}") as lease:
+            champion = self._models.alias(CHAMPION_ALIAS)
+            if champion is None:
+                raise UserError(
+                    f"rollback=true: {name} has no version with the alias {CHAMPION_ALIAS}: there "
+                    "is nothing to roll back; set the alias in the MLflow UI"
+                )
+            gone = str(champion.version)
+            previous = champion.tags.get(PREVIOUS, "")
+            there = {str(version.version): version for version in self._models.versions()}
+            if previous not in there:
+                missing = (
+                    f"was version {previous}, which is deleted" if previous else "is not known"
+                )
+                raise UserError(
+                    f"rollback=true: the champion before version {gone} of {name} {missing}: "
+                    "there is nothing to roll back to; set the alias in the MLflow UI"
+                )
+            lease.check()
+            self._models.set_alias(CHAMPION_ALIAS, previous)
+            reason = f"rolled back from version {gone} to version {previous}"
+            tags = {"decision": "rolled back", "reasons": reason, "decided_at": now()}
+            content = {"kind": "rollback", "from": gone, "to": previous, "at": now()}
+            key = f"{now()[:19]}-rollback-{gone}"
+            self._record.write(key, gone, champion.run_id or "", tags, content)
+            return Result("rolled back", f"{name}: {reason}", previous)
+
+    def _going_on(self) -> Attempt | None:
+        """The attempt that an earlier call began and did not finish, if it can still be finished.
+
+        A training that is done is worth its evaluation, whatever became of the data meanwhile; one
+        that is not cannot go on with other data or another start.
+        """
+        attempt = self._state.read()
+        if attempt is None or attempt.phase == "finished":
+            return None
+        if attempt.phase != "planned":
+            logger.info("going on with %s, which is %s", attempt.run_name, attempt.phase)
+            return attempt
+        data, config = self._work.data(), self._config
+        reason = ""
+        if data.training != attempt.training:
+            reason = "the training shards changed since"
+        elif config.start != attempt.start and (attempt.champion or config.start == "fresh"):
+            reason = f"start={config.start} is asked for now"
+        elif not attempt.run_name.startswith(f"{config.run.name}-"):
+            reason = f"run.name={config.run.name} is asked for now"
+        if not reason:
+            logger.info("going on with the training of %s", attempt.run_name)
+            return replace(attempt, validation=data.validation)
+        logger.warning("%s is given up: %s", attempt.run_name, reason)
+        content = {"kind": "given up", "reason": reason, "at": now(), "attempt": asdict(attempt)}
+        self._record.log(_key(attempt), content)
+        return None
+
+    def _plan(self) -> Attempt | Result:
+        """A new attempt, or why there is none."""
+        config, name = self._config, self._config.registry.name
+        data, champion = self._work.data(), self._models.alias(CHAMPION_ALIAS)
+        if not data.validation:
+            raise UserError(
+                f"data.val_split={config.data.val_split}: has no shards in {config.data.shards}, "
+                "and without them no model can be told to be better: convert the split too"
+            )
+        found = changes(champion.tags, data) if champion else ["there is no champion yet"]
+        same = [v for v in self._models.versions() if v.tags.get(f"{PREFIX}data") == data.key]
+        if not config.force:
+            if not found:
+                text = (
+                    f"{name}: nothing to do: the shards are those of the champion, version "
+                    f"{champion.version}; --force trains anyway"
+                )
+                return Result("unchanged", text, str(champion.version))
+            tried = [v for v in same if v.tags.get(f"{PREFIX}decision")]
+            if champion and tried:
+                return self._tried(max(tried, key=lambda v: int(v.version)))
+        start = config.start if champion else "fresh"
+        version = str(champion.version) if champion else ""
+        source = self._models.checkpoint(champion) if start == "warm" else ""
+        words = repr((data.key, version, start, len(same)))
+        key = hashlib.sha256(words.encode()).hexdigest()[:16]
+        why = tuple(found or ["it was forced"])
+        attempt = Attempt(
+            id=key,
+            run_name=f"{config.run.name}-{key[:8]}",
+            training=data.training,
+            validation=data.validation,
+            why=why,
+            start=start,
+            start_from=source,
+            champion=version,
+            began=now(),
+        )
+        logger.info("%s: training %s: %s", name, attempt.run_name, "; ".join(why))
+        return attempt
+
+    def _tried(self, version: Any) -> Result:
+        tags = version.tags
+        text = (
+            f"{self._config.registry.name}: nothing to do: this data was already tried, as version "
+            f"{version.version}, {tags.get(f'{PREFIX}decision')} on "
+            f"{tags.get(f'{PREFIX}decided_at', '?')}: {tags.get(f'{PREFIX}reasons', '?')}; --force "
+            "trains anyway"
+        )
+        return Result("tried", text, str(version.version))
+
+    def _keep(self, attempt: Attempt, lease: Lease) -> Attempt:
+        """Stores what is done; only the holder of the lock may."""
+        lease.check()
+        self._state.write(attempt)
+        return attempt
+
+    def _next(self, attempt: Attempt, lease: Lease) -> Attempt:
+        """Does the phase that comes next."""
+        if attempt.phase == "planned":
+            return self._train(attempt)
+        if attempt.phase == "trained":
+            return self._register(attempt)
+        if attempt.phase == "registered":
+            return self._evaluate(attempt, lease)
+        if attempt.phase == "evaluated":
+            return self._decide(attempt)
+        return self._conclude(attempt, lease)
+
+    def _train(self, attempt: Attempt) -> Attempt:
+        done = self._work.train(attempt)
+        return replace(
+            attempt,
+            phase="trained",
+            checkpoint=done.checkpoint,
+            run_id=done.run_id,
+            metrics=dict(done.metrics),
+        )
+
+    def _register(self, attempt: Attempt) -> Attempt:
+        """Makes the version; finds the one that a killed call has made."""
+        found = [v for v in self._models.versions() if v.tags.get(f"{PREFIX}attempt") == attempt.id]
+        if found:
+            version = found[0]
+        else:
+            tags = {"attempt": attempt.id, "start": attempt.start, "why": "; ".join(attempt.why)}
+            tags |= {"compared_with": attempt.champion}
+            version = self._models.register(
+                attempt.checkpoint,
+                run_id=attempt.run_id,
+                metrics=attempt.metrics,
+                tags={PREFIX + tag: value for tag, value in tags.items() if value}
+                | attempt.training,
+            )
+        self._models.set_alias(CANDIDATE_ALIAS, str(version.version))
+        return replace(attempt, phase="registered", candidate=str(version.version))
+
+    def _evaluate(self, attempt: Attempt, lease: Lease) -> Attempt:
+        """Scores both models on the same shards; the champion is the one of this moment."""
+        champion = self._models.alias(CHAMPION_ALIAS)
+        version = str(champion.version) if champion else ""
+        if version == attempt.candidate:
+            by_hand = Decision(True, ("it was made the champion by hand, without a comparison",))
+            return replace(attempt, phase="decided", decision=by_hand.to_dict())
+        shards = self._work.data().validation
+        if shards != attempt.validation:
+            attempt = replace(attempt, validation=shards, figures={})
+        attempt = replace(attempt, champion=version)
+        places = {attempt.candidate: attempt.checkpoint}
+        if champion:
+            places = {version: self._models.checkpoint(champion)} | places
+        for which, place in places.items():
+            if which not in attempt.figures:
+                figures = dict(self._work.evaluate(place))
+                attempt = replace(attempt, figures=attempt.figures | {which: figures})
+                self._keep(attempt, lease)
+        if self._work.data().validation != shards:
+            raise UserError(
+                f"data.shards={self._config.data.shards}: validation shards changed while the "
+                "models were evaluated on them: call again when they are complete"
+            )
+        return replace(attempt, phase="evaluated")
+
+    def _decide(self, attempt: Attempt) -> Attempt:
+        config, figures = self._config, attempt.figures
+        champion = figures.get(attempt.champion)
+        decision = decide(
+            Scores.from_figures(champion) if champion else None,
+            Scores.from_figures(figures[attempt.candidate]),
+            margin=config.margin,
+            max_drop=config.max_drop,
+        )
+        return replace(attempt, phase="decided", decision=decision.to_dict())
+
+    def _conclude(self, attempt: Attempt, lease: Lease) -> Attempt:
+        """Moves the alias where that was decided, then writes the decision down."""
+        decision = Decision.from_dict(attempt.decision)
+        if decision.promote and not self._promote(attempt, lease):
+            logger.warning("the champion was changed meanwhile: comparing with the new one")
+            return replace(attempt, phase="registered", decision={})
+        data = DataState(attempt.training, attempt.validation)
+        self._record.tag_version(attempt.candidate, data.tags | {f"{PREFIX}data": data.key})
+        tags = {
+            "decision": "promoted" if decision.promote else "rejected",
+            "reasons": "; ".join(decision.reasons),
+            "decided_at": now(),
+            "compared_with": attempt.champion or "none",
+            "gain": "none" if decision.gain is None else f"{decision.gain:+.6f}",
+        }
+        content = {"kind": "decision", "at": now(), "attempt": asdict(attempt)}
+        content["limits"] = {"margin": self._config.margin, "max_drop": self._config.max_drop}
+        self._record.write(_key(attempt), attempt.candidate, attempt.run_id, tags, content)
+        return replace(attempt, phase="finished")
+
+    def _promote(self, attempt: Attempt, lease: Lease) -> bool:
+        """Makes the candidate the champion, if the champion is still the one it was compared with.
+
+        Its holder has at least half of `lock.expires_s` after `check` before anybody else may take
+        a lock over, and goes on renewing it.
+        """
+        name = self._config.registry.name
+        with locked(
+            self._storage, CHAMPION, self._config.lock, f"the champion of {name}"
+        ) as second:
+            champion = self._models.alias(CHAMPION_ALIAS)
+            version = str(champion.version) if champion else ""
+            if version != attempt.candidate:
+                if version != attempt.champion:
+                    return False
+                # Before the alias moves: a rollback must never find a champion without it.
+                if version:
+                    self._record.tag_version(attempt.candidate, {PREVIOUS: version})
+                lease.check()
+                second.check()
+                self._models.set_alias(CHAMPION_ALIAS, attempt.candidate)
+            candidate = self._models.alias(CANDIDATE_ALIAS)
+            if candidate and str(candidate.version) == attempt.candidate:
+                self._models.remove_alias(CANDIDATE_ALIAS)
+        return True
+
+    def _result(self, attempt: Attempt) -> Result:
+        decision, name = Decision.from_dict(attempt.decision), self._config.registry.name
+        reasons = "; ".join(decision.reasons)
+        if decision.promote:
+            before = f", in place of version {attempt.champion}" if attempt.champion else ""
+            text = f"{name}: version {attempt.candidate} is the champion now{before}: {reasons}"
+            return Result("promoted", text, attempt.candidate)
+        text = (
+            f"{name}: version {attempt.candidate} was rejected; version {attempt.champion} stays "
+            f"the champion: {reasons}"
+        )
+        return Result("rejected", text, attempt.candidate)
+
+
+def _key(attempt: Attempt) -> str:
+    """Names a decision; sorts by time."""
+    return f"{attempt.began[:19]}-{attempt.id}"
