@@ -169,7 +169,7 @@ class Retraining:
             reason = f"rolled back from version {gone} to version {previous}"
             tags = {"decision": "rolled back", "reasons": reason, "decided_at": now()}
             content = {"kind": "rollback", "from": gone, "to": previous, "at": now()}
-            key = f"{now()[:19]}-rollback-{gone}"
+            key = f"{now()[:23]}-rollback-{gone}"
             self._record.write(key, gone, champion.run_id or "", tags, content)
             return Result("rolled back", f"{name}: {reason}", previous)
 
@@ -397,4 +397,4 @@ class Retraining:
 
 def _key(attempt: Attempt) -> str:
     """Names a decision; sorts by time."""
-    return f"{attempt.began[:19]}-{attempt.id}"
+    return f"{attempt.began[:23]}-{attempt.id}"

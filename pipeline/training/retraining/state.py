@@ -8,8 +8,8 @@ Every file is replaced whole.
 """
 
 import json
-import time
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 from pipeline.data.storage import Storage
@@ -101,5 +101,5 @@ class StateFile:
 
 
 def now() -> str:
-    """The local time, as it is stored and shown."""
-    return time.strftime("%Y-%m-%d %H:%M:%S %z")
+    """The local time, as it is stored and shown; of two moments the later one sorts later."""
+    return datetime.now().astimezone().isoformat(sep=" ", timespec="milliseconds")

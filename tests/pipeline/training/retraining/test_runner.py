@@ -1,0 +1,205 @@
+"""Calls of the scheduler against a real registry: on a database file, and (slow) on a server."""
+
+import json
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.training.retraining.config import LockConfig
+from pipeline.training.retraining.lock import RetrainLocked, locked
+from tests.pipeline.training.retraining.world import World
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.slow)])
+def uri(request) -> str:
+    # The server is the point of issue; the file is there so that the rules are tested always.
+    if request.param == "file":
+        return request.getfixturevalue("mlflow_file")
+    return request.getfixturevalue("mlflow_server").uri
+
+
+@pytest.fixture
+def world(make_world, uri) -> World:
+    return make_world(uri)
+
+
+def test_the_first_model_becomes_champion_and_says_why(make_world, uri):
+    world = make_world(uri, is_first=True)
+    result = world.call()
+    assert (result.kind, world.champion()) == ("promoted", "1")
+    tags = world.tags("1")
+    assert tags["retrain.decision"] == "promoted"
+    assert "there was no champion" in tags["retrain.reasons"]
+    assert tags["manifest.idd"] == "old"
+    assert tags["validation.idd"] == "v1"
+    assert "previous_champion" not in tags
+    assert world.done("train") == [f"train {world.attempt().run_name} fresh "]
+    with pytest.raises(UserError, match=r"the champion before version 1 .* is not known"):
+        world.retraining().rollback()
+
+
+def test_nothing_changed(world):
+    result = world.call()
+    assert result.kind == "unchanged"
+    assert "nothing to do: the shards are those of the champion, version 1" in result.text
+    assert not (world.folder / "done.txt").exists()
+    assert world.call(force=True).kind == "rejected"  # It is no better: but it was trained.
+    assert len(world.models.versions()) == 2
+
+
+def test_new_data_and_better(world):
+    world.arrive("new", 0.5, 0.52, 0.51)
+    result = world.call()
+    assert (result.kind, result.version, world.champion()) == ("promoted", "2", "2")
+    assert "mean mIoU 0.5100 against the champion's 0.5000" in result.text
+    # Warm: from the champion; both were evaluated, once.
+    (train,) = world.done("train")
+    assert train.split()[2:] == [
+        "warm",
+        world.models.checkpoint(world.client.get_model_version(world.name, "1")),
+    ]
+    assert world.done("evaluate") == ["evaluate 0.5 0.5 0.5", "evaluate 0.5 0.52 0.51"]
+    tags = world.tags("2")
+    assert tags["previous_champion"] == tags["retrain.compared_with"] == "1"
+    assert (tags["manifest.idd"], tags["retrain.gain"]) == ("new", "+0.010000")
+    assert world.models.alias("candidate") is None
+    # The decision is with the run of the training too, and in the log.
+    run = world.client.get_run(world.attempt().run_id)
+    assert run.data.tags["retrain.decision"] == "promoted"
+    (artifact,) = world.client.list_artifacts(run.info.run_id, "retrain")
+    assert artifact.path.endswith(f"{world.attempt().id}.json")
+    last = world.decisions()[-1]
+    assert last["attempt"]["figures"]["2"]["coco/miou"] == 0.52
+    assert last["limits"] == {"margin": 0.002, "max_drop": 0.01}
+    assert world.call().kind == "unchanged"
+
+
+def test_new_data_and_worse_is_not_tried_again(world):
+    world.arrive("new", 0.49, 0.49, 0.5)
+    result = world.call()
+    assert (result.kind, world.champion()) == ("rejected", "1")
+    assert str(world.models.alias("candidate").version) == "2"
+    again = world.call()
+    assert again.kind == "tried"
+    assert "this data was already tried, as version 2, rejected on 20" in again.text
+    assert "mean mIoU 0.4933" in again.text
+    assert len(world.done("train")) == 1
+    first = world.attempt().run_name
+    assert world.call(force=True, margin=0.0).kind == "rejected"
+    assert world.attempt().run_name != first
+    # Newer data is another matter.
+    world.arrive("newer", 0.6, 0.6, 0.6)
+    assert world.call().kind == "promoted"
+
+
+def test_worse_on_one_dataset_only(world):
+    world.arrive("new", 0.9, 0.9, 0.48)
+    result = world.call()
+    assert (result.kind, world.champion()) == ("rejected", "1")
+    assert "idd: mIoU 0.4800 against the champion's 0.5000: -0.0200" in result.text
+    assert "ade20k" not in result.text
+    assert world.call(force=True, max_drop=0.03).kind == "promoted"
+
+
+def test_rollback_puts_one_after_the_other_back(world):
+    for number, score in ((2, 0.6), (3, 0.7)):
+        world.arrive(f"data {number}", score, score, score)
+        assert world.call().version == str(number)
+    world.asking(lock=LockConfig(expires_s=8, beat_s=1))
+    # A training under way does not stand in its way.
+    with locked(world.storage, "retrain.lock", LockConfig(), "the re-training"):
+        result = world.retraining().rollback()
+    assert (result.kind, world.champion()) == ("rolled back", "2")
+    assert world.tags("3")["retrain.decision"] == "rolled back"
+    assert world.decisions()[-1]["kind"] == "rollback"
+    # The data that was rolled back is not taken up again by itself.
+    assert world.call().kind == "tried"
+    assert world.champion() == "2"
+    world.retraining().rollback()
+    assert world.champion() == "1"
+    with pytest.raises(UserError, match=r"the champion before version 1 .* is not known"):
+        world.retraining().rollback()
+    assert world.champion() == "1"
+
+
+def test_rollback_without_a_champion_or_with_a_deleted_one_is_refused(world):
+    world.arrive("new", 0.6, 0.6, 0.6)
+    world.call()
+    world.client.delete_model_version(world.name, "1")
+    with pytest.raises(UserError, match=r"before version 2 .* was version 1, which is deleted"):
+        world.retraining().rollback()
+    world.models.remove_alias("champion")
+    with pytest.raises(UserError, match="has no version with the alias champion"):
+        world.retraining().rollback()
+
+
+def test_a_champion_that_changes_meanwhile_is_compared_with(world, monkeypatch):
+    """Somebody rolls back between the decision and the promotion."""
+    world.arrive("good", 0.8, 0.8, 0.8)
+    assert world.call().version == "2"
+    world.arrive("new", 0.82, 0.82, 0.82)
+    retraining = world.retraining()
+    decide = retraining._decide
+
+    def and_roll_back(attempt):
+        if attempt.champion == "2":
+            world.retraining().rollback()
+        return decide(attempt)
+
+    monkeypatch.setattr(retraining, "_decide", and_roll_back)
+    result = retraining.run()
+    assert result.kind == "promoted"
+    assert world.tags("3")["previous_champion"] == "1"
+    assert "0.8200 against the champion's 0.5000" in result.text
+
+
+def test_validation_shards_that_change_under_way_are_no_comparison(world, monkeypatch):
+    world.arrive("new", 0.6, 0.6, 0.6)
+    path = world.folder / "data.json"
+    evaluate = World.evaluate
+
+    def and_change(self, checkpoint):
+        if not world.done("changed"):
+            world.note("changed")
+            path.write_text(path.read_text().replace("v1", "v2"))
+        return evaluate(self, checkpoint)
+
+    monkeypatch.setattr(World, "evaluate", and_change)
+    with pytest.raises(UserError, match="validation shards changed while the models"):
+        world.call()
+    assert world.champion() == "1"
+    assert world.call().kind == "promoted"
+    # Both were evaluated anew; the training was not.
+    assert (len(world.done("train")), len(world.done("evaluate"))) == (1, 4)
+    assert world.tags("2")["validation.idd"] == "v2"
+
+
+def test_an_unfinished_training_is_given_up_when_its_data_changed(world, monkeypatch):
+    world.arrive("new", 0.6, 0.6, 0.6)
+    with monkeypatch.context() as patch:
+        patch.setattr(World, "train", lambda *_: (_ for _ in ()).throw(UserError("full disk")))
+        with pytest.raises(UserError, match="full disk"):
+            world.call()
+    before = world.attempt()
+    world.arrive("newer", 0.7, 0.7, 0.7)
+    assert world.call().kind == "promoted"
+    assert world.attempt().run_name != before.run_name
+    assert [d["kind"] for d in world.decisions()] == ["decision", "given up", "decision"]
+
+
+def test_no_validation_shards_is_told(world):
+    path = world.folder / "data.json"
+    content = json.loads(path.read_text()) | {"validation": {}}
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="without them no model can be told to be better"):
+        world.call()
+
+
+def test_a_held_lock_refuses_and_says_who(world):
+    with locked(world.storage, "retrain.lock", LockConfig(), "it"):
+        with pytest.raises(RetrainLocked, match=r"process \d+ on .*, since 20.*, until 20"):
+            world.call()
+    assert RetrainLocked.exit_code == 75
+    assert world.call().kind == "unchanged"
