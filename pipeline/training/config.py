@@ -26,7 +26,8 @@ class RunConfig:
     """Seed of everything random: weights, order of samples, augmentation."""
     start_from: str = ""
     """Checkpoint whose weights the run starts from, with a new optimiser and schedule: a folder,
-    `s3://...` or `models:/name@alias`. Empty: as `model.backbone.pretrained` says."""
+    `s3://...` or `models:/name@alias`, of MLFLOW_TRACKING_URI. Empty: as
+    `model.backbone.pretrained` says."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", self.name):

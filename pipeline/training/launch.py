@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from pipeline.training.failures import FailureReporter, explained
 from pipeline.training.job import Job, Verdict
 from pipeline.training.labels import LabelSpace, training_labels
 from pipeline.training.loop import train_worker
+from pipeline.training.mlflow_run import mlflow_environment
 from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
@@ -257,8 +257,7 @@ def _validation_corpus(config: TrainMixConfig) -> Corpus | None:
 
 def _worker_environment(config: TrainMixConfig) -> dict[str, str]:
     """Variables that the workers need and Ray does not pass on by itself."""
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    found = {name: os.environ[name] for name in names if name in os.environ}
+    found = mlflow_environment()
     if config.train.deterministic:
         found["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # Read once, when CUDA starts.
     return found

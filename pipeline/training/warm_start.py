@@ -17,7 +17,6 @@ from model.lseg import LSeg, build_lseg
 from pipeline.errors import UserError
 from pipeline.training import resolvers  # noqa: F401  # s3:// and models:/
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.tracking_config import server_uri
 
 _FREE = (
     "backbone.pretrained",
@@ -92,10 +91,6 @@ def model_difference(before: ModelConfig, now: ModelConfig) -> str:
 def _fetched(config: TrainMixConfig) -> Path:
     """The checkpoint on this machine."""
     uri = config.run.start_from
-    if uri.startswith("models:"):
-        import mlflow
-
-        mlflow.set_tracking_uri(server_uri(config.tracking))
     try:
         return local(uri)
     except FileNotFoundError as error:

@@ -1,28 +1,13 @@
 """The configuration of `jobs/retrain.py`: a training recipe, and what decides about its result."""
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.evaluation.config import Geometry, OtherPolicy, WorkersConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegistryConfig:
-    """Where the models are that are in service."""
-
-    name: str = "lseg"
-    """Registered model in MLflow; its alias `champion` is the version in service."""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", self.name):
-            raise UserError(
-                f"registry.name={self.name!r}: must be letters, digits, '.', '_' and '-' and begin "
-                "with a letter or digit, since it also names a folder"
-            )
+from pipeline.training.registry import RegistryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +60,7 @@ class RetrainConfig(TrainMixConfig):
     """
 
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    """The model in service is the version with the alias `champion`."""
     start: Literal["warm", "fresh"] = "warm"
     """From the champion's weights, with a new optimiser and schedule; or as the recipe says."""
     margin: float = 0.002

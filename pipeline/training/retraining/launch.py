@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 
@@ -48,6 +49,8 @@ def retrain(config: RetrainConfig, start_ray: StartRay = None) -> Result:
     base = training_config(config)
     config = replace(config, run=base.run, data=base.data, tracking=base.tracking)
     uri, name = server_uri(base.tracking), config.registry.name
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        os.environ[variable] = uri  # What `models:/` means, here and in the workers.
     storage = open_storage(state_folder(config))
     record = DecisionRecord(MlflowClient(uri), name, storage)
     work = Work(

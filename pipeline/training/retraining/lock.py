@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.training.provenance import ray_job_id
 from pipeline.training.retraining.config import LockConfig
 
-RETRAIN, CHAMPION = "retrain.lock", "champion.lock"
+RETRAIN_LOCK, CHAMPION_LOCK = "retrain.lock", "champion.lock"
 
 LOCKED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later."""
@@ -37,7 +37,7 @@ def locked(storage: Storage, path: str, config: LockConfig, what: str) -> Iterat
 
     Args:
         storage: Of the model's state.
-        path: RETRAIN or CHAMPION.
+        path: RETRAIN_LOCK or CHAMPION_LOCK.
         config: Its times, the same for all callers.
         what: What is locked, for messages.
 

@@ -12,23 +12,19 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
 
 from pipeline.data.lease import Lease
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
+from pipeline.training.registry import CANDIDATE, CHAMPION, REPLACED_TAG, ModelVersion, Registry
 from pipeline.training.retraining.config import RetrainConfig
 from pipeline.training.retraining.data import DataState, changes
 from pipeline.training.retraining.decision import Decision, Scores, decide
-from pipeline.training.retraining.lock import CHAMPION, RETRAIN, locked
+from pipeline.training.retraining.lock import CHAMPION_LOCK, RETRAIN_LOCK, locked
 from pipeline.training.retraining.record import PREFIX, DecisionRecord
 from pipeline.training.retraining.state import Attempt, StateFile, now
 
 logger = logging.getLogger(__name__)
-
-CHAMPION_ALIAS, CANDIDATE_ALIAS = "champion", "candidate"
-PREVIOUS = "previous_champion"
-"""Tag of a version that became champion: the version that it replaced."""
 
 
 @dataclass(frozen=True)
@@ -52,36 +48,6 @@ class Work:
     """Trains the attempt's run, or resumes it."""
     evaluate: Callable[[str], Mapping[str, float]]
     """Figures of the checkpoint at a URI on the validation shards."""
-
-
-class Models(Protocol):
-    """What is asked of the registry; see `pipeline.training.registry.Registry`."""
-
-    def register(
-        self, checkpoint: str, *, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]
-    ) -> Any:
-        """A new version."""
-        ...
-
-    def alias(self, alias: str) -> Any:
-        """The version with an alias, or None."""
-        ...
-
-    def set_alias(self, alias: str, version: str) -> None:
-        """Moves an alias."""
-        ...
-
-    def remove_alias(self, alias: str) -> None:
-        """Removes an alias, if it is there."""
-        ...
-
-    def versions(self) -> Any:
-        """All versions."""
-        ...
-
-    def checkpoint(self, version: Any) -> str:
-        """Where a version's checkpoint can be had."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +76,7 @@ class Retraining:
     def __init__(
         self,
         config: RetrainConfig,
-        models: Models,
+        models: Registry,
         record: DecisionRecord,
         storage: Storage,
         work: Work,
@@ -127,7 +93,7 @@ class Retraining:
             RetrainLocked: Another call is at it.
             UserError: Data, recipe and champion do not fit each other.
         """
-        with locked(self._storage, RETRAIN, self._config.lock, self._what) as lease:
+        with locked(self._storage, RETRAIN_LOCK, self._config.lock, self._what) as lease:
             attempt = self._going_on()
             if attempt is None:
                 planned = self._plan()
@@ -146,26 +112,18 @@ class Retraining:
             UserError: There is no champion, or no previous one.
         """
         name = self._config.registry.name
-        with locked(self._storage, CHAMPION, self._config.lock, f"the champion of {name}") as lease:
-            champion = self._models.alias(CHAMPION_ALIAS)
-            if champion is None:
+        with locked(
+            self._storage, CHAMPION_LOCK, self._config.lock, f"the champion of {name}"
+        ) as lease:
+            champion = self._models.alias(CHAMPION)
+            if champion is None or not champion.tags.get(REPLACED_TAG):
+                has = f"version {champion.version} replaced none" if champion else "there is none"
                 raise UserError(
-                    f"rollback=true: {name} has no version with the alias {CHAMPION_ALIAS}: there "
-                    "is nothing to roll back; set the alias in the MLflow UI"
-                )
-            gone = str(champion.version)
-            previous = champion.tags.get(PREVIOUS, "")
-            there = {str(version.version): version for version in self._models.versions()}
-            if previous not in there:
-                missing = (
-                    f"was version {previous}, which is deleted" if previous else "is not known"
-                )
-                raise UserError(
-                    f"rollback=true: the champion before version {gone} of {name} {missing}: "
-                    "there is nothing to roll back to; set the alias in the MLflow UI"
+                    f"rollback=true: {name} must have a {CHAMPION} that replaced another one, and "
+                    f"{has}: set the alias in the MLflow UI"
                 )
             lease.check()
-            self._models.set_alias(CHAMPION_ALIAS, previous)
+            gone, previous = champion.version, self._models.roll_back().version
             reason = f"rolled back from version {gone} to version {previous}"
             tags = {"decision": "rolled back", "reasons": reason, "decided_at": now()}
             content = {"kind": "rollback", "from": gone, "to": previous, "at": now()}
@@ -204,30 +162,31 @@ class Retraining:
     def _plan(self) -> Attempt | Result:
         """A new attempt, or why there is none."""
         config, name = self._config, self._config.registry.name
-        data, champion = self._work.data(), self._models.alias(CHAMPION_ALIAS)
+        data, champion = self._work.data(), self._models.alias(CHAMPION)
         if not data.validation:
             raise UserError(
                 f"data.val_split={config.data.val_split}: has no shards in {config.data.shards}, "
                 "and without them no model can be told to be better: convert the split too"
             )
-        found = changes(champion.tags, data) if champion else ["there is no champion yet"]
+        found = changes(champion.tags, data) if champion else []
         same = [v for v in self._models.versions() if v.tags.get(f"{PREFIX}data") == data.key]
         if not config.force:
-            if not found:
+            if champion and not found:
                 text = (
                     f"{name}: nothing to do: the shards are those of the champion, version "
                     f"{champion.version}; --force trains anyway"
                 )
-                return Result("unchanged", text, str(champion.version))
+                return Result("unchanged", text, champion.version)
             tried = [v for v in same if v.tags.get(f"{PREFIX}decision")]
             if champion and tried:
                 return self._tried(max(tried, key=lambda v: int(v.version)))
-        start = config.start if champion else "fresh"
-        version = str(champion.version) if champion else ""
-        source = self._models.checkpoint(champion) if start == "warm" else ""
+        start, version, source = "fresh", "", ""
+        if champion:
+            start, version = config.start, champion.version
+            source = self._models.checkpoint(champion) if start == "warm" else ""
         words = repr((data.key, version, start, len(same)))
         key = hashlib.sha256(words.encode()).hexdigest()[:16]
-        why = tuple(found or ["it was forced"])
+        why = tuple(found) or ("it was forced" if champion else "there is no champion yet",)
         attempt = Attempt(
             id=key,
             run_name=f"{config.run.name}-{key[:8]}",
@@ -242,7 +201,7 @@ class Retraining:
         logger.info("%s: training %s: %s", name, attempt.run_name, "; ".join(why))
         return attempt
 
-    def _tried(self, version: Any) -> Result:
+    def _tried(self, version: ModelVersion) -> Result:
         tags = version.tags
         text = (
             f"{self._config.registry.name}: nothing to do: this data was already tried, as version "
@@ -250,7 +209,7 @@ class Retraining:
             f"{tags.get(f'{PREFIX}decided_at', '?')}: {tags.get(f'{PREFIX}reasons', '?')}; --force "
             "trains anyway"
         )
-        return Result("tried", text, str(version.version))
+        return Result("tried", text, version.version)
 
     def _keep(self, attempt: Attempt, lease: Lease) -> Attempt:
         """Stores what is done; only the holder of the lock may."""
@@ -281,27 +240,21 @@ class Retraining:
         )
 
     def _register(self, attempt: Attempt) -> Attempt:
-        """Makes the version; finds the one that a killed call has made."""
-        found = [v for v in self._models.versions() if v.tags.get(f"{PREFIX}attempt") == attempt.id]
-        if found:
-            version = found[0]
-        else:
-            tags = {"attempt": attempt.id, "start": attempt.start, "why": "; ".join(attempt.why)}
-            tags |= {"compared_with": attempt.champion}
-            version = self._models.register(
-                attempt.checkpoint,
-                run_id=attempt.run_id,
-                metrics=attempt.metrics,
-                tags={PREFIX + tag: value for tag, value in tags.items() if value}
-                | attempt.training,
-            )
-        self._models.set_alias(CANDIDATE_ALIAS, str(version.version))
-        return replace(attempt, phase="registered", candidate=str(version.version))
+        """Makes the version, or finds the one that a killed call has made."""
+        tags = {"attempt": attempt.id, "start": attempt.start, "why": "; ".join(attempt.why)}
+        version = self._models.register(
+            attempt.checkpoint,
+            run_id=attempt.run_id,
+            metrics=attempt.metrics,
+            tags={PREFIX + tag: value for tag, value in tags.items()} | attempt.training,
+        )
+        self._models.set_alias(CANDIDATE, version.version)
+        return replace(attempt, phase="registered", candidate=version.version)
 
     def _evaluate(self, attempt: Attempt, lease: Lease) -> Attempt:
         """Scores both models on the same shards; the champion is the one of this moment."""
-        champion = self._models.alias(CHAMPION_ALIAS)
-        version = str(champion.version) if champion else ""
+        champion = self._models.alias(CHAMPION)
+        version = champion.version if champion else ""
         if version == attempt.candidate:
             by_hand = Decision(True, ("it was made the champion by hand, without a comparison",))
             return replace(attempt, phase="decided", decision=by_hand.to_dict())
@@ -365,20 +318,19 @@ class Retraining:
         with locked(
             self._storage, CHAMPION, self._config.lock, f"the champion of {name}"
         ) as second:
-            champion = self._models.alias(CHAMPION_ALIAS)
-            version = str(champion.version) if champion else ""
+            champion = self._models.alias(CHAMPION)
+            version = champion.version if champion else ""
             if version != attempt.candidate:
                 if version != attempt.champion:
                     return False
-                # Before the alias moves: a rollback must never find a champion without it.
-                if version:
-                    self._record.tag_version(attempt.candidate, {PREVIOUS: version})
+                if version:  # Also over that of a promotion which was not completed.
+                    self._models.set_tags(attempt.candidate, {REPLACED_TAG: version})
                 lease.check()
                 second.check()
-                self._models.set_alias(CHAMPION_ALIAS, attempt.candidate)
-            candidate = self._models.alias(CANDIDATE_ALIAS)
-            if candidate and str(candidate.version) == attempt.candidate:
-                self._models.remove_alias(CANDIDATE_ALIAS)
+                self._models.set_alias(CHAMPION, attempt.candidate)
+            candidate = self._models.alias(CANDIDATE)
+            if candidate and candidate.version == attempt.candidate:
+                self._models.remove_alias(CANDIDATE)
         return True
 
     def _result(self, attempt: Attempt) -> Result:

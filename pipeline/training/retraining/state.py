@@ -82,7 +82,7 @@ class StateFile:
         except FileNotFoundError:
             return None
         except ValueError:
-            values = None
+            values = {}
         try:
             if values["format"] != FORMAT:
                 raise ValueError(f"format {values['format']!r}, this program writes {FORMAT}")

@@ -41,10 +41,12 @@ def small_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def make_world(small_checkpoint, tmp_path, request) -> Callable[..., World]:
+def make_world(small_checkpoint, tmp_path, request, monkeypatch) -> Callable[..., World]:
     """A world with a champion, version 1, that has seen the data `old` and reaches 0.5."""
 
     def make(uri: str, kind: type[World] = World, is_first: bool = False) -> World:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", uri)
         name = "m" + format(abs(hash(request.node.nodeid)), "x")[:12]
         world = World(uri, name, tmp_path, small_checkpoint)
         world.arrive("old", 0.5, 0.5, 0.5)

@@ -36,7 +36,7 @@ BEFORE_THE_ALIAS = [
     ("StateFile", "write", "before", "evaluated"),
     ("StateFile", "write", "after", "evaluated"),
     ("StateFile", "write", "after", "decided"),
-    ("DecisionRecord", "tag_version", "after", "previous_champion"),
+    ("Registry", "set_tags", "after", "replaced"),
     ("Registry", "set_alias", "before", "champion"),
 ]
 AFTER_THE_ALIAS = [
@@ -95,7 +95,7 @@ def check_one_promotion(world: World) -> None:
     assert [entry["kind"] for entry in world.decisions()] == ["decision", "decision"]
     assert world.decisions()[-1]["attempt"]["decision"]["promote"] is True
     tags = world.tags("2")
-    assert (tags["previous_champion"], tags["retrain.decision"]) == ("1", "promoted")
+    assert (tags["replaced"], tags["retrain.decision"]) == ("1", "promoted")
     assert world.models.alias("candidate") is None
     assert {e.path.split("/")[0] for e in world.storage.list()} == {"decisions", "state.json"}
     assert world.call().kind == "unchanged"

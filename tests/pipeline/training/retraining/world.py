@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.config import RunConfig
-from pipeline.training.registry import Registry
-from pipeline.training.retraining.config import LockConfig, RegistryConfig, RetrainConfig
+from pipeline.training.registry import Registry, RegistryConfig
+from pipeline.training.retraining.config import LockConfig, RetrainConfig
 from pipeline.training.retraining.data import DataState
 from pipeline.training.retraining.record import DecisionRecord
 from pipeline.training.retraining.runner import Result, Retraining, Trained, Work
@@ -96,7 +96,6 @@ class World:
         from model.checkpoint import local
         from pipeline.training import resolvers  # noqa: F401
 
-        os.environ["MLFLOW_TRACKING_URI"] = self.uri
         found = json.loads((local(checkpoint) / "metrics.json").read_text())
         self.note("evaluate " + " ".join(f"{found[f'{name}/miou']}" for name in DATASETS))
         scores = [found[f"{name}/miou"] for name in DATASETS]
@@ -162,11 +161,12 @@ def run_and_die(world: World, owner: str, method: str, when: str, what: str) -> 
     owners = {c.__name__: c for c in (StateFile, Registry, DecisionRecord, World)}
     matches: dict[str, Callable[..., bool]] = {
         "StateFile": lambda attempt: attempt.phase == what or what in attempt.figures,
-        "Registry": lambda *args, **_: what in (*args, "CHECKPOINT"),
+        "Registry": lambda *args, **_: what in (*args, *args[-1], "CHECKPOINT"),
         "DecisionRecord": lambda *args: what in args[-1],
         "World": lambda *_: True,
     }
     kill_around(owners[owner], method, when, matches[owner])
+    os.environ["MLFLOW_TRACKING_URI"] = world.uri
     world.call()
 
 
@@ -180,6 +180,7 @@ def run_as_machine(world: World, place: str, results: Any) -> None:
 
 def run_and_tell(world: World, results: Any) -> None:
     """The target of a process that says how its call ended."""
+    os.environ["MLFLOW_TRACKING_URI"] = world.uri
     try:
         results.put((os.getpid(), world.call().kind))
     except UserError as error:
