@@ -46,6 +46,13 @@ def prepare_environment() -> None:
         os.environ.setdefault(key, value)
 
 
+def mlflow_environment() -> dict[str, str]:
+    """Variables by which a worker finds MLflow as this process does; Ray does not pass them on."""
+    names = ("TRACKING_URI", "TRACKING_USERNAME", "TRACKING_PASSWORD", "REGISTRY_URI")
+    found = {f"MLFLOW_{name}": os.environ.get(f"MLFLOW_{name}") for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def is_refusal(error: BaseException) -> bool:
     """Tells whether sending the same again can never succeed."""
     code = getattr(error, "error_code", None)
