@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,21 @@ def prepare_environment() -> None:
     """Bounds MLflow's waiting in this process; what the user has set stays."""
     for key, value in _MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+
+
+@contextmanager
+def patient(timeout_s: int = 600) -> Iterator[None]:
+    """Lets MLflow wait longer for an answer: a server that stores a large file answers late."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = str(max(timeout_s, int(before or 0)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def is_refusal(error: BaseException) -> bool:
