@@ -275,6 +275,19 @@ class Registry:
             self._client.set_registered_model_alias(self.name, CHAMPION, back.version)
         return self.get(back.version)
 
+    def knows_run(self, run_id: str) -> bool:
+        """Whether the server has this run, and it is not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        with self._answers():
+            try:
+                run = self._client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return False
+                raise
+        return run.info.lifecycle_stage == "active"
+
     def set_tags(self, version: ModelVersion | str, tags: Mapping[str, str]) -> None:
         """Sets tags of a version; secrets are left out."""
         number = version.version if isinstance(version, ModelVersion) else str(version)

@@ -255,7 +255,7 @@ def signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    outputs = [
+    outputs: list[Any] = [
         ColSpec(DataType.string, "mask"),  # base64 of a PNG with a palette; values: positions
         ColSpec(Array(DataType.string), "labels"),
         ColSpec(Array(DataType.double), "shares"),  # of all pixels, one a label
