@@ -52,6 +52,8 @@ class TextEncoder(ABC):
     dim: int
     chunk_size = 256
     """Texts that are encoded at a time."""
+    max_kept = 256
+    """Label sets whose vectors are kept: a service is asked with any number of them."""
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
@@ -73,9 +75,14 @@ class TextEncoder(ABC):
         if isinstance(labels, str) or not labels:
             raise ModelError(f"labels={labels!r}: must be a list of at least one text: name some")
         key = (self.config, tuple(labels))
-        if key not in self._cache:
-            self._cache[key] = self._embed(list(labels))
-        return self._cache[key]
+        # Taken out and put in again: the first in the dictionary is the one not used for longest.
+        found = self._cache.pop(key, None)
+        if found is None:
+            found = self._embed(list(labels))
+        self._cache[key] = found
+        for oldest in list(self._cache)[: -self.max_kept]:
+            self._cache.pop(oldest, None)
+        return found
 
     # Not in a caller's inference mode: what it makes may not be trained against later.
     @torch.inference_mode(False)

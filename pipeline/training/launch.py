@@ -34,10 +34,10 @@ from pipeline.training.failures import FailureReporter, explained
 from pipeline.training.job import Job, Verdict
 from pipeline.training.labels import LabelSpace, training_labels
 from pipeline.training.loop import train_worker
-from pipeline.training.mlflow_run import mlflow_environment
 from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
+from pipeline.training.resolvers import pinned, worker_runtime_env
 from pipeline.training.stopping import (
     TrainingStopped,
     TrainingTerminated,
@@ -225,8 +225,10 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
             written there is lost, and what is not in the upload is not there.
     """
     run = replace(config.run, storage=_absolute("run.storage", config.run.storage))
-    if run.start_from and not is_uri(run.start_from):
-        run = replace(run, start_from=_absolute("run.start_from", run.start_from))
+    if run.start_from:
+        start = run.start_from
+        start = pinned(start) if is_uri(start) else _absolute("run.start_from", start)
+        run = replace(run, start_from=start)
     data = config.data
     if data.shards:
         data = replace(data, shards=_absolute("data.shards", data.shards))
@@ -257,7 +259,9 @@ def _validation_corpus(config: TrainMixConfig) -> Corpus | None:
 
 def _worker_environment(config: TrainMixConfig) -> dict[str, str]:
     """Variables that the workers need and Ray does not pass on by itself."""
-    found = mlflow_environment()
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    found |= (worker_runtime_env(config.run.start_from) or {}).get("env_vars", {})
     if config.train.deterministic:
         found["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # Read once, when CUDA starts.
     return found

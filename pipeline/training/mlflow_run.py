@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,19 @@ def prepare_environment() -> None:
         os.environ.setdefault(key, value)
 
 
-def mlflow_environment() -> dict[str, str]:
-    """Variables by which a worker finds MLflow as this process does; Ray does not pass them on."""
-    names = ("TRACKING_URI", "TRACKING_USERNAME", "TRACKING_PASSWORD", "REGISTRY_URI")
-    found = {f"MLFLOW_{name}": os.environ.get(f"MLFLOW_{name}") for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+@contextmanager
+def patient(timeout_s: int = 600) -> Iterator[None]:
+    """Lets MLflow wait longer for an answer: a server that stores a large file answers late."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = str(max(timeout_s, int(before or 0)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def is_refusal(error: BaseException) -> bool:

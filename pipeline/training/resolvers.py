@@ -8,10 +8,12 @@ goes with the process.
 
 import atexit
 import hashlib
+import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from model.checkpoint import FILES as LOADED
 from model.errors import ModelError
 from pipeline.data.storage import Storage, open_storage
 from pipeline.errors import UserError
+from pipeline.training.mlflow_run import patient
 from pipeline.training.redaction import redact_text
 
 FILES = (*LOADED, "provenance.json", "metrics.json")
@@ -70,9 +73,7 @@ def fetch_registered(uri: str) -> Path:
         FileNotFoundError: The version holds no checkpoint.
         ModelError: There is no such model, version or alias, or the registry does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with _told(uri):
         source = _source(uri)
         scheme = urlsplit(source).scheme
         if scheme == "s3":
@@ -81,6 +82,48 @@ def fetch_registered(uri: str) -> Path:
             folder = _search(source, lambda path: _local_names(source, path))
             return _local_root(source) / folder
         return _fetch_artifacts(uri, source)
+
+
+def pinned(uri: str) -> str:
+    """The URI of what an address of the registry means now; any other as it is.
+
+    An alias may move while a job runs, and every process of a job must load the same weights.
+
+    Args:
+        uri: `models:/lseg@champion` becomes `models:/lseg/3`.
+
+    Raises:
+        ModelError: As `fetch_registered`.
+    """
+    if not uri.startswith("models:"):
+        return uri
+    with _told(uri):
+        return "models:/{}/{}".format(*_version(uri))
+
+
+def worker_runtime_env(uri: str) -> dict[str, Any] | None:
+    """The Ray runtime environment of a worker that loads a checkpoint as this process does.
+
+    Args:
+        uri: Of the checkpoint.
+
+    Returns:
+        For an address in the registry: which one, and the credentials for it; else None.
+    """
+    if not uri.startswith("models:"):
+        return None
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    return {"env_vars": found | {"MLFLOW_REGISTRY_URI": _registry()}}
+
+
+@contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """What the registry refuses, as an error that says where it was looked for."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
     except (MlflowException, UserError) as error:
         registry = redact_text(_registry())
         raise ModelError(
@@ -91,6 +134,13 @@ def fetch_registered(uri: str) -> Path:
 
 def _source(uri: str) -> str:
     """Where the registry says that a version's files lie."""
+    from mlflow import MlflowClient
+
+    return MlflowClient().get_model_version_download_uri(*_version(uri))
+
+
+def _version(uri: str) -> tuple[str, str]:
+    """Name and number of the version that an address means, which exists."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -111,7 +161,7 @@ def _source(uri: str) -> str:
                 raise ModelError(f"{uri}: the registry has no version of {name}: check the name")
             number = str(max(int(version.version) for version in found))
         version = client.get_model_version(name, number)
-    return client.get_model_version_download_uri(name, str(version.version))
+    return name, str(version.version)
 
 
 def _fetch_artifacts(uri: str, source: str) -> Path:
@@ -130,7 +180,8 @@ def _fetch_artifacts(uri: str, source: str) -> Path:
     for name in there:
         # MLflow keeps the folders above a file for some kinds of source and not for others.
         with tempfile.TemporaryDirectory(dir=folder) as download:
-            fetched = repository.download_artifacts(posixpath.join(place, name), download)
+            with patient():
+                fetched = repository.download_artifacts(posixpath.join(place, name), download)
             shutil.move(fetched, folder / name)
     return folder
 

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.data.photos import Photo, find_photos, is_batch
 from pipeline.data.progress import Progress
 from pipeline.data.storage import Storage, open_storage
 from pipeline.errors import UserError
-from pipeline.training import resolvers as resolvers  # s3:// and models:/ checkpoints
+from pipeline.training.resolvers import pinned, worker_runtime_env
 from pipeline.training.segment_config import PredictConfig, other_policy, read_labels, sliding_of
 from pipeline.training.segmenter import Outcome, Segmenter, Task
 
@@ -65,6 +65,7 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
         raise UserError(
             f"out={config.out}: {found[0].uri} lies in it, where results go: give another folder"
         )
+    config = replace(config, checkpoint=pinned(config.checkpoint))
     task = _task(config)
     _claim(out, task, config)
     there = {entry.path for entry in out.list()}
@@ -225,6 +226,7 @@ def _by_ray(
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=None if num_gpus else 1,
         num_gpus=num_gpus or None,
+        runtime_env=worker_runtime_env(task.checkpoint),
     )
     for row in outcomes.iter_rows():
         yield [Outcome(**values) for values in json.loads(row["outcomes"])]

@@ -17,7 +17,6 @@ from rich.console import Console
 from model.checkpoint import is_uri, local
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
-from pipeline.training import resolvers  # noqa: F401  # s3:// and models:/
 from pipeline.training.evaluation.config import EvaluateConfig
 from pipeline.training.evaluation.figures import figures_of
 from pipeline.training.evaluation.leak import check_leaks
@@ -31,6 +30,7 @@ from pipeline.training.evaluation.runner import (
     checkpoint_fingerprint,
     resolve_workers,
 )
+from pipeline.training.resolvers import pinned
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,10 @@ def folder_name(config: EvaluateConfig) -> str:
 
 
 def absolute(config: EvaluateConfig) -> EvaluateConfig:
-    """Makes local paths absolute: the working folder of a Ray worker is another."""
+    """Makes places mean the same in every process, and as long as the job runs.
+
+    The working folder of a Ray worker is another, and an alias of the registry may move.
+    """
 
     def fix(uri: str) -> str:
         if not uri or is_uri(uri):
@@ -175,7 +178,7 @@ def absolute(config: EvaluateConfig) -> EvaluateConfig:
 
     return replace(
         config,
-        checkpoint=fix(config.checkpoint),
+        checkpoint=pinned(fix(config.checkpoint)),
         out=fix(config.out),
         shards=fix(config.shards),
         splits=fix(config.splits),

@@ -29,7 +29,7 @@ from pipeline.errors import UserError
 from pipeline.training.evaluation.config import WorkersConfig
 from pipeline.training.evaluation.items import digest
 from pipeline.training.evaluation.scoring import Counts, Part, Scorer
-from pipeline.training.mlflow_run import mlflow_environment
+from pipeline.training.resolvers import worker_runtime_env
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,6 @@ class _Worker:
     def _ready(self, parts: list[Any]) -> Scorer:
         """The scorer, made at the first call; `parts` holds a reference to the parts."""
         if self._scorer is None:
-            from pipeline.training import resolvers  # noqa: F401  # s3:// and models:/
-
             workers = self._workers
             torch.set_num_threads(workers.threads)
             device = torch.device("cuda" if workers.use_gpu else "cpu")
@@ -184,14 +182,12 @@ class Runner:
         if self._actors:
             return
         workers = self._workers
-        registered = self._checkpoint.startswith("models:")
         actor = ray.remote(_Worker).options(
             num_cpus=workers.cpus_per_worker,
             num_gpus=1 if workers.use_gpu else 0,
             max_restarts=workers.max_failures,
             max_task_retries=workers.max_failures,
-            # A checkpoint of the registry is fetched by each worker.
-            runtime_env={"env_vars": mlflow_environment()} if registered else None,
+            runtime_env=worker_runtime_env(self._checkpoint),
         )
         # In a list, so that a call hands over the reference and not a copy of the parts.
         self._parts_reference = [ray.put(self._parts)]
