@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
