@@ -147,9 +147,9 @@ class Retraining:
         reason = ""
         if data.training != attempt.training:
             reason = "the training shards changed since"
-        elif config.start != attempt.start and (attempt.champion or config.start == "fresh"):
+        elif attempt.champion and config.start != attempt.start:
             reason = f"start={config.start} is asked for now"
-        elif not attempt.run_name.startswith(f"{config.run.name}-"):
+        elif attempt.run_name.rpartition("-")[0] != config.run.name:
             reason = f"run.name={config.run.name} is asked for now"
         if not reason:
             logger.info("going on with the training of %s", attempt.run_name)
