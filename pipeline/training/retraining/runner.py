@@ -16,7 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from pipeline.data.lease import Lease
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
-from pipeline.training.registry import CANDIDATE, CHAMPION, REPLACED_TAG, ModelVersion, Registry
+from pipeline.training.registry import (
+    CANDIDATE,
+    CHAMPION,
+    REPLACED_TAG,
+    ROLLED_BACK_TAG,
+    ModelVersion,
+    Registry,
+)
 from pipeline.training.retraining.config import RetrainConfig
 from pipeline.training.retraining.data import DataState, changes
 from pipeline.training.retraining.decision import Decision, Scores, decide
@@ -286,12 +293,17 @@ class Retraining:
             margin=config.margin,
             max_drop=config.max_drop,
         )
-        return replace(attempt, phase="decided", decision=decision.to_dict())
+        limits = {"margin": config.margin, "max_drop": config.max_drop}
+        return replace(attempt, phase="decided", decision=decision.to_dict() | {"limits": limits})
 
     def _conclude(self, attempt: Attempt, lease: Lease) -> Attempt:
         """Moves the alias where that was decided, then writes the decision down."""
         decision = Decision.from_dict(attempt.decision)
-        if decision.promote and not self._promote(attempt, lease):
+        if ROLLED_BACK_TAG in self._models.get(attempt.candidate).tags:
+            # By a person, after a call that was killed when it had promoted the candidate.
+            decision = Decision(False, ("it was promoted, and rolled back",), decision.gain)
+            attempt = replace(attempt, decision=decision.to_dict())
+        elif decision.promote and not self._promote(attempt, lease):
             logger.warning("the champion was changed meanwhile: comparing with the new one")
             return replace(attempt, phase="registered", decision={})
         data = DataState(attempt.training, attempt.validation)
@@ -304,7 +316,6 @@ class Retraining:
             "gain": "none" if decision.gain is None else f"{decision.gain:+.6f}",
         }
         content = {"kind": "decision", "at": now(), "attempt": asdict(attempt)}
-        content["limits"] = {"margin": self._config.margin, "max_drop": self._config.max_drop}
         self._record.write(_key(attempt), attempt.candidate, attempt.run_id, tags, content)
         return replace(attempt, phase="finished")
 
@@ -315,9 +326,8 @@ class Retraining:
         a lock over, and goes on renewing it.
         """
         name = self._config.registry.name
-        with locked(
-            self._storage, CHAMPION, self._config.lock, f"the champion of {name}"
-        ) as second:
+        what = f"the champion of {name}"
+        with locked(self._storage, CHAMPION_LOCK, self._config.lock, what) as second:
             champion = self._models.alias(CHAMPION)
             version = champion.version if champion else ""
             if version != attempt.candidate:

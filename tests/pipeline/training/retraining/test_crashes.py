@@ -101,6 +101,17 @@ def check_one_promotion(world: World) -> None:
     assert world.call().kind == "unchanged"
 
 
+def test_a_rollback_after_a_killed_promotion_stays(make_world, mlflow_server):
+    world = make_world(mlflow_server.uri)
+    world.arrive("new", 0.6, 0.6, 0.6)
+    die(world, "Registry", "set_alias", "after", "champion")
+    assert world.retraining().rollback().kind == "rolled back"
+    result = world.call()
+    assert (result.kind, world.champion()) == ("rejected", "1")
+    assert "it was promoted, and rolled back" in result.text
+    assert world.call().kind == "tried"
+
+
 def test_a_killed_rejection_leaves_the_champion(make_world, mlflow_server):
     world = make_world(mlflow_server.uri)
     world.arrive("new", 0.4, 0.4, 0.4)

@@ -69,7 +69,7 @@ def test_new_data_and_better(world):
     assert artifact.path.endswith(f"{world.attempt().id}.json")
     last = world.decisions()[-1]
     assert last["attempt"]["figures"]["2"]["coco/miou"] == 0.52
-    assert last["limits"] == {"margin": 0.002, "max_drop": 0.01}
+    assert last["attempt"]["decision"]["limits"] == {"margin": 0.002, "max_drop": 0.01}
     assert world.call().kind == "unchanged"
 
 
@@ -191,6 +191,18 @@ def test_no_validation_shards_is_told(world):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="without them no model can be told to be better"):
         world.call()
+
+
+def test_a_champion_that_is_just_being_changed_is_not_changed(world):
+    world.arrive("new", 0.6, 0.6, 0.6)
+    with locked(world.storage, "champion.lock", LockConfig(), "the champion"):
+        with pytest.raises(RetrainLocked, match=r"champion.lock: the champion of .* is locked"):
+            world.call()
+        with pytest.raises(RetrainLocked, match=r"champion.lock: the champion of .* is locked"):
+            world.retraining().rollback()
+    assert world.champion() == "1"
+    assert world.call().kind == "promoted"
+    assert len(world.done("train")) == 1
 
 
 def test_a_held_lock_refuses_and_says_who(world):
