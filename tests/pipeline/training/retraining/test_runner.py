@@ -25,8 +25,13 @@ def world(make_world, uri) -> World:
     return make_world(uri)
 
 
-def test_the_first_model_becomes_champion_and_says_why(make_world, uri):
-    world = make_world(uri, is_first=True)
+@pytest.fixture
+def file_world(make_world, mlflow_file) -> World:
+    return make_world(mlflow_file)
+
+
+def test_the_first_model_becomes_champion_and_says_why(make_world, mlflow_file):
+    world = make_world(mlflow_file, is_first=True)
     result = world.call()
     assert (result.kind, world.champion()) == ("promoted", "1")
     tags = world.tags("1")
@@ -120,7 +125,8 @@ def test_rollback_puts_one_after_the_other_back(world):
     assert world.champion() == "1"
 
 
-def test_rollback_without_a_champion_or_with_a_deleted_one_is_refused(world):
+def test_rollback_without_a_champion_or_with_a_deleted_one_is_refused(file_world):
+    world = file_world
     world.arrive("new", 0.6, 0.6, 0.6)
     world.call()
     world.client.delete_model_version(world.name, "1")
@@ -131,8 +137,9 @@ def test_rollback_without_a_champion_or_with_a_deleted_one_is_refused(world):
         world.retraining().rollback()
 
 
-def test_a_champion_that_changes_meanwhile_is_compared_with(world, monkeypatch):
+def test_a_champion_that_changes_meanwhile_is_compared_with(file_world, monkeypatch):
     """Somebody rolls back between the decision and the promotion."""
+    world = file_world
     world.arrive("good", 0.8, 0.8, 0.8)
     assert world.call().version == "2"
     world.arrive("new", 0.82, 0.82, 0.82)
@@ -151,7 +158,8 @@ def test_a_champion_that_changes_meanwhile_is_compared_with(world, monkeypatch):
     assert "0.8200 against the champion's 0.5000" in result.text
 
 
-def test_validation_shards_that_change_under_way_are_no_comparison(world, monkeypatch):
+def test_validation_shards_that_change_under_way_are_no_comparison(file_world, monkeypatch):
+    world = file_world
     world.arrive("new", 0.6, 0.6, 0.6)
     path = world.folder / "data.json"
     evaluate = World.evaluate
@@ -172,7 +180,8 @@ def test_validation_shards_that_change_under_way_are_no_comparison(world, monkey
     assert world.tags("2")["validation.idd"] == "v2"
 
 
-def test_an_unfinished_training_is_given_up_when_its_data_changed(world, monkeypatch):
+def test_an_unfinished_training_is_given_up_when_its_data_changed(file_world, monkeypatch):
+    world = file_world
     world.arrive("new", 0.6, 0.6, 0.6)
     with monkeypatch.context() as patch:
         patch.setattr(World, "train", lambda *_: (_ for _ in ()).throw(UserError("full disk")))
@@ -185,7 +194,8 @@ def test_an_unfinished_training_is_given_up_when_its_data_changed(world, monkeyp
     assert [d["kind"] for d in world.decisions()] == ["decision", "given up", "decision"]
 
 
-def test_no_validation_shards_is_told(world):
+def test_no_validation_shards_is_told(file_world):
+    world = file_world
     path = world.folder / "data.json"
     content = json.loads(path.read_text()) | {"validation": {}}
     path.write_text(json.dumps(content))
@@ -193,7 +203,8 @@ def test_no_validation_shards_is_told(world):
         world.call()
 
 
-def test_a_champion_that_is_just_being_changed_is_not_changed(world):
+def test_a_champion_that_is_just_being_changed_is_not_changed(file_world):
+    world = file_world
     world.arrive("new", 0.6, 0.6, 0.6)
     with locked(world.storage, "champion.lock", LockConfig(), "the champion"):
         with pytest.raises(RetrainLocked, match=r"champion.lock: the champion of .* is locked"):
@@ -205,7 +216,8 @@ def test_a_champion_that_is_just_being_changed_is_not_changed(world):
     assert len(world.done("train")) == 1
 
 
-def test_a_held_lock_refuses_and_says_who(world):
+def test_a_held_lock_refuses_and_says_who(file_world):
+    world = file_world
     with locked(world.storage, "retrain.lock", LockConfig(), "it"):
         with pytest.raises(RetrainLocked, match=r"process \d+ on .*, since 20.*, until 20"):
             world.call()
