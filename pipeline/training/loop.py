@@ -31,6 +31,7 @@ from pipeline.training.diagnosis import diagnose
 from pipeline.training.episodes import EpisodeQuestions
 from pipeline.training.job import Job, Verdict, open_tracker, prepare_process
 from pipeline.training.order import Plan, wrapped
+from pipeline.training.preemption import PreemptionNotice
 from pipeline.training.progress import Progress
 from pipeline.training.question import Question
 from pipeline.training.questions import Questions
@@ -94,7 +95,8 @@ class Loop:
         self.statistics = Statistics(self.lseg)
         self.amp = _autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
-        self.first_step, self.preempted = state.step, False
+        self.first_step = state.step
+        self.notice = PreemptionNotice(self.config.cluster.preemption_every, self.rank)
         self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
         self.verdict = Verdict()
         self.bad = BadSamples(self.config.data.max_bad_share)
@@ -122,7 +124,7 @@ class Loop:
             stopped = bool(self.verdict.stopped)
             # Weights that give no finite gradient must not push out the last good checkpoint.
             due = _every(done, self.train.checkpoint_every) and not self.nonfinite
-            due = self.node_is_leaving() or due
+            due = self.notice.is_new(done) or due
             if (last or stopped or due) and not self.verdict.failed:
                 self.saver.save(metrics, must=last or stopped)
         self.saver.wait()
@@ -244,20 +246,6 @@ class Loop:
             dist.all_reduce(whole)
             text = diagnose(self.state, self.config, self.plan, whole.item(), norm, self.nonfinite)
             self.verdict = Verdict(failed=text)
-
-    def node_is_leaving(self) -> bool:
-        """Whether a node has just been announced to be taken away; asks all workers together."""
-        if self.preempted or not _every(self.state.step, self.config.cluster.preemption_every):
-            return False
-        info = ray.train.get_preemption_info()
-        if info is None:
-            return False
-        self.preempted = True
-        if self.rank == 0:
-            nodes = ", ".join(node[:8] for node in info.preempted_node_ids)
-            step = self.state.step
-            logger.warning("step %d: node %s is about to leave: checkpoint", step, nodes)
-        return True
 
     def log(
         self, loss: float, grad_norm: float, progress: Progress, batches: Timed
