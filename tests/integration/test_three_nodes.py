@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 STEPS, EVERY = 120, 10
-CPUS_PER_NODE = 2  # Of which a worker takes one: loaders need a place too.
+CPUS_PER_NODE = 3  # Of which a worker takes two: loaders need a place, a second worker none.
 assert BATCH % 6 == 0  # 3, 2 or 1 workers.
 
 
@@ -76,7 +76,7 @@ def cluster() -> Iterator[Nodes]:
 def train(cluster: Nodes, recipe: Path, name: str, *arguments: str) -> Process:
     """A run with a worker on each node."""
     command = [sys.executable, "jobs/train_mix.py", "--config", str(recipe), "--run.name", name]
-    command += ["--cluster.num_workers=3", "--cluster.cpus_per_worker=1"]
+    command += ["--cluster.num_workers=3", "--cluster.cpus_per_worker=2"]
     command += ["--cluster.placement=SPREAD", "--cluster.min_workers=1", *arguments]
     return Process.start(command, environment(RAY_ADDRESS=cluster.address))
 

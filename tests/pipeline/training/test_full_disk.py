@@ -59,7 +59,7 @@ def saver(disk: Path, monkeypatch, patience_s: float) -> Saver:
     config = TrainMixConfig(
         run=RunConfig(name="mine", storage=str(disk)),
         model=tiny_model(),
-        train=TrainConfig(storage_patience_s=patience_s, keep_best=""),
+        train=TrainConfig(steps=9, storage_patience_s=patience_s, keep_best=""),
     )
     store = StorageContext(storage_path=str(disk), experiment_dir_name="mine")
     monkeypatch.setattr(
@@ -91,7 +91,7 @@ def test_a_checkpoint_is_stored_once_there_is_room(small_disk, monkeypatch, capl
     stored = small_disk / "mine/step_00000000"
     for path in Path(source.path).iterdir():
         assert (stored / path.name).read_bytes() == path.read_bytes()
-    assert load_checkpoint(stored)[1] == ["road"]
+    assert load_checkpoint(stored)[1] == ("road",)
     shutil.rmtree(source.path)
 
 
@@ -139,7 +139,8 @@ def test_a_run_that_ends_without_room_ends_in_one_message(
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert line.startswith(f"error: run.storage={small_disk}: checkpoint step_0000000")
     assert "make room" in line
-    assert "Traceback" not in done.stderr
+    # Ray shows the worker's own; the command ends without one.
+    assert not any(line.startswith("Traceback") for line in done.stderr.splitlines())
     ballast.unlink()
     again = subprocess.run(command, env=env, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-3000:]
