@@ -140,6 +140,8 @@ class Registry:
             UserError: There is no checkpoint, or no such run.
             ModelError: The checkpoint cannot be fetched.
         """
+        from mlflow.entities import LoggedModelOutput
+
         from pipeline.training.served_model import save_served
 
         try:
@@ -167,7 +169,8 @@ class Registry:
             with patient():
                 self._client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
             self._client.finalize_logged_model(model.model_id, "READY")
-            self._link(run_id, model.model_id, metrics or {}, provenance.step)
+            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, provenance.step)])
+            self._log_metrics(run_id, model.model_id, metrics or {}, provenance.step)
             self._make_model()
             made = self._client.create_model_version(
                 self.name,
@@ -311,21 +314,20 @@ class Registry:
         step: int,
     ) -> ModelVersion:
         with self._answers():
-            self._link(version.run_id, _logged_model_id(version.source), metrics, step)
+            self._log_metrics(version.run_id, _logged_model_id(version.source), metrics, step)
         self.set_tags(version, tags)
         logger.info("%s is registered already: as %s", tags[WEIGHTS_TAG], version.uri)
         return self.get(version.version)
 
-    def _link(self, run_id: str, model_id: str, metrics: Mapping[str, float], step: int) -> None:
-        """Shows a logged model among the outputs of its run, and metrics with both."""
-        from mlflow.entities import LoggedModelOutput, Metric
+    def _log_metrics(
+        self, run_id: str, model_id: str, metrics: Mapping[str, float], step: int
+    ) -> None:
+        """Logs metrics of a run that a logged model shows too."""
+        from mlflow.entities import Metric
 
-        if not model_id:
-            return
-        self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
-        now_ms = int(time.time() * 1000)
+        now_ms, model = int(time.time() * 1000), model_id or None
         values = [
-            Metric(_BAD_KEY_CHARACTERS.sub("_", key), float(value), now_ms, step, model_id=model_id)
+            Metric(_BAD_KEY_CHARACTERS.sub("_", key), float(value), now_ms, step, model_id=model)
             for key, value in metrics.items()
         ]
         if values:

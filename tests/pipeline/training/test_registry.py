@@ -49,15 +49,6 @@ def folders(tmp_path_factory) -> list[Path]:
     return [write_checkpoint(root / f"step_{10 + seed:08d}", seed) for seed in (1, 2)]
 
 
-@pytest.fixture
-def empty(tmp_path):
-    """A registry with an experiment and nothing registered."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    with mlflow_is(uri):
-        MlflowClient(uri).create_experiment("lseg", (tmp_path / "artifacts").as_uri())
-        yield Registry(uri)
-
-
 @pytest.fixture(scope="module")
 def filled(folders, tmp_path_factory):
     """Two versions, each of a run; tests put aliases on them and take them off."""
@@ -92,7 +83,8 @@ def same_weights(lseg: LSeg, folder: Path) -> bool:
     return all(torch.equal(value, expected[name]) for name, value in lseg.state_dict().items())
 
 
-def test_nothing_is_registered_yet(empty):
+def test_nothing_is_registered_yet(filled):
+    empty = Registry(filled.tracking_uri, "empty")
     assert empty.versions() == []
     assert empty.aliases() == {}
     assert empty.alias(CHAMPION) is None
@@ -245,8 +237,8 @@ def job(*words: object) -> int:
     return main(RegistryJobConfig, run, words_to_options([str(word) for word in words]))
 
 
-def test_the_job_registers_promotes_rolls_back_and_lists(empty, folders, capsys):
-    where = (f"--tracking.uri={empty.tracking_uri}", "--registry.name=mine")
+def test_the_job_registers_promotes_rolls_back_and_lists(filled, folders, capsys):
+    where = (f"--tracking.uri={filled.tracking_uri}", "--registry.name=mine")
     assert job("register", folders[0], "--alias=candidate", *where) == 0
     assert "models:/mine/1  @candidate" in capsys.readouterr().out
     # The run that trained it is not known here; a run of its own is, from then on.
@@ -262,7 +254,7 @@ def test_the_job_registers_promotes_rolls_back_and_lists(empty, folders, capsys)
         ["models:/mine/1", "@candidate"],
     ]
     assert "val/miou 0.5000" in lines[0]
-    mine = Registry(empty.tracking_uri, "mine")
+    mine = Registry(filled.tracking_uri, "mine")
     assert mine.get("1").tags["why"] == "again"
     assert mine.get("1").tags["checkpoint"] == str(folders[0])
     assert job("roll_back", *where) == 0
@@ -286,6 +278,6 @@ def test_the_job_registers_promotes_rolls_back_and_lists(empty, folders, capsys)
         (["register", "nowhere"], "checkpoint=nowhere"),
     ],
 )
-def test_the_job_tells_what_is_wrong_with_its_words(empty, capsys, words, message):
-    assert job(*words, f"--tracking.uri={empty.tracking_uri}") == 2
+def test_the_job_tells_what_is_wrong_with_its_words(filled, capsys, words, message):
+    assert job(*words, f"--tracking.uri={filled.tracking_uri}") == 2
     assert message in capsys.readouterr().err
