@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.failures import FailureReporter, explained
-from pipeline.training.job import Job, Verdict
+from pipeline.training.job import Job, Lineage, Verdict
 from pipeline.training.labels import training_labels
 from pipeline.training.loop import train_worker
 from pipeline.training.preflight import check_model
@@ -74,11 +74,17 @@ class StreamDealer(ray.train.DataConfig):
         return output
 
 
-def train(config: TrainMixConfig) -> Outcome:
+def train(
+    config: TrainMixConfig,
+    lineage: Lineage | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> Outcome:
     """Trains to the end; Ray must be running.
 
     Args:
         config: The run. `run.storage` must be reachable from all nodes.
+        lineage: What the run is part of.
+        callbacks: Further ones for Ray Train, such as Tune's.
 
     Raises:
         UserError: The shards, the run's folder or the settings do not fit each other; or the
@@ -111,8 +117,10 @@ def train(config: TrainMixConfig) -> Outcome:
     tags |= {f"manifest.{name}": manifest.fingerprint for name, manifest in used.items()}
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
     stop = start_signal()
-    job = Job(config, labels, corpus, mixture, val, stop=stop, tags=tags)
-    trainer = _trainer(job, functools.partial(remaining_stream, config, corpus, mixture))
+    lineage = lineage or Lineage()
+    job = Job(config, labels, corpus, mixture, val, stop=stop, tags=tags, lineage=lineage)
+    stream = functools.partial(remaining_stream, config, corpus, mixture)
+    trainer = _trainer(job, stream, callbacks)
     try:
         result = run_stoppable(trainer.fit, stop)
     except ray.train.TrainingFailedError as error:
@@ -129,7 +137,9 @@ def train(config: TrainMixConfig) -> Outcome:
     return _outcome(config, began)
 
 
-def _trainer(job: Job, stream: Callable[[], ray.data.Dataset]) -> TorchTrainer:
+def _trainer(
+    job: Job, stream: Callable[[], ray.data.Dataset], callbacks: Sequence[ray.train.UserCallback]
+) -> TorchTrainer:
     config, cluster = job.config, job.config.cluster
     # The workers get the settings of this process's DataContext.
     configure_context(config.data.augment.crop_px, config.rows_per_pass)
@@ -153,7 +163,11 @@ def _trainer(job: Job, stream: Callable[[], ray.data.Dataset]) -> TorchTrainer:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": _worker_environment(config)},
-            callbacks=[checkpoint.SnapshotKeeper(config.run), FailureReporter(config.run)],
+            callbacks=[
+                checkpoint.SnapshotKeeper(config.run),
+                FailureReporter(config.run),
+                *callbacks,
+            ],
         ),
         # A callable is asked anew whenever workers start, also after a failure.
         datasets={"train": stream},

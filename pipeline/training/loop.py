@@ -56,7 +56,9 @@ def train_worker(settings: dict[str, Any]) -> Verdict:
     with ExitStack() as stack:
         tracker = stop = None
         if context.get_world_rank() == 0:
-            tracker = stack.enter_context(open_tracker(config, job.tags))
+            lineage = job.lineage
+            tags = {**job.tags, **lineage.tags}
+            tracker = stack.enter_context(open_tracker(config, tags, lineage.parent_run_id))
             stop = stack.enter_context(StopListener(job.stop)) if job.stop else None
         verdict = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
         if tracker and verdict != Verdict():
@@ -89,7 +91,7 @@ class Loop:
         self.amp = _autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
         self.first_step, self.nonfinite, self.preempted = state.step, 0, False
-        self.verdict = Verdict()
+        self.verdict, self.chance_loss = Verdict(), math.nan
         self.bad = BadSamples(self.config.data.max_bad_share)
 
     def run(self) -> Verdict:
@@ -127,6 +129,7 @@ class Loop:
         self.state.optimizer.zero_grad(set_to_none=True)
         self.statistics.keep()
         question = self.questions.at(self.state.step)
+        self.chance_loss = math.log(len(question.text_KC))
         micro, digest = [], 0
         for part in range(self.train.accumulate):
             image, label, dataset, part_digest = self.fetch(part, batches, question)
@@ -257,6 +260,7 @@ class Loop:
             self.verdict = Verdict(failed=problem)
         metrics = {
             "train/loss": loss,
+            "train/chance_loss": self.chance_loss,
             "train/lr": self.state.schedule.get_last_lr()[0],
             "train/grad_norm": grad_norm,
             "train/images_per_s": speed.images_per_s,

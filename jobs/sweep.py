@@ -1,0 +1,71 @@
+"""Trains LSeg many times with different settings, and compares the outcomes.
+
+    python jobs/sweep.py --config jobs/sweeps/regularizer.yaml --overrides '{data.shards: s3://...}'
+    ray job submit --working-dir . -- python jobs/sweep.py --config SWEEP --storage s3://sweeps
+
+The same `name` with the same `storage` goes on where it stopped, and tries failed trials again.
+Trials are MLflow runs below the sweep's own, which carries the comparison.
+"""
+
+import functools
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+
+from jobs.cli import main, parse, start_ray
+from pipeline.errors import UserError
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.launch import absolute as absolute_run
+from pipeline.training.progress import duration
+from pipeline.training.sweep.config import SweepConfig
+from pipeline.training.sweep.launch import SweepOutcome, absolute, run_sweep
+from pipeline.training.sweep.trials import Trial, arguments, grid_trials
+
+logger = logging.getLogger("jobs.sweep")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def run(given: SweepConfig) -> SweepOutcome:
+    """Connects to Ray, runs the trials, and shows the comparison."""
+    config = absolute(given)
+    recipe = recipe_path(config.base)
+    build = functools.partial(build_trial, config, recipe.read_text(encoding="utf-8"))
+    example = build(grid_trials(config)[0]) if config.search == "grid" else build(Trial({}, 0))
+    start_ray(example.logical_cpus * max(1, config.max_concurrent))
+    outcome = run_sweep(config, build)
+    Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160).print(
+        outcome.comparison.table()
+    )
+    for line in outcome.comparison.verdict.splitlines():
+        logger.info("%s", line)
+    logger.info("finished in %s: %s", duration(outcome.seconds), outcome.folder)
+    logger.info("%s", outcome.ui_hint)
+    return outcome
+
+
+def recipe_path(base: str) -> Path:
+    """The recipe's file.
+
+    Raises:
+        UserError: There is none.
+    """
+    for path in (Path(base).expanduser(), REPOSITORY / base):
+        if path.is_file():
+            return path.resolve()
+    raise UserError(f"base={base}: no such recipe: give the path of a recipe of train_mix.py")
+
+
+def build_trial(config: SweepConfig, recipe: str, trial: Trial) -> TrainMixConfig:
+    """The training of a trial: the recipe's text under the sweep's and the trial's settings."""
+    root = f"{config.storage.rstrip('/')}/{config.name}"
+    words = [f"--config={recipe}", *arguments(config, trial, root)]
+    return absolute_run(parse(TrainMixConfig, words))
+
+
+if __name__ == "__main__":
+    sys.exit(main(SweepConfig, run, description=__doc__))

@@ -1,0 +1,224 @@
+"""One sweep from its configuration to its comparison; Ray must be running."""
+
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pipeline.data.lease import Lease
+from pipeline.data.storage import open_storage
+from pipeline.errors import UserError
+from pipeline.training.mlflow_run import prepare_environment
+from pipeline.training.preflight import check_model
+from pipeline.training.sweep import results
+from pipeline.training.sweep.comparison import Comparison, Judged, compare
+from pipeline.training.sweep.config import SweepConfig
+from pipeline.training.sweep.diagnosis import HISTORIES, History, diagnose
+from pipeline.training.sweep.plots import draw_all
+from pipeline.training.sweep.runner import Build, run_trials
+from pipeline.training.sweep.trials import Trial, grid_trials
+from pipeline.training.tracking import Tracker
+from pipeline.training.tracking_config import server_uri
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = "sweep.lock"
+REPORT = "report"
+_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What a sweep left behind."""
+
+    comparison: Comparison
+    folder: str
+    """Where the comparison lies: a local path or an s3:// address."""
+    ui_hint: str
+    """How to see it in MLflow."""
+    seconds: float
+
+
+def run_sweep(config: SweepConfig, build: Build) -> SweepOutcome:
+    """Runs the trials that have no result yet, and compares all.
+
+    Args:
+        config: With absolute paths.
+        build: Makes the configuration of a trial's training.
+
+    Raises:
+        UserError: Settings do not fit each other, or another process runs the same sweep.
+    """
+    began = time.monotonic()
+    trials = grid_trials(config) if config.search == "grid" else []
+    check_trials(trials, build)
+    root = f"{config.storage.rstrip('/')}/{config.name}"
+    storage = open_storage(root)
+    scratch = Path(tempfile.mkdtemp(prefix="lseg-sweep-report-"))
+    try:
+        with Lease(storage, LOCK_NAME), _tracker(config, root) as tracker:
+            parent = tracker.wait_for_run(_WAIT_S) or ""
+            if not parent:
+                logger.warning("MLflow does not answer: the trials will not be nested in the sweep")
+            run_trials(config, trials, build, root, parent)
+            comparison = _compare(config, trials, root, parent)
+            _report(comparison, tracker, scratch)
+            for path in sorted(scratch.iterdir()):
+                storage.upload(f"{REPORT}/{path.name}", path)
+            hint = _ui_hint(tracker, config)
+            tracker.close("FINISHED", 60.0)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return SweepOutcome(comparison, f"{root}/{REPORT}", hint, time.monotonic() - began)
+
+
+def check_trials(trials: Sequence[Trial], build: Build) -> None:
+    """Builds every trial's configuration and network before any is trained.
+
+    Raises:
+        UserError: One cannot work; names it.
+    """
+    checked = set()
+    for trial in trials:
+        try:
+            config = build(trial)
+            if str(config.model) not in checked:
+                check_model(config.model)
+                checked.add(str(config.model))
+        except ValueError as error:
+            raise UserError(f"trial {trial.params}: {error}") from None
+
+
+def _tracker(config: SweepConfig, root: str) -> Tracker:
+    folder = Path.home() / ".lseg" if "://" in root else Path(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    params = {"sweep": {k: v for k, v in asdict(config).items() if k != "tracking"}}
+    return Tracker.start(
+        config.tracking,
+        run_name=config.name,
+        spill_path=folder / f"tracking-sweep-{config.name}.jsonl",
+        tags={"sweep": config.name, "sweep.kind": "comparison"},
+        params=params,
+    )
+
+
+def _compare(config: SweepConfig, trials: Sequence[Trial], root: str, parent: str) -> Comparison:
+    """Judges every trial by its result and its curves in MLflow."""
+    found = results.read_all(open_storage(root))
+    wanted = [trial.name for trial in trials] or sorted(found)
+    curves = _Curves(config, parent)
+    judged = []
+    for name in wanted:
+        if name not in found:
+            continue
+        result = found[name]
+        run_id = curves.run_id(name)
+        histories = curves.of(run_id, (*HISTORIES, config.metric))
+        diagnosis = diagnose(result, histories)
+        curves.mark(run_id, diagnosis.outcome, diagnosis.words, result.status)
+        judged.append(Judged(result, diagnosis, histories, run_id))
+    return compare(config.name, config.metric, judged)
+
+
+class _Curves:
+    """The trials' MLflow runs, read and marked; without MLflow, nothing."""
+
+    def __init__(self, config: SweepConfig, parent: str) -> None:
+        self._client: Any = None
+        self._runs: dict[str, str] = {}
+        if not parent:
+            return
+        prepare_environment()
+        from mlflow import MlflowClient
+
+        try:
+            client = MlflowClient(tracking_uri=server_uri(config.tracking))
+            experiment = client.get_run(parent).info.experiment_id
+            query = f"tags.`mlflow.parentRunId` = '{parent}'"
+            token: str | None = None
+            while True:
+                page = client.search_runs([experiment], query, max_results=1000, page_token=token)
+                for run in reversed(page):  # The newest of a name last, which counts.
+                    self._runs[run.data.tags.get("sweep.trial", "")] = run.info.run_id
+                token = page.token
+                if not token:
+                    break
+            self._client = client
+        except Exception as error:  # The comparison does without curves.
+            logger.warning("MLflow does not answer, so there are no curves: %s", error)
+
+    def run_id(self, trial: str) -> str:
+        """The run of a trial, or an empty string."""
+        return self._runs.get(trial, "")
+
+    def of(self, run_id: str, metrics: Sequence[str]) -> dict[str, History]:
+        """Histories of metrics, those that there are."""
+        if not run_id or self._client is None:
+            return {}
+        found = {}
+        for metric in dict.fromkeys(metrics):
+            with suppress(Exception):
+                points = self._client.get_metric_history(run_id, metric)
+                # A resumed run has logged some steps twice; the later one counts.
+                by_step = {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)}
+                found[metric] = [
+                    (step, value) for step, value in sorted(by_step.items()) if math.isfinite(value)
+                ]
+        return {metric: history for metric, history in found.items() if history}
+
+    def mark(self, run_id: str, outcome: str, words: str, status: str) -> None:
+        """Writes the judgement to the trial's run, where the UI shows it as a column."""
+        if not run_id or self._client is None:
+            return
+        with suppress(Exception):
+            self._client.set_tag(run_id, "sweep.outcome", outcome)
+            self._client.set_tag(run_id, "sweep.diagnosis", words)
+            if status == "stopped":  # Its process was ended before it could say so.
+                self._client.set_terminated(run_id, "KILLED")
+
+
+def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
+    """Writes the comparison's files, and gives them to the sweep's own run."""
+    (folder / "comparison.md").write_text(comparison.markdown(), encoding="utf-8")
+    (folder / "trials.csv").write_text(comparison.csv(), encoding="utf-8")
+    (folder / "comparison.json").write_text(comparison.json(), encoding="utf-8")
+    (folder / "verdict.txt").write_text(comparison.verdict + "\n", encoding="utf-8")
+    draw_all(comparison, folder)
+    for path in sorted(folder.iterdir()):
+        tracker.log_artifact(path, "comparison")
+    outcomes = [judged.diagnosis.outcome for judged in comparison.trials]
+    figures = {f"sweep/num_{word}": float(outcomes.count(word)) for word in sorted(set(outcomes))}
+    best = next((row for row in comparison.rows if row.values), None)
+    if best is not None:
+        figures[f"best/{comparison.metric}"] = best.mean
+    tracker.log_metrics(figures, 0)
+    tags = {"mlflow.note.content": comparison.markdown(), "sweep.verdict": comparison.verdict}
+    tracker.set_tags(tags)
+
+
+def _ui_hint(tracker: Tracker, config: SweepConfig) -> str:
+    """MLflow's list of the trials, best first, below the hint for the sweep's own run."""
+    hint = tracker.ui_hint()
+    query = quote(f"tags.sweep = '{config.name}'")
+    order = quote(f"metrics.`{config.metric}`")
+    base = hint.rsplit("/runs/", 1)[0]
+    return (
+        f"{hint}\nall trials: {base}/runs?searchFilter={query}&orderByKey={order}&orderByAsc=false"
+    )
+
+
+def absolute(config: SweepConfig) -> SweepConfig:
+    """Makes local paths absolute, and the tracking URI the same in every process."""
+    storage = config.storage
+    if "://" not in storage:
+        storage = str(Path(storage).expanduser().resolve())
+    folder = Path(storage) if "://" not in storage else Path.home() / ".lseg"
+    folder.mkdir(parents=True, exist_ok=True)
+    return replace(config, storage=storage, tracking=config.tracking.resolved(folder))
