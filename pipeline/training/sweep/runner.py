@@ -65,6 +65,8 @@ def run_trials(
     concurrent = config.max_concurrent or room_for(first)
     total = drawn or len(waiting)
     logger.info("%d trials, %d side by side", total, concurrent)
+    # It misses the files of the loggers that are off; MLflow has their content.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     with tempfile.TemporaryDirectory(prefix="lseg-sweep-") as scratch:
