@@ -36,11 +36,10 @@ def run(given: JobConfig) -> Outcome | None:
     """Connects to Ray, trains, and says where the result lies."""
     config = TrainMixConfig(**{f.name: getattr(given, f.name) for f in fields(TrainMixConfig)})
     if given.dry_run:
-        print("\n".join(dry_run(config).lines(config)))
+        print("\n".join(dry_run(config).lines()))
         return None
     config = absolute(config)
-    start_ray(config.logical_cpus)
-    outcome = train(config)
+    outcome = train(config, start_ray)
     logger.info("finished in %s: checkpoint %s", duration(outcome.seconds), outcome.checkpoint)
     for name, value in sorted(outcome.metrics.items()):
         if name.endswith("miou"):

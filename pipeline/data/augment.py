@@ -65,6 +65,9 @@ class AugmentConfig:
     """Range of the random scale, relative to `base_px`."""
     flip_probability: float = 0.5
     """Probability of a horizontal flip."""
+    squash: bool = False
+    """Take the whole picture, squeezed to the crop's square, instead of a crop at a random scale:
+    the zero-shot protocol's way. `base_px`, `scale` and `grid_px` are not used then."""
     grid_px: int = 1
     """Corners of crops lie on a grid of this many source pixels; 1 is any position."""
     jitter: JitterConfig = field(default_factory=JitterConfig)
@@ -116,6 +119,10 @@ def draw_window(height: int, width: int, seed: int, config: AugmentConfig) -> Wi
         config: Sizes and probabilities.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
+    if config.squash:
+        flip = bool(rng.random() < config.flip_probability)
+        colour = None if config.jitter.is_off else _draw_colour(rng, config.jitter)
+        return Window(0, 0, height, width, 1, config.crop_px, config.crop_px, flip, colour)
     low, high = (round(config.base_px * s) for s in config.scale)
     zoom = rng.integers(low, high, endpoint=True) / max(height, width)
     box_h = min(height, max(1, round(config.crop_px / zoom)))

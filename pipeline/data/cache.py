@@ -95,9 +95,13 @@ class ShardCache:
         except FileNotFoundError:
             self._want(storage, path, shard)
             return None
+        except OSError as error:
+            return self._unreadable(path, error)
         try:
             data = os.pread(descriptor, length, offset)
             self._touch(shard.sha256, descriptor)
+        except OSError as error:
+            return self._unreadable(path, error)
         finally:
             os.close(descriptor)
         if len(data) == length:
@@ -152,6 +156,10 @@ class ShardCache:
             time.sleep(0.01)
         return True
 
+    def _unreadable(self, path: str, error: OSError) -> None:
+        # A failing disk of one node costs speed, not the run.
+        logger.warning("%s: the copy of %s cannot be read: %s", self.folder, path, error)
+
     def _copy(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.tar"
 
@@ -180,8 +188,9 @@ class ShardCache:
             is_here = False
             try:
                 is_here = self.fetch(storage, path, shard)
-            except (FileNotFoundError, UserError) as error:
-                # Whoever reads the sample itself meets the same error, and tells the user.
+            except (OSError, UserError) as error:
+                # No room for a lock; or else, whoever reads the sample itself meets the same error,
+                # and tells the user.
                 logger.warning("no copy of %s/%s: %s", storage.uri, path, error)
             finally:
                 with self._lock:

@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 
+import cv2
 import numpy as np
 
 from pipeline.data.cache import ShardCache
@@ -103,14 +104,12 @@ class SampleReader:
             image, label = decode(stored.jpeg, stored.png)
         except BadSample as error:
             raise BadSample(f"{self.name_of(dataset, index)}: {error}") from None
-        self.translate(dataset, label)
-        return image, label
+        return image, self.translated(dataset, label)
 
-    def translate(self, dataset: str, label: np.ndarray) -> None:
-        """Turns stored ids into ids in `Corpus.taxonomy`, in place; both (..., H, W) uint8."""
+    def translated(self, dataset: str, label: np.ndarray) -> np.ndarray:
+        """Stored ids, (H, W) uint8, as ids in `Corpus.taxonomy`; itself where they are the same."""
         lut = self._corpus.luts.get(dataset)
-        if lut is not None:
-            np.take(lut, label, out=label)
+        return label if lut is None else cv2.LUT(label, lut)
 
     def read_stored(self, dataset: str, index: int) -> StoredSample:
         """The members of one sample, checked against the manifest's checksum.

@@ -178,7 +178,7 @@ class CropLoader:
         else:
             try:
                 load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, image, label)
-                self._reader.translate(name, label)
+                label[:] = self._reader.translated(name, label)
                 return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""
             except BadSample as error:
                 problem = f"{self._reader.name_of(name, row.sample)}: {error}"

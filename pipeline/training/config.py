@@ -117,6 +117,8 @@ class TrainConfig:
     """Labels to train against: the classes that occur in the training shards, or all."""
     label_sets: Literal["union", "own"] = "union"
     """Labels that compete in an image: those of the run, or only those that its dataset shows."""
+    test_fold: int | None = None
+    """On the pairs of a few-shot benchmark: the fold whose classes are not trained, 0 to 3."""
     other: OtherConfig = field(default_factory=OtherConfig)
     """How the word "other" is taught."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
@@ -166,8 +168,6 @@ class TrainConfig:
         for name in ("steps", "images", "passes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be above 0")
-        if not given:
-            object.__setattr__(self, "steps", DEFAULT_STEPS)
         positive = (
             "batch_size accumulate log_every checkpoint_every keep_checkpoints "
             "max_nonfinite_steps lr"
@@ -202,11 +202,12 @@ def in_steps(train: TrainConfig, rows_per_epoch: int) -> TrainConfig:
 
     Args:
         train: With any one of `steps`, `images` and `passes`.
-        rows_per_epoch: Images of one pass over the data.
+        rows_per_epoch: Images of one pass over the data; 0 if that is not known, which leaves
+            `passes` as they are.
     """
     images = train.images or math.ceil(train.passes * rows_per_epoch)
     if not images:
-        return train
+        return replace(train, steps=train.steps or (0 if train.passes else DEFAULT_STEPS))
     steps = -(-images // train.batch_size)
     return replace(train, steps=steps, images=0, passes=0.0)
 

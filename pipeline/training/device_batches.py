@@ -43,7 +43,10 @@ def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterat
             done.record(stream)
         return batch | copies, done
 
-    with ThreadPoolExecutor(1, thread_name_prefix="device-copy") as pool:
+    # Left at device 0, the thread would open a context of some 500 MB there for each worker.
+    here = {"initializer": torch.cuda.set_device, "initargs": (stream.device,)}
+    pool = ThreadPoolExecutor(1, thread_name_prefix="device-copy", **here)
+    try:
         ahead = pool.submit(copied)
         while (found := ahead.result()) is not None:
             batch, done = found
@@ -54,3 +57,6 @@ def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterat
                 # Its memory belongs to the other stream's pool, which must not reuse it too early.
                 batch[name].record_stream(current)
             yield batch
+    finally:
+        # A run that ends early must not wait for a batch that nobody will take.
+        pool.shutdown(wait=False, cancel_futures=True)

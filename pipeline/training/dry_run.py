@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.lseg import LSeg, build_lseg
 from model.text import build_text_encoder
-from pipeline.data.ingest import Corpus, build_mixture, open_corpus
+from pipeline.data.fewshot.training import class_of
+from pipeline.data.ingest import Corpus, build_mixture
 from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig, in_steps
-from pipeline.training.labels import training_labels
+from pipeline.training.launch import labels_of, training_corpus
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.progress import duration
 
@@ -37,6 +38,8 @@ _GIB = 2**30
 class Estimate:
     """What a recipe would take."""
 
+    config: TrainMixConfig
+    """With the length in steps, where that is known."""
     num_parameters: int
     """Of the trained network."""
     num_labels: int
@@ -46,27 +49,35 @@ class Estimate:
     """Of one worker: weights, gradients, optimiser, average, activations."""
     tflop_per_image: float
     """10^12 floating-point operations of forward and backward."""
-    seconds: float
-    """Of the whole run, at the assumed speed."""
+    seconds_per_image: float
+    """At the assumed speed, of all workers together."""
 
-    def lines(self, config: TrainMixConfig) -> list[str]:
+    def lines(self) -> list[str]:
         """The report, for people."""
+        config = self.config
         train, workers = config.train, config.cluster.num_workers
         rows = self.images_per_pass
         speed = GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS
         images = train.steps * train.batch_size
-        passes = f"{images / rows:.1f} passes over the data" if rows else "passes not known"
+        if rows:
+            passes = f"{images / rows:.1f} passes over the data"
+        else:
+            passes = (
+                f"{train.passes:g} passes over the data" if train.passes else "passes not known"
+            )
+        device = "GPU" if config.cluster.use_gpu else "CPU"
+        whole = "" if images else "for each 10 000 images "
         return [
             f"parameters      {self.num_parameters / 1e6:.1f} M, {self.num_labels} labels",
             f"memory          about {self.memory_gib:.1f} GiB a worker, at "
             f"{config.rows_per_pass} images a forward pass",
             f"images a pass   {rows if rows else 'not known: no shards at data.shards'}",
-            f"run             {train.steps} steps of {train.batch_size} images: {images} images, "
-            f"{passes}",
+            f"run             {f'{train.steps} steps' if images else 'steps not known'} of "
+            f"{train.batch_size} images: {f'{images} images, ' if images else ''}{passes}",
             f"operations      {self.tflop_per_image:.3g} TFLOP an image",
-            f"ETA             {duration(self.seconds)} on {workers} "
-            f"{'GPU' if config.cluster.use_gpu else 'CPU'} worker(s), if each sustains {speed:g} "
-            "TFLOP/s and never waits for data",
+            f"ETA             {duration(self.seconds_per_image * (images or 10_000))} "
+            f"{whole}on {workers} {device} worker(s), if each sustains {speed:g} TFLOP/s and never "
+            "waits for data",
         ]
 
 
@@ -81,16 +92,13 @@ def dry_run(config: TrainMixConfig) -> Estimate:
     if corpus is not None:
         mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
         used = [corpus.manifests[name] for name in mixture.datasets]
-        num_labels = len(training_labels(used, config.train.labels, corpus.taxonomy))
+        num_labels = len(labels_of(used, config, corpus))
+        if any(map(class_of, used)):  # A step asks for the classes of its pictures alone.
+            num_labels = min(num_labels, config.train.batch_size + 1)
         images = mixture.rows_per_epoch
         config = replace(config, train=in_steps(config.train, images))
     else:
         num_labels, images = len(universal().classes), None
-        if config.train.passes:
-            raise UserError(
-                f"train.passes={config.train.passes}: how long that is depends on the shards: give "
-                "data.shards, or train.steps"
-            )
         config = replace(config, train=in_steps(config.train, 0))
     backbone = replace(config.model.backbone, pretrained=False)
     dim = build_text_encoder(config.model.text).dim
@@ -115,9 +123,10 @@ def dry_run(config: TrainMixConfig) -> Estimate:
     memory = 4 * (copies * num_parameters + moments) + activations
     per_image = flops.get_total_flops() / config.rows_per_pass
     speed = (GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS) * 1e12
-    total = per_image * config.train.steps * config.train.batch_size
-    seconds = total / (speed * config.cluster.num_workers)
-    return Estimate(num_parameters, num_labels, images, memory / _GIB, per_image / 1e12, seconds)
+    seconds = per_image / (speed * config.cluster.num_workers)
+    return Estimate(
+        config, num_parameters, num_labels, images, memory / _GIB, per_image / 1e12, seconds
+    )
 
 
 def _step(lseg: LSeg, config: TrainMixConfig, num_labels: int, kept: list[int]) -> None:
@@ -159,7 +168,7 @@ def _corpus(config: TrainMixConfig) -> Corpus | None:
     if not config.data.shards:
         return None
     try:
-        return open_corpus(config.data.shards, config.data.train_split)
+        return training_corpus(config)
     except UserError as error:
         logger.warning("%s", error)
         return None

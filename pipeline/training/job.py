@@ -14,6 +14,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from pipeline.data.fewshot.training import class_of
 from pipeline.data.ingest import Corpus
 from pipeline.data.mixture import Mixture
 from pipeline.data.run_taxonomy import pixels_in
@@ -51,6 +52,11 @@ class Job:
     """Provenance: git commit, fingerprints, versions, Ray job."""
     lineage: Lineage = field(default_factory=Lineage)
     """The sweep that the run is a trial of, say."""
+
+    @property
+    def is_few_shot(self) -> bool:
+        """Whether the run trains on the pairs of a few-shot benchmark."""
+        return class_of(self.corpus.manifests[self.mixture.datasets[0]]) is not None
 
     @property
     def own_labels(self) -> dict[str, np.ndarray]:

@@ -1,10 +1,11 @@
 """Starts a training run with Ray Train, or resumes the one of the same name."""
 
 import functools
+import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipeline.data.fewshot.training import without_fold
 from pipeline.data.ingest import (
     Corpus,
     build_mixture,
@@ -23,12 +25,14 @@ from pipeline.data.ingest import (
     training_stream,
 )
 from pipeline.data.mixture import Mixture
+from pipeline.data.shards import Manifest
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import TrainMixConfig, in_steps
+from pipeline.training.episodes import episode_labels
 from pipeline.training.failures import FailureReporter, explained
 from pipeline.training.job import Job, Lineage, Verdict
-from pipeline.training.labels import training_labels
+from pipeline.training.labels import LabelSpace, training_labels
 from pipeline.training.loop import train_worker
 from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
@@ -41,6 +45,9 @@ from pipeline.training.stopping import (
 )
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 12
+"""Datasets that are named one by one; the classes of a few-shot benchmark are more."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,16 @@ class StreamDealer(ray.train.DataConfig):
 
 def train(
     config: TrainMixConfig,
+    start_ray: Callable[[float], None] | None = None,
     lineage: Lineage | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> Outcome:
-    """Trains to the end; Ray must be running.
+    """Trains to the end.
 
     Args:
         config: The run. `run.storage` must be reachable from all nodes.
+        start_ray: Called with the number of logical CPUs once there is something to train; None
+            where Ray is running.
         lineage: What the run is part of.
         callbacks: Further ones for Ray Train, such as Tune's.
 
@@ -95,15 +105,17 @@ def train(
     began = time.perf_counter()
     config = absolute(config)
     check_model(config.model)
-    corpus = open_corpus(config.data.shards, config.data.train_split)
+    corpus = training_corpus(config)
     val = _validation_corpus(config)
     mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
     config = replace(config, train=in_steps(config.train, mixture.rows_per_epoch))
     used = {name: corpus.manifests[name] for name in mixture.datasets}
     corpus = replace(corpus, manifests=used)
+    if config.train.test_fold is not None:
+        val = None  # The test fold is for `jobs/evaluate.py`; pairs have no split to validate on.
     if val is not None:  # Which may show other datasets, and so other classes.
         val = replace(val, wanted=corpus.taxonomy)
-    labels = training_labels(used.values(), config.train.labels, corpus.taxonomy)
+    labels = labels_of(used.values(), config, corpus)
     distractor_texts(config.train.distractors, labels)
     checkpoint.repair(config.run)
     checkpoint.check_resumable(config, labels.names)
@@ -112,9 +124,11 @@ def train(
         logger.info("run %s is finished: it has %d steps", config.run.name, first)
         return _outcome(config, began)
     _announce(config, corpus, mixture, len(labels), first)
+    if start_ray is not None:
+        start_ray(config.logical_cpus)
 
     tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""}
-    tags |= {f"manifest.{name}": manifest.fingerprint for name, manifest in used.items()}
+    tags |= manifest_tags(used)
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
     stop = start_signal()
     lineage = lineage or Lineage()
@@ -135,6 +149,32 @@ def train(
             f"{checkpoint.latest_folder(config.run)}"
         )
     return _outcome(config, began)
+
+
+def training_corpus(config: TrainMixConfig) -> Corpus:
+    """The training split, without the classes of the test fold."""
+    corpus = open_corpus(config.data.shards, config.data.train_split)
+    fold = config.train.test_fold
+    if fold is None:
+        return corpus
+    return replace(corpus, manifests=without_fold(corpus.manifests, fold))
+
+
+def manifest_tags(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    """The fingerprint of each dataset's shards; of very many, one over all."""
+    prints = {name: manifest.fingerprint for name, manifest in manifests.items()}
+    if len(prints) <= _SHOWN:
+        return {f"manifest.{name}": value for name, value in prints.items()}
+    whole = hashlib.sha256("".join(f"{n} {v}\n" for n, v in prints.items()).encode()).hexdigest()
+    return {"manifests": f"{whole[:16]} ({len(prints)} datasets)"}
+
+
+def labels_of(
+    manifests: Collection[Manifest], config: TrainMixConfig, corpus: Corpus
+) -> LabelSpace:
+    """The label space of a run: of few-shot pairs, or of the classes that its masks show."""
+    pairs = episode_labels(manifests, config.train)
+    return pairs or training_labels(manifests, config.train.labels, corpus.taxonomy)
 
 
 def _trainer(
@@ -236,10 +276,12 @@ def _worker_environment(config: TrainMixConfig) -> dict[str, str]:
 def _announce(
     config: TrainMixConfig, corpus: Corpus, mixture: Mixture, num_labels: int, first: int
 ) -> None:
+    named = list(zip(mixture.datasets, mixture.shares, strict=True))
     shares = ", ".join(
-        f"{name} {share:.1%} of {corpus.sizes[name]}"
-        for name, share in zip(mixture.datasets, mixture.shares, strict=True)
+        f"{name} {share:.1%} of {corpus.sizes[name]}" for name, share in named[:_SHOWN]
     )
+    if len(named) > _SHOWN:
+        shares += f", ... ({len(named)} in all)"
     logger.info("mixture: %s", shares)
     logger.info(
         "run %s: %d labels, %d steps of %d images on %d workers%s",

@@ -10,6 +10,7 @@ number of passes and workers. Batch norm sees one pass of all workers at a time:
 gives it smaller batches, and so another (equally good) training of a network that has any.
 """
 
+import functools
 import logging
 import math
 from contextlib import ExitStack, nullcontext
@@ -28,10 +29,12 @@ from pipeline.training import checkpoint
 from pipeline.training.bad_samples import BadSamples
 from pipeline.training.device_batches import on_device
 from pipeline.training.diagnosis import diagnose
+from pipeline.training.episodes import EpisodeQuestions
 from pipeline.training.job import Job, Verdict, open_tracker, prepare_process
 from pipeline.training.order import Plan, wrapped
 from pipeline.training.progress import Progress
-from pipeline.training.questions import Question, Questions
+from pipeline.training.question import Question
+from pipeline.training.questions import Questions
 from pipeline.training.regularizer_watch import RegularizerWatch
 from pipeline.training.saving import Saver
 from pipeline.training.state import Statistics, TrainingState, build_state
@@ -85,13 +88,17 @@ class Loop:
         self.device, self.tracker, self.stop = device, tracker, stop
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.plan = Plan(job.mixture, job.corpus)
-        self.questions = Questions(self.config, job.labels, encoder, device, job.own_labels)
-        self.saver = Saver(job, state, self.rank)
+        self.questions = (
+            EpisodeQuestions(job.labels, encoder, device)
+            if job.is_few_shot
+            else Questions(self.config, job.labels, encoder, device, job.own_labels)
+        )
+        self.saver = Saver(job, state, self.rank, tracker)
         self.statistics = Statistics(self.lseg)
         self.amp = _autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
         self.first_step, self.nonfinite, self.preempted = state.step, 0, False
-        self.verdict, self.chance_loss = Verdict(), math.nan
+        self.verdict, self.chance_loss = Verdict(), lambda: math.nan
         self.bad = BadSamples(self.config.data.max_bad_share)
 
     def run(self) -> Verdict:
@@ -128,8 +135,9 @@ class Loop:
         """
         self.state.optimizer.zero_grad(set_to_none=True)
         self.statistics.keep()
-        question = self.questions.at(self.state.step)
-        self.chance_loss = math.log(len(question.text_KC))
+        rows = self.plan.rows(self.state.step)
+        question = self.questions.at(self.state.step, rows)
+        self.chance_loss = functools.partial(question.chance_loss, [row.dataset for row in rows])
         micro, digest = [], 0
         for part in range(self.train.accumulate):
             image, label, dataset, part_digest = self.fetch(part, batches, question)
@@ -215,10 +223,11 @@ class Loop:
             self.bad.add(block)
             checksums += block["crc32"].tolist()
         dataset = torch.tensor([row.dataset for row in planned])
+        dataset = dataset.to(self.device, non_blocking=True)
         return (
             _joined([block["image"] for block in blocks]),
-            question.lut[_joined([block["label"] for block in blocks]).long()],
-            dataset.to(self.device, non_blocking=True),
+            question.target(_joined([block["label"] for block in blocks]), dataset),
+            dataset,
             self.plan.digest(planned, checksums),
         )
 
@@ -260,7 +269,7 @@ class Loop:
             self.verdict = Verdict(failed=problem)
         metrics = {
             "train/loss": loss,
-            "train/chance_loss": self.chance_loss,
+            "train/chance_loss": self.chance_loss(),  # host sync
             "train/lr": self.state.schedule.get_last_lr()[0],
             "train/grad_norm": grad_norm,
             "train/images_per_s": speed.images_per_s,

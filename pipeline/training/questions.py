@@ -1,43 +1,18 @@
 """What a training step asks: the labels of the run, fewer of them, or more than are anywhere."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.text import TextEncoder
+from pipeline.data.mixture import Row
 from pipeline.data.taxonomy import label_text
 from pipeline.errors import UserError
 from pipeline.training.config import DistractorConfig, TrainMixConfig
 from pipeline.training.labels import LabelSpace, ask_for_fewer
-
-NEVER = -1e4
-"""Logit of a label that does not compete: its probability is 0 in float32."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What one step asks."""
-
-    text_KC: Tensor
-    """(K, C) float32."""
-    lut: Tensor
-    """(256,) int64, id in the run's taxonomy -> position in `text_KC`, or IGNORE."""
-    allowed_DK: Tensor | None = None
-    """(D, K) bool, which labels compete in an image of each dataset; None: all in all."""
-
-    def mask(self, logits_BKhw: Tensor, dataset_B: Tensor) -> Tensor:
-        """Takes the labels that do not compete out of the logits, (B, K, h, w).
-
-        Args:
-            logits_BKhw: (B, K, h, w) float.
-            dataset_B: (B,) int64, the dataset of each image.
-        """
-        if self.allowed_DK is None:
-            return logits_BKhw
-        return logits_BKhw.masked_fill(~self.allowed_DK[dataset_B][:, :, None, None], NEVER)
+from pipeline.training.question import Question
 
 
 class Questions:
@@ -75,8 +50,8 @@ class Questions:
         )
         self._distractor_MC = encoder.encode(texts).to(device) if texts else None
 
-    def at(self, step: int) -> Question:
-        """The question of one step."""
+    def at(self, step: int, rows: Sequence[Row] = ()) -> Question:
+        """The question of one step; its rows have no part in it."""
         other, count = self._train.other, self._train.distractors.count
         rng = np.random.Generator(np.random.PCG64([self._seed, step]))
         text, lut, allowed = self.text_KC, self._lut, self._allowed_DK

@@ -22,6 +22,7 @@ from pipeline.data.storage import open_storage
 from pipeline.training import checkpoint, order
 from pipeline.training.job import Job
 from pipeline.training.state import TrainingState
+from pipeline.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,10 @@ _LOST_IN_A_ROW = 3
 class Saver:
     """Writes the checkpoints of one worker; every worker calls `save` after the same steps."""
 
-    def __init__(self, job: Job, state: TrainingState, rank: int) -> None:
-        self._job, self._state, self._rank = job, state, rank
+    def __init__(
+        self, job: Job, state: TrainingState, rank: int, tracker: Tracker | None = None
+    ) -> None:
+        self._job, self._state, self._rank, self._tracker = job, state, rank, tracker
         self._run, self._train = job.config.run, job.config.train
         self._store: Any = ray.train.get_context().get_storage()
         self._lost = 0
@@ -99,8 +102,9 @@ class Saver:
         """A local folder with a checkpoint; None where the local disk has no room for it."""
         folder = Path(tempfile.mkdtemp(prefix="lseg-checkpoint-"))
         job = self._job
+        tags = job.tags | {"mlflow_run_id": (self._tracker and self._tracker.run_id) or ""}
         try:
-            write(folder, self._state, job.config, job.labels.names, metrics, job.tags)
+            write(folder, self._state, job.config, job.labels.names, metrics, tags)
         except Exception as error:  # safetensors has an exception of its own for a full disk
             shutil.rmtree(folder, ignore_errors=True)
             self._lost += 1

@@ -16,6 +16,7 @@ from pipeline.data.augment import whole_view
 from pipeline.data.decode import BadSample
 from pipeline.data.ingest import Corpus, SampleReader, open_cache
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.episodes import EpisodeQuestions
 from pipeline.training.labels import LabelSpace
 from pipeline.training.questions import Questions
 
@@ -62,7 +63,7 @@ class Validation:
 @torch.no_grad()
 def validate(
     lseg: LSeg,
-    questions: Questions,
+    questions: Questions | EpisodeQuestions,
     labels: LabelSpace,
     corpus: Corpus,
     config: TrainMixConfig,

@@ -197,10 +197,10 @@ def in_own_process(name: str, uri: str, images: int, python: str) -> dict[str, f
         environment |= {"BENCHMARK_FOLDER": folder, "PYTHONWARNINGS": "ignore"}
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, env=environment, check=False, timeout=150
+                command, capture_output=True, text=True, env=environment, check=False, timeout=90
             )
         except subprocess.TimeoutExpired:
-            print(f"{name}: did not finish in 150 s", file=sys.stderr)
+            print(f"{name}: did not finish in 90 s", file=sys.stderr)
             return None
     if done.returncode:
         print(f"{name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)

@@ -31,6 +31,7 @@ def write_samples(folder: Path, streaming_python: str) -> tuple[int, float, floa
     from pipeline.data.encode import encode_jpeg, encode_label
     from pipeline.data.shards import FORMAT_VERSION, EncodedSample, Manifest, ShardWriter
     from pipeline.data.storage import open_storage
+    from pipeline.data.taxonomy import universal
 
     rng = np.random.default_rng(0)
     pictures = []
@@ -51,7 +52,9 @@ def write_samples(folder: Path, streaming_python: str) -> tuple[int, float, floa
                 meta = {"index": index}
                 writer.write(EncodedSample(f"{index:06d}", jpeg, png, meta, height, width))
             shards.append(writer.finish())
-    manifest = Manifest(FORMAT_VERSION, "bench", "train", "none", "", "", {}, tuple(shards), (), ())
+    known = universal()
+    place = (FORMAT_VERSION, "bench", "train", known.name, known.fingerprint, "", {})
+    manifest = Manifest(*place, tuple(shards), (0,) * len(known.classes), ())
     storage.write("bench/train/manifest.json", manifest.to_json().encode())
     done = subprocess.run(
         [streaming_python, "-c", _STREAMING, str(folder)],

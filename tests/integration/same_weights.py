@@ -38,7 +38,7 @@ class Comparison:
     def __init__(self, folder: Path, steps: int) -> None:
         self.runs, self.steps = folder / "runs", steps
         self.every = max(2, steps // 10)
-        shards = folder / "shards" if (folder / "shards").is_dir() else _shards(folder)
+        shards = shards_below(folder)
         self.recipe = write_recipe(folder, shards, steps, self.every)
         self.failed = False
 
@@ -124,9 +124,12 @@ def _ray(command: list[str]) -> list[str]:
     return [str(Path(sys.executable).with_name("ray")), *command[1:]]
 
 
-def _shards(folder: Path) -> Path:
+def shards_below(folder: Path) -> Path:
+    """Shards of the mini-seven in a folder, made where there are none yet."""
     import ray
 
+    if (folder / "shards").is_dir():
+        return folder / "shards"
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         return write_shards(folder)

@@ -33,6 +33,7 @@ def train(endpoint: str, name: str, cache: Path, tracking: str) -> None:
     command += ["--train.warmup_steps=2", "--train.checkpoint_every=6", "--train.log_every=6"]
     command += ["--cluster.num_workers=1", "--model.backbone.kwargs.depth=4"]
     command += ["--train.distractors.count=0", f"--data.cache_dir={cache}"]
+    command += ["--data.num_loaders=2"]  # Which share the cache.
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "AWS_ENDPOINT_URL": endpoint}
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(
@@ -41,9 +42,14 @@ def train(endpoint: str, name: str, cache: Path, tracking: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+def folder(name: str) -> str:
+    """The last checkpoint of a run."""
+    return f"s3://lseg/runs/{name}/step_{STEPS:08d}"
+
+
 def digest(name: str, into: Path) -> str:
     """Of the trained weights, to the last bit."""
-    storage = open_storage(f"s3://lseg/runs/{name}/step_{STEPS:08d}")
+    storage = open_storage(folder(name))
     path = into / f"{name}.safetensors"
     path.write_bytes(storage.read("model.safetensors"))
     found = hashlib.sha256()
@@ -61,9 +67,13 @@ def test_training_through_faults_gives_the_same_weights(mini_shards: MiniShards,
         train(direct, "undisturbed", tmp_path / "cache-1", tracking)
         with fault_proxy(direct, seed=5) as proxy:
             train(proxy.endpoint, "faulty", tmp_path / "cache-2", tracking)
-        digests = [digest(name, tmp_path) for name in ("undisturbed", "faulty")]
+        names = ("undisturbed", "faulty")
+        digests = [digest(name, tmp_path) for name in names]
+        orders = [open_storage(folder(name)).read("order.txt") for name in names]
     requests, faults = sum(proxy.requests.values()), sum(proxy.faults.values())
     print(json.dumps({"requests": requests, "faults": dict(proxy.faults), "digests": digests}))
+    assert orders[0].count(b"\n") == STEPS
+    assert orders[0] == orders[1]
     assert digests[0] == digests[1]
     assert requests > 60
     assert faults >= 0.05 * requests

@@ -128,7 +128,7 @@ def _run_trial(
     try:
         config = build(trial)
         config = replace(config, tracking=sweep.tracking)
-        outcome = train(config, Lineage(parent, tags), [TuneReportCallback()])
+        outcome = train(config, lineage=Lineage(parent, tags), callbacks=[TuneReportCallback()])
     except Exception as error:
         logger.exception("trial %s failed", trial.name)
         seconds = round(time.monotonic() - began, 1)

@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -124,6 +125,35 @@ def test_concurrent_writers_neither_break_copies_nor_pass_the_limit(tmp_path):
     assert sum(p.stat().st_size for p in (tmp_path / "cache").glob("*.tar")) <= 4 * SIZE
     for path in (tmp_path / "cache").glob("*.tar"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
+
+
+def _fetch_on_a_full_disk(folder: Path, far: Path, record: ShardRecord, results) -> None:
+    cache = ShardCache(folder, 10 * SIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE - 1, SIZE - 1))
+    storage = LocalStorage(far)
+    results.put((cache.read(storage, record.name, record, 0, 10), cache.wait(10)))
+    results.put(cache.fetch(storage, record.name, record))
+
+
+def test_a_disk_that_takes_no_more_costs_no_run(tmp_path):
+    record = shard(tmp_path / "far", "a")
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    arguments = (tmp_path / "cache", tmp_path / "far", record, results)
+    process = context.Process(target=_fetch_on_a_full_disk, args=arguments)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    assert results.get() == (None, True)  # The caller reads from afar.
+    assert results.get() is False
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
+
+
+def test_a_copy_that_cannot_be_read_is_as_good_as_none(tmp_path):
+    record = shard(tmp_path / "far", "a")
+    cache = ShardCache(tmp_path / "cache", 10 * SIZE)
+    (cache.folder / f"{record.sha256}.tar").mkdir()  # Opens, and fails when it is read.
+    assert cache.read(LocalStorage(tmp_path / "far"), "a", record, 0, 10) is None
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):

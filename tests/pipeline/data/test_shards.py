@@ -171,6 +171,7 @@ RECORDS = st.builds(
     length=st.integers(1, 2**30),
     height=st.integers(1, 10**5),
     width=st.integers(1, 10**5),
+    crc32=st.none() | st.integers(0, 2**32 - 1),
 )
 SHARDS = st.builds(
     ShardRecord,
@@ -181,7 +182,7 @@ SHARDS = st.builds(
 )
 MANIFESTS = st.builds(
     Manifest,
-    format_version=st.just(1),
+    format_version=st.sampled_from((1, 2)),
     dataset=st.text(),
     split=st.text(),
     taxonomy=st.text(),

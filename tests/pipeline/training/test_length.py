@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.cli import parse
 from pipeline.errors import UserError
-from pipeline.training.config import DEFAULT_STEPS, TrainConfig, in_steps
+from pipeline.training.config import DEFAULT_STEPS, TrainConfig, TrainMixConfig, in_steps
 
 
 @given(images=st.integers(1, 10**7), batch_size=st.integers(1, 512), rows=st.integers(1, 10**6))
@@ -25,7 +26,17 @@ def test_a_pass_is_as_many_images_as_there_are_samples(passes, batch_size, rows)
 
 def test_steps_stay_and_are_the_default():
     assert in_steps(TrainConfig(steps=7), 1000).steps == 7
-    assert TrainConfig().steps == DEFAULT_STEPS
+    assert in_steps(TrainConfig(), 1000).steps == DEFAULT_STEPS
+
+
+def test_a_recipe_may_give_any_of_the_three():
+    for key, value in (("steps", 7), ("images", 70), ("passes", 0.07)):
+        config = parse(TrainMixConfig, [f"--train.{key}", str(value), "--train.batch_size", "10"])
+        assert in_steps(config.train, 1000).steps == 7
+
+
+def test_passes_over_unknown_data_stay():
+    assert in_steps(TrainConfig(passes=2.0), 0).passes == 2.0
 
 
 @pytest.mark.parametrize(
