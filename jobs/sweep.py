@@ -11,6 +11,7 @@ import functools
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,11 +20,13 @@ from rich.console import Console
 from jobs.cli import main, parse, start_ray
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.evaluation.config import EvaluateConfig
 from pipeline.training.launch import absolute as absolute_run
 from pipeline.training.progress import duration
 from pipeline.training.sweep.config import SweepConfig
 from pipeline.training.sweep.launch import SweepOutcome, absolute, run_sweep
-from pipeline.training.sweep.trials import Trial, arguments, grid_trials
+from pipeline.training.sweep.runner import Builders
+from pipeline.training.sweep.trials import Trial, arguments, settings_words
 
 logger = logging.getLogger("jobs.sweep")
 
@@ -34,10 +37,11 @@ def run(given: SweepConfig) -> SweepOutcome:
     """Connects to Ray, runs the trials, and shows the comparison."""
     config = absolute(given)
     recipe = recipe_path(config.base)
-    build = functools.partial(build_trial, config, recipe.read_text(encoding="utf-8"))
-    example = build(grid_trials(config)[0]) if config.search == "grid" else build(Trial({}, 0))
-    start_ray(example.logical_cpus * max(1, config.max_concurrent))
-    outcome = run_sweep(config, build)
+    build = Builders(
+        functools.partial(build_trial, config, recipe.read_text(encoding="utf-8")),
+        functools.partial(build_evaluation, config),
+    )
+    outcome = run_sweep(config, build, start_ray)
     Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160).print(
         outcome.comparison.table()
     )
@@ -65,6 +69,24 @@ def build_trial(config: SweepConfig, recipe: str, trial: Trial) -> TrainMixConfi
     root = f"{config.storage.rstrip('/')}/{config.name}"
     words = [f"--config={recipe}", *arguments(config, trial, root)]
     return absolute_run(parse(TrainMixConfig, words))
+
+
+def build_evaluation(
+    config: SweepConfig, training: TrainMixConfig, checkpoint: str
+) -> EvaluateConfig:
+    """The evaluation of a trial's checkpoint, on what its training ran on."""
+    cluster = training.cluster
+    # A trial that waits for more than it had could wait for another one that does the same.
+    settings: dict[str, Any] = {
+        "workers.num_workers": cluster.num_workers,
+        "workers.cpus_per_worker": cluster.cpus_per_worker,
+        "workers.use_gpu": cluster.use_gpu,
+    }
+    if training.train.test_fold is not None:
+        settings["folds"] = [training.train.test_fold]
+    settings |= config.evaluate
+    settings |= {"checkpoint": checkpoint, "out": f"{training.run.storage}/evaluation"}
+    return parse(EvaluateConfig, settings_words(settings))
 
 
 if __name__ == "__main__":

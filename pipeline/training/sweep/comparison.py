@@ -14,27 +14,33 @@ from rich.table import Table
 
 from pipeline.training.sweep.diagnosis import Diagnosis, History
 from pipeline.training.sweep.results import Result
-from pipeline.training.sweep.trials import Trial
 
 
 @dataclass(frozen=True)
 class Row:
-    """One combination of settings, over its seeds."""
+    """One combination of settings, over its repetitions."""
 
     params: dict[str, Any]
-    values: tuple[float, ...]
-    """The metric of each trial that has it."""
+    by_repetition: dict[str, float]
+    """The metric of each trial that has it, by what tells it from the others of the row."""
     outcomes: dict[str, int]
     """How many trials came to what."""
+    names: tuple[str, ...]
+    """Of the trials."""
+
+    @property
+    def values(self) -> list[float]:
+        """The metric of each trial that has it."""
+        return list(self.by_repetition.values())
 
     @property
     def mean(self) -> float:
-        """Over the seeds; NaN without a value."""
+        """Over the repetitions; NaN without a value."""
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds; NaN with fewer than two."""
+        """Standard deviation over the repetitions; NaN with fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
 
@@ -86,12 +92,17 @@ class Comparison:
             return text + "."
         second = ranked[1]
         text += f"; next {_figure(second)} with {_words(second.params)}"
-        if math.isnan(best.spread) or math.isnan(second.spread):
-            return text + ". One seed each says nothing about the spread: add seeds."
-        gap = best.mean - second.mean
-        noise = math.hypot(best.spread, second.spread) / math.sqrt(len(best.values))
-        word = "more" if gap > 2 * noise else "less"
-        return text + f". The difference, {gap:.3f}, is {word} than two standard errors of it."
+        # Repetitions are paired: what makes one fold or seed harder does so for both rows.
+        shared = best.by_repetition.keys() & second.by_repetition.keys()
+        gaps = [best.by_repetition[key] - second.by_repetition[key] for key in sorted(shared)]
+        if len(gaps) < 2:
+            return text + ". One trial each says nothing about the spread: add seeds."
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+        word = "more" if statistics.fmean(gaps) > 2 * error else "less"
+        return (
+            f"{text}. The difference, {statistics.fmean(gaps):.3f}, is {word} than two standard "
+            f"errors of it ({error:.3f}, {len(gaps)} pairs)."
+        )
 
     def _collapses(self) -> list[str]:
         lines = []
@@ -101,8 +112,7 @@ class Comparison:
                 example = next(
                     judged
                     for judged in self.trials
-                    if judged.result.params == row.params
-                    and judged.diagnosis.outcome == "collapsed"
+                    if judged.result.name in row.names and judged.diagnosis.outcome == "collapsed"
                 )
                 total = sum(row.outcomes.values())
                 lines.append(
@@ -116,7 +126,7 @@ class Comparison:
         table = Table(box=box.SIMPLE)
         for key in self.keys:
             table.add_column(key.rsplit(".", 1)[-1])
-        for head in ("seeds", self.metric, "outcome"):
+        for head in ("trials", self.metric, "outcome"):
             table.add_column(head, justify="right")
         for row in self.rows:
             cells = [_cell(row.params.get(key, "")) for key in self.keys]
@@ -126,7 +136,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """Table and verdict, for MLflow's description of the run."""
-        heads = [*(f"`{key}`" for key in self.keys), "seeds", f"`{self.metric}`", "outcome"]
+        heads = [*(f"`{key}`" for key in self.keys), "trials", f"`{self.metric}`", "outcome"]
         lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for row in self.rows:
             counts = ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
@@ -137,18 +147,19 @@ class Comparison:
 
     def csv(self) -> str:
         """One line a trial."""
+        keys = list(dict.fromkeys(key for one in self.trials for key in one.result.params))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         figures = ("loss_over_chance", "first_gain", "last_gain", "first_bias")
         writer.writerow(
-            ["trial", *self.keys, "seed", self.metric, "outcome", *figures, "seconds", "run_id"]
+            ["trial", *keys, "seed", self.metric, "outcome", *figures, "seconds", "run_id"]
         )
         for judged in self.trials:
             result, diagnosis = judged.result, judged.diagnosis
             writer.writerow(
                 [
                     result.name,
-                    *(_cell(result.params.get(key, "")) for key in self.keys),
+                    *(_cell(result.params.get(key, "")) for key in keys),
                     result.seed,
                     result.value(self.metric),
                     diagnosis.outcome,
@@ -174,24 +185,48 @@ class Comparison:
         return json.dumps(_finite(content), indent=1, default=str) + "\n"
 
 
-def compare(name: str, metric: str, judged: Sequence[Judged]) -> Comparison:
-    """Groups the trials by their settings; the best mean first."""
-    cells: dict[str, list[Judged]] = {}
+def compare(
+    name: str, metric: str, judged: Sequence[Judged], average_over: Sequence[str] = ()
+) -> Comparison:
+    """Groups the trials by their settings; the best mean first.
+
+    Args:
+        name: Of the sweep.
+        metric: What is compared.
+        judged: The trials.
+        average_over: Settings that are repetitions, as the seed is.
+    """
+    groups: dict[str, list[Judged]] = {}
     for one in judged:
-        cells.setdefault(Trial(one.result.params, 0).cell, []).append(one)
+        groups.setdefault(_text(_split(one, average_over)[0]), []).append(one)
     rows = []
-    for group in cells.values():
-        values = [one.result.value(metric) for one in group]
+    for group in groups.values():
+        values = {_text(_split(one, average_over)[1]): one.result.value(metric) for one in group}
         outcomes = [one.diagnosis.outcome for one in group]
         rows.append(
             Row(
-                group[0].result.params,
-                tuple(value for value in values if not math.isnan(value)),
+                _split(group[0], average_over)[0],
+                {key: value for key, value in values.items() if not math.isnan(value)},
                 {word: outcomes.count(word) for word in dict.fromkeys(outcomes)},
+                tuple(one.result.name for one in group),
             )
         )
     rows.sort(key=lambda row: -math.inf if math.isnan(row.mean) else row.mean, reverse=True)
     return Comparison(name, metric, tuple(rows), tuple(judged))
+
+
+def _split(one: Judged, average_over: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a trial sets, and what tells it from the others that set the same."""
+    params = one.result.params
+    repeated = {key: params[key] for key in average_over if key in params}
+    return {k: v for k, v in params.items() if k not in repeated}, {
+        **repeated,
+        "seed": one.result.seed,
+    }
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _figure(row: Row) -> str:

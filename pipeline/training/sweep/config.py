@@ -1,6 +1,8 @@
 """The configuration of a sweep: a recipe, what to vary, and how to judge it."""
 
+import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +12,8 @@ from pipeline.training.tracking_config import TrackingConfig
 DISTRIBUTIONS = ("uniform", "log_uniform", "integer", "choice")
 _SEED = "run.seed"
 _OWN_KEYS = ("run.name", "run.storage")
+_OWN_EVALUATION_KEYS = ("checkpoint", "out")
+_FIGURES = ("miou", "pixel_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,16 @@ class SweepConfig:
     """Draws of `random` and `tpe`."""
     seeds: tuple[int, ...] = (0,)
     """Every combination is trained with each."""
+    average_over: tuple[str, ...] = ()
+    """Keys of `grid` or `trials` that are repetitions, as seeds are: the folds of a benchmark, say.
+    The comparison gives mean and spread over them."""
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    """Settings of `jobs/evaluate.py`, by dotted key, to score each trial's last checkpoint with.
+    Without `workers.*` it gets what the training had; without `folds`, the trial's
+    `train.test_fold`. Its figures are `eval/miou`, `eval/fb_iou`, ..."""
     metric: str = "val/miou"
-    """What is compared; larger is better."""
+    """What is compared, larger being better: `val/miou` or `val/pixel_accuracy`, the same of one
+    dataset (`val/cityscapes/miou`), or with `evaluate` one of its figures (`eval/miou`)."""
     max_concurrent: int = 0
     """Trials side by side; 0 for as many as the cluster has room for."""
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -77,6 +89,7 @@ class SweepConfig:
             raise UserError(f"max_concurrent={self.max_concurrent}: must be 0 or more")
         self._check_choice()
         self._check_keys()
+        self._check_metric()
 
     def _check_choice(self) -> None:
         if self.search == "grid":
@@ -115,8 +128,39 @@ class SweepConfig:
                 if key == _SEED:
                     raise UserError(f"{place}.{key}: use seeds")
         for key, values in self.grid.items():
-            if not values:
-                raise UserError(f"grid.{key}=[]: must hold at least one value")
+            if not isinstance(values, list) or not values:
+                raise UserError(f"grid.{key}={values!r}: must be a list of at least one value")
+            counts = Counter(json.dumps(value, sort_keys=True, default=str) for value in values)
+            if twice := [text for text, count in counts.items() if count > 1]:
+                raise UserError(f"grid.{key}: holds {twice[0]} twice: leave one out")
+        varied = [*self.grid, *(key for trial in self.trials for key in trial)]
+        for key in self.average_over:
+            if key not in varied:
+                raise UserError(
+                    f"average_over={key}: must be a key of grid or trials"
+                    f"{did_you_mean(key, varied)}"
+                )
+        for key in self.evaluate:
+            if key in _OWN_EVALUATION_KEYS or key.startswith("tracking."):
+                raise UserError(f"evaluate.{key}: is set by the sweep itself: leave it out")
+
+    def _check_metric(self) -> None:
+        part, _, figure = self.metric.partition("/")
+        if part == "eval" and figure:
+            if not self.evaluate:
+                raise UserError(f"metric={self.metric}: needs evaluate: say what to score with")
+            if self.early_stopping.grace_steps:
+                raise UserError(
+                    f"early_stopping: metric={self.metric} is known at a trial's end alone: leave "
+                    "early_stopping out, or compare val/miou"
+                )
+        elif part != "val" or figure.rsplit("/", 1)[-1] not in _FIGURES:
+            known = ["val/miou", "val/pixel_accuracy", "eval/miou"]
+            raise UserError(
+                f"metric={self.metric}: must be val/miou, val/pixel_accuracy, the same of a "
+                "dataset (val/cityscapes/miou), or with evaluate eval/FIGURE"
+                f"{did_you_mean(self.metric, known)}"
+            )
 
 
 def _check_distribution(key: str, distribution: dict[str, Any]) -> None:

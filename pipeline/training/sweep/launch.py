@@ -1,11 +1,11 @@
-"""One sweep from its configuration to its comparison; Ray must be running."""
+"""One sweep from its configuration to its comparison."""
 
 import logging
 import math
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from urllib.parse import quote
 from pipeline.data.lease import Lease
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
+from pipeline.training.config import TrainMixConfig
 from pipeline.training.mlflow_run import prepare_environment
 from pipeline.training.preflight import check_model
 from pipeline.training.sweep import results
@@ -22,8 +23,8 @@ from pipeline.training.sweep.comparison import Comparison, Judged, compare
 from pipeline.training.sweep.config import SweepConfig
 from pipeline.training.sweep.diagnosis import HISTORIES, History, diagnose
 from pipeline.training.sweep.plots import draw_all
-from pipeline.training.sweep.runner import Build, run_trials
-from pipeline.training.sweep.trials import Trial, grid_trials
+from pipeline.training.sweep.runner import Builders, missing_metric, run_trials
+from pipeline.training.sweep.trials import Trial, examples, grid_trials
 from pipeline.training.tracking import Tracker
 from pipeline.training.tracking_config import server_uri
 
@@ -46,19 +47,25 @@ class SweepOutcome:
     seconds: float
 
 
-def run_sweep(config: SweepConfig, build: Build) -> SweepOutcome:
+def run_sweep(
+    config: SweepConfig, build: Builders, start_ray: Callable[[float], None] | None = None
+) -> SweepOutcome:
     """Runs the trials that have no result yet, and compares all.
 
     Args:
         config: With absolute paths.
-        build: Makes the configuration of a trial's training.
+        build: Of its trials.
+        start_ray: Called with the number of logical CPUs once all is checked; None where Ray is
+            running.
 
     Raises:
         UserError: Settings do not fit each other, or another process runs the same sweep.
     """
     began = time.monotonic()
+    example = check_trials(config, build)
+    if start_ray is not None:
+        start_ray(example.logical_cpus * max(1, config.max_concurrent))
     trials = grid_trials(config) if config.search == "grid" else []
-    check_trials(trials, build)
     root = f"{config.storage.rstrip('/')}/{config.name}"
     storage = open_storage(root)
     scratch = Path(tempfile.mkdtemp(prefix="lseg-sweep-report-"))
@@ -79,21 +86,35 @@ def run_sweep(config: SweepConfig, build: Build) -> SweepOutcome:
     return SweepOutcome(comparison, f"{root}/{REPORT}", hint, time.monotonic() - began)
 
 
-def check_trials(trials: Sequence[Trial], build: Build) -> None:
+def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
     """Builds every trial's configuration and network before any is trained.
+
+    Of a search, those of the corners of its space.
+
+    Returns:
+        The training of the first.
 
     Raises:
         UserError: One cannot work; names it.
     """
-    checked = set()
-    for trial in trials:
+    checked, trainings = set(), []
+    for trial in examples(config):
         try:
-            config = build(trial)
-            if str(config.model) not in checked:
-                check_model(config.model)
-                checked.add(str(config.model))
+            training = build.training(trial)
+            trainings.append(training)
+            if config.evaluate:
+                build.evaluation(training, "checkpoint")
+            elif training.train.test_fold is not None:
+                raise UserError(
+                    f"metric={config.metric}: a training without a test fold's classes has no "
+                    "validation: set evaluate, and compare eval/miou"
+                )
+            if str(training.model) not in checked:
+                check_model(training.model)
+                checked.add(str(training.model))
         except ValueError as error:
             raise UserError(f"trial {trial.params}: {error}") from None
+    return trainings[0]
 
 
 def _tracker(config: SweepConfig, root: str) -> Tracker:
@@ -113,18 +134,20 @@ def _compare(config: SweepConfig, trials: Sequence[Trial], root: str, parent: st
     """Judges every trial by its result and its curves in MLflow."""
     found = results.read_all(open_storage(root))
     wanted = [trial.name for trial in trials] or sorted(found)
+    wanted = [name for name in wanted if name in found and found[name].status != "running"]
+    ended = [found[name] for name in wanted if found[name].status == "finished"]
+    if ended and all(math.isnan(result.value(config.metric)) for result in ended):
+        raise missing_metric(config, list(ended[0].metrics))
     curves = _Curves(config, parent)
     judged = []
     for name in wanted:
-        if name not in found:
-            continue
         result = found[name]
         run_id = curves.run_id(name)
         histories = curves.of(run_id, (*HISTORIES, config.metric))
         diagnosis = diagnose(result, histories)
         curves.mark(run_id, diagnosis.outcome, diagnosis.words, result.status)
         judged.append(Judged(result, diagnosis, histories, run_id))
-    return compare(config.name, config.metric, judged)
+    return compare(config.name, config.metric, judged, config.average_over)
 
 
 class _Curves:

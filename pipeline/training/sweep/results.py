@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pipeline.data.storage import Storage
 
-Status = Literal["finished", "failed", "stopped"]
+Status = Literal["running", "finished", "failed", "stopped"]
 
 FOLDER = "results"
 
@@ -20,13 +20,18 @@ class Result:
     params: dict[str, Any]
     seed: int
     status: Status
-    """`stopped`: early, for being behind others."""
+    """`stopped`: early, for being behind others. One that is `running` may have been killed."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of its last report."""
     checkpoint: str = ""
     seconds: float = 0.0
     error: str = ""
     """Why it failed, in a line."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it need not run again."""
+        return self.status in ("finished", "stopped")
 
     def value(self, metric: str) -> float:
         """A metric; NaN where it has none."""

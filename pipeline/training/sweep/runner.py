@@ -9,95 +9,105 @@ unpickles what it finds in the storage, is not used.
 import logging
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline.data.storage import Storage, open_storage
-from pipeline.errors import UserError
+from pipeline.errors import Terminated, UserError, did_you_mean
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.evaluation.config import EvaluateConfig
+from pipeline.training.evaluation.launch import evaluate
 from pipeline.training.job import Lineage
-from pipeline.training.launch import train
+from pipeline.training.launch import Outcome, train
 from pipeline.training.progress import duration
 from pipeline.training.sweep import results
 from pipeline.training.sweep.config import SweepConfig
 from pipeline.training.sweep.results import Result
-from pipeline.training.sweep.trials import Trial
+from pipeline.training.sweep.search import num_to_deal, param_space, trial_of, tune_config
+from pipeline.training.sweep.trials import Trial, examples
 
 logger = logging.getLogger(__name__)
-
-Build = Callable[[Trial], TrainMixConfig]
-"""Makes a trial's training configuration from the recipe."""
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has it all.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # A failed trial has no metric.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+_ENDED = "ended"
+"""In a trial's last report to Tune, as against those on its way."""
+
+
+@dataclass(frozen=True)
+class Builders:
+    """Make the configurations of a trial; they must be importable on the cluster."""
+
+    training: Callable[[Trial], TrainMixConfig]
+    evaluation: Callable[[TrainMixConfig, str], EvaluateConfig]
+    """From its training and its checkpoint; asked if the sweep has an `evaluate`."""
 
 
 def run_trials(
-    config: SweepConfig, trials: Sequence[Trial], build: Build, root: str, parent_run_id: str
+    config: SweepConfig, trials: Sequence[Trial], build: Builders, root: str, parent_run_id: str
 ) -> None:
     """Runs what has no result yet; returns when every trial has one.
 
     Args:
         config: The sweep.
         trials: Of a grid; empty with the other kinds of search.
-        build: Must be importable on the cluster.
+        build: Of its trials.
         root: Folder of the sweep.
         parent_run_id: MLflow run of the sweep, or an empty string.
+
+    Raises:
+        UserError: A setting does not fit the search, or the trials do not report the metric.
+        KeyboardInterrupt: By Ctrl-C or SIGTERM.
     """
     storage = open_storage(root)
     waiting = [trial for trial in trials if not _is_done(storage, trial)]
-    drawn = 0 if config.search == "grid" else config.num_trials
-    if not waiting and not drawn:
+    num = num_to_deal(config, waiting, storage)
+    if not num:
         return
-    first = build(waiting[0] if waiting else _first_draw(config))
-    concurrent = config.max_concurrent or room_for(first)
-    total = drawn or len(waiting)
-    logger.info("%d trials, %d side by side", total, concurrent)
+    example = build.training(waiting[0] if waiting else examples(config)[0])
+    concurrent = config.max_concurrent or room_for(example)
+    logger.info("%d trials, %d side by side", num, concurrent)
     # It misses the files of the loggers that are off; MLflow has their content.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    with tempfile.TemporaryDirectory(prefix="lseg-sweep-") as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(
-                    _run_trial, sweep=config, build=build, root=root, parent=parent_run_id
-                ),
-                {"cpu": 0.001},  # The training's own workers hold what they need.
-            ),
-            param_space=_param_space(config, waiting),
-            tune_config=_tune_config(config, storage, first, concurrent),
+    ledger, stopper = _Ledger(config, storage, num), _Stopper(config.metric)
+    run = tune.with_parameters(
+        _run_trial, sweep=config, build=build, root=root, parent=parent_run_id
+    )
+    # Beside this process, whose local folder Tune knows; the training's own workers are the load.
+    here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
+    with tempfile.TemporaryDirectory(prefix="lseg-sweep-") as scratch, _sigterm(stopper):
+        tune.Tuner(
+            tune.with_resources(run, tune.PlacementGroupFactory([here])),
+            param_space=param_space(config, waiting),
+            tune_config=tune_config(config, storage, example, num, concurrent),
             run_config=tune.RunConfig(
                 name=config.name,
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_Progress(total)],
+                stop=stopper,
+                callbacks=[ledger],
             ),
-        )
-        grid = tuner.fit()
-    for outcome in grid:
-        trial = _trial_of(config, outcome.config or {})
-        if results.read(storage, trial.name) is not None:
-            continue
-        ended = "failed" if outcome.error else "stopped"
-        metrics = _numbers(outcome.metrics or {})
-        error = _first_line(outcome.error) if outcome.error else ""
-        results.write(
-            storage,
-            Result(trial.name, trial.params, trial.seed, ended, metrics, error=error),
-        )
+        ).fit()
+    if stopper.without_metric is not None:
+        raise missing_metric(config, stopper.without_metric)
+    if ledger.num_ended < num:
+        words = f"{ledger.num_ended} of {num} trials ended; the same command goes on"
+        raise (Terminated if stopper.terminated else KeyboardInterrupt)(words)
 
 
 def room_for(config: TrainMixConfig) -> int:
@@ -109,162 +119,140 @@ def room_for(config: TrainMixConfig) -> int:
     return max(1, math.floor(min(rooms)))
 
 
+def missing_metric(config: SweepConfig, reported: Sequence[str]) -> UserError:
+    """The complaint about a metric that the trials do not report."""
+    prefix = config.metric.split("/")[0] + "/"
+    near = sorted(name for name in reported if name.startswith(prefix))
+    found = f"they report {', '.join(near)}" if near else f"they report nothing below {prefix}"
+    return UserError(
+        f"metric={config.metric}: no trial reports it; {found}{did_you_mean(config.metric, near)}; "
+        "trials that are done are not trained again when it is changed"
+    )
+
+
 def _is_done(storage: Storage, trial: Trial) -> bool:
     result = results.read(storage, trial.name)
-    return result is not None and result.status != "failed"
+    return result is not None and result.is_done
 
 
 def _run_trial(
-    given: dict[str, Any], sweep: SweepConfig, build: Build, root: str, parent: str
+    given: dict[str, Any], sweep: SweepConfig, build: Builders, root: str, parent: str
 ) -> dict[str, Any]:
     """One trial, in a process of its own; its mistakes and failures are its result."""
-    trial, storage = _trial_of(sweep, given), open_storage(root)
-    if _is_done(storage, trial):  # Drawn by an earlier start.
-        found = results.read(storage, trial.name)
-        return dict(found.metrics) if found else {}
+    trial, storage = trial_of(sweep, given), open_storage(root)
+    found = results.read(storage, trial.name)
+    if found is not None and found.is_done:  # Drawn by an earlier start.
+        return {**found.metrics, _ENDED: True}
     began = time.monotonic()
-    tags = {"sweep": sweep.name, "sweep.trial": trial.name, "sweep.seed": str(trial.seed)}
-    tags |= {f"sweep.{key}": str(value) for key, value in trial.params.items()}
+    started = Result(trial.name, trial.params, trial.seed, "running")
+    results.write(storage, started)
     try:
-        config = build(trial)
-        config = replace(config, tracking=sweep.tracking)
-        outcome = train(config, lineage=Lineage(parent, tags), callbacks=[TuneReportCallback()])
+        outcome, metrics = _train(trial, sweep, build, parent)
     except Exception as error:
         logger.exception("trial %s failed", trial.name)
         seconds = round(time.monotonic() - began, 1)
-        text = _first_line(error)
-        failed = Result(trial.name, trial.params, trial.seed, "failed", seconds=seconds, error=text)
+        failed = replace(started, status="failed", seconds=seconds, error=_last_line(error))
         results.write(storage, failed)
         return {"failed": True}
-    metrics = _numbers(outcome.metrics)
-    finished = Result(
-        trial.name,
-        trial.params,
-        trial.seed,
-        "finished",
-        metrics,
-        outcome.checkpoint,
-        round(outcome.seconds, 1),
+    finished = replace(
+        started,
+        status="finished",
+        metrics=metrics,
+        checkpoint=outcome.checkpoint,
+        seconds=round(time.monotonic() - began, 1),
     )
     results.write(storage, finished)
-    return metrics
+    return {**metrics, _ENDED: True}
 
 
-def _trial_of(config: SweepConfig, given: dict[str, Any]) -> Trial:
-    """The trial that Tune has dealt: of the grid, or drawn from the space."""
-    if "trial" in given:
-        return Trial(given["trial"]["params"], given["trial"]["seed"])
-    return Trial({key: given[key] for key in config.space}, config.seeds[0])
+def _train(
+    trial: Trial, sweep: SweepConfig, build: Builders, parent: str
+) -> tuple[Outcome, dict[str, float]]:
+    """Trains a trial, and scores its checkpoint where the sweep says how."""
+    tags = {"sweep": sweep.name, "sweep.trial": trial.name, "sweep.seed": str(trial.seed)}
+    tags |= {f"sweep.{key}": str(value) for key, value in trial.params.items()}
+    config = replace(build.training(trial), tracking=sweep.tracking)
+    outcome = train(config, lineage=Lineage(parent, tags), callbacks=[TuneReportCallback()])
+    metrics = _numbers(outcome.metrics)
+    if sweep.evaluate:
+        settings = replace(build.evaluation(config, outcome.checkpoint), tracking=sweep.tracking)
+        figures = evaluate(settings).report["figures"]
+        metrics |= _numbers({f"eval/{name}": value for name, value in figures.items()})
+    return outcome, metrics
 
 
-def _param_space(config: SweepConfig, waiting: Sequence[Trial]) -> dict[str, Any]:
-    if config.search == "grid":
-        rows = [{"params": trial.params, "seed": trial.seed} for trial in waiting]
-        return {"trial": tune.grid_search(rows)}
-    return {key: _domain(distribution) for key, distribution in config.space.items()}
+class _Ledger(tune.Callback):
+    """One line of log for each trial that ends, and the result of those that cannot write it."""
 
-
-def _domain(distribution: dict[str, Any]) -> Any:
-    ((kind, values),) = distribution.items()
-    if kind == "choice":
-        return tune.choice(values)
-    if kind == "integer":
-        return tune.randint(int(values[0]), int(values[1]) + 1)
-    return (tune.uniform if kind == "uniform" else tune.loguniform)(*map(float, values))
-
-
-def _first_draw(config: SweepConfig) -> Trial:
-    """Some point of the space, to see what a training takes."""
-    return Trial({k: next(iter(d.values()))[0] for k, d in config.space.items()}, config.seeds[0])
-
-
-def _tune_config(
-    config: SweepConfig, storage: Storage, example: TrainMixConfig, concurrent: int
-) -> tune.TuneConfig:
-    scheduler = None
-    if config.early_stopping.grace_steps:
-        _check_early_stopping(config, example)
-        scheduler = ASHAScheduler(
-            time_attr="step",
-            metric=config.metric,
-            mode="max",
-            grace_period=config.early_stopping.grace_steps,
-            max_t=max(example.train.steps, config.early_stopping.grace_steps),
-            reduction_factor=config.early_stopping.reduction_factor,
-        )
-    if config.search == "tpe":
-        done = [r for r in results.read_all(storage).values() if r.status == "finished"]
-        return tune.TuneConfig(
-            # ASHA has been told the metric already, and Tune refuses to tell it twice.
-            metric=None if scheduler else config.metric,
-            mode=None if scheduler else "max",
-            search_alg=_tpe(config, done),
-            scheduler=scheduler,
-            num_samples=max(0, config.num_trials - len(done)),
-            max_concurrent_trials=concurrent,
-        )
-    # The same draws from start to start, so that results are found again.
-    generator = BasicVariantGenerator(random_state=config.seeds[0], max_concurrent=concurrent)
-    return tune.TuneConfig(
-        search_alg=generator,
-        scheduler=scheduler,
-        num_samples=config.num_trials if config.search == "random" else 1,
-    )
-
-
-def _tpe(config: SweepConfig, done: Sequence[Result]) -> Any:
-    try:
-        import optuna  # noqa: F401  # type: ignore[import-not-found]
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError:
-        raise UserError(
-            "search=tpe: needs the package optuna: pip install optuna, or use search=random"
-        ) from None
-    told: dict[str, Any] = {}
-    if done:
-        told["points_to_evaluate"] = [result.params for result in done]
-        told["evaluated_rewards"] = [result.value(config.metric) for result in done]
-    space = {key: _domain(distribution) for key, distribution in config.space.items()}
-    return OptunaSearch(space, metric=config.metric, mode="max", seed=config.seeds[0], **told)
-
-
-def _check_early_stopping(config: SweepConfig, example: TrainMixConfig) -> None:
-    train_config = example.train
-    if train_config.validate_every != train_config.checkpoint_every:
-        raise UserError(
-            f"early_stopping.grace_steps={config.early_stopping.grace_steps}: trials are compared "
-            f"at checkpoints, so train.validate_every={train_config.validate_every} and "
-            f"train.checkpoint_every={train_config.checkpoint_every} must be equal: set them in "
-            "overrides"
-        )
-
-
-class _Progress(tune.Callback):
-    """One line of log for each trial that ends."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._ended, self._began = total, 0, time.monotonic()
+    def __init__(self, config: SweepConfig, storage: Storage, total: int) -> None:
+        self.num_ended = 0
+        self._config, self._storage = config, storage
+        self._total, self._began = total, time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._line(trial, "failed" if (trial.last_result or {}).get("failed") else "ended")
+        """It ended by itself, or was stopped early."""
+        self._end(trial, "stopped", "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._line(trial, "failed")
+        """Its process died."""
+        error = trial.get_error()
+        self._end(trial, "failed", f"its process died: {_last_line(error) if error else ''}")
 
-    def _line(self, trial: Any, word: str) -> None:
-        self._ended += 1
+    def _end(self, trial: Any, status: results.Status, error: str) -> None:
+        ours = trial_of(self._config, trial.config)
+        result = results.read(self._storage, ours.name)
+        if result is None or result.status == "running":
+            metrics = _numbers(trial.last_result or {})
+            result = Result(ours.name, ours.params, ours.seed, status, metrics, error=error)
+            results.write(self._storage, result)
+        self.num_ended += 1
         passed = time.monotonic() - self._began
-        left = passed / self._ended * (self._total - self._ended)
-        given = trial.config.get("trial", {}).get("params", trial.config)
         logger.info(
             "trial %d/%d %s: %s; %s, ETA %s",
-            self._ended,
+            self.num_ended,
             self._total,
-            word,
-            ", ".join(f"{key}={value}" for key, value in given.items()),
+            result.status,
+            ", ".join(f"{key}={value}" for key, value in ours.params.items()) or ours.name,
             duration(passed),
-            duration(left),
+            duration(passed / self.num_ended * (self._total - self.num_ended)),
         )
+
+
+class _Stopper(tune.Stopper):
+    """Ends the sweep by SIGTERM, or when a trial that went well does not report the metric."""
+
+    def __init__(self, metric: str) -> None:
+        self.terminated = False
+        self.without_metric: list[str] | None = None
+        """What such a trial reports."""
+        self._metric = metric
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Asked at every report; stops no single trial."""
+        if result.get(_ENDED) and self._metric not in result:
+            self.without_metric = list(_numbers(result))
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end all trials."""
+        return self.terminated or self.without_metric is not None
+
+
+@contextmanager
+def _sigterm(stopper: _Stopper) -> Iterator[None]:
+    """Ends the sweep on SIGTERM, which Tune does not listen to."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        stopper.terminated = True
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
@@ -275,6 +263,6 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     } | ({"step": float(metrics["step"])} if "step" in metrics else {})
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[-1][:300]}"

@@ -30,11 +30,6 @@ class Trial:
         digest = hashlib.sha256(text.encode()).hexdigest()[:6]
         return f"{words or 'base'}-s{self.seed}-{digest}"
 
-    @property
-    def cell(self) -> str:
-        """What trials that differ in the seed alone have in common."""
-        return json.dumps(self.params, sort_keys=True, default=str)
-
 
 def grid_trials(config: SweepConfig) -> list[Trial]:
     """Every combination of the grid and every one given alone, with every seed.
@@ -56,12 +51,32 @@ def grid_trials(config: SweepConfig) -> list[Trial]:
     return trials
 
 
+def examples(config: SweepConfig) -> list[Trial]:
+    """Trials to check before any is trained: of a grid all; else the corners of the space."""
+    if config.search == "grid":
+        return grid_trials(config)
+    ends = {key: next(iter(space.values())) for key, space in config.space.items()}
+    rows = [{key: values[0] for key, values in ends.items()}]
+    rows += [
+        {**rows[0], key: value}
+        for key, values in ends.items()
+        for value in values
+        if value != values[0]
+    ]
+    return [Trial(row, config.seeds[0]) for row in rows]
+
+
 def arguments(config: SweepConfig, trial: Trial, storage: str) -> list[str]:
     """The command line that makes the recipe the trial's: `--key=value` words."""
     settings: Mapping[str, Any] = {**config.overrides, **trial.params}
-    words = [f"--{key}={_argument(value)}" for key, value in settings.items()]
+    words = settings_words(settings)
     words += [f"--run.seed={trial.seed}", f"--run.name={trial.name}", f"--run.storage={storage}"]
     return words
+
+
+def settings_words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by dotted key as a command line."""
+    return [f"--{key}={_argument(value)}" for key, value in settings.items()]
 
 
 def _argument(value: Any) -> str:

@@ -64,6 +64,7 @@ def test_rows_are_ranked_and_a_failed_trial_does_not_hide_the_others():
     assert [row.params["depth"] for row in found.rows] == [1, 4, 2]
     assert found.rows[0].mean == pytest.approx(0.52)
     assert found.rows[0].spread == pytest.approx(0.0283, abs=1e-4)
+    assert found.rows[0].names == ("d1-s0", "d1-s1")
     assert found.rows[1].outcomes == {"collapsed": 1, "trained": 1}
     assert "Collapsed, 1 of 2: depth 4" in found.verdict
     assert "OutOfMemory: 80 GiB" in found.verdict
@@ -79,6 +80,23 @@ def test_a_clear_difference_is_called_one_and_a_single_seed_none():
     assert "is more than two standard errors" in compare("s", METRIC, far).verdict
     assert "add seeds" in compare("s", METRIC, far[::2]).verdict
     assert "No trial has a val/miou" in compare("s", METRIC, [trial(1, 0, None)]).verdict
+
+
+def test_folds_are_averaged_over_and_compared_pair_by_pair():
+    def fold(lr: float, number: int, value: float) -> Judged:
+        name = f"{lr}-{number}"
+        result = Result(name, {"lr": lr, "fold": number}, 0, "finished", {METRIC: value})
+        return Judged(result, diagnose(result, {}), {})
+
+    hard = (0.5, 0.2, 0.4, 0.1)
+    judged = [fold(0.1, k, v) for k, v in enumerate(hard)]
+    judged += [fold(0.2, k, v + 0.02 + 0.002 * k) for k, v in enumerate(hard)]
+    found = compare("s", METRIC, judged, ["fold"])
+    assert [row.params for row in found.rows] == [{"lr": 0.2}, {"lr": 0.1}]
+    # The spread over folds is ten times the gap, which every fold shows.
+    assert found.rows[0].spread > 0.1
+    assert "difference, 0.023, is more than two standard errors" in found.verdict
+    assert found.csv().splitlines()[0].startswith("trial,lr,fold,seed")
 
 
 def test_pictures_of_settings_and_curves(tmp_path):

@@ -1,17 +1,21 @@
 """Trials have names that stay; a sweep's mistakes are told; drawn ones are drawn alike."""
 
 import functools
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from jobs.cli import parse
-from jobs.sweep import build_trial, recipe_path
+from jobs.sweep import build_evaluation, build_trial, recipe_path
+from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
-from pipeline.training.sweep.config import SweepConfig
+from pipeline.training.sweep.config import EarlyStopping, SweepConfig
 from pipeline.training.sweep.launch import check_trials
-from pipeline.training.sweep.trials import Trial, arguments, grid_trials
+from pipeline.training.sweep.runner import Builders
+from pipeline.training.sweep.search import tune_config
+from pipeline.training.sweep.trials import Trial, arguments, examples, grid_trials
 
 DEPTH, INIT = "model.regularizer.depth", "model.regularizer.init"
 SWEEPS = sorted((Path(__file__).parents[4] / "jobs" / "sweeps").glob("*.yaml"))
@@ -21,10 +25,17 @@ def sweep(**settings) -> SweepConfig:
     return SweepConfig(**{"name": "s", "base": "jobs/recipes/sweep_demo.yaml", **settings})
 
 
+def builders(config: SweepConfig) -> Builders:
+    recipe = recipe_path(config.base).read_text()
+    return Builders(
+        functools.partial(build_trial, config, recipe),
+        functools.partial(build_evaluation, config),
+    )
+
+
 def test_the_grid_is_every_combination_with_every_seed():
     trials = grid_trials(sweep(grid={DEPTH: [1, 2], INIT: ["identity", "reference"]}, seeds=(0, 5)))
     assert len({trial.name for trial in trials}) == len(trials) == 8
-    assert len({trial.cell for trial in trials}) == 4
     assert trials[0].params == {DEPTH: 1, INIT: "identity"}
     assert [trial.seed for trial in trials[:2]] == [0, 5]
 
@@ -61,7 +72,23 @@ def test_values_reach_the_training(tmp_path):
     ("settings", "message"),
     [
         ({}, "nothing to vary"),
-        ({"grid": {DEPTH: []}}, rf"grid\.{DEPTH}=\[\]: must hold at least one"),
+        ({"grid": {DEPTH: []}}, rf"grid\.{DEPTH}=\[\]: must be a list of at least one"),
+        ({"grid": {DEPTH: 3}}, rf"grid\.{DEPTH}=3: must be a list"),
+        ({"grid": {DEPTH: [1, 2, 1]}}, rf"grid\.{DEPTH}: holds 1 twice"),
+        ({"grid": {DEPTH: [1]}, "average_over": ("a",)}, "average_over=a: must be a key of grid"),
+        ({"grid": {DEPTH: [1]}, "metric": "val/mIoU"}, "metric=val/mIoU.*did you mean 'val/miou'"),
+        ({"grid": {DEPTH: [1]}, "metric": "train/loss"}, "metric=train/loss: must be"),
+        ({"grid": {DEPTH: [1]}, "metric": "eval/miou"}, "needs evaluate"),
+        ({"grid": {DEPTH: [1]}, "evaluate": {"out": "x"}}, r"evaluate\.out: is set by the sweep"),
+        (
+            {
+                "grid": {DEPTH: [1]},
+                "evaluate": {"protocol": "unified"},
+                "metric": "eval/miou",
+                "early_stopping": EarlyStopping(grace_steps=10),
+            },
+            "known at a trial's end alone",
+        ),
         ({"grid": {"run.name": ["a"]}}, r"grid\.run\.name: is set by the sweep itself"),
         ({"grid": {"run.seed": [1]}}, r"grid\.run\.seed: use seeds"),
         ({"grid": {DEPTH: [1]}, "seeds": (1, 1)}, "seeds="),
@@ -92,9 +119,64 @@ def test_mistakes_are_told(settings, message):
 )
 def test_a_trial_that_cannot_work_is_told_before_any_is_trained(trial, message, tmp_path):
     config = sweep(storage=str(tmp_path), grid={"train.lr": [0.1]}, trials=[trial])
-    recipe = recipe_path(config.base).read_text()
     with pytest.raises(UserError, match=message):
-        check_trials(grid_trials(config), functools.partial(build_trial, config, recipe))
+        check_trials(config, builders(config))
+
+
+def test_the_corners_of_a_space_are_checked_before_any_is_trained(tmp_path):
+    space = {"train.lr": {"log_uniform": [0.001, 1]}, "train.optimizer": {"choice": ["sgd", "adm"]}}
+    config = sweep(storage=str(tmp_path), search="random", num_trials=2, space=space)
+    assert [tuple(trial.params.values()) for trial in examples(config)] == [
+        (0.001, "sgd"),
+        (1, "sgd"),
+        (0.001, "adm"),
+    ]
+    with pytest.raises(UserError, match=r"'train\.optimizer': 'adm'.*train\.optimizer"):
+        check_trials(config, builders(config))
+
+
+def test_a_fold_is_evaluated_by_what_its_training_left_out(tmp_path):
+    config = sweep(
+        storage=str(tmp_path),
+        base="jobs/recipes/pascal5i_resnet101.yaml",
+        grid={"train.test_fold": [2]},
+        evaluate={"protocol": "pascal-5i", "roots.pascal-5i": "/voc", "max_images": 5},
+        metric="eval/miou",
+    )
+    training = builders(config).training(grid_trials(config)[0])
+    evaluation = builders(config).evaluation(training, "/checkpoint")
+    assert (evaluation.folds, evaluation.roots) == ((2,), {"pascal-5i": "/voc"})
+    assert (evaluation.workers.num_workers, evaluation.workers.use_gpu) == (4, True)
+    assert evaluation.out == f"{tmp_path}/s/evaluation"
+    with pytest.raises(UserError, match="no validation: set evaluate"):
+        check_trials(replace(config, evaluate={}, metric="val/miou"), builders(config))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "grace", "message"),
+    [
+        ({"train.validate_every": 50}, 20, r"validate_every=50 and train\.checkpoint_every=100"),
+        ({}, 200, r"must be below train\.steps=200"),
+        ({"train.steps": 0, "train.passes": 2}, 20, "set train.steps"),
+    ],
+)
+def test_early_stopping_needs_figures_on_the_way(overrides, grace, message, tmp_path):
+    stopping = EarlyStopping(grace_steps=grace)
+    config = sweep(overrides=overrides, grid={"train.lr": [0.1]}, early_stopping=stopping)
+    example = builders(replace(config, storage=str(tmp_path))).training(grid_trials(config)[0])
+    with pytest.raises(UserError, match=message):
+        tune_config(config, open_storage(str(tmp_path)), example, 1, 1)
+
+
+def test_tpe_without_optuna_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    space = {"train.lr": {"log_uniform": [0.001, 0.1]}}
+    config = sweep(search="tpe", num_trials=2, space=space, storage=str(tmp_path))
+    example = builders(config).training(examples(config)[0])
+    storage = open_storage(str(tmp_path))
+    with pytest.raises(UserError, match=r"pip install -c constraints\.txt '\.\[sweep\]'"):
+        tune_config(config, storage, example, 2, 1)
+    tune_config(replace(config, search="random"), storage, example, 2, 1)
 
 
 def test_an_unknown_recipe_is_told():
@@ -103,14 +185,10 @@ def test_an_unknown_recipe_is_told():
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_shipped_sweeps_parse_and_so_do_their_trials(path, tmp_path):
+def test_shipped_sweeps_and_the_networks_of_their_trials_can_be_built(path, tmp_path):
     config = parse(SweepConfig, ["--config", str(path), "--storage", str(tmp_path)])
-    recipe = yaml.safe_load(recipe_path(config.base).read_text())
-    assert recipe["run"]["name"]
-    trials = grid_trials(config) if config.search == "grid" else []
-    for trial in {trial.cell: trial for trial in trials}.values():
-        build_trial(config, recipe_path(config.base).read_text(), trial)
-    assert trials or config.num_trials
+    check_trials(replace(config, seeds=config.seeds[:1]), builders(config))
+    assert len(examples(config)) > 1
     header = path.read_text().split("name:")[0]
     for word in ("Reproduces:", "Cost" if path.stem != "demo" else "make", "Command:"):
         assert word in header
