@@ -6,27 +6,23 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 from pipeline.data.lease import Lease
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.mlflow_run import prepare_environment
 from pipeline.training.preflight import check_model
 from pipeline.training.sweep import results
 from pipeline.training.sweep.comparison import Comparison, Judged, compare
 from pipeline.training.sweep.config import SweepConfig
-from pipeline.training.sweep.diagnosis import HISTORIES, History, diagnose
+from pipeline.training.sweep.diagnosis import HISTORIES, diagnose
 from pipeline.training.sweep.plots import draw_all
 from pipeline.training.sweep.runner import Builders, missing_metric, run_trials
+from pipeline.training.sweep.trial_runs import TrialRuns
 from pipeline.training.sweep.trials import Trial, examples, grid_trials
 from pipeline.training.tracking import Tracker
-from pipeline.training.tracking_config import server_uri
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +71,12 @@ def run_sweep(
             if not parent:
                 logger.warning("MLflow does not answer: the trials will not be nested in the sweep")
             run_trials(config, trials, build, root, parent)
-            comparison = _compare(config, trials, root, parent)
+            runs = TrialRuns(config, parent)
+            comparison = _compare(config, trials, root, runs)
             _report(comparison, tracker, scratch)
             for path in sorted(scratch.iterdir()):
                 storage.upload(f"{REPORT}/{path.name}", path)
-            hint = _ui_hint(tracker, config)
+            hint = _ui_hint(tracker, runs.save_view(comparison))
             tracker.close("FINISHED", 60.0)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -130,7 +127,9 @@ def _tracker(config: SweepConfig, root: str) -> Tracker:
     )
 
 
-def _compare(config: SweepConfig, trials: Sequence[Trial], root: str, parent: str) -> Comparison:
+def _compare(
+    config: SweepConfig, trials: Sequence[Trial], root: str, runs: TrialRuns
+) -> Comparison:
     """Judges every trial by its result and its curves in MLflow."""
     found = results.read_all(open_storage(root))
     wanted = [trial.name for trial in trials] or sorted(found)
@@ -138,73 +137,15 @@ def _compare(config: SweepConfig, trials: Sequence[Trial], root: str, parent: st
     ended = [found[name] for name in wanted if found[name].status == "finished"]
     if ended and all(math.isnan(result.value(config.metric)) for result in ended):
         raise missing_metric(config, list(ended[0].metrics))
-    curves = _Curves(config, parent)
     judged = []
     for name in wanted:
         result = found[name]
-        run_id = curves.run_id(name)
-        histories = curves.of(run_id, (*HISTORIES, config.metric))
+        run_id = runs.run_id(name)
+        histories = runs.histories(run_id, (*HISTORIES, config.metric))
         diagnosis = diagnose(result, histories)
-        curves.mark(run_id, diagnosis.outcome, diagnosis.words, result.status)
+        runs.mark(run_id, diagnosis, result)
         judged.append(Judged(result, diagnosis, histories, run_id))
     return compare(config.name, config.metric, judged, config.average_over)
-
-
-class _Curves:
-    """The trials' MLflow runs, read and marked; without MLflow, nothing."""
-
-    def __init__(self, config: SweepConfig, parent: str) -> None:
-        self._client: Any = None
-        self._runs: dict[str, str] = {}
-        if not parent:
-            return
-        prepare_environment()
-        from mlflow import MlflowClient
-
-        try:
-            client = MlflowClient(tracking_uri=server_uri(config.tracking))
-            experiment = client.get_run(parent).info.experiment_id
-            query = f"tags.`mlflow.parentRunId` = '{parent}'"
-            token: str | None = None
-            while True:
-                page = client.search_runs([experiment], query, max_results=1000, page_token=token)
-                for run in reversed(page):  # The newest of a name last, which counts.
-                    self._runs[run.data.tags.get("sweep.trial", "")] = run.info.run_id
-                token = page.token
-                if not token:
-                    break
-            self._client = client
-        except Exception as error:  # The comparison does without curves.
-            logger.warning("MLflow does not answer, so there are no curves: %s", error)
-
-    def run_id(self, trial: str) -> str:
-        """The run of a trial, or an empty string."""
-        return self._runs.get(trial, "")
-
-    def of(self, run_id: str, metrics: Sequence[str]) -> dict[str, History]:
-        """Histories of metrics, those that there are."""
-        if not run_id or self._client is None:
-            return {}
-        found = {}
-        for metric in dict.fromkeys(metrics):
-            with suppress(Exception):
-                points = self._client.get_metric_history(run_id, metric)
-                # A resumed run has logged some steps twice; the later one counts.
-                by_step = {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)}
-                found[metric] = [
-                    (step, value) for step, value in sorted(by_step.items()) if math.isfinite(value)
-                ]
-        return {metric: history for metric, history in found.items() if history}
-
-    def mark(self, run_id: str, outcome: str, words: str, status: str) -> None:
-        """Writes the judgement to the trial's run, where the UI shows it as a column."""
-        if not run_id or self._client is None:
-            return
-        with suppress(Exception):
-            self._client.set_tag(run_id, "sweep.outcome", outcome)
-            self._client.set_tag(run_id, "sweep.diagnosis", words)
-            if status == "stopped":  # Its process was ended before it could say so.
-                self._client.set_terminated(run_id, "KILLED")
 
 
 def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
@@ -226,15 +167,13 @@ def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
     tracker.set_tags(tags)
 
 
-def _ui_hint(tracker: Tracker, config: SweepConfig) -> str:
-    """MLflow's list of the trials, best first, below the hint for the sweep's own run."""
+def _ui_hint(tracker: Tracker, view: str) -> str:
+    """Where the sweep's own run is, and below it the view of the trials."""
     hint = tracker.ui_hint()
-    query = quote(f"tags.sweep = '{config.name}'")
-    order = quote(f"metrics.`{config.metric}`")
+    if not view:
+        return f"comparison: {hint}"
     base = hint.rsplit("/runs/", 1)[0]
-    return (
-        f"{hint}\nall trials: {base}/runs?searchFilter={query}&orderByKey={order}&orderByAsc=false"
-    )
+    return f"comparison: {hint}\ntrials:     {base}/runs?{view}"
 
 
 def absolute(config: SweepConfig) -> SweepConfig:

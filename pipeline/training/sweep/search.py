@@ -126,7 +126,7 @@ def _scheduler(config: SweepConfig, example: TrainMixConfig) -> ASHAScheduler | 
 
 def _tpe(config: SweepConfig, known: Sequence[Result]) -> Any:
     try:
-        import optuna  # noqa: F401
+        import optuna
         from ray.tune.search.optuna import OptunaSearch
     except ImportError:
         raise UserError(
@@ -140,13 +140,14 @@ def _tpe(config: SweepConfig, known: Sequence[Result]) -> Any:
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
             """Nothing: a report without a validation lacks the metric."""
 
-    space = _domains(config)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     known = [result for result in known if _is_within(config, result.params)]
     search = Tpe(
-        space,
+        OptunaSearch.convert_search_space(_domains(config)),
         metric=config.metric,
         mode="max",
-        seed=config.seeds[0],
+        # Its first draws are random: with the same seed they would be those of the earlier start.
+        seed=config.seeds[0] + len(known),
         points_to_evaluate=[r.params for r in known if r.status == "running"] or None,
     )
     for result in known:
