@@ -235,16 +235,17 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
         UserError: A path is relative to a working folder that Ray uploaded for a job: what is
             written there is lost, and what is not in the upload is not there.
     """
-    run = replace(config.run, storage=_absolute("run.storage", config.run.storage))
+    run = replace(config.run, storage=absolute_place("run.storage", config.run.storage))
     data = config.data
     if data.shards:
-        data = replace(data, shards=_absolute("data.shards", data.shards))
+        data = replace(data, shards=absolute_place("data.shards", data.shards))
     folder = Path(run.storage) if "://" not in run.storage else Path.home() / ".lseg"
     folder.mkdir(parents=True, exist_ok=True)
     return replace(config, run=run, data=data, tracking=config.tracking.resolved(folder))
 
 
-def _absolute(key: str, uri: str) -> str:
+def absolute_place(key: str, uri: str) -> str:
+    """A local path made absolute; see `absolute`."""
     if "://" in uri:
         return uri
     path = Path(uri).expanduser()

@@ -13,6 +13,7 @@ from pipeline.data.lease import Lease
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.launch import absolute_place
 from pipeline.training.preflight import check_model
 from pipeline.training.sweep import results
 from pipeline.training.sweep.comparison import Comparison, Judged, compare
@@ -177,10 +178,12 @@ def _ui_hint(tracker: Tracker, view: str) -> str:
 
 
 def absolute(config: SweepConfig) -> SweepConfig:
-    """Makes local paths absolute, and the tracking URI the same in every process."""
-    storage = config.storage
-    if "://" not in storage:
-        storage = str(Path(storage).expanduser().resolve())
+    """Makes local paths absolute, and the tracking URI the same in every process.
+
+    Raises:
+        UserError: `storage` is relative to a working folder that Ray uploaded for a job.
+    """
+    storage = absolute_place("storage", config.storage)
     folder = Path(storage) if "://" not in storage else Path.home() / ".lseg"
     folder.mkdir(parents=True, exist_ok=True)
     return replace(config, storage=storage, tracking=config.tracking.resolved(folder))

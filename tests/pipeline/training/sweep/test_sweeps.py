@@ -39,10 +39,13 @@ def sweep(mini: MiniShards, folder: Path, **settings) -> SweepConfig:
     return SweepConfig(**(defaults | settings), tracking=TrackingConfig(uri=mini.tracking_uri))
 
 
-def run(mini: MiniShards, config: SweepConfig) -> SweepOutcome:
+def recipe_text(mini: MiniShards) -> str:
     kwargs = yaml.safe_dump(dict(tiny_model().backbone.kwargs), default_flow_style=True).strip()
-    recipe = RECIPE.format(shards=mini.folder, kwargs=kwargs)
-    training = functools.partial(build_trial, config, recipe)
+    return RECIPE.format(shards=mini.folder, kwargs=kwargs)
+
+
+def run(mini: MiniShards, config: SweepConfig) -> SweepOutcome:
+    training = functools.partial(build_trial, config, recipe_text(mini))
     return run_sweep(config, Builders(training, functools.partial(build_evaluation, config)))
 
 
@@ -70,7 +73,7 @@ def test_a_failed_trial_ends_nothing_and_is_named_and_tried_again(mini_shards, t
     )
     outcome = run(mini_shards, config)
     by_status = {result.status: result for result in found(config).values()}
-    assert set(by_status) == {"finished", "failed"}
+    assert set(by_status) == {"finished", "failed"}, found(config)
     assert 0 <= by_status["finished"].metrics["eval/miou"] <= 1
     assert by_status["finished"].metrics["step"] == 4
     failed = by_status["failed"]
