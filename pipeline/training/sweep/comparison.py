@@ -135,15 +135,16 @@ class Comparison:
         return table
 
     def markdown(self) -> str:
-        """Table and verdict, for MLflow's description of the run."""
+        """Verdict and table, for MLflow's description of the run, which it shows the start of."""
         heads = [*(f"`{key}`" for key in self.keys), "trials", f"`{self.metric}`", "outcome"]
-        lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        lines = [*(f"- {line}" for line in self.verdict.splitlines()), ""]
+        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for row in self.rows:
             counts = ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
             cells = [_cell(row.params.get(key, "")) for key in self.keys]
             cells += [str(sum(row.outcomes.values())), _figure(row), counts]
             lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
-        return "\n".join([*lines, "", *(f"- {line}" for line in self.verdict.splitlines())]) + "\n"
+        return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
         """One line a trial."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from pipeline.data.lease import Lease
 from pipeline.data.storage import open_storage
@@ -18,7 +19,7 @@ from pipeline.training.preflight import check_model
 from pipeline.training.sweep import results
 from pipeline.training.sweep.comparison import Comparison, Judged, compare
 from pipeline.training.sweep.config import SweepConfig
-from pipeline.training.sweep.diagnosis import HISTORIES, diagnose
+from pipeline.training.sweep.diagnosis import HISTORIES, Outcome, diagnose
 from pipeline.training.sweep.plots import draw_all
 from pipeline.training.sweep.runner import Builders, missing_metric, run_trials
 from pipeline.training.sweep.trial_runs import TrialRuns
@@ -159,7 +160,8 @@ def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         tracker.log_artifact(path, "comparison")
     outcomes = [judged.diagnosis.outcome for judged in comparison.trials]
-    figures = {f"sweep/num_{word}": float(outcomes.count(word)) for word in sorted(set(outcomes))}
+    # Those of none too: an earlier start may have logged some.
+    figures = {f"sweep/num_{word}": float(outcomes.count(word)) for word in get_args(Outcome)}
     best = next((row for row in comparison.rows if row.values), None)
     if best is not None:
         figures[f"best/{comparison.metric}"] = best.mean

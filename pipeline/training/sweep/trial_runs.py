@@ -109,20 +109,14 @@ class TrialRuns:
             return ""
         varied = dict.fromkeys(key for one in comparison.trials for key in one.result.params)
         order = f"metrics.`{comparison.metric}`"
+        columns = [f"params.`{key}`" for key in (*varied, "run.seed")]
+        columns += [order, f"metrics.`{LOSS}`", f"metrics.`{GAIN}`"]
+        columns += [f"tags.`{OUTCOME}`", f"tags.`{WORDS}`", "attributes.`Duration`"]
         state = {
             "searchFilter": self._filter,
             "orderByKey": order,
             "orderByAsc": False,
-            "selectedColumns": [
-                *(f"params.`{key}`" for key in varied),
-                "params.`run.seed`",
-                f"tags.`{OUTCOME}`",
-                order,
-                f"metrics.`{LOSS}`",
-                f"metrics.`{GAIN}`",
-                f"tags.`{WORDS}`",
-                "attributes.`Duration`",
-            ],
+            "selectedColumns": columns,
         }
         key, now = f"sweep-{self._parent[:12]}", int(time.time() * 1000)
         envelope = {"name": f"sweep {comparison.name}", "createdAt": now, "updatedAt": now}

@@ -1,6 +1,7 @@
 """Whole sweeps on a real Ray and a real MLflow store: failures, restarts, searches, early ends."""
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,9 @@ def test_a_failed_trial_ends_nothing_and_is_named_and_tried_again(mini_shards, t
     assert [c.data.tags["sweep.outcome"] for c in children] == ["slow", "slow"]
     assert {child.data.tags["sweep.train.lr"] for child in children} == {"0.01", "0.02"}
     assert all("eval/unified" in " ".join(child.data.metrics) for child in children)
+    assert_view(
+        client, parent, ["params.`train.lr`", "metrics.`eval/miou`", "tags.`sweep.outcome`"]
+    )
     assert {file.path for file in client.list_artifacts(parent.info.run_id, "comparison")} >= {
         "comparison/verdict.txt",
         "comparison/eval_miou_by_lr.png",
@@ -109,6 +113,17 @@ def test_a_failed_trial_ends_nothing_and_is_named_and_tried_again(mini_shards, t
     assert changed == {failed.name}
     assert runs_of(client, config)[0].info.run_id == parent.info.run_id
     assert len(runs_of(client, config)[1]) == 2
+
+
+def assert_view(client: MlflowClient, parent, columns: list[str]) -> None:
+    """MLflow's UI finds the saved view of the trials, which it keeps as a tag."""
+    tags = client.get_experiment(parent.info.experiment_id).tags
+    view = json.loads(tags[f"mlflow.sharedViewState.sweep-{parent.info.run_id[:12]}"])
+    state = json.loads(view["state"])
+    assert view["name"] == f"sweep {parent.info.run_name}"
+    assert set(columns) <= set(state["selectedColumns"])
+    assert state["orderByKey"] == "metrics.`eval/miou`"
+    assert len(client.search_runs([parent.info.experiment_id], state["searchFilter"])) == 2
 
 
 def runs_of(client: MlflowClient, config: SweepConfig):
