@@ -26,7 +26,8 @@ class Trial:
     def name(self) -> str:
         """The values as words, and digits that no other trial has."""
         text = json.dumps([self.params, self.seed], sort_keys=True, default=str)
-        words = "-".join(_word(value) for value in self.params.values())[:_NAME_CHARS].strip("-.")
+        values = [self.params[key] for key in sorted(self.params)]
+        words = "-".join(_word(value) for value in values)[:_NAME_CHARS].strip("-.")
         digest = hashlib.sha256(text.encode()).hexdigest()[:6]
         return f"{words or 'base'}-s{self.seed}-{digest}"
 

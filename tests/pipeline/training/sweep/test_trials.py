@@ -1,14 +1,15 @@
 """Trials have names that stay; a sweep's mistakes are told; drawn ones are drawn alike."""
 
 import functools
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.cli import parse
-from jobs.sweep import build_evaluation, build_trial, recipe_path
+from jobs.cli import main, parse
+from jobs.sweep import build_evaluation, build_trial, recipe_path, run
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.sweep.config import EarlyStopping, SweepConfig
@@ -44,6 +45,7 @@ def test_a_name_does_not_depend_on_the_other_trials():
     few = grid_trials(sweep(grid={DEPTH: [2]}))
     many = grid_trials(sweep(grid={DEPTH: [1, 2, 4]}, trials=[{INIT: "reference"}], seeds=(0, 1)))
     assert few[0].name in {trial.name for trial in many}
+    assert Trial({DEPTH: 2, INIT: "a"}, 0).name == Trial({INIT: "a", DEPTH: 2}, 0).name
     assert Trial({DEPTH: 2}, 0).name != Trial({DEPTH: 2}, 1).name != Trial({DEPTH: 2.5}, 1).name
 
 
@@ -177,6 +179,24 @@ def test_tpe_without_optuna_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install -c constraints\.txt '\.\[sweep\]'"):
         tune_config(config, storage, example, 2, 1)
     tune_config(replace(config, search="random"), storage, example, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gird: {train.lr: [1]}", r"^error: gird.*: no such key"),
+        ("early_stopping: {grace_step: 3}", "did you mean 'early_stopping.grace_steps'"),
+        ("grid: {}", "nothing to vary"),
+        ("grid: [1, 2]", '"grid": Expected a'),
+    ],
+)
+def test_a_wrong_sweep_file_is_one_error_line(text, message, tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"name: s\nbase: jobs/recipes/sweep_demo.yaml\n{text}\n")
+    assert main(SweepConfig, run, ["--config", str(path)]) == 2
+    printed = capsys.readouterr().err
+    assert re.search(message, printed)
+    assert printed.count("\n") == 1
 
 
 def test_an_unknown_recipe_is_told():
