@@ -103,6 +103,7 @@ def run_trials(
                 callbacks=[ledger],
             ),
         ).fit()
+        ledger.settle()
     if stopper.without_metric is not None:
         raise missing_metric(config, stopper.without_metric)
     if ledger.num_ended < num:
@@ -149,11 +150,14 @@ def _run_trial(
     try:
         outcome, metrics = _train(trial, sweep, build, parent)
     except Exception as error:
+        found = results.read(storage, trial.name)
+        if found is not None and found.is_done:  # Stopped early, which ends what it waits for.
+            return {}
         logger.exception("trial %s failed", trial.name)
         seconds = round(time.monotonic() - began, 1)
         failed = replace(started, status="failed", seconds=seconds, error=_last_line(error))
         results.write(storage, failed)
-        return {"failed": True}
+        return {_ENDED: True, "failed": True}
     finished = replace(
         started,
         status="finished",
@@ -188,6 +192,12 @@ class _Ledger(tune.Callback):
         self.num_ended = 0
         self._config, self._storage = config, storage
         self._total, self._began = total, time.monotonic()
+        self._written: list[Result] = []
+
+    def settle(self) -> None:
+        """Once all processes have ended: what one of them wrote while it was stopped is no result."""
+        for result in self._written:
+            results.write(self._storage, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It ended by itself, or was stopped early."""
@@ -199,11 +209,12 @@ class _Ledger(tune.Callback):
         self._end(trial, "failed", f"its process died: {_last_line(error) if error else ''}")
 
     def _end(self, trial: Any, status: results.Status, error: str) -> None:
-        ours = trial_of(self._config, trial.config)
+        ours, last = trial_of(self._config, trial.config), trial.last_result or {}
         result = results.read(self._storage, ours.name)
-        if result is None or result.status == "running":
-            metrics = _numbers(trial.last_result or {})
+        if result is None or result.status != "finished" and not last.get(_ENDED):
+            metrics = _numbers(last)
             result = Result(ours.name, ours.params, ours.seed, status, metrics, error=error)
+            self._written.append(result)
             results.write(self._storage, result)
         self.num_ended += 1
         passed = time.monotonic() - self._began
@@ -229,7 +240,8 @@ class _Stopper(tune.Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Asked at every report; stops no single trial."""
-        if result.get(_ENDED) and self._metric not in result:
+        well = result.get(_ENDED) and not result.get("failed")
+        if well and self._metric not in result:
             self.without_metric = list(_numbers(result))
         return False
 
