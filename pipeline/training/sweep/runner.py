@@ -195,7 +195,7 @@ class _Ledger(tune.Callback):
         self._written: list[Result] = []
 
     def settle(self) -> None:
-        """Once all processes have ended: what one of them wrote while it was stopped is no result."""
+        """Once all have ended: what a process wrote while it was stopped is not its result."""
         for result in self._written:
             results.write(self._storage, result)
 
@@ -211,7 +211,7 @@ class _Ledger(tune.Callback):
     def _end(self, trial: Any, status: results.Status, error: str) -> None:
         ours, last = trial_of(self._config, trial.config), trial.last_result or {}
         result = results.read(self._storage, ours.name)
-        if result is None or result.status != "finished" and not last.get(_ENDED):
+        if result is None or (result.status != "finished" and not last.get(_ENDED)):
             metrics = _numbers(last)
             result = Result(ours.name, ours.params, ours.seed, status, metrics, error=error)
             self._written.append(result)
