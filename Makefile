@@ -1,5 +1,6 @@
 # The README's commands. Each installs what it needs by itself and does nothing twice.
 #   make demo [SEED=0] [S3=1] [STEPS=N]    the whole system on this machine
+#   make sweep-demo                        an ablation sweep on this machine: regulariser depth
 #   make test                              the tests; make test-slow: the ones that take minutes
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -16,10 +17,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-slow lint type bench clean
+.PHONY: help setup demo sweep-demo test test-slow lint type bench clean
 
 help:
-	@sed -n '1,3p' Makefile; echo "#   make setup | lint | type | bench | clean"
+	@sed -n '1,4p' Makefile; echo "#   make setup | lint | type | bench | clean"
 
 setup: $(STAMP)
 
@@ -35,6 +36,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python jobs/demo.py --seed $(SEED) --steps $(STEPS) $(if $(S3),--s3 true)
+
+sweep-demo: $(STAMP)
+	$(BIN)/python jobs/sweep_demo.py --seed $(SEED)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -8,7 +8,7 @@ below `--out`, into one MLflow run, and - with `--s3` - through a real S3 server
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,22 +87,9 @@ def run(config: DemoConfig) -> Report:
         training = _training(config, base, out)
         start_ray(training.logical_cpus)
         with watch.stage("render", "seven datasets in their official layouts"):
-            names = world_classes()
-            vectors = dict(
-                zip(names, stand_in_semantics([label_text(n) for n in names]), strict=True)
-            )
-            roots = write_mini_seven(
-                work / "raw", vectors, config.seed, config.train_scenes, config.val_scenes
-            )
+            roots = render(work / "raw", config.seed, config.train_scenes, config.val_scenes)
         with watch.stage("convert", "to WebDataset shards in the unified classes"):
-            summary = prepare(
-                PrepareConfig(
-                    roots=RootsConfig(**{name: str(root) for name, root in roots.items()}),
-                    out=training.data.shards,
-                    samples_per_shard=20,
-                )
-            )
-            Console(file=sys.stderr).print(summary.table())
+            convert(roots, training.data.shards)
         with watch.stage("train", "LSeg on the weighted mixture"):
             outcome = train(training)
         with watch.stage("evaluate", "seen and unseen classes, and the four behaviours"):
@@ -111,6 +98,20 @@ def run(config: DemoConfig) -> Report:
     report.finish(watch.seconds)
     logger.info("demo finished in %s", duration(watch.seconds["total"]))
     return report
+
+
+def render(folder: Path, seed: int, train_scenes: int, val_scenes: int) -> dict[str, Path]:
+    """Writes the mini-seven in their official layouts; returns the roots by dataset."""
+    names = world_classes()
+    vectors = dict(zip(names, stand_in_semantics([label_text(n) for n in names]), strict=True))
+    return write_mini_seven(folder, vectors, seed, train_scenes, val_scenes)
+
+
+def convert(roots: Mapping[str, Path], out: str) -> None:
+    """Converts the mini-seven to shards, and shows the closing table."""
+    given = RootsConfig(**{name: str(root) for name, root in roots.items()})
+    summary = prepare(PrepareConfig(roots=given, out=out, samples_per_shard=20))
+    Console(file=sys.stderr).print(summary.table())
 
 
 def _training(config: DemoConfig, base: str, out: Path) -> TrainMixConfig:

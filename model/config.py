@@ -100,9 +100,10 @@ class RegularizerConfig:
     shared: bool = True
     """One set of weights for all applications, as published; false: one set for each."""
 
-    init: Literal["identity", "reference"] = "identity"
+    init: Literal["identity", "reference", "reference-negative", "reference-positive"] = "identity"
     """`identity` starts as a block that changes nothing and trains at the base learning rate;
-    `reference` is the published one: random, at ten times the base rate (may collapse)."""
+    `reference` is the published one: random, at ten times the base rate (may collapse), and the
+    other two are that with the sign of the bias, which decides the matter, chosen."""
 
     def __post_init__(self) -> None:
         # Checked here too: a checkpoint's config.yaml does not pass through the recipes' parser.

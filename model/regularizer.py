@@ -32,11 +32,9 @@ class Regularizer(nn.Module):
         self.depth = config.applications
         num_convs = min(1, self.depth) if config.shared else self.depth
         self.convs = nn.ModuleList(nn.Conv2d(1, 1, 3, padding=1) for _ in range(num_convs))
-        if config.init == "identity":
-            for conv in self.convs:
-                assert isinstance(conv, nn.Conv2d)
-                nn.init.dirac_(conv.weight)
-                nn.init.zeros_(cast(Tensor, conv.bias))
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            _initialise(conv, config.init)
 
     def forward(self, logits_BKhw: Tensor) -> Tensor:
         """Regularises the score maps (B, K, h, w); any number of labels."""
@@ -72,6 +70,12 @@ class Regularizer(nn.Module):
         gain = (after / before.clamp_min(1e-30)).sqrt()
         return gain.where(before != 0, 1.0)
 
+    @torch.no_grad()
+    def lowest_bias(self) -> float:
+        """The lowest bias of the block's kernels, NaN without a block. One host synchronisation."""
+        biases = [cast(Tensor, conv.bias).min() for conv in self.convs]
+        return float(torch.stack(biases).min()) if biases else float("nan")
+
     def gain_warning(self, gain: float) -> str | None:
         """Says what is wrong when a measured gain is dead, and what to do; None when healthy."""
         if not self.depth or gain >= DEAD_GAIN:
@@ -96,6 +100,17 @@ class Regularizer(nn.Module):
             "neither it nor the encoder gets a useful gradient: use init 'identity', or a depth "
             "of at most 2, or another seed"
         )
+
+
+@torch.no_grad()
+def _initialise(conv: nn.Conv2d, init: str) -> None:
+    """Gives a freshly drawn convolution its first weights; see `RegularizerConfig.init`."""
+    bias = cast(Tensor, conv.bias)
+    if init == "identity":
+        nn.init.dirac_(conv.weight)
+        nn.init.zeros_(bias)
+    elif init != "reference":
+        bias.copy_(bias.abs() if init == "reference-positive" else -bias.abs())
 
 
 def _smooth(logits_BKhw: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -25,6 +25,16 @@ from pipeline.training.tracking import Tracker
 
 
 @dataclass(frozen=True)
+class Lineage:
+    """Where a run comes from, if it is part of something larger."""
+
+    parent_run_id: str = ""
+    """MLflow run to nest it in."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Tags of the run besides those of provenance."""
+
+
+@dataclass(frozen=True)
 class Job:
     """All that a worker is told."""
 
@@ -40,6 +50,8 @@ class Job:
     """The actor that tells whether the run was asked to stop; see `pipeline.training.stopping`."""
     tags: dict[str, str] = field(default_factory=dict)
     """Provenance: git commit, fingerprints, versions, Ray job."""
+    lineage: Lineage = field(default_factory=Lineage)
+    """The sweep that the run is a trial of, say."""
 
     @property
     def is_few_shot(self) -> bool:
@@ -90,12 +102,15 @@ def _log_to_driver() -> None:
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-def open_tracker(config: TrainMixConfig, tags: dict[str, str] | None = None) -> Tracker:
+def open_tracker(
+    config: TrainMixConfig, tags: dict[str, str] | None = None, parent_run_id: str = ""
+) -> Tracker:
     """The MLflow run of a training run: found again under the same name and storage.
 
     Args:
         config: With absolute paths.
         tags: Provenance.
+        parent_run_id: MLflow run to nest a new one in.
     """
     params = json.loads(json.dumps(checkpoint.plain(config)))
     return Tracker.start(
@@ -104,6 +119,7 @@ def open_tracker(config: TrainMixConfig, tags: dict[str, str] | None = None) -> 
         spill_path=_spill_path(config),
         tags=tags,
         params=params,
+        parent_run_id=parent_run_id,
     )
 
 

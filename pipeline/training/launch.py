@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from pipeline.training import checkpoint
 from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.episodes import episode_labels
 from pipeline.training.failures import FailureReporter, explained
-from pipeline.training.job import Job, Verdict
+from pipeline.training.job import Job, Lineage, Verdict
 from pipeline.training.labels import LabelSpace, training_labels
 from pipeline.training.loop import train_worker
 from pipeline.training.preflight import check_model
@@ -84,13 +84,20 @@ class StreamDealer(ray.train.DataConfig):
         return output
 
 
-def train(config: TrainMixConfig, start_ray: Callable[[float], None] | None = None) -> Outcome:
+def train(
+    config: TrainMixConfig,
+    start_ray: Callable[[float], None] | None = None,
+    lineage: Lineage | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> Outcome:
     """Trains to the end.
 
     Args:
         config: The run. `run.storage` must be reachable from all nodes.
         start_ray: Called with the number of logical CPUs once there is something to train; None
             where Ray is running.
+        lineage: What the run is part of.
+        callbacks: Further ones for Ray Train, such as Tune's.
 
     Raises:
         UserError: The shards, the run's folder or the settings do not fit each other; or the
@@ -129,8 +136,10 @@ def train(config: TrainMixConfig, start_ray: Callable[[float], None] | None = No
     tags |= manifest_tags(used)
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
     stop = start_signal()
-    job = Job(config, labels, corpus, mixture, val, stop=stop, tags=tags)
-    trainer = _trainer(job, functools.partial(remaining_stream, config, corpus, mixture))
+    lineage = lineage or Lineage()
+    job = Job(config, labels, corpus, mixture, val, stop=stop, tags=tags, lineage=lineage)
+    stream = functools.partial(remaining_stream, config, corpus, mixture)
+    trainer = _trainer(job, stream, callbacks)
     try:
         result = run_stoppable(trainer.fit, stop)
     except ray.train.TrainingFailedError as error:
@@ -173,7 +182,9 @@ def labels_of(
     return pairs or training_labels(manifests, config.train.labels, corpus.taxonomy)
 
 
-def _trainer(job: Job, stream: Callable[[], ray.data.Dataset]) -> TorchTrainer:
+def _trainer(
+    job: Job, stream: Callable[[], ray.data.Dataset], callbacks: Sequence[ray.train.UserCallback]
+) -> TorchTrainer:
     config, cluster = job.config, job.config.cluster
     # The workers get the settings of this process's DataContext.
     configure_context(config.data.augment.crop_px, config.rows_per_pass)
@@ -197,7 +208,11 @@ def _trainer(job: Job, stream: Callable[[], ray.data.Dataset]) -> TorchTrainer:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": _worker_environment(config)},
-            callbacks=[checkpoint.SnapshotKeeper(config.run), FailureReporter(config.run)],
+            callbacks=[
+                checkpoint.SnapshotKeeper(config.run),
+                FailureReporter(config.run),
+                *callbacks,
+            ],
         ),
         # A callable is asked anew whenever workers start, also after a failure.
         datasets={"train": stream},
@@ -225,20 +240,21 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
         UserError: A path is relative to a working folder that Ray uploaded for a job: what is
             written there is lost, and what is not in the upload is not there.
     """
-    run = replace(config.run, storage=_absolute("run.storage", config.run.storage))
+    run = replace(config.run, storage=absolute_place("run.storage", config.run.storage))
     if run.start_from:
         start = run.start_from
-        start = pinned(start) if is_uri(start) else _absolute("run.start_from", start)
+        start = pinned(start) if is_uri(start) else absolute_place("run.start_from", start)
         run = replace(run, start_from=start)
     data = config.data
     if data.shards:
-        data = replace(data, shards=_absolute("data.shards", data.shards))
+        data = replace(data, shards=absolute_place("data.shards", data.shards))
     folder = Path(run.storage) if "://" not in run.storage else Path.home() / ".lseg"
     folder.mkdir(parents=True, exist_ok=True)
     return replace(config, run=run, data=data, tracking=config.tracking.resolved(folder))
 
 
-def _absolute(key: str, uri: str) -> str:
+def absolute_place(key: str, uri: str) -> str:
+    """A local path made absolute; see `absolute`."""
     if "://" in uri:
         return uri
     path = Path(uri).expanduser()

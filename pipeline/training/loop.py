@@ -10,6 +10,7 @@ number of passes and workers. Batch norm sees one pass of all workers at a time:
 gives it smaller batches, and so another (equally good) training of a network that has any.
 """
 
+import functools
 import logging
 import math
 from contextlib import ExitStack, nullcontext
@@ -60,7 +61,9 @@ def train_worker(settings: dict[str, Any]) -> Verdict:
     with ExitStack() as stack:
         tracker = stop = None
         if context.get_world_rank() == 0:
-            tracker = stack.enter_context(open_tracker(config, job.tags))
+            lineage = job.lineage
+            tags = {**job.tags, **lineage.tags}
+            tracker = stack.enter_context(open_tracker(config, tags, lineage.parent_run_id))
             stop = stack.enter_context(StopListener(job.stop)) if job.stop else None
         verdict = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
         if tracker and verdict != Verdict():
@@ -99,7 +102,7 @@ class Loop:
         self.first_step = state.step
         self.notice = PreemptionNotice(self.config.cluster.preemption_every, self.rank)
         self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
-        self.verdict = Verdict()
+        self.verdict, self.chance_loss = Verdict(), lambda: math.nan
         self.bad = BadSamples(self.config.data.max_bad_share)
 
     def run(self) -> Verdict:
@@ -140,7 +143,9 @@ class Loop:
         """
         self.state.optimizer.zero_grad(set_to_none=True)
         self.statistics.keep()
-        question = self.questions.at(self.state.step, self.plan.rows(self.state.step))
+        rows = self.plan.rows(self.state.step)
+        question = self.questions.at(self.state.step, rows)
+        self.chance_loss = functools.partial(question.chance_loss, [row.dataset for row in rows])
         micro, digest = [], 0
         for part in range(self.train.accumulate):
             image, label, dataset, part_digest = self.fetch(part, batches, question)
@@ -259,6 +264,7 @@ class Loop:
             self.verdict = Verdict(failed=problem)
         metrics = {
             "train/loss": loss,
+            "train/chance_loss": self.chance_loss(),  # host sync
             "train/lr": self.state.schedule.get_last_lr()[0],
             "train/grad_norm": grad_norm,
             "train/images_per_s": speed.images_per_s,

@@ -1,5 +1,7 @@
 """What one training step asks, and how its labels and logits fit that."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,3 +43,17 @@ class Question:
         if self.allowed_DK is None:
             return logits_BKhw
         return logits_BKhw.masked_fill(~self.allowed_DK[dataset_B][:, :, None, None], NEVER)
+
+    def chance_loss(self, datasets: Sequence[int]) -> float:
+        """The loss of a network that cannot tell labels apart, as a mean over pictures.
+
+        Args:
+            datasets: Of each picture.
+
+        Returns:
+            ln K, where K is how many labels compete in a picture.
+        """
+        if self.allowed_DK is None:
+            return math.log(len(self.text_KC))
+        competing = self.allowed_DK.sum(1).tolist()
+        return sum(math.log(competing[dataset]) for dataset in datasets) / len(datasets)

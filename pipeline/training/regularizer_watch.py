@@ -15,6 +15,7 @@ from pipeline.training.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 METRIC = "train/label_spread_gain"
+BIAS_METRIC = "train/regularizer_bias"
 
 
 class RegularizerWatch:
@@ -50,7 +51,8 @@ class RegularizerWatch:
         with self._amp:
             image = self._lseg.normalize(image_BHWC[:1])
             gain = self._lseg.label_spread_gain(image, text_KC)
-        self._tracker.log_metrics({METRIC: gain}, step)
+        values = {METRIC: gain, BIAS_METRIC: regularizer.lowest_bias()}
+        self._tracker.log_metrics(values, step)
         if not self._started:
             logger.info("regularizer: label-spread gain %.2g before step %d", gain, step + 1)
         self._started = True

@@ -188,6 +188,8 @@ class Runner:
             max_restarts=workers.max_failures,
             max_task_retries=workers.max_failures,
             runtime_env=worker_runtime_env(self._checkpoint),
+            # Else a trial of Ray Tune would put them into its own placement group, without room.
+            scheduling_strategy="DEFAULT",
         )
         # In a list, so that a call hands over the reference and not a copy of the parts.
         self._parts_reference = [ray.put(self._parts)]

@@ -118,3 +118,15 @@ def test_labels_of_other_datasets_do_not_compete():
         assert torch.isfinite(gradient).all()
     assert asked.labels_of("first").tolist() == [0, 1]
     assert asked.labels_of("third").tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("label_sets", ["union", "own"])
+def test_the_chance_loss_is_that_of_equal_logits(label_sets):
+    shown = {"first": np.array([1, 1, 0, 0, 0], bool), "second": np.array([0, 1, 1, 1, 1], bool)}
+    config = TrainMixConfig(train=TrainConfig(label_sets=label_sets))
+    asked = Questions(config, label_space(NAMES), ENCODER, torch.device("cpu"), shown)
+    question = asked.at(0)
+    logits = question.mask(torch.zeros(2, len(NAMES), 1, 1), torch.tensor([1, 0]))
+    losses = -logits.log_softmax(1)[:, :, 0, 0]  # Of the labels that compete, all the same.
+    expected = losses.min(1).values.mean().item()
+    assert question.chance_loss([1, 0]) == pytest.approx(expected)

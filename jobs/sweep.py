@@ -1,0 +1,93 @@
+"""Trains LSeg many times with different settings, and compares the outcomes.
+
+    python jobs/sweep.py --config jobs/sweeps/regularizer.yaml --overrides '{data.shards: s3://...}'
+    ray job submit --working-dir . -- python jobs/sweep.py --config SWEEP --storage s3://sweeps
+
+The same `name` with the same `storage` goes on where it stopped, and tries failed trials again.
+Trials are MLflow runs below the sweep's own, which carries the comparison.
+"""
+
+import functools
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+
+from jobs.cli import main, parse, start_ray
+from pipeline.errors import UserError
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.evaluation.config import EvaluateConfig
+from pipeline.training.launch import absolute as absolute_run
+from pipeline.training.progress import duration
+from pipeline.training.sweep.config import SweepConfig
+from pipeline.training.sweep.launch import SweepOutcome, absolute, run_sweep
+from pipeline.training.sweep.runner import Builders
+from pipeline.training.sweep.trials import Trial, arguments, settings_words
+
+logger = logging.getLogger("jobs.sweep")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def run(given: SweepConfig) -> SweepOutcome:
+    """Connects to Ray, runs the trials, and shows the comparison."""
+    config = absolute(given)
+    recipe = recipe_path(config.base)
+    build = Builders(
+        functools.partial(build_trial, config, recipe.read_text(encoding="utf-8")),
+        functools.partial(build_evaluation, config),
+    )
+    outcome = run_sweep(config, build, start_ray)
+    Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160).print(
+        outcome.comparison.table()
+    )
+    for line in outcome.comparison.verdict.splitlines():
+        logger.info("%s", line)
+    logger.info("finished in %s: %s", duration(outcome.seconds), outcome.folder)
+    logger.info("%s", outcome.ui_hint)
+    return outcome
+
+
+def recipe_path(base: str) -> Path:
+    """The recipe's file.
+
+    Raises:
+        UserError: There is none.
+    """
+    for path in (Path(base).expanduser(), REPOSITORY / base):
+        if path.is_file():
+            return path.resolve()
+    raise UserError(f"base={base}: no such recipe: give the path of a recipe of train_mix.py")
+
+
+def build_trial(config: SweepConfig, recipe: str, trial: Trial) -> TrainMixConfig:
+    """The training of a trial: the recipe's text under the sweep's and the trial's settings."""
+    root = f"{config.storage.rstrip('/')}/{config.name}"
+    words = [f"--config={recipe}", *arguments(config, trial, root)]
+    return absolute_run(parse(TrainMixConfig, words))
+
+
+def build_evaluation(
+    config: SweepConfig, training: TrainMixConfig, checkpoint: str
+) -> EvaluateConfig:
+    """The evaluation of a trial's checkpoint, on what its training ran on."""
+    cluster = training.cluster
+    # A trial that waits for more than it had could wait for another one that does the same.
+    settings: dict[str, Any] = {
+        "workers.num_workers": cluster.num_workers,
+        "workers.cpus_per_worker": cluster.cpus_per_worker,
+        "workers.use_gpu": cluster.use_gpu,
+    }
+    if training.train.test_fold is not None:
+        settings["folds"] = [training.train.test_fold]
+    settings |= config.evaluate
+    settings |= {"checkpoint": checkpoint, "out": f"{training.run.storage}/evaluation"}
+    return parse(EvaluateConfig, settings_words(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main(SweepConfig, run, description=__doc__))

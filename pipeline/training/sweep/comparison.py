@@ -1,0 +1,256 @@
+"""The comparison of a sweep's trials: a table by combination, a verdict, and what it rests on."""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from pipeline.training.sweep.diagnosis import Diagnosis, History
+from pipeline.training.sweep.results import Result
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination of settings, over its repetitions."""
+
+    params: dict[str, Any]
+    by_repetition: dict[str, float]
+    """The metric of each trial that has it, by what tells it from the others of the row."""
+    outcomes: dict[str, int]
+    """How many trials came to what."""
+    names: tuple[str, ...]
+    """Of the trials."""
+
+    @property
+    def values(self) -> list[float]:
+        """The metric of each trial that has it."""
+        return list(self.by_repetition.values())
+
+    @property
+    def mean(self) -> float:
+        """Over the repetitions; NaN without a value."""
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the repetitions; NaN with fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One trial with its judgement and its curves."""
+
+    result: Result
+    diagnosis: Diagnosis
+    histories: Mapping[str, History]
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All trials of a sweep, judged."""
+
+    name: str
+    metric: str
+    rows: tuple[Row, ...]
+    """The best first."""
+    trials: tuple[Judged, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The settings that are varied."""
+        return tuple(dict.fromkeys(key for row in self.rows for key in row.params))
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in words, a sentence a line."""
+        lines = [self._best(), *self._collapses()]
+        failed = [j for j in self.trials if j.diagnosis.outcome == "failed"]
+        if failed:
+            first = failed[0]
+            lines.append(
+                f"{len(failed)} of {len(self.trials)} trials failed; the first, "
+                f"{first.result.name}: {first.diagnosis.words}. The same command tries them again."
+            )
+        return "\n".join(lines)
+
+    def _best(self) -> str:
+        ranked = [row for row in self.rows if row.values]
+        if not ranked:
+            return f"No trial has a {self.metric}."
+        best = ranked[0]
+        text = f"Best {self.metric}: {_figure(best)} with {_words(best.params)}"
+        if len(ranked) == 1:
+            return text + "."
+        second = ranked[1]
+        text += f"; next {_figure(second)} with {_words(second.params)}"
+        # Repetitions are paired: what makes one fold or seed harder does so for both rows.
+        shared = best.by_repetition.keys() & second.by_repetition.keys()
+        gaps = [best.by_repetition[key] - second.by_repetition[key] for key in sorted(shared)]
+        if len(gaps) < 2:
+            return text + ". One trial each says nothing about the spread: add seeds."
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+        word = "more" if statistics.fmean(gaps) > 2 * error else "less"
+        return (
+            f"{text}. The difference, {statistics.fmean(gaps):.3f}, is {word} than two standard "
+            f"errors of it ({error:.3f}, {len(gaps)} pairs)."
+        )
+
+    def _collapses(self) -> list[str]:
+        lines = []
+        for row in self.rows:
+            count = row.outcomes.get("collapsed", 0)
+            if count:
+                example = next(
+                    judged
+                    for judged in self.trials
+                    if judged.result.name in row.names and judged.diagnosis.outcome == "collapsed"
+                )
+                total = sum(row.outcomes.values())
+                lines.append(
+                    f"Collapsed, {count} of {total}: {_words(row.params)}: "
+                    f"{example.diagnosis.words}."
+                )
+        return lines
+
+    def table(self) -> Table:
+        """For the terminal."""
+        table = Table(box=box.SIMPLE)
+        for key in self.keys:
+            table.add_column(key.rsplit(".", 1)[-1])
+        for head in ("trials", self.metric, "outcome"):
+            table.add_column(head, justify="right")
+        for row in self.rows:
+            cells = [_cell(row.params.get(key, "")) for key in self.keys]
+            counts = ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
+            table.add_row(*cells, str(sum(row.outcomes.values())), _figure(row), counts)
+        return table
+
+    def markdown(self) -> str:
+        """Verdict and table, for MLflow's description of the run, which it shows the start of."""
+        heads = [*(f"`{key}`" for key in self.keys), "trials", f"`{self.metric}`", "outcome"]
+        lines = [*(f"- {line}" for line in self.verdict.splitlines()), ""]
+        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        for row in self.rows:
+            counts = ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
+            cells = [_cell(row.params.get(key, "")) for key in self.keys]
+            cells += [str(sum(row.outcomes.values())), _figure(row), counts]
+            lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """One line a trial."""
+        keys = list(dict.fromkeys(key for one in self.trials for key in one.result.params))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        figures = ("loss_over_chance", "first_gain", "last_gain", "first_bias")
+        writer.writerow(
+            ["trial", *keys, "seed", self.metric, "outcome", *figures, "seconds", "run_id"]
+        )
+        for judged in self.trials:
+            result, diagnosis = judged.result, judged.diagnosis
+            writer.writerow(
+                [
+                    result.name,
+                    *(_cell(result.params.get(key, "")) for key in keys),
+                    result.seed,
+                    result.value(self.metric),
+                    diagnosis.outcome,
+                    *(getattr(diagnosis, figure) for figure in figures),
+                    result.seconds,
+                    judged.run_id,
+                ]
+            )
+        return text.getvalue()
+
+    def json(self) -> str:
+        """Everything but the curves."""
+        content = {
+            "name": self.name,
+            "metric": self.metric,
+            "verdict": self.verdict.splitlines(),
+            "rows": [{**asdict(row), "mean": row.mean, "spread": row.spread} for row in self.rows],
+            "trials": [
+                {**asdict(judged.result), **asdict(judged.diagnosis), "run_id": judged.run_id}
+                for judged in self.trials
+            ],
+        }
+        return json.dumps(_finite(content), indent=1, default=str) + "\n"
+
+
+def compare(
+    name: str, metric: str, judged: Sequence[Judged], average_over: Sequence[str] = ()
+) -> Comparison:
+    """Groups the trials by their settings; the best mean first.
+
+    Args:
+        name: Of the sweep.
+        metric: What is compared.
+        judged: The trials.
+        average_over: Settings that are repetitions, as the seed is.
+    """
+    groups: dict[str, list[Judged]] = {}
+    for one in judged:
+        groups.setdefault(_text(_split(one, average_over)[0]), []).append(one)
+    rows = []
+    for group in groups.values():
+        values = {_text(_split(one, average_over)[1]): one.result.value(metric) for one in group}
+        outcomes = [one.diagnosis.outcome for one in group]
+        rows.append(
+            Row(
+                _split(group[0], average_over)[0],
+                {key: value for key, value in values.items() if not math.isnan(value)},
+                {word: outcomes.count(word) for word in dict.fromkeys(outcomes)},
+                tuple(one.result.name for one in group),
+            )
+        )
+    rows.sort(key=lambda row: -math.inf if math.isnan(row.mean) else row.mean, reverse=True)
+    return Comparison(name, metric, tuple(rows), tuple(judged))
+
+
+def _split(one: Judged, average_over: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a trial sets, and what tells it from the others that set the same."""
+    params = one.result.params
+    repeated = {key: params[key] for key in average_over if key in params}
+    return {k: v for k, v in params.items() if k not in repeated}, {
+        **repeated,
+        "seed": one.result.seed,
+    }
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def _figure(row: Row) -> str:
+    if not row.values:
+        return "-"
+    return f"{row.mean:.3f}" + ("" if math.isnan(row.spread) else f" ± {row.spread:.3f}")
+
+
+def _words(params: Mapping[str, Any]) -> str:
+    short = (f"{key.rsplit('.', 1)[-1]} {_cell(value)}" for key, value in params.items())
+    return ", ".join(short) or "the recipe"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,219 @@
+"""Trials have names that stay; a sweep's mistakes are told; drawn ones are drawn alike."""
+
+import functools
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main, parse
+from jobs.sweep import build_evaluation, build_trial, recipe_path, run
+from pipeline.data.storage import open_storage
+from pipeline.errors import UserError
+from pipeline.training.sweep.config import EarlyStopping, SweepConfig
+from pipeline.training.sweep.launch import check_trials
+from pipeline.training.sweep.runner import Builders
+from pipeline.training.sweep.search import tune_config
+from pipeline.training.sweep.trials import Trial, arguments, examples, grid_trials
+
+DEPTH, INIT = "model.regularizer.depth", "model.regularizer.init"
+SWEEPS = sorted((Path(__file__).parents[4] / "jobs" / "sweeps").glob("*.yaml"))
+
+
+def sweep(**settings) -> SweepConfig:
+    return SweepConfig(**{"name": "s", "base": "jobs/recipes/sweep_demo.yaml", **settings})
+
+
+def builders(config: SweepConfig) -> Builders:
+    recipe = recipe_path(config.base).read_text()
+    return Builders(
+        functools.partial(build_trial, config, recipe),
+        functools.partial(build_evaluation, config),
+    )
+
+
+def test_the_grid_is_every_combination_with_every_seed():
+    trials = grid_trials(sweep(grid={DEPTH: [1, 2], INIT: ["identity", "reference"]}, seeds=(0, 5)))
+    assert len({trial.name for trial in trials}) == len(trials) == 8
+    assert trials[0].params == {DEPTH: 1, INIT: "identity"}
+    assert [trial.seed for trial in trials[:2]] == [0, 5]
+
+
+def test_a_name_does_not_depend_on_the_other_trials():
+    few = grid_trials(sweep(grid={DEPTH: [2]}))
+    many = grid_trials(sweep(grid={DEPTH: [1, 2, 4]}, trials=[{INIT: "reference"}], seeds=(0, 1)))
+    assert few[0].name in {trial.name for trial in many}
+    assert Trial({DEPTH: 2, INIT: "a"}, 0).name == Trial({INIT: "a", DEPTH: 2}, 0).name
+    assert Trial({DEPTH: 2}, 0).name != Trial({DEPTH: 2}, 1).name != Trial({DEPTH: 2.5}, 1).name
+
+
+def test_twice_the_same_trial_is_refused():
+    with pytest.raises(UserError, match="is there twice"):
+        grid_trials(sweep(grid={DEPTH: [1]}, trials=[{DEPTH: 1}]))
+
+
+def test_values_reach_the_training(tmp_path):
+    config = sweep(
+        storage=str(tmp_path),
+        overrides={"data.weights": {"idd": 2, "ade20k": 1}},
+        trials=[{DEPTH: 2, "model.regularizer.kind": "depthwise", "train.lr": 1e-05}],
+        seeds=(3,),
+    )
+    recipe = recipe_path(config.base).read_text()
+    (trial,) = grid_trials(config)
+    built = build_trial(config, recipe, trial)
+    assert built.data.weights == {"idd": 2, "ade20k": 1}
+    assert (built.model.regularizer.depth, built.train.lr, built.run.seed) == (2, 1e-5, 3)
+    assert built.run.storage == f"{tmp_path}/s"
+    assert built.run.name == trial.name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "nothing to vary"),
+        ({"grid": {DEPTH: []}}, rf"grid\.{DEPTH}=\[\]: must be a list of at least one"),
+        ({"grid": {DEPTH: 3}}, rf"grid\.{DEPTH}=3: must be a list"),
+        ({"grid": {DEPTH: [1, 2, 1]}}, rf"grid\.{DEPTH}: holds 1 twice"),
+        ({"grid": {DEPTH: [1]}, "average_over": ("a",)}, "average_over=a: must be a key of grid"),
+        ({"grid": {DEPTH: [1]}, "metric": "val/mIoU"}, "metric=val/mIoU.*did you mean 'val/miou'"),
+        ({"grid": {DEPTH: [1]}, "metric": "train/loss"}, "metric=train/loss: must be"),
+        ({"grid": {DEPTH: [1]}, "metric": "eval/miou"}, "needs evaluate"),
+        ({"grid": {DEPTH: [1]}, "evaluate": {"out": "x"}}, r"evaluate\.out: is set by the sweep"),
+        (
+            {
+                "grid": {DEPTH: [1]},
+                "evaluate": {"protocol": "unified"},
+                "metric": "eval/miou",
+                "early_stopping": EarlyStopping(grace_steps=10),
+            },
+            "known at a trial's end alone",
+        ),
+        ({"grid": {"run.name": ["a"]}}, r"grid\.run\.name: is set by the sweep itself"),
+        ({"grid": {"run.seed": [1]}}, r"grid\.run\.seed: use seeds"),
+        ({"grid": {DEPTH: [1]}, "seeds": (1, 1)}, "seeds="),
+        ({"grid": {DEPTH: [1]}, "num_trials": 3}, "would be ignored with search=grid"),
+        ({"search": "random"}, "needs space and num_trials"),
+        ({"search": "tpe", "space": {"a": {"log": [1, 2]}}, "num_trials": 1}, "log_uniform"),
+        ({"search": "random", "space": {"a": {"uniform": [2, 1]}}, "num_trials": 1}, "lower one"),
+        ({"search": "random", "space": {"a": {"log_uniform": [0, 1]}}, "num_trials": 1}, "above 0"),
+        (
+            {"search": "tpe", "space": {"a": {"choice": [1]}}, "num_trials": 1, "seeds": (0, 1)},
+            "trains each draw once",
+        ),
+        ({"name": "a/b", "grid": {DEPTH: [1]}}, "names a folder"),
+    ],
+)
+def test_mistakes_are_told(settings, message):
+    with pytest.raises(UserError, match=message):
+        sweep(**settings)
+
+
+@pytest.mark.parametrize(
+    ("trial", "message"),
+    [
+        ({DEPTH: 99, "model.regularizer.kind": "depthwise"}, "must be 0 to 8"),
+        ({"model.regularizer.dept": 1}, "no such key.*depth"),
+        ({"model.backbone.name": "convnext_attto"}, "convnext_atto"),
+    ],
+)
+def test_a_trial_that_cannot_work_is_told_before_any_is_trained(trial, message, tmp_path):
+    config = sweep(storage=str(tmp_path), grid={"train.lr": [0.1]}, trials=[trial])
+    with pytest.raises(UserError, match=message):
+        check_trials(config, builders(config))
+
+
+def test_the_corners_of_a_space_are_checked_before_any_is_trained(tmp_path):
+    space = {"train.lr": {"log_uniform": [0.001, 1]}, "train.optimizer": {"choice": ["sgd", "adm"]}}
+    config = sweep(storage=str(tmp_path), search="random", num_trials=2, space=space)
+    assert [tuple(trial.params.values()) for trial in examples(config)] == [
+        (0.001, "sgd"),
+        (1, "sgd"),
+        (0.001, "adm"),
+    ]
+    with pytest.raises(UserError, match=r"'train\.optimizer': 'adm'.*train\.optimizer"):
+        check_trials(config, builders(config))
+
+
+def test_a_fold_is_evaluated_by_what_its_training_left_out(tmp_path):
+    config = sweep(
+        storage=str(tmp_path),
+        base="jobs/recipes/pascal5i_resnet101.yaml",
+        grid={"train.test_fold": [2]},
+        evaluate={"protocol": "pascal-5i", "roots.pascal-5i": "/voc", "max_images": 5},
+        metric="eval/miou",
+    )
+    training = builders(config).training(grid_trials(config)[0])
+    evaluation = builders(config).evaluation(training, "/checkpoint")
+    assert (evaluation.folds, evaluation.roots) == ((2,), {"pascal-5i": "/voc"})
+    assert (evaluation.workers.num_workers, evaluation.workers.use_gpu) == (4, True)
+    assert evaluation.out == f"{tmp_path}/s/evaluation"
+    with pytest.raises(UserError, match="no validation: set evaluate"):
+        check_trials(replace(config, evaluate={}, metric="val/miou"), builders(config))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "grace", "message"),
+    [
+        ({"train.validate_every": 50}, 20, r"validate_every=50 and train\.checkpoint_every=100"),
+        ({}, 200, r"must be below train\.steps=200"),
+        ({"train.steps": 0, "train.passes": 2}, 20, "set train.steps"),
+    ],
+)
+def test_early_stopping_needs_figures_on_the_way(overrides, grace, message, tmp_path):
+    stopping = EarlyStopping(grace_steps=grace)
+    config = sweep(overrides=overrides, grid={"train.lr": [0.1]}, early_stopping=stopping)
+    example = builders(replace(config, storage=str(tmp_path))).training(grid_trials(config)[0])
+    with pytest.raises(UserError, match=message):
+        tune_config(config, open_storage(str(tmp_path)), example, 1, 1)
+
+
+def test_tpe_without_optuna_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    space = {"train.lr": {"log_uniform": [0.001, 0.1]}}
+    config = sweep(search="tpe", num_trials=2, space=space, storage=str(tmp_path))
+    example = builders(config).training(examples(config)[0])
+    storage = open_storage(str(tmp_path))
+    with pytest.raises(UserError, match=r"pip install -c constraints\.txt '\.\[sweep\]'"):
+        tune_config(config, storage, example, 2, 1)
+    tune_config(replace(config, search="random"), storage, example, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gird: {train.lr: [1]}", r"^error: gird.*: no such key"),
+        ("early_stopping: {grace_step: 3}", "did you mean 'early_stopping.grace_steps'"),
+        ("grid: {}", "nothing to vary"),
+        ("grid: [1, 2]", r"grid=\[1, 2\]: must be a mapping"),
+    ],
+)
+def test_a_wrong_sweep_file_is_one_error_line(text, message, tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"name: s\nbase: jobs/recipes/sweep_demo.yaml\n{text}\n")
+    assert main(SweepConfig, run, ["--config", str(path)]) == 2
+    printed = capsys.readouterr().err
+    assert re.search(message, printed)
+    assert printed.count("\n") == 1
+
+
+def test_an_unknown_recipe_is_told():
+    with pytest.raises(UserError, match=r"base=nothing\.yaml: no such recipe"):
+        recipe_path("nothing.yaml")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_shipped_sweeps_and_the_networks_of_their_trials_can_be_built(path, tmp_path):
+    config = parse(SweepConfig, ["--config", str(path), "--storage", str(tmp_path)])
+    check_trials(replace(config, seeds=config.seeds[:1]), builders(config))
+    assert len(examples(config)) > 1
+    header = path.read_text().split("name:")[0]
+    for word in ("Reproduces:", "Cost" if path.stem != "demo" else "make", "Command:"):
+        assert word in header
+
+
+def test_arguments_are_text_or_json():
+    words = arguments(sweep(grid={"a": [1]}), Trial({"a": "x y", "b": None, "c": [1]}, 2), "/r")
+    assert words[:3] == ["--a=x y", "--b=null", "--c=[1]"]
