@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import ray
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,3 +61,10 @@ def test_systemd_accepts_the_calendar():
     timer = (INFRA / "systemd" / "lseg-retrain.timer").read_text()
     (calendar,) = re.findall(r"^OnCalendar=(.+)$", timer, re.M)
     subprocess.run(["systemd-analyze", "calendar", calendar], check=True, capture_output=True)
+
+
+def test_launcher_file_follows_rays_own_schema():
+    schema = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
+    config = yaml.safe_load((INFRA / "ray" / "cluster.yaml").read_text())
+    jsonschema.validate(config, json.loads(schema.read_text()))
+    assert config["head_node_type"] in config["available_node_types"]
