@@ -65,7 +65,7 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("interrupted", file=sys.stderr)
+        print(str(error) or "interrupted", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return 0
 
@@ -167,4 +167,8 @@ def _explain(parser: ArgumentParser, message: str, argv: Sequence[str] | None) -
         words = " ".join(sys.argv[1:] if argv is None else argv)
         recipes = re.findall(r"--config[= ](\S+)", words)
         message = f"--config {', '.join(recipes)}: not a YAML mapping of settings: {message}"
-    return " ".join(message.split())
+    message = " ".join(message.split())
+    # A group that may be null is a union to the parser, which then lists each member's complaint.
+    optional = re.search(r"Errors: - (.*) - Expected a <class 'NoneType'>", message)
+    message = optional.group(1) if optional else message
+    return re.sub(r"Problem with given class_path '[\w.]+': ", "", message)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from jobs.cli import main
 from pipeline.data.check_report import Report
+from pipeline.data.datasets.own import OwnDataset, check_own_name
 from pipeline.data.prepare_config import RootsConfig
 from pipeline.data.root_check import check_roots, split_names
 from pipeline.data.shard_check import check_shards
@@ -29,6 +30,8 @@ class DoctorConfig:
 
     roots: RootsConfig = field(default_factory=RootsConfig)
     """The downloads to check."""
+    own: dict[str, OwnDataset] = field(default_factory=dict)
+    """Datasets of your own to check, as `prepare_shards.py` takes them: `{shop: {root: DIR}}`."""
     shards: str = ""
     """The folder of finished shards to check: a local directory or `s3://bucket/prefix`."""
     splits: tuple[str, ...] | None = None
@@ -41,8 +44,12 @@ class DoctorConfig:
     """Processes on this machine; not set: one for each CPU."""
 
     def __post_init__(self) -> None:
-        if not self.roots.given and not self.shards:
-            raise UserError("roots, shards: neither is set; give a --roots.DATASET or --shards")
+        if not self.roots.given and not self.own and not self.shards:
+            raise UserError(
+                "roots, own, shards: none is set; give a --roots.DATASET, --own or --shards"
+            )
+        for name in self.own:
+            check_own_name(name)
         if self.splits is not None:
             split_names(self.splits)
         if not 0 < self.sample <= 1:
@@ -58,9 +65,9 @@ class DoctorConfig:
 def run(config: DoctorConfig) -> list[Report]:
     """Checks, prints the tables and writes the JSON."""
     reports = []
-    if config.roots.given:
+    if config.roots.given or config.own:
         given = config.roots.given
-        reports.append(check_roots(given, config.splits, config.sample, config.workers))
+        reports.append(check_roots(given, config.splits, config.sample, config.workers, config.own))
     if config.shards:
         reports.append(check_shards(config.shards, config.splits, config.sample, config.workers))
     # Piped into a file there is no terminal to be as wide as.

@@ -22,9 +22,8 @@ logger = logging.getLogger("jobs.evaluate")
 
 
 def run(config: EvaluateConfig) -> Evaluation:
-    """Connects to Ray, evaluates, and says where the report lies."""
-    start_ray(config.workers.num_workers * config.workers.cpus_per_worker)
-    outcome = evaluate(config)
+    """Evaluates, and says where the report lies."""
+    outcome = evaluate(config, start_ray)
     logger.info("finished in %s: %s/report.json", duration(outcome.seconds), outcome.folder)
     logger.info("%s", outcome.ui_hint)
     return outcome

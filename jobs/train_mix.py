@@ -1,27 +1,45 @@
 """Trains LSeg on a weighted mixture of datasets, with Ray Train.
 
     python jobs/train_mix.py --config jobs/recipes/demo.yaml --data.shards DIR_OR_S3
-    ray job submit --working-dir . -- python jobs/train_mix.py --config RECIPE --run.name NAME
+    python jobs/train_mix.py --config RECIPE --dry_run true
+    ray job submit --working-dir . --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S":
+        "300"}}' -- python jobs/train_mix.py --config RECIPE --run.name NAME
 
-The same `run.name` with the same `run.storage` resumes; the same MLflow run goes on.
+The same `run.name` with the same `run.storage` resumes; the same MLflow run goes on. Ctrl-C,
+SIGTERM and `ray job stop` end a run after the step at hand, with a checkpoint (exit code 130 or
+143).
 """
 
 import logging
 import sys
+from dataclasses import dataclass, fields
 
 from jobs.cli import main, start_ray
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.dry_run import dry_run
 from pipeline.training.launch import Outcome, absolute, train
 from pipeline.training.progress import duration
 
 logger = logging.getLogger("jobs.train_mix")
 
 
-def run(config: TrainMixConfig) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(TrainMixConfig):
+    """A training run, or a look at what it would be."""
+
+    dry_run: bool = False
+    """Build everything, make one step without memory, weights or Ray, and print parameters,
+    memory, images and an estimate of the time."""
+
+
+def run(given: JobConfig) -> Outcome | None:
     """Connects to Ray, trains, and says where the result lies."""
+    config = TrainMixConfig(**{f.name: getattr(given, f.name) for f in fields(TrainMixConfig)})
+    if given.dry_run:
+        print("\n".join(dry_run(config).lines()))
+        return None
     config = absolute(config)
-    start_ray(config.logical_cpus)
-    outcome = train(config)
+    outcome = train(config, start_ray)
     logger.info("finished in %s: checkpoint %s", duration(outcome.seconds), outcome.checkpoint)
     for name, value in sorted(outcome.metrics.items()):
         if name.endswith("miou"):
@@ -30,4 +48,4 @@ def run(config: TrainMixConfig) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main(TrainMixConfig, run, description=__doc__))
+    sys.exit(main(JobConfig, run, description=__doc__))

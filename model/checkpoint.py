@@ -133,15 +133,21 @@ def _lines(path: Path) -> tuple[str, ...]:
     return tuple(path.read_text().splitlines()) if path.is_file() else ()
 
 
+def is_uri(source: Path | str) -> bool:
+    """Whether it has a scheme (`s3://...`, `models:/...`), and so is no path of this machine."""
+    scheme, colon, _ = str(source).partition(":/")
+    return bool(colon) and len(scheme) > 1
+
+
 def local(source: Path | str) -> Path:
     """The directory of a checkpoint on this machine; fetches it where it is elsewhere.
 
     Raises:
         ModelError: nothing here knows the scheme of the URI, or it cannot be fetched.
     """
-    scheme, colon, _ = str(source).partition(":/")
-    if not colon or len(scheme) < 2:
+    if not is_uri(source):
         return Path(source)
+    scheme = str(source).partition(":/")[0]
     if scheme == "file":
         return Path(str(source).removeprefix("file://").removeprefix("file:"))
     if scheme not in resolvers:

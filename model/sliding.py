@@ -373,11 +373,14 @@ class _ScaledView:
 
     def resized_rows(self, start: int, stop: int, size: tuple[int, int]) -> Tensor:
         """Rows start..stop of this scale's map, resized to `size`: (B, K, R, W)."""
-        span = source_rows(start, stop, self.grid.height, size[0])
+        as_it_is = size == (self.grid.height, self.grid.width)
+        span = slice(start, stop)
+        if not as_it_is:
+            span = source_rows(start, stop, self.grid.height, size[0])
         for row in [row for row, top in enumerate(self.grid.tops) if self._ends(top) <= span.start]:
             self._window_rows.pop(row, None)
         scaled = self._scaled_rows(span.start, span.stop)
-        if size == (self.grid.height, self.grid.width):
+        if as_it_is:
             return scaled
         return upsample_rows(scaled, span.start, (start, stop), self.grid.height, size)
 

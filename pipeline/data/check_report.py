@@ -23,7 +23,7 @@ KINDS = {
     "unfinished": "folder without a manifest",
     "manifest": "manifest that cannot be read",
     "shard": "shard that is missing, cut short or changed",
-    "offset": "sample that is not where the manifest says",
+    "offset": "sample that is not where, or not what, the manifest says",
     "decode": "stored sample that does not decode as recorded",
     "histogram": "class histogram that differs from the labels",
     "stray": "tar that is not in the manifest",

@@ -36,6 +36,7 @@ from pipeline.data.encode import (
     resize_label,
     shrunk_size,
 )
+from pipeline.data.fewshot.training import PairsOfClass, reopen
 from pipeline.data.labelling import Labelling
 from pipeline.data.relabel import DECISIONS, relabel
 from pipeline.data.shards import (
@@ -89,8 +90,8 @@ class Unit:
     settings: ConvertSettings
     labelling: Labelling
     fingerprint: str
-    own: OwnDataset | None = None
-    """How to open the dataset if it is one of the user's own."""
+    own: OwnDataset | PairsOfClass | None = None
+    """How to open the dataset if it is one of the user's own, or a class of a benchmark."""
 
     @property
     def path(self) -> str:
@@ -156,7 +157,7 @@ def make_units(
     sizes: dict[str, int],
     settings: ConvertSettings,
     labelling: Labelling,
-    own: OwnDataset | None = None,
+    own: OwnDataset | PairsOfClass | None = None,
 ) -> list[Unit]:
     """Cuts a listing into units.
 
@@ -169,7 +170,7 @@ def make_units(
         sizes: Bytes of the source files by path; a file that changed its size is converted anew.
         settings: How to convert.
         labelling: What the stored labels mean.
-        own: How to open the dataset if it is one of the user's own.
+        own: How to open the dataset if it is one of the user's own, or a class of a benchmark.
     """
     units = []
     step = settings.samples_per_shard
@@ -394,8 +395,10 @@ def _quiet_context() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=8)
-def _open_once(dataset: str, root: str, own: OwnDataset | None) -> Reader:
+def _open_once(dataset: str, root: str, own: OwnDataset | PairsOfClass | None) -> Reader:
     # One per worker process: opening one may list files or parse large annotations.
+    if isinstance(own, PairsOfClass):
+        return reopen(own)
     return open_own(dataset, own) if own else open_reader(dataset, root)
 
 

@@ -9,120 +9,45 @@ length make the split among the workers a strict rotation: worker r of N gets ba
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.data
+from isal import isal_zlib
 from ray.data import DataContext, Dataset, ExecutionOptions
 
-from pipeline.data.augment import AugmentConfig, BadSample, decode, random_crop
-from pipeline.data.mixture import Mixture, Row, resolve_weights
-from pipeline.data.run_taxonomy import ids_in, union_of
-from pipeline.data.shards import (
-    Manifest,
-    SampleRecord,
-    ShardError,
-    ShardRecord,
-    find_manifests,
-    read_sample,
-)
-from pipeline.data.storage import Storage, open_storage
-from pipeline.data.taxonomy import Taxonomy
-from pipeline.errors import UserError
+from pipeline.data.augment import load_crop
+from pipeline.data.cache import ShardCache, default_folder
+from pipeline.data.config import DataConfig as DataConfig
+from pipeline.data.corpus import Corpus as Corpus
+from pipeline.data.corpus import SampleReader as SampleReader
+from pipeline.data.corpus import open_corpus as open_corpus
+from pipeline.data.decode import BadSample
+from pipeline.data.mixture import Mixture, Row, capped, resolve_weights
+from pipeline.data.taxonomy import IGNORE
 
 logger = logging.getLogger(__name__)
 
+_Loaded = tuple[int, str]
+"""CRC-32 of a stored sample, and what is wrong with it, if anything."""
+
 BATCHES_PER_TASK = 8
 """Batches that one call to a loader actor makes; large enough to hide Ray's cost of a call."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is read, in which proportions, and by whom."""
-
-    shards: str = ""
-    """Folder of prepared shards: a local directory or `s3://bucket/prefix`."""
-    train_split: str = "train"
-    """Split to train on."""
-    val_split: str = "val"
-    """Split to validate on."""
-    weights: dict[str, float] | str = "equal"
-    """Share of each dataset: `equal`, `size`, or a number by dataset name."""
-    temperature: float = 1.0
-    """With `weights: size`: a share is proportional to size ** temperature."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How crops are cut."""
-    num_loaders: int = 1
-    """Loader actors in the whole cluster."""
-    loader_cpus: float = 0.5
-    """Logical CPUs that each loader actor holds."""
-    loader_threads: int = 2
-    """Threads that decode in each loader actor."""
-    max_bad_share: float = 0.001
-    """The run stops when more than this share of the samples read cannot be decoded."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_loaders", "loader_threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name}={getattr(self, name)}: must be at least 1")
-        if not self.loader_cpus > 0:
-            raise UserError(f"data.loader_cpus={self.loader_cpus}: must be above 0")
-        if isinstance(self.weights, str):
-            resolve_weights({}, self.weights)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The samples of one split over all datasets, and where they lie."""
-
-    uri: str
-    split: str
-    manifests: dict[str, Manifest]
-    wanted: Taxonomy | None = None
-    """The classes to read labels in, others being ignored; None for those of the manifests."""
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of samples by dataset."""
-        return {name: manifest.num_samples for name, manifest in self.manifests.items()}
-
-    @cached_property
-    def taxonomy(self) -> Taxonomy:
-        """The classes that labels are ids of, once they are read; see `union_of`."""
-        return self.wanted or union_of(self.manifests)
-
-    @cached_property
-    def luts(self) -> dict[str, np.ndarray]:
-        """(256,) uint8, stored id -> id in `taxonomy`, by dataset; only where they differ."""
-        tables = {name: ids_in(m, self.taxonomy) for name, m in self.manifests.items()}
-        return {name: lut for name, lut in tables.items() if lut is not None}
-
-
-def open_corpus(uri: str, split: str) -> Corpus:
-    """Reads the manifests of one split.
-
-    Raises:
-        UserError: There are none under `uri`.
-    """
-    if not uri:
-        raise UserError("data.shards: not set; give the folder that prepare_shards.py wrote")
-    manifests = find_manifests(open_storage(uri), split)
-    if not manifests:
-        raise UserError(
-            f"data.shards={uri}: no manifest of split {split!r} below it; run "
-            "jobs/prepare_shards.py first, or point to its --out"
-        )
-    return Corpus(uri, split, manifests)
+BATCHES_AHEAD = 2
+"""Batches that a loader decodes while it hands another one to Ray."""
+BATCHES_WAITING = 8
+"""Batches that a loader may have made before anybody takes them; fewer let it stall."""
 
 
 def build_mixture(corpus: Corpus, config: DataConfig, batch_size: int, seed: int) -> Mixture:
     """The training stream over a corpus; see `Mixture`."""
-    weights = resolve_weights(corpus.sizes, config.weights, config.temperature)
-    return Mixture(corpus.sizes, weights, batch_size, seed)
+    sizes = capped(corpus.sizes, config.caps)
+    weights = resolve_weights(sizes, config.weights, config.temperature)
+    return Mixture(corpus.sizes, weights, batch_size, seed, config.caps)
 
 
 def training_stream(
@@ -139,9 +64,10 @@ def training_stream(
         stop: Row after the last one.
 
     Returns:
-        A dataset whose batches of `rows_per_batch` rows are `image` (B, H, W, 3) uint8, `label`
-        (B, H, W) uint8, `t` (B,) int64 (position in the stream), `bad` (B,) bool (replaced by a
-        blank, because the stored sample does not decode).
+        A dataset whose blocks of `rows_per_batch` rows are `image` (B, H, W, 3) uint8, `label`
+        (B, H, W) uint8, `t` (B,) int64 (position in the stream), `crc32` (B,) int64 (of the stored
+        image and label), `bad` (B,) bool (replaced by a blank, because the stored sample does not
+        decode), `problem` (B,) str (shard, key and reason of a bad one, else "").
     """
     assert start % rows_per_batch == 0
     assert stop % rows_per_batch == 0
@@ -158,6 +84,23 @@ def training_stream(
     )
 
 
+def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator[dict[str, Any]]:
+    """The batches of one worker's part of a stream: views into Ray's memory, not to be written to.
+
+    Args:
+        consumer: One part of a `training_stream`, or all of it.
+        rows_per_batch: As the stream was made with.
+    """
+    # Whole blocks, which are whole batches: no row is copied.
+    blocks: Any = consumer.iter_batches(batch_size=None, prefetch_batches=2)  # type: ignore[arg-type]
+    for batch in blocks:
+        if len(batch["t"]) != rows_per_batch:
+            raise RuntimeError(
+                f"the ingest gave a block of {len(batch['t'])} rows, not {rows_per_batch}"
+            )
+        yield batch
+
+
 def execution_options() -> ExecutionOptions:
     """Options that make the order of the stream, and its split among workers, reproducible."""
     return ExecutionOptions(preserve_order=True)
@@ -169,6 +112,7 @@ def configure_context(crop_px: int, rows_per_batch: int) -> None:
     # A block closes once it exceeds the target, and is cut in two from 1.5 times the target.
     context.target_max_block_size = rows_per_batch * crop_px * crop_px * 4
     context.execution_options = execution_options()
+    context._max_num_blocks_in_streaming_gen_buffer = BATCHES_WAITING
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
@@ -179,76 +123,74 @@ class CropLoader:
     def __init__(
         self, corpus: Corpus, mixture: Mixture, config: DataConfig, rows_per_batch: int
     ) -> None:
-        self._reader = SampleReader(corpus)
+        self._reader = SampleReader(corpus, open_cache(config, corpus.uri))
         self._mixture = mixture
         self._config = config
         self._rows_per_batch = rows_per_batch
         self._threads = ThreadPoolExecutor(config.loader_threads, thread_name_prefix="decode")
-        self._num_read = 0
-        self._num_bad = 0
 
     def __call__(self, task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """Yields the batches of the rows [start, stop) of each task."""
-        for start, stop in zip(task["start"].tolist(), task["stop"].tolist(), strict=True):
-            for first in range(start, stop, self._rows_per_batch):
-                yield self._batch(first)
+        firsts = [
+            first
+            for start, stop in zip(task["start"].tolist(), task["stop"].tolist(), strict=True)
+            for first in range(start, stop, self._rows_per_batch)
+        ]
+        # The threads decode the next batches while one is handed to Ray.
+        ahead: deque[tuple[int, dict[str, np.ndarray], list[Future[_Loaded]]]] = deque()
+        for first in firsts:
+            ahead.append((first, *self._begin(first)))
+            if len(ahead) > BATCHES_AHEAD:
+                yield self._finish(*ahead.popleft())
+        while ahead:
+            yield self._finish(*ahead.popleft())
 
-    def _batch(self, first: int) -> dict[str, np.ndarray]:
+    def _begin(self, first: int) -> tuple[dict[str, np.ndarray], list[Future[_Loaded]]]:
         side = self._config.augment.crop_px
         count = self._rows_per_batch
         image = np.zeros((count, side, side, 3), np.uint8)
-        label = np.full((count, side, side), 255, np.uint8)
+        label = np.full((count, side, side), IGNORE, np.uint8)
         rows = _rows(self._mixture, first, first + count)
-        bad = np.array(list(self._threads.map(self._load, rows, image, label)))
-        self._num_read += count
-        self._num_bad += int(bad.sum())
-        # A few bad samples in a short run say nothing about the share yet.
-        if self._num_bad > max(3, self._config.max_bad_share * self._num_read):
-            raise RuntimeError(
-                f"{self._num_bad} of {self._num_read} samples do not decode, more than "
-                f"data.max_bad_share={self._config.max_bad_share}: the log names each"
-            )
-        return {"image": image, "label": label, "t": first + np.arange(count), "bad": bad}
+        loading = [
+            self._threads.submit(self._load, *job) for job in zip(rows, image, label, strict=True)
+        ]
+        return {"image": image, "label": label}, loading
 
-    def _load(self, row: Row, image: np.ndarray, label: np.ndarray) -> bool:
-        """Fills one row of the batch in place; True when its sample is bad."""
-        name = self._mixture.datasets[row.dataset]
-        try:
-            crop = random_crop(*self._reader.read(name, row.sample), row.seed, self._config.augment)
-        except BadSample as error:
-            logger.warning("left out: %s", error)
-            return True
-        image[:], label[:] = crop
-        return False
-
-
-class SampleReader:
-    """Reads and decodes single samples of a corpus by dataset and index."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self._corpus = corpus
-        self._storage: Storage = open_storage(corpus.uri)
-        self._places: dict[str, list[tuple[ShardRecord, SampleRecord]]] = {
-            name: [(shard, record) for shard in manifest.shards for record in shard.samples]
-            for name, manifest in corpus.manifests.items()
+    def _finish(
+        self, first: int, batch: dict[str, np.ndarray], loading: list[Future[_Loaded]]
+    ) -> dict[str, np.ndarray]:
+        checksums, problems = zip(*(loaded.result() for loaded in loading), strict=True)
+        bad = np.array([bool(problem) for problem in problems])
+        return batch | {
+            "t": first + np.arange(len(bad)),
+            "crc32": np.array(checksums, np.int64),
+            "bad": bad,
+            "problem": np.array(problems, dtype=object),
         }
 
-    def read(self, dataset: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One sample: image (H, W, 3) uint8 RGB, label (H, W) uint8 ids in `Corpus.taxonomy`.
-
-        Raises:
-            BadSample: It does not decode; names shard and key.
-        """
-        shard, record = self._places[dataset][index]
+    def _load(self, row: Row, image: np.ndarray, label: np.ndarray) -> _Loaded:
+        """Fills one row of the batch in place; says what is wrong with a bad sample."""
+        name = self._mixture.datasets[row.dataset]
         try:
-            stored = read_sample(self._storage, dataset, self._corpus.split, shard, record)
-            image, label = decode(stored.jpeg, stored.png)
-        except ShardError as error:  # Damage outside the pictures; its message names the place.
-            raise BadSample(str(error)) from None
+            stored = self._reader.read_stored(name, row.sample)
         except BadSample as error:
-            raise BadSample(f"{shard.name}, key {record.key}: {error}") from None
-        lut = self._corpus.luts.get(dataset)
-        return image, label if lut is None else lut[label]
+            problem = str(error)
+        else:
+            try:
+                load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, image, label)
+                label[:] = self._reader.translated(name, label)
+                return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""
+            except BadSample as error:
+                problem = f"{self._reader.name_of(name, row.sample)}: {error}"
+        return 0, problem
+
+
+def open_cache(config: DataConfig, uri: str) -> ShardCache | None:
+    """The node's cache of shards, where the configuration and the place of the shards want one."""
+    if "://" not in uri or not config.cache_gib:
+        return None
+    folder = Path(config.cache_dir) if config.cache_dir else default_folder()
+    return ShardCache(folder, int(config.cache_gib * 2**30))
 
 
 def _rows(mixture: Mixture, first: int, stop: int) -> list[Row]:

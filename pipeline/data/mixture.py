@@ -9,6 +9,7 @@ the training, do not depend on N.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,19 +46,36 @@ class Mixture:
             absence, leaves a dataset out.
         batch_size: Rows of one global batch (over all workers and accumulation steps).
         seed: Changes everything random.
+        caps: Most samples used of a dataset, by name: a pseudo-random subset, the same in every
+            pass; the datasets that it does not name are used whole.
 
     Raises:
-        UserError: A weight is negative, all are zero, or names no or an empty dataset.
+        UserError: A weight is negative, all are zero, or names no or an empty dataset; or a cap
+            names no dataset of the mixture.
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], weights: Mapping[str, float], batch_size: int, seed: int
+        self,
+        sizes: Mapping[str, int],
+        weights: Mapping[str, float],
+        batch_size: int,
+        seed: int,
+        caps: Mapping[str, int] | None = None,
     ) -> None:
         _check(sizes, weights)
+        caps = caps or {}
+        used = capped(sizes, caps)
         self.datasets = tuple(sorted(name for name in sizes if weights.get(name, 0) > 0))
         self.batch_size = batch_size
         self.seed = seed
         self._sizes = [sizes[name] for name in self.datasets]
+        self._used = [used[name] for name in self.datasets]
+        for name in caps:
+            if name not in self.datasets:
+                raise UserError(
+                    f"data.caps.{name}={caps[name]}: would be ignored, since the dataset's weight "
+                    "is 0: leave it out"
+                )
         shares = np.array([weights[name] for name in self.datasets], np.float64)
         self.shares = shares / shares.sum()
         quotas = self.shares * batch_size
@@ -93,12 +111,34 @@ class Mixture:
             drawn[dataset] += 1
         return rows
 
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of one pass: as many as the datasets have samples in use."""
+        return sum(self._used)
+
     def _sample(self, dataset: int, nth: int) -> int:
-        size = self._sizes[dataset]
-        sweep, position = divmod(nth, size)
+        size, used = self._sizes[dataset], self._used[dataset]
+        sweep, position = divmod(nth, used)
         # Keyed by name: adding a dataset to the mixture reshuffles no other.
-        key = _mix(self.seed, 3, _hash_name(self.datasets[dataset]), sweep)
-        return _permute(position, size, key)
+        name = _hash_name(self.datasets[dataset])
+        place = _permute(position, used, _mix(self.seed, 3, name, sweep))
+        # A capped dataset is the beginning of one fixed permutation of all.
+        return place if used == size else _permute(place, size, _mix(self.seed, 4, name))
+
+
+def capped(sizes: Mapping[str, int], caps: Mapping[str, int]) -> dict[str, int]:
+    """Samples in use of each dataset, by name.
+
+    Raises:
+        UserError: A cap names no dataset.
+    """
+    for name, cap in caps.items():
+        if name not in sizes:
+            raise UserError(
+                f"data.caps.{name}={cap}: no such dataset among the shards, which have "
+                f"{', '.join(sorted(sizes)) or 'none'}{did_you_mean(name, sizes)}"
+            )
+    return {name: min(size, caps.get(name, size)) for name, size in sizes.items()}
 
 
 def resolve_weights(
@@ -117,6 +157,16 @@ def resolve_weights(
     """
     if not isinstance(weights, str):
         return dict(weights)
+    if not 0 <= temperature < math.inf:
+        raise UserError(
+            f"data.temperature={temperature}: must be 0 (equal shares) or more; 1 is in proportion "
+            "to the sizes"
+        )
+    if temperature != 1 and weights != "size":
+        raise UserError(
+            f"data.temperature={temperature}: needs data.weights=size; data.weights={weights} "
+            "would ignore it: leave one of the two out"
+        )
     if weights == "equal":
         return dict.fromkeys(sizes, 1.0)
     if weights == "size":

@@ -20,6 +20,7 @@ from rich.table import Table
 from pipeline.data.convert import Unit, convert_units
 from pipeline.data.datasets import READERS, SPLITS, Listing, Reader, Split, open_reader
 from pipeline.data.datasets.own import open_own
+from pipeline.data.fewshot.training import open_training
 from pipeline.data.lease import Lease
 from pipeline.data.prepare_config import PrepareConfig
 from pipeline.data.progress import Progress
@@ -238,25 +239,37 @@ def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Lis
         for name, own in config.own.items()
     ]
     for key, root, open_it in opened:
-        reader = open_it()
-        listings: dict[Split, Listing] = {}
-        problems = []
-        for split in SPLITS:
-            if config.splits is not None and split not in config.splits:
-                continue
-            listing = reader.listing(split)
-            for note in listing.notes:
-                logger.warning("%s=%s: %s", key, root, note)
-            if listing.sources:
-                listings[split] = listing
-                continue
-            reasons = describe(listing.left_out) or "no file of it"
-            problems.append(f"zero usable samples of split {split!r} ({reasons})")
-        if problems and (config.splits is not None or not listings):
-            raise UserError(
-                f"{key}={root}: {', '.join(problems)}: give the folder of the official "
-                "download, or set splits to those that it has"
-            )
-        for problem in problems:  # Nobody asked for this split: a download of the other is usual.
-            logger.warning("%s=%s: %s: skipped", key, root, problem)
-        yield reader, listings
+        yield _listed(config, key, root, open_it())
+    for benchmark, root in config.few_shot.items():
+        splits = open_storage(config.few_shot_splits)
+        for reader in open_training(benchmark, root, splits):
+            yield _listed(config, f"few_shot.{benchmark}", root, reader)
+
+
+def _listed(
+    config: PrepareConfig, key: str, root: str, reader: Reader
+) -> tuple[Reader, dict[Split, Listing]]:
+    """A reader with what it lists for each split that is wanted."""
+    listings: dict[Split, Listing] = {}
+    problems = []
+    for split in SPLITS:
+        if split not in reader.splits:
+            continue
+        if config.splits is not None and split not in config.splits:
+            continue
+        listing = reader.listing(split)
+        for note in listing.notes:
+            logger.warning("%s=%s: %s", key, root, note)
+        if listing.sources:
+            listings[split] = listing
+            continue
+        reasons = describe(listing.left_out) or "no file of it"
+        problems.append(f"zero usable samples of split {split!r} ({reasons})")
+    if problems and (config.splits is not None or not listings):
+        raise UserError(
+            f"{key}={root}: {', '.join(problems)}: give the folder of the official "
+            "download, or set splits to those that it has"
+        )
+    for problem in problems:  # Nobody asked for this split: a download of the other is usual.
+        logger.warning("%s=%s: %s: skipped", key, root, problem)
+    return reader, listings

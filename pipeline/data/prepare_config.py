@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 
 from pipeline.data.datasets.base import SPLITS
 from pipeline.data.datasets.own import OwnDataset, check_own_name
+from pipeline.data.fewshot import FEW_SHOT_SETS
 from pipeline.data.labelling import LabelSpace
 from pipeline.errors import UserError, did_you_mean
 
@@ -42,6 +43,11 @@ class PrepareConfig:
     """The datasets to convert."""
     own: dict[str, OwnDataset] = field(default_factory=dict)
     """Datasets of your own, by a name that you give each: `{shop: {root: DIR}}`."""
+    few_shot: dict[str, str] = field(default_factory=dict)
+    """Training pairs of few-shot benchmarks (`pascal-5i`, `coco-20i`, `fss-1000`), a dataset for
+    each class: the root by the benchmark's name, such as `{pascal-5i: DIR}`."""
+    few_shot_splits: str = ""
+    """HSNet's `data/splits` folder, whose lists say which pairs they are; for `few_shot`."""
     out: str = ""
     """Folder for the shards: a local directory or `s3://bucket/prefix`."""
     splits: tuple[str, ...] | None = None
@@ -72,9 +78,10 @@ class PrepareConfig:
         if not self.out:
             raise UserError("out: not set; give the folder for the shards, local or s3://")
         given = self.roots.given
-        if not given and not self.own:
+        if not given and not self.own and not self.few_shot:
             names = ", ".join(f"roots.{entry.name}" for entry in fields(self.roots))
             raise UserError(f"roots: none is set; give at least one of {names}, or own")
+        self._check_few_shot()
         for name in self.own:
             check_own_name(name)
         for name, root in given.items():
@@ -94,6 +101,29 @@ class PrepareConfig:
     def tables(self) -> dict[str, str]:
         """The table of each dataset that is not to use its own; see `lookup_table`."""
         return {"cityscapes": "cityscapes34"} if self.cityscapes_classes == 34 else {}
+
+    def _check_few_shot(self) -> None:
+        for name in self.few_shot:
+            if name not in FEW_SHOT_SETS:
+                raise UserError(
+                    f"few_shot.{name}: must be among {', '.join(FEW_SHOT_SETS)}"
+                    + did_you_mean(name, FEW_SHOT_SETS)
+                )
+        if self.few_shot and not self.few_shot_splits:
+            raise UserError(
+                "few_shot_splits: not set; the training pairs are those of HSNet's lists: give its "
+                "data/splits folder"
+            )
+        if self.few_shot_splits and not self.few_shot:
+            raise UserError(
+                f"few_shot_splits={self.few_shot_splits}: has no effect without few_shot: leave it "
+                "out"
+            )
+        if self.few_shot and self.splits is not None and self.splits != ("train",):
+            raise UserError(
+                f"splits={list(self.splits)}: few_shot has training pairs only: give [train], or "
+                "leave it out"
+            )
 
     def _check_cityscapes(self) -> None:
         if self.cityscapes_classes not in (19, 34):

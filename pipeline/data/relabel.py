@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -252,6 +253,25 @@ def _checkout(root: Storage, datasets: set[str]) -> dict[str, Relabelling]:
 def _is(root: Storage, folder: str) -> bool:
     parent, _, name = folder.rpartition("/")
     return name in root.folders(parent)
+
+
+@cache
+def split_classes(dataset: str) -> Mapping[str, tuple[int, ...]]:
+    """Universal classes that MSeg's decisions cut out of a dataset's, by name.
+
+    Returns:
+        For each, the native ids of the classes that some of its segments were labelled as; first
+        the one that most lists of decisions are about.
+    """
+    found: dict[str, Counter[int]] = {}
+    for row in _index():
+        if _MSEG_KEYS[row["mseg_key"]] == dataset and row["new_name"] not in _NOTHING:
+            natives = _natives_of(dataset, row["original_name"], row["file"])
+            found.setdefault(row["new_name"], Counter()).update(natives)
+    return {
+        name: tuple(sorted(counts, key=lambda native_id: (-counts[native_id], native_id)))
+        for name, counts in found.items()
+    }
 
 
 @cache

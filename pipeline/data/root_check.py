@@ -8,7 +8,7 @@ import functools
 import hashlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,11 @@ from PIL import Image
 
 from pipeline.data.check_report import Finding, Report, Section
 from pipeline.data.datasets import SPLITS, BadSample, Reader, Source, Split, open_reader
+from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.encode import decode_image
 from pipeline.data.local_pool import map_in_pool
 from pipeline.data.progress import Progress
 from pipeline.data.storage import open_storage
-from pipeline.data.taxonomy import IGNORE, native_table
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class _Task:
     root: str
     split: str
     sources: tuple[Source, ...]
+    own: OwnDataset | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,11 @@ class _Checked:
 
 
 def check_roots(
-    roots: dict[str, str], splits: tuple[str, ...] | None, share: float, workers: int | None
+    roots: dict[str, str],
+    splits: tuple[str, ...] | None,
+    share: float,
+    workers: int | None,
+    own: Mapping[str, OwnDataset] | None = None,
 ) -> Report:
     """Checks downloads.
 
@@ -54,6 +59,7 @@ def check_roots(
         splits: Which splits; None takes those that are there.
         share: Share of the samples to read, spread evenly; listings are checked whole.
         workers: Processes; None takes one for each CPU.
+        own: Datasets of the user's own, by name.
 
     Raises:
         UserError: A root does not exist, or a storage fails.
@@ -61,13 +67,15 @@ def check_roots(
     report = Report("roots")
     sections: dict[tuple[str, str], Section] = {}
     tasks: list[_Task] = []
-    for dataset, root in roots.items():
-        for section, chosen in _listed(dataset, root, splits, share):
+    given: dict[str, OwnDataset | None] = dict.fromkeys(roots) | dict(own or {})
+    for dataset, spec in given.items():
+        root = spec.root if spec else roots[dataset]
+        for section, chosen in _listed(dataset, root, spec, splits, share):
             report.sections.append(section)
             sections[dataset, section.split] = section
             for start in range(0, len(chosen), SAMPLES_PER_TASK):
                 part = chosen[start : start + SAMPLES_PER_TASK]
-                tasks.append(_Task(dataset, root, section.split, part))
+                tasks.append(_Task(dataset, root, section.split, part, spec))
     progress = Progress(sum(len(task.sources) for task in tasks), "samples")
     first_seen: dict[tuple[str, bytes], tuple[str, str]] = {}
     for task, checked in map_in_pool(_check_task, tasks, workers):
@@ -85,13 +93,18 @@ def check_roots(
 
 
 def _listed(
-    dataset: str, root: str, splits: tuple[str, ...] | None, share: float
+    dataset: str,
+    root: str,
+    own: OwnDataset | None,
+    splits: tuple[str, ...] | None,
+    share: float,
 ) -> Iterator[tuple[Section, tuple[Source, ...]]]:
     """A section for each split with what its listing shows, and the samples to read."""
     if open_storage(root).is_empty():
-        raise UserError(f"roots.{dataset}={root}: does not exist or is empty; correct the address")
+        key = f"own.{dataset}.root" if own else f"roots.{dataset}"
+        raise UserError(f"{key}={root}: does not exist or is empty; correct the address")
     try:
-        reader = open_reader(dataset, root)
+        reader = open_own(dataset, own) if own else open_reader(dataset, root)
     except UserError as error:
         found = [Finding("layout", root, str(error))]
         yield Section(dataset, "", findings=found), ()
@@ -125,18 +138,16 @@ def _listed(
 
 
 @functools.lru_cache(maxsize=8)
-def _open_once(dataset: str, root: str) -> tuple[Reader, np.ndarray]:
+def _open_once(dataset: str, root: str, own: OwnDataset | None) -> tuple[Reader, np.ndarray]:
     """The reader, and (256,) bool: the ids that its labels may hold."""
-    reader = open_reader(dataset, root)
+    reader = open_own(dataset, own) if own else open_reader(dataset, root)
+    known = reader.known_ids()
     reader.keep_unknown_ids()
-    known = np.zeros(256, bool)
-    known[[native.native_id for native in native_table(dataset)]] = True
-    known[IGNORE] = True
     return reader, known
 
 
 def _check_task(task: _Task) -> _Checked:
-    reader, known = _open_once(task.dataset, task.root)
+    reader, known = _open_once(task.dataset, task.root, task.own)
     findings: list[Finding] = []
     digests: list[tuple[bytes, str]] = []
     for source in task.sources:

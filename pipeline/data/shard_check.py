@@ -143,6 +143,8 @@ def _check_shard(task: _Task) -> _Checked:
         try:
             stored = read_sample(storage, task.dataset, task.split, task.shard, record)
             _, label = decode(stored.jpeg, stored.png)
+            if stored.native_png is not None:
+                decode(stored.jpeg, stored.native_png)
         except ShardError as error:
             findings.append(Finding("offset", name, str(error)))
             continue

@@ -17,15 +17,19 @@ import posixpath
 import re
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
+
+from isal.isal_zlib import crc32
 
 from pipeline.data.storage import Storage
 from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError, did_you_mean
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Changes when older code cannot read a manifest, or when the same input gives other bytes."""
+_READABLE_VERSIONS = (1, 2)
+"""Version 1 has no checksums of single samples."""
 MANIFEST_NAME = "manifest.json"
 MAX_SHARD_BYTES = 1 << 40
 """No shard is larger; a byte range beyond it is a damaged manifest."""
@@ -54,6 +58,8 @@ class SampleRecord:
     height: int
     """Pixels of the stored image and label."""
     width: int
+    crc32: int | None = None
+    """Of these bytes of the tar; None in manifests of format version 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,10 @@ class ShardRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a sample is a row in the order of SampleRecord's fields."""
-        rows = [[s.key, s.offset, s.length, s.height, s.width] for s in self.samples]
+        rows = [
+            [s.key, s.offset, s.length, s.height, s.width, *([] if s.crc32 is None else [s.crc32])]
+            for s in self.samples
+        ]
         return {"name": self.name, "size": self.size, "sha256": self.sha256, "samples": rows}
 
     @classmethod
@@ -75,8 +84,8 @@ class ShardRecord:
         """The inverse of `to_dict`; KeyError, TypeError or ValueError when it is not one."""
         samples = []
         for key, *numbers in values["samples"]:
-            offset, length, height, width = map(int, numbers)
-            samples.append(SampleRecord(str(key), offset, length, height, width))
+            offset, length, height, width, *crc32 = map(int, numbers)
+            samples.append(SampleRecord(str(key), offset, length, height, width, *crc32))
         return cls(values["name"], int(values["size"]), values["sha256"], tuple(samples))
 
 
@@ -145,10 +154,11 @@ class Manifest:
             raise UserError(
                 f"{where}: not a manifest of shards: convert the dataset again"
             ) from None
-        if version != FORMAT_VERSION:
+        if version not in _READABLE_VERSIONS:
             raise UserError(
-                f"{where}: format version {version!r}, this program reads {FORMAT_VERSION}: "
-                "convert the dataset again into another folder"
+                f"{where}: format version {version!r}, this program reads "
+                f"{' and '.join(map(str, _READABLE_VERSIONS))}: convert the dataset again into "
+                "another folder"
             )
         try:
             values["shards"] = tuple(ShardRecord.from_dict(shard) for shard in values["shards"])
@@ -256,12 +266,13 @@ class ShardWriter:
         self._file.flush()
         self._file.seek(0)
         assert _sample_starts(self._file) == [(r.key, r.offset) for r in self._records]
+        records = [replace(r, crc32=_crc32(self._file, r)) for r in self._records]
         self._file.seek(0)
         sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
         size = self._file.tell()
         self._storage.upload(self._path, self._file)
         name = posixpath.basename(self._path)
-        return ShardRecord(name, size, sha256, tuple(self._records))
+        return ShardRecord(name, size, sha256, tuple(records))
 
 
 def load_manifest(storage: Storage, dataset: str, split: str) -> Manifest:
@@ -311,7 +322,22 @@ def read_sample(
     size = MAX_SHARD_BYTES if isinstance(shard, str) else shard.size
     if not 0 <= record.offset < record.offset + record.length <= size:
         raise ShardError(f"{where}: bytes {record.offset}+{record.length} cannot be a sample")
-    data = storage.read_range(path, record.offset, record.length)
+    return parse_sample(storage.read_range(path, record.offset, record.length), where, record)
+
+
+def parse_sample(data: bytes, where: str, record: SampleRecord) -> StoredSample:
+    """The members of one sample from its bytes of the shard.
+
+    Args:
+        data: The bytes at the sample's place.
+        where: Names the shard and the key, for messages.
+        record: What the manifest says of the sample.
+
+    Raises:
+        ShardError: They are not this sample's members, or not as they were written.
+    """
+    if record.crc32 is not None and crc32(data) != record.crc32:
+        raise ShardError(f"{where}: its bytes are not those that were written (checksum)")
     try:
         members = _members(data)
     except (tarfile.HeaderError, ValueError) as error:
@@ -345,6 +371,11 @@ def _check_key(key: str) -> None:
         raise ValueError(f"key {key!r}: must be without dots, spaces, backslashes, leading slash")
     if len(key.encode()) > _MAX_KEY_BYTES:
         raise ValueError(f"key {key!r}: must be at most {_MAX_KEY_BYTES} bytes long")
+
+
+def _crc32(file: BinaryIO, record: SampleRecord) -> int:
+    file.seek(record.offset)
+    return crc32(file.read(record.length))
 
 
 def _sample_starts(file: BinaryIO) -> list[tuple[str, int]]:

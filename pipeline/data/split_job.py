@@ -20,6 +20,7 @@ from pipeline.data.convert import (
 )
 from pipeline.data.datasets import LeftOut, Listing, Reader
 from pipeline.data.datasets.own import OwnReader
+from pipeline.data.fewshot.training import PairReader
 from pipeline.data.labelling import Labelling, in_native, in_universal, of_classes
 from pipeline.data.prepare_config import PrepareConfig
 from pipeline.data.relabel import Relabelling
@@ -83,6 +84,8 @@ class SplitJob:
         self._listing = listing
         self._max_bad_fraction = config.max_bad_fraction
         self._own = config.own.get(reader.name)
+        if isinstance(reader, PairReader):
+            self._own = reader.pairs
         self._labelling = labelling_of(config, reader, relabelling is not None)
         relabelled = "" if relabelling is None else relabelling.fingerprint
         self._settings = _settings(config, reader.name, self._labelling, relabelled)
@@ -320,6 +323,8 @@ def labelling_of(config: PrepareConfig, reader: Reader, relabelled: bool) -> Lab
     """What the stored labels of a dataset are to mean; with MSeg's relabelling, or without."""
     if isinstance(reader, OwnReader):
         return of_classes(reader.name, reader.classes, config.taxonomy)
+    if isinstance(reader, PairReader):
+        return reader.labelling
     table = config.tables.get(reader.name, reader.name)
     if config.taxonomy == "native":
         return in_native(table)

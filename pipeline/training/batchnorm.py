@@ -35,7 +35,10 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training or dist.get_world_size() == 1:
             return super().forward(input)
         count = input.numel() // input.shape[1]
-        local = torch.cat([input.sum((0, 2, 3)), input.square().sum((0, 2, 3))])
+        # In float64: the variance is a difference of sums, whose rounding would depend on how the
+        # batch is dealt to the workers, and training amplifies it.
+        sums = [part.sum((0, 2, 3), dtype=torch.float64) for part in (input, input.square())]
+        local = torch.cat(sums)
         local = torch.cat([local, local.new_tensor([float(count)])])
         total: Any = _SumOverWorkers.apply(local)
         channels, num = input.shape[1], total[-1].detach()
@@ -47,9 +50,10 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked += 1
             momentum = self.momentum if self.momentum is not None else 0.1
             unbiased = variance.detach() * num / (num - 1)
-            self.running_mean.lerp_(mean.detach(), momentum)
-            self.running_var.lerp_(unbiased, momentum)
-        scale = torch.rsqrt(variance.clamp_min(0) + self.eps)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        mean = mean.to(input.dtype)
+        scale = torch.rsqrt(variance.clamp_min(0) + self.eps).to(input.dtype)
         if self.affine:
             scale = scale * self.weight
         shift = -mean * scale

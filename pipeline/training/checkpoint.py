@@ -2,13 +2,17 @@
 
     model.safetensors  config.yaml  labels.txt     readable by `model.checkpoint` alone
     trainer.pt         optimizer, schedule, step; loaded with `weights_only=True`
+    order.txt          a digest of the samples of each step; see `pipeline.training.order`
     metrics.json  provenance.json
 
-The position in the data stream needs no file of its own: step s has used s x batch_size rows.
-Ray Train names the folders after the step and keeps a snapshot of which are complete.
+With a moving average, model.safetensors holds the average, which is what was validated, and
+trainer.pt the weights that training goes on with. The position in the data stream needs no file of
+its own: step s has used s x batch_size rows. Ray Train names the folders after the step and keeps
+a snapshot of which are complete.
 """
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,14 +25,19 @@ import yaml
 from safetensors.torch import load_file
 
 from model.checkpoint import WEIGHTS, save_checkpoint
-from model.lseg import LSeg
 from pipeline.data.storage import open_storage
 from pipeline.data.taxonomy import label_text
 from pipeline.errors import UserError
+from pipeline.training import order
 from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 TRAINER = "trainer.pt"
+METRICS = "metrics.json"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
+_SPARE = "checkpoint_manager_snapshot.spare.json"
 
 
 def name_of(step: int) -> str:
@@ -38,51 +47,62 @@ def name_of(step: int) -> str:
 
 def save(
     folder: Path,
-    lseg: LSeg,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    step: int,
+    state: TrainingState,
     config: TrainMixConfig,
     labels: Sequence[str],
-    metrics: dict[str, float],
+    metrics: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
-    """Writes a checkpoint after `step` steps into an existing folder."""
-    extra = {key: value for key, value in plain(config).items() if key != "model"}
-    texts = [label_text(label) for label in labels]
-    save_checkpoint(folder, lseg, labels, extra_config=extra, texts=texts)
-    state = {
-        "step": step,
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
+    """Writes a checkpoint of a state into an existing folder."""
+    save_model(folder, state, config, labels, metrics, provenance)
+    trainer: dict[str, Any] = {
+        "step": state.step,
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
         "torch_rng": torch.get_rng_state(),
     }
     # The rule of the schedule is a function of the configuration, not state.
-    state["schedule"].pop("lr_lambdas", None)
-    torch.save(state, folder / TRAINER)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    trainer["schedule"].pop("lr_lambdas", None)
+    if state.average is not None:
+        trainer["weights"] = state.lseg.state_dict()
+        trainer["num_averaged"] = int(state.average.n_averaged)
+    torch.save(trainer, folder / TRAINER)
+    order.write(folder / order.FILE, state.order)
+
+
+def save_model(
+    folder: Path,
+    state: TrainingState,
+    config: TrainMixConfig,
+    labels: Sequence[str],
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Writes what it takes to use a model, but not to go on training it."""
+    extra = {key: value for key, value in plain(config).items() if key != "model"}
+    texts = [label_text(label) for label in labels]
+    save_checkpoint(folder, state.evaluated, labels, extra_config=extra, texts=texts)
+    (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
 
 
-def restore(
-    source: ray.train.Checkpoint,
-    lseg: LSeg,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    device: torch.device,
-) -> int:
-    """Loads a checkpoint into a freshly built model, optimizer and schedule.
-
-    Returns:
-        Steps done.
-    """
-    with source.as_directory() as folder:
-        lseg.load_state_dict(load_file(Path(folder) / WEIGHTS, device=str(device)))
-        state = torch.load(Path(folder) / TRAINER, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None] * len(schedule.base_lrs)})
-    torch.set_rng_state(state["torch_rng"])
-    return int(state["step"])
+def restore(source: ray.train.Checkpoint, state: TrainingState, device: torch.device) -> None:
+    """Loads a checkpoint into a freshly built state."""
+    with source.as_directory() as name:
+        folder = Path(name)
+        weights = load_file(folder / WEIGHTS, device=str(device))
+        trainer = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+        state.order = order.read(folder / order.FILE)
+    state.evaluated.load_state_dict(weights)
+    state.lseg.load_state_dict(trainer.get("weights", weights))
+    if state.average is not None:
+        state.average.n_averaged.fill_(trainer.get("num_averaged", 0))
+    state.optimizer.load_state_dict(trainer["optimizer"])
+    lambdas = [None] * len(state.schedule.base_lrs)
+    state.schedule.load_state_dict({**trainer["schedule"], "lr_lambdas": lambdas})
+    torch.set_rng_state(trainer["torch_rng"])
+    state.step = int(trainer["step"])
+    assert len(state.order) == state.step
 
 
 def latest_step(run: RunConfig) -> int:
@@ -97,6 +117,71 @@ def latest_step(run: RunConfig) -> int:
     latest = json.loads(storage.read(path)).get("latest_checkpoint_result")
     match = re.fullmatch(r"step_(\d+)", latest["checkpoint_dir_name"]) if latest else None
     return int(match.group(1)) if match else 0
+
+
+def latest_folder(run: RunConfig) -> str:
+    """The newest complete checkpoint of a run, which has one: a path or an s3:// address."""
+    return f"{run.storage}/{run.name}/{name_of(latest_step(run))}"
+
+
+def metrics_of(run: RunConfig, step: int) -> dict[str, Any]:
+    """The metrics that the checkpoint after `step` steps was reported with."""
+    path = f"{run.name}/{name_of(step)}/{METRICS}"
+    return json.loads(open_storage(run.storage).read(path))
+
+
+class SnapshotKeeper(ray.train.UserCallback):
+    """Keeps a second copy of Ray Train's snapshot, which Ray writes in place.
+
+    A disk that is full while it does leaves an empty file, and with it a run that cannot resume
+    though its checkpoints are whole. Ray deletes older checkpoints only after the snapshot was
+    written, so the copy before it is still true.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        self._run = run
+
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        """Copies the snapshot that this report has changed."""
+        if checkpoint is None:
+            return
+        try:
+            storage = open_storage(self._run.storage)
+            snapshot = storage.read(f"{self._run.name}/{_SNAPSHOT}")
+            storage.write(f"{self._run.name}/{_SPARE}", snapshot)
+        except Exception as error:  # It is a spare: the run does not depend on it.
+            logger.warning("no second copy of the run's snapshot: %s", error)
+
+
+def repair(run: RunConfig) -> None:
+    """Replaces a torn snapshot of Ray Train by the copy of the one before.
+
+    Raises:
+        UserError: The snapshot names a checkpoint that is not there.
+    """
+    storage = open_storage(run.storage)
+    path, spare = f"{run.name}/{_SNAPSHOT}", f"{run.name}/{_SPARE}"
+    if not storage.exists(path):
+        return
+    try:
+        snapshot = json.loads(storage.read(path))
+    except ValueError:
+        if not storage.exists(spare):
+            logger.warning("%s is torn, and no checkpoint was complete: starting over", path)
+            storage.delete(path)
+            return
+        logger.warning("%s is torn: taking the one of the checkpoint before", path)
+        data = storage.read(spare)
+        snapshot = json.loads(data)
+        storage.write(path, data)
+    for result in snapshot.get("checkpoint_results", []):
+        folder = f"{run.name}/{result['checkpoint_dir_name']}"
+        if not storage.exists(f"{folder}/{TRAINER}"):
+            raise UserError(
+                f"run.name={run.name}: its checkpoint {folder} in {run.storage} is gone or not "
+                "whole, and Ray Train resumes only where all that it knows of are there: put it "
+                "back, or give the run another name"
+            )
 
 
 def check_resumable(config: TrainMixConfig, labels: Sequence[str]) -> None:

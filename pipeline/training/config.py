@@ -3,8 +3,9 @@
 Units are in the names: `_px` pixels, `_s` seconds. Counts of steps are optimiser steps.
 """
 
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from model.config import ModelConfig
@@ -77,16 +78,27 @@ class DistractorConfig:
             raise UserError(f"train.distractors.count={self.count}: must be 0 or more")
 
 
+DEFAULT_STEPS = 100_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The optimisation; defaults as published for ADE20K where they apply."""
 
-    steps: int = 100_000
-    """Optimiser steps of the whole run."""
+    steps: int = 0
+    """Optimiser steps of the whole run. Give exactly one of `steps`, `images` and `passes`; with
+    none, 100 000 steps."""
+    images: int = 0
+    """Training images of the whole run, instead of `steps`; rounded up to whole steps."""
+    passes: float = 0.0
+    """Passes over the data, instead of `steps`: one is as many images as the datasets have samples
+    in use (see `data.caps`)."""
     batch_size: int = 32
     """Samples of one optimiser step over all workers."""
     accumulate: int = 1
-    """Forward and backward passes per step and worker; saves memory, changes nothing else."""
+    """Forward and backward passes per step and worker, to save memory. The gradients are summed
+    exactly, but batch norm takes its statistics over one pass of all workers, batch_size /
+    accumulate images, so that a network with batch norm trains a little differently."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` as published; `adamw` for backbones that are trained from scratch."""
     lr: float = 0.004
@@ -103,6 +115,10 @@ class TrainConfig:
     """Gradients are scaled down to this norm; 0 turns clipping off, as published."""
     labels: Literal["present", "all"] = "present"
     """Labels to train against: the classes that occur in the training shards, or all."""
+    label_sets: Literal["union", "own"] = "union"
+    """Labels that compete in an image: those of the run, or only those that its dataset shows."""
+    test_fold: int | None = None
+    """On the pairs of a few-shot benchmark: the fold whose classes are not trained, 0 to 3."""
     other: OtherConfig = field(default_factory=OtherConfig)
     """How the word "other" is taught."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
@@ -116,9 +132,15 @@ class TrainConfig:
     """Keep pictures and convolutions in channels-last order; `auto` does so on GPUs, where their
     bf16 kernels want it."""
     sync_batchnorm: bool = True
-    """Share batch-norm statistics over the workers."""
+    """Share batch-norm statistics over the workers; without it a run depends on their number."""
+    ema_decay: float = 0.0
+    """Decay per step of a moving average of the weights (0.9999, say), which is then what is
+    validated and handed out; 0 keeps none, as published."""
+    deterministic: bool = False
+    """Use only kernels that give the same bits each time, on the same hardware; slower on GPUs."""
     max_nonfinite_steps: int = 10
-    """Steps with a loss or gradient that is not finite are skipped, up to this many in a row."""
+    """Steps with a loss or gradient that is not finite are skipped, up to this many in a row; one
+    more ends the run with a diagnosis."""
     log_every: int = 20
     """Steps between two lines of log and two points in MLflow."""
     validate_every: int = 1000
@@ -128,25 +150,66 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
-    """Checkpoints to keep."""
+    """Checkpoints to keep, the newest ones."""
+    keep_best: str = "val/miou"
+    """Metric of the validation by which the best model is kept besides; empty for none."""
+    storage_patience_s: float = 1800.0
+    """How long a checkpoint that the run's storage does not take is tried again, while training
+    goes on; then the workers start anew from the last one."""
 
     def __post_init__(self) -> None:
+        given = [name for name in ("steps", "images", "passes") if getattr(self, name)]
+        if len(given) > 1:
+            raise UserError(
+                f"train.{given[0]}={getattr(self, given[0])}: train.{given[1]}="
+                f"{getattr(self, given[1])} also says how long the run is: give exactly one of "
+                "train.steps, train.images and train.passes, and set the others to 0"
+            )
+        for name in ("steps", "images", "passes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be above 0")
         positive = (
-            "steps batch_size accumulate log_every checkpoint_every keep_checkpoints "
+            "batch_size accumulate log_every checkpoint_every keep_checkpoints "
             "max_nonfinite_steps lr"
         )
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be above 0")
-        for name in ("weight_decay", "warmup_steps", "clip_norm", "validate_every", "val_images"):
+        not_negative = (
+            "weight_decay warmup_steps clip_norm validate_every val_images storage_patience_s"
+        )
+        for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be 0 or more")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"train.momentum={self.momentum}: must be at least 0 and below 1")
-        if self.warmup_steps >= self.steps:
+        for name in ("momentum", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"train.{name}={getattr(self, name)}: must be at least 0 and below 1"
+                )
+        if self.keep_best and not re.fullmatch(r"val/(\w+/)?(miou|pixel_accuracy)", self.keep_best):
+            raise UserError(
+                f"train.keep_best={self.keep_best!r}: must be a metric of the validation: write "
+                "val/miou, val/pixel_accuracy or val/DATASET/miou, or '' to keep none"
+            )
+        if self.steps and self.warmup_steps >= self.steps:
             raise UserError(
                 f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}"
             )
+
+
+def in_steps(train: TrainConfig, rows_per_epoch: int) -> TrainConfig:
+    """The same settings with the length of the run in steps alone.
+
+    Args:
+        train: With any one of `steps`, `images` and `passes`.
+        rows_per_epoch: Images of one pass over the data; 0 if that is not known, which leaves
+            `passes` as they are.
+    """
+    images = train.images or math.ceil(train.passes * rows_per_epoch)
+    if not images:
+        return replace(train, steps=train.steps or (0 if train.passes else DEFAULT_STEPS))
+    steps = -(-images // train.batch_size)
+    return replace(train, steps=steps, images=0, passes=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +218,14 @@ class ClusterConfig:
 
     num_workers: int = 1
     """Training workers; with GPUs, one GPU each."""
+    min_workers: int = 0
+    """Fewest workers to go on with when nodes are lost, at the same batch_size: each then takes
+    more images of it, and needs more memory. 0: always `num_workers`."""
+    resize_every_s: float = 60.0
+    """With `min_workers`: seconds between two looks for nodes that have come (back). A resize
+    starts all workers anew from the last checkpoint."""
+    placement: Literal["PACK", "SPREAD"] = "PACK"
+    """Workers on as few nodes as possible, or on as many."""
     use_gpu: bool = False
     """Train on GPUs (NCCL) rather than CPUs (gloo)."""
     cpus_per_worker: float = 1.0
@@ -162,11 +233,28 @@ class ClusterConfig:
     threads_per_worker: int = 0
     """Threads of a worker's CPU kernels; 0 shares the cores of the node among its workers."""
     max_failures: int = 3
-    """Worker or node failures to recover from before the run ends; -1 for no limit."""
+    """Worker or node failures to recover from before the run ends; -1 for no limit. Announced
+    losses of nodes (preemption) do not count."""
+    preemption_every: int = 10
+    """Steps between two looks whether a node is about to be taken away, which calls for a
+    checkpoint; 0 never looks."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise UserError(f"cluster.num_workers={self.num_workers}: must be at least 1")
+        if not 0 <= self.min_workers <= self.num_workers:
+            raise UserError(
+                f"cluster.min_workers={self.min_workers}: must be between 0 and "
+                f"cluster.num_workers={self.num_workers}"
+            )
+        if not self.resize_every_s > 0:
+            raise UserError(f"cluster.resize_every_s={self.resize_every_s}: must be above 0")
+        if self.preemption_every < 0:
+            raise UserError(f"cluster.preemption_every={self.preemption_every}: must be >= 0")
+        if self.max_failures < -1:
+            raise UserError(
+                f"cluster.max_failures={self.max_failures}: must be >= 0, or -1 for no limit"
+            )
         if not self.cpus_per_worker > 0:
             raise UserError(f"cluster.cpus_per_worker={self.cpus_per_worker}: must be above 0")
 
@@ -192,7 +280,10 @@ class TrainMixConfig:
 
     @property
     def rows_per_pass(self) -> int:
-        """Samples of one forward pass of one worker."""
+        """Samples of one forward pass of one worker: a block of the stream.
+
+        Where fewer than `cluster.num_workers` are left, some take several blocks in a pass.
+        """
         return self.train.batch_size // (self.cluster.num_workers * self.train.accumulate)
 
     @property

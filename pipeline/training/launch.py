@@ -1,16 +1,21 @@
 """Starts a training run with Ray Train, or resumes the one of the same name."""
 
 import functools
+import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import ray
 import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipeline.data.fewshot.training import without_fold
 from pipeline.data.ingest import (
     Corpus,
     build_mixture,
@@ -20,17 +25,29 @@ from pipeline.data.ingest import (
     training_stream,
 )
 from pipeline.data.mixture import Mixture
+from pipeline.data.shards import Manifest
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
-from pipeline.training.config import TrainMixConfig
-from pipeline.training.job import Job
-from pipeline.training.labels import training_labels
+from pipeline.training.config import TrainMixConfig, in_steps
+from pipeline.training.episodes import episode_labels
+from pipeline.training.failures import FailureReporter, explained
+from pipeline.training.job import Job, Verdict
+from pipeline.training.labels import LabelSpace, training_labels
 from pipeline.training.loop import train_worker
 from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
+from pipeline.training.stopping import (
+    TrainingStopped,
+    TrainingTerminated,
+    run_stoppable,
+    start_signal,
+)
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 12
+"""Datasets that are named one by one; the classes of a few-shot benchmark are more."""
 
 
 @dataclass(frozen=True)
@@ -45,48 +62,128 @@ class Outcome:
     """Wall time of this call."""
 
 
-def train(config: TrainMixConfig) -> Outcome:
-    """Trains to the end; Ray must be running.
+class StreamDealer(ray.train.DataConfig):
+    """Deals the blocks of the stream to the workers strictly in turn, however many there are.
+
+    Ray's own configuration also cuts off what does not divide among them.
+    """
+
+    def configure(
+        self, datasets: Any, world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """One iterator of each dataset for each worker."""
+        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            dataset = dataset.copy(dataset)
+            dataset.context.execution_options = self._resolve_execution_options(name)
+            for worker, part in enumerate(dataset.streaming_split(world_size, equal=False)):
+                output[worker][name] = part
+        return output
+
+
+def train(config: TrainMixConfig, start_ray: Callable[[float], None] | None = None) -> Outcome:
+    """Trains to the end.
 
     Args:
         config: The run. `run.storage` must be reachable from all nodes.
+        start_ray: Called with the number of logical CPUs once there is something to train; None
+            where Ray is running.
 
     Raises:
-        UserError: The shards, the run's folder or the settings do not fit each other.
+        UserError: The shards, the run's folder or the settings do not fit each other; or the
+            gradients are not finite any more.
+        TrainingStopped: It was asked to stop, and has a checkpoint.
         ray.train.TrainingFailedError: Training failed more often than allowed.
     """
     began = time.perf_counter()
     config = absolute(config)
     check_model(config.model)
-    corpus = open_corpus(config.data.shards, config.data.train_split)
+    corpus = training_corpus(config)
     val = _validation_corpus(config)
     mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
+    config = replace(config, train=in_steps(config.train, mixture.rows_per_epoch))
     used = {name: corpus.manifests[name] for name in mixture.datasets}
     corpus = replace(corpus, manifests=used)
+    if config.train.test_fold is not None:
+        val = None  # The test fold is for `jobs/evaluate.py`; pairs have no split to validate on.
     if val is not None:  # Which may show other datasets, and so other classes.
         val = replace(val, wanted=corpus.taxonomy)
-    labels = training_labels(used.values(), config.train.labels, corpus.taxonomy)
+    labels = labels_of(used.values(), config, corpus)
     distractor_texts(config.train.distractors, labels)
+    checkpoint.repair(config.run)
     checkpoint.check_resumable(config, labels.names)
     first = checkpoint.latest_step(config.run)
+    if first >= config.train.steps:
+        logger.info("run %s is finished: it has %d steps", config.run.name, first)
+        return _outcome(config, began)
     _announce(config, corpus, mixture, len(labels), first)
+    if start_ray is not None:
+        start_ray(config.logical_cpus)
 
     tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""}
-    tags |= {f"manifest.{name}": manifest.fingerprint for name, manifest in used.items()}
+    tags |= manifest_tags(used)
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
-    job = Job(config, labels, val, tags)
-    cluster = config.cluster
+    stop = start_signal()
+    job = Job(config, labels, corpus, mixture, val, stop=stop, tags=tags)
+    trainer = _trainer(job, functools.partial(remaining_stream, config, corpus, mixture))
+    try:
+        result = run_stoppable(trainer.fit, stop)
+    except ray.train.TrainingFailedError as error:
+        raise explained(error, config) from error
+    verdict: Verdict = result.return_value or Verdict()
+    if verdict.failed:
+        raise UserError(verdict.failed)
+    if verdict.stopped:
+        terminated = ray.get(stop.reason.remote()) == "SIGTERM"
+        raise (TrainingTerminated if terminated else TrainingStopped)(
+            f"run {config.run.name} {verdict.stopped}; the same command resumes from checkpoint "
+            f"{checkpoint.latest_folder(config.run)}"
+        )
+    return _outcome(config, began)
+
+
+def training_corpus(config: TrainMixConfig) -> Corpus:
+    """The training split, without the classes of the test fold."""
+    corpus = open_corpus(config.data.shards, config.data.train_split)
+    fold = config.train.test_fold
+    if fold is None:
+        return corpus
+    return replace(corpus, manifests=without_fold(corpus.manifests, fold))
+
+
+def manifest_tags(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    """The fingerprint of each dataset's shards; of very many, one over all."""
+    prints = {name: manifest.fingerprint for name, manifest in manifests.items()}
+    if len(prints) <= _SHOWN:
+        return {f"manifest.{name}": value for name, value in prints.items()}
+    whole = hashlib.sha256("".join(f"{n} {v}\n" for n, v in prints.items()).encode()).hexdigest()
+    return {"manifests": f"{whole[:16]} ({len(prints)} datasets)"}
+
+
+def labels_of(
+    manifests: Collection[Manifest], config: TrainMixConfig, corpus: Corpus
+) -> LabelSpace:
+    """The label space of a run: of few-shot pairs, or of the classes that its masks show."""
+    pairs = episode_labels(manifests, config.train)
+    return pairs or training_labels(manifests, config.train.labels, corpus.taxonomy)
+
+
+def _trainer(job: Job, stream: Callable[[], ray.data.Dataset]) -> TorchTrainer:
+    config, cluster = job.config, job.config.cluster
     # The workers get the settings of this process's DataContext.
     configure_context(config.data.augment.crop_px, config.rows_per_pass)
-    trainer = TorchTrainer(
+    most, fewest = cluster.num_workers, cluster.min_workers
+    return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=(fewest, most) if fewest else most,
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
             use_gpu=cluster.use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker}
             | ({"GPU": 1} if cluster.use_gpu else {}),
+            placement_strategy=cluster.placement,
         ),
         run_config=ray.train.RunConfig(
             name=config.run.name,
@@ -94,16 +191,18 @@ def train(config: TrainMixConfig) -> Outcome:
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={"env_vars": _worker_environment()},
+            worker_runtime_env={"env_vars": _worker_environment(config)},
+            callbacks=[checkpoint.SnapshotKeeper(config.run), FailureReporter(config.run)],
         ),
         # A callable is asked anew whenever workers start, also after a failure.
-        datasets={"train": functools.partial(remaining_stream, config, corpus, mixture)},
-        dataset_config=ray.train.DataConfig(execution_options=execution_options()),
+        datasets={"train": stream},
+        dataset_config=StreamDealer(execution_options=execution_options()),
     )
-    result = trainer.fit()
-    step = checkpoint.latest_step(config.run)
-    folder = f"{config.run.storage}/{config.run.name}/{checkpoint.name_of(step)}"
-    return Outcome(folder, dict(result.metrics or {}), time.perf_counter() - began)
+
+
+def _outcome(config: TrainMixConfig, began: float) -> Outcome:
+    metrics = checkpoint.metrics_of(config.run, checkpoint.latest_step(config.run))
+    return Outcome(checkpoint.latest_folder(config.run), metrics, time.perf_counter() - began)
 
 
 def remaining_stream(config: TrainMixConfig, corpus: Corpus, mixture: Mixture) -> ray.data.Dataset:
@@ -150,19 +249,24 @@ def _validation_corpus(config: TrainMixConfig) -> Corpus | None:
         return None
 
 
-def _worker_environment() -> dict[str, str]:
+def _worker_environment(config: TrainMixConfig) -> dict[str, str]:
     """Variables that the workers need and Ray does not pass on by itself."""
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    if config.train.deterministic:
+        found["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # Read once, when CUDA starts.
+    return found
 
 
 def _announce(
     config: TrainMixConfig, corpus: Corpus, mixture: Mixture, num_labels: int, first: int
 ) -> None:
+    named = list(zip(mixture.datasets, mixture.shares, strict=True))
     shares = ", ".join(
-        f"{name} {share:.1%} of {corpus.sizes[name]}"
-        for name, share in zip(mixture.datasets, mixture.shares, strict=True)
+        f"{name} {share:.1%} of {corpus.sizes[name]}" for name, share in named[:_SHOWN]
     )
+    if len(named) > _SHOWN:
+        shares += f", ... ({len(named)} in all)"
     logger.info("mixture: %s", shares)
     logger.info(
         "run %s: %d labels, %d steps of %d images on %d workers%s",

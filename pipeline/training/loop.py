@@ -4,35 +4,40 @@ One optimiser step: fetch the micro-batches, count the labelled pixels of the GL
 and backward with the loss divided by that count, all-rank finite check, clip, step, schedule. So N
 workers make the same update as one worker with an N times larger batch. Now and then: log,
 validate, checkpoint. Host synchronisations are marked.
+
+Exactness. The gradients of the accumulated passes sum to those of the whole batch, whatever the
+number of passes and workers. Batch norm sees one pass of all workers at a time: `accumulate` > 1
+gives it smaller batches, and so another (equally good) training of a network that has any.
 """
 
 import logging
-import os
-import sys
-import tempfile
-import warnings
+import math
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
-import ray.train.torch
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from model.loss import segmentation_loss
-from model.lseg import LSeg, build_lseg
 from model.text import TextEncoder, build_text_encoder
-from pipeline.data.ingest import Timed
+from pipeline.data.ingest import Timed, batches_of
 from pipeline.data.taxonomy import IGNORE
 from pipeline.training import checkpoint
-from pipeline.training.config import TrainConfig, TrainMixConfig
-from pipeline.training.job import Job, open_tracker
+from pipeline.training.bad_samples import BadSamples
+from pipeline.training.device_batches import on_device
+from pipeline.training.diagnosis import diagnose
+from pipeline.training.episodes import EpisodeQuestions
+from pipeline.training.job import Job, Verdict, open_tracker, prepare_process
+from pipeline.training.order import Plan, wrapped
 from pipeline.training.progress import Progress
+from pipeline.training.question import Question
 from pipeline.training.questions import Questions
 from pipeline.training.regularizer_watch import RegularizerWatch
+from pipeline.training.saving import Saver
+from pipeline.training.state import Statistics, TrainingState, build_state
+from pipeline.training.stopping import StopListener
 from pipeline.training.tracking import Tracker
 from pipeline.training.validation import validate
 from pipeline.training.wrapping import wrap
@@ -40,30 +45,26 @@ from pipeline.training.wrapping import wrap
 logger = logging.getLogger(__name__)
 
 
-def train_worker(settings: dict[str, Any]) -> None:
+def train_worker(settings: dict[str, Any]) -> Verdict:
     """Entry point of each training worker; `settings["job"]` is a `Job`."""
     job: Job = settings["job"]
-    config = job.config
-    _log_to_driver()
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        share = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
-        torch.set_num_threads(config.cluster.threads_per_worker or share)
-
-    torch.manual_seed(config.run.seed)
+    config, context = job.config, ray.train.get_context()
+    device = prepare_process(config)
     encoder = build_text_encoder(config.model.text)
-    lseg = build_lseg(config.model, encoder.dim).to(device)
-    optimizer = build_optimizer(lseg, config.train)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, config))
-    latest = ray.train.get_checkpoint()
-    first_step = checkpoint.restore(latest, lseg, optimizer, schedule, device) if latest else 0
-    wrapped = wrap(lseg, config.train, device, world)
-
+    state = build_state(config, encoder.dim, device)
+    if latest := ray.train.get_checkpoint():
+        checkpoint.restore(latest, state, device)
+    wrapped = wrap(state.lseg, config.train, device, context.get_world_size())
     with ExitStack() as stack:
-        tracker = stack.enter_context(open_tracker(config, job.tags)) if rank == 0 else None
-        Loop(job, lseg, wrapped, encoder, optimizer, schedule, device, tracker).run(first_step)
+        tracker = stop = None
+        if context.get_world_rank() == 0:
+            tracker = stack.enter_context(open_tracker(config, job.tags))
+            stop = stack.enter_context(StopListener(job.stop)) if job.stop else None
+        verdict = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
+        if tracker and verdict != Verdict():
+            tracker.log_text(verdict.failed or verdict.stopped, "ended_early.txt")
+            tracker.close("FAILED" if verdict.failed else "KILLED")
+    return verdict
 
 
 class Loop:
@@ -72,186 +73,227 @@ class Loop:
     def __init__(
         self,
         job: Job,
-        lseg: LSeg,
+        state: TrainingState,
         wrapped: nn.Module,
         encoder: TextEncoder,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
         device: torch.device,
         tracker: Tracker | None,
+        stop: StopListener | None,
     ) -> None:
         self.job, self.config, self.train = job, job.config, job.config.train
-        self.lseg, self.wrapped = lseg, wrapped
-        self.optimizer, self.schedule = optimizer, schedule
-        self.device, self.tracker = device, tracker
+        self.state, self.lseg, self.wrapped = state, state.lseg, wrapped
+        self.device, self.tracker, self.stop = device, tracker, stop
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.questions = Questions(self.config, job.labels, encoder, device)
+        self.plan = Plan(job.mixture, job.corpus)
+        self.questions = (
+            EpisodeQuestions(job.labels, encoder, device)
+            if job.is_few_shot
+            else Questions(self.config, job.labels, encoder, device, job.own_labels)
+        )
+        self.saver = Saver(job, state, self.rank, tracker)
+        self.statistics = Statistics(self.lseg)
         self.amp = _autocast(self.train.precision, device)
-        self.watch = RegularizerWatch(lseg, tracker, self.train.log_every, self.amp)
-        self.nonfinite = 0
+        self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
+        self.first_step, self.nonfinite, self.preempted = state.step, 0, False
+        self.verdict = Verdict()
+        self.bad = BadSamples(self.config.data.max_bad_share)
 
-    def run(self, first_step: int) -> None:
-        """Trains from `first_step` to the end."""
+    def run(self) -> Verdict:
+        """Trains from the state's step to the end, or until there is a reason to stop."""
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None
         rows = self.config.rows_per_pass
-        stream: Any = shard.iter_batches(batch_size=rows, prefetch_batches=2)
-        batches = Timed(iter(stream))
-        progress = Progress(first_step, self.train.steps, self.train.batch_size)
+        batches = Timed(on_device(batches_of(shard, rows), self.device))
+        progress = Progress(self.state.step, self.train.steps, self.train.batch_size)
         metrics: dict[str, float] = {}
-        for step in range(first_step, self.train.steps):
-            loss, grad_norm = self.step(step, batches)
-            done = step + 1
-            if done % self.train.log_every == 0 or done == self.train.steps:
+        while self.state.step < self.train.steps and self.verdict == Verdict():
+            loss, grad_norm = self.step(batches)
+            done = self.state.step
+            last = done == self.train.steps
+            if last or _every(done, self.train.log_every):
                 dist.all_reduce(loss)  # host synchronisation below, at `.item()`
-                metrics = self.log(done, loss.item(), grad_norm, progress, batches)
-            if done == self.train.steps or _every(done, self.train.validate_every):
-                metrics |= self.validate(done)
+                metrics = self.log(loss.item(), grad_norm, progress, batches)
+            if last or _every(done, self.train.validate_every):
+                metrics |= self.validate()
                 progress.skip()
-            if done == self.train.steps or _every(done, self.train.checkpoint_every):
-                self.save(done, metrics)
+            stopped = bool(self.verdict.stopped)
+            due = _every(done, self.train.checkpoint_every) or self.node_is_leaving()
+            if (last or stopped or due) and not self.verdict.failed:
+                self.saver.save(metrics, must=last or stopped)
+        self.saver.wait()
+        return self.verdict
 
-    def step(self, step: int, batches: Timed) -> tuple[Tensor, float]:
+    def step(self, batches: Timed) -> tuple[Tensor, float]:
         """One optimiser step.
 
         Returns:
             loss: 0-d, this worker's part of the mean loss over the global batch.
             grad_norm: Norm of the gradients before clipping.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        text_KC, lut = self.questions.at(step)
-        micro = [self.fetch(step, part, batches, lut) for part in range(self.train.accumulate)]
-        num_labelled = torch.stack([(label != IGNORE).sum() for _, label in micro]).sum()
-        dist.all_reduce(num_labelled)
-        self.watch.look(step, micro[0][0], text_KC)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.statistics.keep()
+        question = self.questions.at(self.state.step, self.plan.rows(self.state.step))
+        micro, digest = [], 0
+        for part in range(self.train.accumulate):
+            image, label, dataset, part_digest = self.fetch(part, batches, question)
+            micro.append((image, label, dataset))
+            digest += part_digest
+        num_labelled, stop, digest = self.agree([label for _, label, _ in micro], digest)
+        self.watch.look(self.state.step, micro[0][0], question.text_KC)
         # DDP averages gradients over workers; the mean wanted is over all labelled pixels.
         weight = self.world / num_labelled.clamp_min(1)
         total = torch.zeros((), device=self.device)
-        for part, (image, label) in enumerate(micro):
+        for part, (image, label, dataset) in enumerate(micro):
             is_last = part + 1 == len(micro)
             sync = nullcontext() if is_last or self.world == 1 else self.wrapped.no_sync()  # type: ignore[operator]
             with sync:
                 with self.amp:
-                    logits = self.wrapped(self.lseg.normalize(image), text_KC)
-                loss_sum, _ = segmentation_loss(logits, label, IGNORE)
+                    logits = self.wrapped(self.lseg.normalize(image), question.text_KC)
+                loss_sum, _ = segmentation_loss(question.mask(logits, dataset), label, IGNORE)
                 loss = loss_sum * weight
                 loss.backward()
             total += loss.detach() / self.world
         # Gradients are all-reduced: every worker sees the same norm and decides alike.
         limit = self.train.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.lseg.parameters(), limit).item()  # host sync
-        if np.isfinite(norm):
-            self.optimizer.step()
+        if math.isfinite(norm):
+            self.state.optimizer.step()
             self.nonfinite = 0
+            if self.state.average:
+                self.state.average.update_parameters(self.lseg)
         else:
-            self.skip_step(step, norm)
-        self.schedule.step()
+            self.skip_step(norm, total)
+        self.state.schedule.step()
+        self.state.step += 1
+        self.state.order.append(int(digest))
+        if stop and self.state.step < self.train.steps and not self.verdict.failed:
+            self.verdict = Verdict(stopped=f"asked to stop, after step {self.state.step}")
         return total, norm
 
-    def fetch(self, step: int, part: int, batches: Timed, lut: Tensor) -> tuple[Tensor, Tensor]:
+    def agree(self, labels: list[Tensor], digest: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One all-reduce for all that the workers must know of each other in a step.
+
+        Returns:
+            num_labelled: 0-d int64, labelled pixels of the global batch.
+            stop: 0-d int64, not 0 if the run was asked to stop.
+            digest: 0-d int64, of the samples of the global batch.
+        """
+        asked = bool(self.stop and self.stop.reason)
+        mine = torch.tensor([0, asked, wrapped(digest)], dtype=torch.int64)
+        mine = mine.to(self.device, non_blocking=True)
+        mine[0] = torch.stack([(label != IGNORE).sum() for label in labels]).sum()
+        dist.all_reduce(mine)
+        return mine[0], mine[1], mine[2]
+
+    def fetch(
+        self, part: int, batches: Timed, question: Question
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
         """The next micro-batch of this worker, on the device.
+
+        A micro-batch of all workers is `cluster.num_workers` blocks of the stream, dealt to the
+        workers in turn since the first step of this attempt.
 
         Returns:
             image: (B, H, W, 3) uint8.
             label: (B, H, W) int64, positions in the step's labels, or IGNORE.
+            dataset: (B,) int64, positions in `Mixture.datasets`.
+            digest: Of the rows; see `Plan.digest`.
         """
-        batch = next(batches)
-        rows = self.config.rows_per_pass
-        turn = part * self.world + self.rank
-        expected = step * self.train.batch_size + turn * rows
-        if int(batch["t"][0]) != expected:
+        step, rows = self.state.step, self.config.rows_per_pass
+        per_part = self.config.cluster.num_workers
+        first = part * per_part
+        turn = (step - self.first_step) * self.train.accumulate * per_part + first
+        mine = [i for i in range(per_part) if (turn + i) % self.world == self.rank]
+        blocks = [next(batches) for _ in mine]
+        plan = [self.plan.rows(step)[(first + i) * rows : (first + i + 1) * rows] for i in mine]
+        found = [int(t) for block in blocks for t in block["t"]]
+        planned = [row for block in plan for row in block]
+        if found != [row.t for row in planned]:
             raise RuntimeError(
-                f"worker {self.rank} got row {int(batch['t'][0])} of the stream at step {step}, "
-                f"not {expected}: the ingest is out of order"
+                f"worker {self.rank} got rows {found} of the stream at step {step}, not "
+                f"{[row.t for row in planned]}: the ingest is out of order"
             )
-        image, label = torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"])
-        label = label.to(self.device, non_blocking=True).long()
-        return image.to(self.device, non_blocking=True), lut[label]
+        checksums: list[int] = []
+        for block in blocks:
+            self.bad.add(block)
+            checksums += block["crc32"].tolist()
+        dataset = torch.tensor([row.dataset for row in planned])
+        dataset = dataset.to(self.device, non_blocking=True)
+        return (
+            _joined([block["image"] for block in blocks]),
+            question.target(_joined([block["label"] for block in blocks]), dataset),
+            dataset,
+            self.plan.digest(planned, checksums),
+        )
 
-    def skip_step(self, step: int, norm: float) -> None:
-        """Leaves the weights as they are after a gradient that is not finite."""
+    def skip_step(self, norm: float, loss: Tensor) -> None:
+        """Leaves the weights and the statistics as they are after a gradient of NaN or infinity."""
         self.nonfinite += 1
+        self.statistics.put_back()
+        step = self.state.step + 1
         if self.rank == 0:
-            logger.warning("step %d: the gradient norm is %s; step skipped", step + 1, norm)
+            logger.warning("step %d: the gradient norm is %s; step skipped", step, norm)
         if self.nonfinite > self.train.max_nonfinite_steps:
-            raise RuntimeError(
-                f"{self.nonfinite} steps in a row without a finite gradient, more than "
-                f"train.max_nonfinite_steps={self.train.max_nonfinite_steps}: lower train.lr or "
-                "set train.clip_norm"
-            )
+            whole = loss.clone()
+            dist.all_reduce(whole)
+            text = diagnose(self.state, self.config, self.plan, whole.item(), norm, self.nonfinite)
+            self.verdict = Verdict(failed=text)
+
+    def node_is_leaving(self) -> bool:
+        """Whether a node has just been announced to be taken away; asks all workers together."""
+        if self.preempted or not _every(self.state.step, self.config.cluster.preemption_every):
+            return False
+        info = ray.train.get_preemption_info()
+        if info is None:
+            return False
+        self.preempted = True
+        if self.rank == 0:
+            nodes = ", ".join(node[:8] for node in info.preempted_node_ids)
+            step = self.state.step
+            logger.warning("step %d: node %s is about to leave: checkpoint", step, nodes)
+        return True
 
     def log(
-        self, done: int, loss: float, grad_norm: float, progress: Progress, batches: Timed
+        self, loss: float, grad_norm: float, progress: Progress, batches: Timed
     ) -> dict[str, float]:
         """One line of log and one point in MLflow, on rank 0."""
+        done = self.state.step
         speed = progress.lap(done, batches)
+        num_bad, problem = self.bad.totals(self.device)
+        if problem:
+            self.verdict = Verdict(failed=problem)
         metrics = {
             "train/loss": loss,
-            "train/lr": self.schedule.get_last_lr()[0],
+            "train/lr": self.state.schedule.get_last_lr()[0],
             "train/grad_norm": grad_norm,
             "train/images_per_s": speed.images_per_s,
             "train/data_wait_share": speed.data_wait_share,
+            "train/bad_samples": num_bad,
         }
         if self.tracker:
             self.tracker.log_metrics(metrics, done)
             logger.info("%s", progress.line(done, loss, speed))
         return metrics
 
-    def validate(self, done: int) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """Scores the validation split over all workers; the same figures on each."""
         if self.job.val is None:
             return {}
         result = validate(
-            self.lseg, self.questions.text_KC, self.job.labels, self.job.val, self.config, self.amp
+            self.state.evaluated,
+            self.questions,
+            self.job.labels,
+            self.job.val,
+            self.config,
+            self.amp,
         )
-        metrics = result.metrics()
+        metrics, done = result.metrics(), self.state.step
         if self.tracker:
             self.tracker.log_metrics(metrics, done)
             self.tracker.log_text(result.table(), f"validation/step_{done:08d}.txt")
             logger.info("step %d  validation mIoU %.3f", done, metrics["val/miou"])
+        self.saver.keep_best(metrics)
         return metrics
-
-    def save(self, done: int, metrics: dict[str, float]) -> None:
-        """Reports a checkpoint; every worker must come here at the same step."""
-        report = {"step": done, **metrics}
-        if self.rank != 0:
-            ray.train.report(report, checkpoint_dir_name=checkpoint.name_of(done))
-            return
-        folder = Path(tempfile.mkdtemp(prefix="lseg-checkpoint-"))
-        checkpoint.save(
-            folder,
-            self.lseg,
-            self.optimizer,
-            self.schedule,
-            done,
-            self.config,
-            self.job.labels.names,
-            report,
-            self.job.tags,
-        )
-        ray.train.report(
-            report,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=checkpoint.name_of(done),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        )
-
-
-def build_optimizer(lseg: LSeg, train: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser over the published parameter groups."""
-    groups = lseg.parameter_groups(train.lr)
-    if train.optimizer == "adamw":
-        # Adam's step does not depend on the size of a gradient: the groups need no factor.
-        groups = [{**group, "lr": train.lr} for group in groups]
-        return torch.optim.AdamW(groups, weight_decay=train.weight_decay)
-    return torch.optim.SGD(groups, momentum=train.momentum, weight_decay=train.weight_decay)
-
-
-def rate(step: int, config: TrainMixConfig) -> float:
-    """Factor on the learning rates at a step: linear warm-up, then polynomial decay."""
-    train = config.train
-    warm = min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else 1.0
-    return warm * (1 - min(step, train.steps) / train.steps) ** train.poly_power
 
 
 def _every(done: int, interval: int) -> bool:
@@ -263,13 +305,5 @@ def _autocast(precision: str, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def _log_to_driver() -> None:
-    """Sends our own lines of log to stdout, which Ray passes on, and of Ray's only warnings."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    ours = logging.getLogger("pipeline")
-    ours.handlers, ours.propagate = [handler], False
-    ours.setLevel(logging.INFO)
-    logging.getLogger().setLevel(logging.WARNING)
-    # Batches arrive as read-only views into Ray's object store; nothing here writes into them.
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

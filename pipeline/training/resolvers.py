@@ -1,9 +1,9 @@
 """Where `LSeg.load` finds checkpoints that are not on this machine: S3, and MLflow's registry.
 
 Importing this module puts its functions into `model.checkpoint.resolvers`; where the project is
-installed, its entry points let `model` find them without an import. Only the files that a network
-is loaded from are fetched (`model.checkpoint.FILES`: safetensors and text), so that no pickle from
-elsewhere ever gets here, into a temporary folder that goes with the process.
+installed, its entry points let `model` find them without an import. Only safetensors and text
+are fetched (`FILES`), so that no pickle from elsewhere ever gets here, into a temporary folder that
+goes with the process.
 """
 
 import atexit
@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from model.checkpoint import CONFIG, FILES, WEIGHTS, resolvers
+from model.checkpoint import CONFIG, WEIGHTS, resolvers
+from model.checkpoint import FILES as LOADED
 from model.errors import ModelError
 from pipeline.data.storage import Storage, open_storage
 from pipeline.errors import UserError
 from pipeline.training.redaction import redact_text
+
+FILES = (*LOADED, "provenance.json", "metrics.json")
+"""What is fetched: all that a network is loaded from, and what tells how it was trained."""
 
 PART_MIB = 32
 """Read at a time, so that a large file is never in memory whole."""
@@ -37,7 +41,7 @@ def fetch_s3(uri: str) -> Path:
         uri: `s3://bucket/folder`; the endpoint and the keys come from the `AWS_*` variables.
 
     Returns:
-        A local folder with the files of `model.checkpoint.FILES` that there are.
+        A local folder with those of `FILES` that there are.
 
     Raises:
         FileNotFoundError: The folder holds no checkpoint.

@@ -96,6 +96,11 @@ class PredictConfig:
                 raise UserError(f"{name}={value}: must be at least 8 pixels")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers={self.workers}: must be at least 1")
+        if self.full_size and self.features:
+            raise UserError(
+                "features: full_size is set too, and the vectors of a whole photo at its own size "
+                "do not fit into memory: set one of them"
+            )
         if self.full_size and self.base_px is not None:
             raise UserError("base_px: full_size is set too, which does not use it: set one of them")
         if self.view == "whole" and self.window_px is not None:

@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from model.checkpoint import local
+from model.checkpoint import is_uri, local
 from model.lseg import LSeg
 from pipeline.data.photos import Photo, find_photos, is_batch
 from pipeline.data.progress import Progress
@@ -58,6 +59,12 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
     began = time.monotonic()
     photos = find_photos(config.images)
     out = open_storage(config.out)
+    # Results of an earlier call are no pictures to segment.
+    found, photos = photos, [photo for photo in photos if not _is_in(photo.uri, out.uri)]
+    if not photos:
+        raise UserError(
+            f"out={config.out}: {found[0].uri} lies in it, where results go: give another folder"
+        )
     task = _task(config)
     _claim(out, task, config)
     there = {entry.path for entry in out.list()}
@@ -104,7 +111,7 @@ def _task(config: PredictConfig) -> Task:
     other = other_policy(config.other)
     return Task(
         # Workers on other machines fetch it for themselves; a folder must be one that they see.
-        checkpoint=config.checkpoint if "://" in config.checkpoint else str(folder.resolve()),
+        checkpoint=config.checkpoint if is_uri(config.checkpoint) else str(folder.resolve()),
         labels=labels,
         text_TC=lseg.embed_text([*labels, *other.texts]).cpu().numpy(),
         none_name=other.texts[0] if len(other.texts) == 1 else "none of these",
@@ -117,6 +124,12 @@ def _task(config: PredictConfig) -> Task:
         features=config.features,
         precision=config.precision,
     )
+
+
+def _is_in(uri: str, folder: str) -> bool:
+    if "://" not in uri and "://" not in folder:
+        uri, folder = str(Path(uri).resolve()), str(Path(folder).resolve())
+    return uri.startswith(f"{folder.rstrip('/')}/")
 
 
 def _claim(out: Storage, task: Task, config: PredictConfig) -> None:

@@ -1,22 +1,26 @@
 """Validation during training: whole pictures at one scale, over all workers."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch import distributed as dist
-from torch.nn import functional
 
 from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
 from model.sliding import AS_IT_IS, sliding_label_ids
 from pipeline.data.augment import whole_view
-from pipeline.data.ingest import Corpus, SampleReader
+from pipeline.data.decode import BadSample
+from pipeline.data.ingest import Corpus, SampleReader, open_cache
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.episodes import EpisodeQuestions
 from pipeline.training.labels import LabelSpace
+from pipeline.training.questions import Questions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Validation:
     labels: tuple[str, ...]
     matrices: dict[str, ConfusionMatrix]
     """By dataset; classes are positions in `labels`."""
+    num_bad: int = 0
+    """Pictures that could not be read, and count nowhere."""
 
     def metrics(self) -> dict[str, float]:
         """`val/<dataset>/miou` and `/pixel_accuracy`, and their means as `val/miou`, ..."""
@@ -37,6 +43,7 @@ class Validation:
         for figure in ("miou", "pixel_accuracy"):
             values = [metrics[f"val/{name}/{figure}"] for name in self.matrices]
             metrics[f"val/{figure}"] = float(np.mean(values))
+        metrics["val/bad_samples"] = float(self.num_bad)
         return metrics
 
     def table(self) -> str:
@@ -56,7 +63,7 @@ class Validation:
 @torch.no_grad()
 def validate(
     lseg: LSeg,
-    text_KC: Tensor,
+    questions: Questions | EpisodeQuestions,
     labels: LabelSpace,
     corpus: Corpus,
     config: TrainMixConfig,
@@ -69,44 +76,53 @@ def validate(
 
     Args:
         lseg: The network; its mode is restored afterwards.
-        text_KC: (K, C) text vectors of `labels`, on the network's device.
+        questions: The text vectors of `labels`, and which of them compete in each dataset.
         labels: What to predict among.
         corpus: The validation split.
         config: Number of pictures, and the scale (`data.augment.base_px`).
         amp: Context for the forward pass.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    reader = SampleReader(corpus)
+    reader = SampleReader(corpus, open_cache(config.data, corpus.uri))
     was_training = lseg.training
     lseg.eval()
     matrices = {}
+    text_KC = questions.text_KC
+    num_bad = torch.zeros((), dtype=torch.int64, device=text_KC.device)
     for name, size in corpus.sizes.items():
         matrix = ConfusionMatrix(len(labels), device=text_KC.device)
+        competing = questions.labels_of(name)
         count = min(size, config.train.val_images or size)
         # Spread over the whole split, which is sorted by name.
         indices = [i * size // count for i in range(rank, count, world)]
         for image, label in _views(reader, name, indices, config.data.augment.base_px):
+            if image is None:
+                num_bad += 1
+                continue
             target = torch.from_numpy(labels.lut[label].astype(np.int64))
             with amp:
                 batch = lseg.normalize(torch.from_numpy(image)[None])
-                ids = sliding_label_ids(lseg, batch, text_KC, AS_IT_IS)
-            matrix.update(ids[0], target.to(text_KC.device))
+                ids = sliding_label_ids(lseg, batch, text_KC[competing], AS_IT_IS)
+            matrix.update(competing[ids[0]], target.to(text_KC.device))
         dist.all_reduce(matrix.counts)
         matrices[name] = matrix
+    dist.all_reduce(num_bad)
     lseg.train(was_training)
-    return Validation(labels.names, matrices)
-
-
-def upsample(logits_BKhw: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Logits at the size (H, W) of a label: bilinear, corners on corners."""
-    return functional.interpolate(logits_BKhw, size, mode="bilinear", align_corners=True)
+    return Validation(labels.names, matrices, int(num_bad))
 
 
 def _views(reader: SampleReader, dataset: str, indices: list[int], side_px: int) -> Any:
-    """Reads ahead on a thread: (image (S, S, 3) uint8, label (S, S) uint8), in order."""
+    """Reads ahead on a thread: (image (S, S, 3) uint8, label (S, S) uint8), in order.
 
-    def view(index: int) -> tuple[np.ndarray, np.ndarray]:
-        return whole_view(*reader.read(dataset, index), side_px)
+    Two times None for one that cannot be read: that is logged, and no reason to end a run.
+    """
+
+    def view(index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        try:
+            return whole_view(*reader.read(dataset, index), side_px)
+        except BadSample as error:
+            logger.warning("validation leaves out %s", error)
+            return None, None
 
     with ThreadPoolExecutor(1, thread_name_prefix="validation") as pool:
         pending = [pool.submit(view, index) for index in indices[:4]]

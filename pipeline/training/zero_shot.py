@@ -1,10 +1,10 @@
 """Zero-shot figures: held-out classes, and the four behaviours of LSeg's first figure.
 
 Labels in the picture are found; labels that are not in it are not hallucinated; pixels of classes
-that no label names go to "other"; a super-class word finds its members. Every picture is embedded
-once and asked different questions.
+that no label names go to "other"; a super-class word finds its members. Every picture goes through
+the network once and is asked different questions.
 
-Shapes: K labels, C embedding, H W pixels, h w half resolution.
+Shapes: K labels, C embedding, H W pixels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from model.lseg import LOGIT_SCALE, LSeg
+from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
+from model.sliding import AS_IT_IS, Views
 from model.text import TextEncoder
 from pipeline.data.augment import whole_view
 from pipeline.data.ingest import Corpus, SampleReader
 from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.training.labels import label_space
-from pipeline.training.validation import upsample
 
 OTHER = "other"
 
@@ -34,15 +33,15 @@ NUM_ABSENT = 5
 
 @dataclass(frozen=True)
 class Picture:
-    """A validation picture and what the network made of it."""
+    """A validation picture as the network sees it."""
 
     dataset: str
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
     label: np.ndarray
     """(H, W) uint8, universal ids or IGNORE."""
-    pixels_1Chw: Tensor
-    """(1, C, h, w) float32."""
+    views: Views
+    """Keeps what does not depend on the labels."""
 
 
 class Asker:
@@ -54,23 +53,21 @@ class Asker:
 
     @torch.no_grad()
     def pictures(self, corpus: Corpus, per_dataset: int, side_px: int) -> Iterator[Picture]:
-        """Embeds up to `per_dataset` pictures of each dataset, whole, long side `side_px`."""
+        """Up to `per_dataset` pictures of each dataset, whole, long side `side_px`."""
         reader = SampleReader(corpus)
         for name, size in corpus.sizes.items():
             count = min(size, per_dataset)
             for index in (i * size // count for i in range(count)):
                 image, label = whole_view(*reader.read(name, index), side_px)
                 batch = self._lseg.normalize(torch.from_numpy(image)[None])
-                yield Picture(name, image, label, self._lseg.embed(batch))
+                yield Picture(name, image, label, Views(self._lseg, batch, AS_IT_IS, keep=True))
 
     @torch.no_grad()
     def ask(self, picture: Picture, texts: Sequence[str]) -> np.ndarray:
         """The best of the labels at each pixel: (H, W) int64, positions in `texts`."""
         text_KC = self._encoder.encode(texts).to(self._device)
-        pixels = picture.pixels_1Chw
-        scores = LOGIT_SCALE * (text_KC @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
-        logits = self._lseg.regularizer(scores)
-        return upsample(logits, picture.label.shape).argmax(1)[0].cpu().numpy()
+        bands = picture.views.bands(text_KC)
+        return torch.cat([band.argmax(1)[0] for _, band in bands]).cpu().numpy()
 
 
 @dataclass

@@ -87,6 +87,7 @@ def test_other_networks_equal_their_naive_restatement(inputs, backbone, heads, r
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow  # ResNet101 at its full size, in a process of its own.
 def test_the_command_writes_both_sizes(tmp_path):
     script = Path(__file__).parent / "run_case.py"
     out = tmp_path / "out.npz"

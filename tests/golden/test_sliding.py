@@ -11,7 +11,7 @@ import torch
 from tests.golden import plain_lseg
 from tests.golden.fill_rule import fill
 from tests.golden.run_case import published_shapes
-from tests.golden.run_sliding import INPUTS
+from tests.golden.run_sliding import INPUTS, main
 from tests.model.plain_sliding import summed_logits
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -46,10 +46,9 @@ def test_the_command_equals_plain_rules_on_the_plain_network(tmp_path):
     assert expected.std() > 0.5
 
 
-def test_the_command_refuses_what_is_no_picture(tmp_path):
+def test_the_command_refuses_what_is_no_picture(tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.zeros((3, 8, 8), np.float32))
-    script = Path(__file__).parent / "run_sliding.py"
-    command = [sys.executable, script, "--image", tmp_path / "x.npy", "--out", tmp_path / "y"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "(1, 3, H, W)" in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        main(["--image", str(tmp_path / "x.npy"), "--out", str(tmp_path / "y")])
+    assert ended.value.code == 2
+    assert "(1, 3, H, W)" in capsys.readouterr().err

@@ -125,6 +125,48 @@ def test_another_datasets_folder_is_a_finding(tmp_path, monkeypatch, capsys):
     assert "looks like cityscapes" in report.read_text()
 
 
+def test_a_dataset_of_your_own(tmp_path, monkeypatch, capsys):
+    for number in range(4):
+        label = np.full((20, 30), number % 2 * 7, np.uint8)
+        write(tmp_path / f"shop/images/p{number}.jpg", encode(noise(20, 30, number), ".jpg"))
+        write(tmp_path / f"shop/masks/p{number}.png", encode(label, ".png"))
+    write(tmp_path / "shop/classes.csv", b"id,name\n0,wall\n7,belt\n")
+    own = f'--own={{"shop": {{"root": "{tmp_path}/shop", "val_fraction": 0}}}}'
+    report = tmp_path / "report.json"
+    assert diagnose(monkeypatch, own, "--splits", "[train]", "--out", report) == 0
+    write(tmp_path / "shop/few.csv", b"id,name\n0,wall\n")
+    few = own.replace('"val_fraction"', '"classes": "few.csv", "val_fraction"')
+    assert diagnose(monkeypatch, few, "--splits", "[train]", "--out", report) == 1
+    unknown = findings(report)["shop", "train", "unknown id"]
+    assert unknown == ["masks/p1.png", "masks/p3.png"]
+    capsys.readouterr()
+    assert diagnose(monkeypatch, own.replace("/shop", "/shopp")) == 2
+    assert "own.shop.root=" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_native_labels_of_shards_are_decoded(tmp_path, monkeypatch):
+    write_ade20k(tmp_path / "ade")
+    config = PrepareConfig(
+        roots=RootsConfig(ade20k=str(tmp_path / "ade")),
+        out=str(tmp_path / "out"),
+        splits=("train",),
+        native=True,
+    )
+    prepare(config)
+    assert diagnose(monkeypatch, "--shards", tmp_path / "out") == 0
+    path = next((tmp_path / "out").rglob("*.tar"))
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        member = next(m for m in tar.getmembers() if m.name.endswith(".native.png"))
+    data[member.offset_data : member.offset_data + 30] = bytes(30)
+    path.write_bytes(bytes(data))
+    report = tmp_path / "report.json"
+    assert diagnose(monkeypatch, "--shards", tmp_path / "out", "--out", report) == 1
+    kinds = findings(report, "shards")
+    assert len(kinds["ade20k", "train", "decode"]) == 1
+
+
 def test_a_sample_of_the_files(tmp_path, monkeypatch):
     write_cityscapes(tmp_path / "city", num_train=20, num_val=10)
     report = tmp_path / "report.json"
@@ -137,7 +179,7 @@ def test_a_sample_of_the_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), ("roots, shards", "--shards")),
+        ((), ("roots, own, shards", "--shards")),
         (("--roots.cityscapes", "{0}/nowhere"), ("roots.cityscapes", "does not exist")),
         (("--shards", "{0}"), ("shards=", "prepare_shards.py")),
         (("--shards", "{0}", "--sample", "0"), ("sample=0.0",)),
@@ -197,7 +239,8 @@ class TestShards:
         flip(shards / self.FIRST, png.offset_data + png.size // 2)
         found = self.check(monkeypatch, shards, 1)
         assert found["shard"] == [self.FIRST]
-        assert found["decode"] == [f"{self.FIRST}, key {png.name.removesuffix('.png')}"]
+        # The manifest's checksum tells, before any decoder could read it as something else.
+        assert found["offset"] == [f"{self.FIRST}, key {png.name.removesuffix('.png')}"]
 
     def test_a_shard_that_is_gone_and_one_cut_short(self, shards, monkeypatch):
         (shards / self.FIRST).unlink()

@@ -230,6 +230,7 @@ def test_the_command_from_anywhere(checkpoint, photos, tmp_path):
         ({"labels": "tree", "checkpoint": "missing"}, "checkpoint=missing"),
         ({"labels": "tree", "view": "whole", "window_px": "48"}, "window_px"),
         ({"labels": "tree", "full_size": "true", "base_px": "48"}, "base_px"),
+        ({"labels": "tree", "full_size": "true", "features": "true"}, "features"),
         ({"labels": "tree", "pallette": "distinct"}, "did you mean 'palette'"),
     ],
 )

@@ -118,14 +118,18 @@ def test_pictures_of_one_size_together_equal_each_alone_also_with_labels_of_thei
         torch.testing.assert_close(together[number : number + 1], alone, rtol=0, atol=2e-4)
 
 
-def test_whole_at_its_own_size_is_one_forward_pass(vivid_lseg):
+def test_whole_at_its_own_size_is_one_forward_pass(vivid_lseg, monkeypatch):
     picture, text = torch.randn(1, 3, 45, 70), torch.randn(4, 512)
     with torch.no_grad():
         half = vivid_lseg(picture, text)
     expected = functional.interpolate(half, (45, 70), mode="bilinear", align_corners=True)
     whole = replace(WHOLE, base_px=None)
-    found = sliding_logits(vivid_lseg, picture, text, whole)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    for mib in (32, 0.01):  # in one band, and in many
+        monkeypatch.setattr(sliding, "BAND_MIB_CPU", mib)
+        found = sliding_logits(vivid_lseg, picture, text, whole)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        ids = sliding_label_ids(vivid_lseg, picture, text, whole)
+        assert float((ids == expected.argmax(1)).float().mean()) > 0.999
     enlarged = sliding_logits(vivid_lseg, picture, text, whole, size=(90, 141))
     again = functional.interpolate(expected, (90, 141), mode="bilinear", align_corners=True)
     torch.testing.assert_close(enlarged, again, rtol=0, atol=1e-4)

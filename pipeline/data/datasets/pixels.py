@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 80_000_000
 """Default limit of a label's or image's size, before it is decoded. The largest real ones have
@@ -42,7 +42,10 @@ def bad_sample_errors(path: str) -> Iterator[None]:
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        raise BadSample(f"{path}: cannot be read: {error}") from error
+        reason = "no image format that is known"
+        if not isinstance(error, UnidentifiedImageError):  # It names an object in memory.
+            reason = str(error)
+        raise BadSample(f"{path}: cannot be read: {reason}") from error
 
 
 def check_size(path: str, width: int, height: int, max_pixels: int) -> None:

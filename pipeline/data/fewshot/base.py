@@ -53,9 +53,14 @@ class FewShotSet(ABC):
     def class_names(self) -> dict[int, str]:
         """Class id -> label text, of all classes that episodes can have."""
 
+    @classmethod
     @abstractmethod
+    def test_ids(cls, fold: int) -> tuple[int, ...]:
+        """The test classes of a fold, in rising order."""
+
     def class_ids(self, fold: int) -> tuple[int, ...]:
         """The test classes of a fold, in rising order."""
+        return self.test_ids(fold)
 
     @abstractmethod
     def episodes(self, fold: int, seed: int = 0) -> tuple[Episode, ...]:
@@ -66,7 +71,22 @@ class FewShotSet(ABC):
         """
 
     @abstractmethod
-    def _mask(self, data: bytes, episode: Episode) -> np.ndarray:
+    def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
+        """The pairs that HSNet trains on, by class; a fold trains on those that it does not test.
+
+        Args:
+            splits: HSNet's `splits` folder.
+
+        Raises:
+            UserError: A list is missing or damaged.
+        """
+
+    def training_names(self, splits: Storage) -> dict[int, str]:
+        """Class id -> label text of the classes of `training_pairs`."""
+        return self.class_names()
+
+    @abstractmethod
+    def mask(self, data: bytes, episode: Episode) -> np.ndarray:
         """Decodes a mask to (H, W) uint8: 0, 1, or IGNORE."""
 
     def read(self, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +101,7 @@ class FewShotSet(ABC):
         """
         try:
             pixels = decode_image(self.root.read(episode.image), MAX_PIXELS).pixels
-            mask = self._mask(self.root.read(episode.mask), episode)
+            mask = self.mask(self.root.read(episode.mask), episode)
         except FileNotFoundError as error:
             raise BadSample(str(error)) from None
         if mask.shape != pixels.shape[:2]:

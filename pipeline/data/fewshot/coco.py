@@ -25,6 +25,8 @@ from pipeline.errors import UserError
 NUM_EPISODES = 1000
 LIST_SIZES = (35783, 17912, 14563, 14315)
 """Pairs in the published test lists of each fold."""
+NUM_TRAINING_PAIRS = 170491
+"""Pairs of all 80 classes in the published training lists."""
 MAX_LIST_BYTES = 64 << 20
 
 
@@ -44,13 +46,14 @@ class COCO20i(FewShotSet):
         """The 80 names of LSeg's label file."""
         return dict(enumerate(shipped_lines("coco_classes.txt")))
 
-    def class_ids(self, fold: int) -> tuple[int, ...]:
+    @classmethod
+    def test_ids(cls, fold: int) -> tuple[int, ...]:
         """Twenty of them."""
         return tuple(range(fold, 80, 4))
 
     def episodes(self, fold: int, seed: int = 0) -> tuple[Episode, ...]:
         """1000 draws; zero-shot, so no support pictures are drawn in between."""
-        by_class = self._listed(fold)
+        by_class = None if self._splits is None else _listed(self._splits, f"val/fold{fold}")
         if by_class is None:
             by_class = self._from_masks(fold)
             self.notes.append(
@@ -76,24 +79,36 @@ class COCO20i(FewShotSet):
             episodes.append(Episode(self._path(name), self._path(mask), class_id))
         return tuple(episodes)
 
-    def _listed(self, fold: int) -> dict[int, list[str]] | None:
-        if self._splits is None:
-            return None
-        for suffix, load in (("pkl", load_plain_pickle), ("json", json.loads)):
-            path = f"coco/val/fold{fold}.{suffix}"
-            where = f"{self._splits.uri}/{path}"
-            try:
-                if self._splits.size(path) > MAX_LIST_BYTES:
-                    raise UserError(f"{where}: must be below {MAX_LIST_BYTES >> 20} MiB")
-                return _as_lists(load(self._splits.read(path)))
-            except FileNotFoundError:
-                continue
-            except (ValueError, TypeError) as error:
+    def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
+        """The lists of `coco/trn/fold*.pkl`: each holds the pairs of the three other folds."""
+        by_class: dict[int, list[Episode]] = {}
+        for fold in (0, 1):  # Between them they hold every class.
+            listed = _listed(splits, f"trn/fold{fold}")
+            if listed is None:
                 raise UserError(
-                    f"{where}: must hold a mapping of class ids to picture names ({error}): take "
-                    "HSNet's file"
-                ) from None
-        return None
+                    f"few_shot_splits={splits.uri}: must hold coco/trn/fold{fold}.pkl: give "
+                    "HSNet's splits folder"
+                )
+            for class_id, names in listed.items():
+                if class_id in self.class_ids(fold) or class_id not in self.class_names():
+                    if names:
+                        raise UserError(
+                            f"{splits.uri}/coco/trn/fold{fold}.pkl: has pictures of class "
+                            f"{class_id}, which that fold tests or nobody knows: take HSNet's file"
+                        )
+                    continue
+                by_class[class_id] = [
+                    Episode(
+                        self._path(name),
+                        self._path(f"annotations/{name.removesuffix('.jpg')}.png"),
+                        class_id,
+                    )
+                    for name in names
+                ]
+        total = sum(map(len, by_class.values()))
+        if total != NUM_TRAINING_PAIRS:
+            self.notes.append(f"{total} training pairs listed; published: {NUM_TRAINING_PAIRS}")
+        return by_class
 
     def _from_masks(self, fold: int) -> dict[int, list[str]]:
         wanted = set(self.class_ids(fold))
@@ -107,9 +122,29 @@ class COCO20i(FewShotSet):
                 by_class[class_id].append(f"val2014/{stem}.jpg")
         return by_class
 
-    def _mask(self, data: bytes, episode: Episode) -> np.ndarray:
+    def mask(self, data: bytes, episode: Episode) -> np.ndarray:
+        """The pixels of the class; nothing is ignored."""
         ids = decode_index_png(data, episode.mask, ("L", "P"))
         return (ids == episode.class_id + 1).astype(np.uint8)
+
+
+def _listed(splits: Storage, name: str) -> dict[int, list[str]] | None:
+    """A list of HSNet's for COCO, by class; None where there is none."""
+    for suffix, load in (("pkl", load_plain_pickle), ("json", json.loads)):
+        path = f"coco/{name}.{suffix}"
+        where = f"{splits.uri}/{path}"
+        try:
+            if splits.size(path) > MAX_LIST_BYTES:
+                raise UserError(f"{where}: must be below {MAX_LIST_BYTES >> 20} MiB")
+            return _as_lists(load(splits.read(path)))
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{where}: must hold a mapping of class ids to picture names ({error}): take "
+                "HSNet's file"
+            ) from None
+    return None
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -18,6 +18,8 @@ from pipeline.errors import UserError
 
 FIRST_TEST_CLASS = 760
 PICTURES_PER_CLASS = 10
+NUM_TEST_CLASSES = 240
+NUM_TRAINING_CLASSES = 520
 
 
 class FSS1000(FewShotSet):
@@ -37,9 +39,10 @@ class FSS1000(FewShotSet):
         """The folder names, which LSeg uses as labels as they are."""
         return dict(enumerate(shipped_lines("fss_test_classes.txt"), FIRST_TEST_CLASS))
 
-    def class_ids(self, fold: int) -> tuple[int, ...]:
+    @classmethod
+    def test_ids(cls, fold: int) -> tuple[int, ...]:
         """All of them, whatever the fold."""
-        return tuple(self.class_names())
+        return tuple(range(FIRST_TEST_CLASS, FIRST_TEST_CLASS + NUM_TEST_CLASSES))
 
     def episodes(self, fold: int = 0, seed: int = 0) -> tuple[Episode, ...]:
         """Every picture of every test class, by class and by file name."""
@@ -60,7 +63,43 @@ class FSS1000(FewShotSet):
             self.notes.append(f"{len(episodes)} test pictures are there; published: {wanted}")
         return tuple(episodes)
 
-    def _mask(self, data: bytes, episode: Episode) -> np.ndarray:
-        with bad_sample_errors(episode.mask), Image.open(io.BytesIO(data)) as image:
+    def training_names(self, splits: Storage) -> dict[int, str]:
+        """The folder names of `fss/trn.txt`, in their order by name."""
+        try:
+            names = sorted(splits.read("fss/trn.txt").decode().splitlines())
+        except FileNotFoundError:
+            raise UserError(
+                f"few_shot_splits={splits.uri}: must hold fss/trn.txt: give HSNet's splits folder"
+            ) from None
+        for name in names:
+            if not name or "/" in name or name[0] == "." or name in self.class_names().values():
+                raise UserError(
+                    f"{splits.uri}/fss/trn.txt: {name[:60]!r}: must be the name of a class's "
+                    "folder, and none of the test classes"
+                )
+        return dict(enumerate(names))
+
+    def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
+        """Every picture of every training class."""
+        names = self.training_names(splits)
+        if len(names) != NUM_TRAINING_CLASSES:
+            self.notes.append(
+                f"{len(names)} training classes listed; published: {NUM_TRAINING_CLASSES}"
+            )
+        return {
+            class_id: [
+                Episode(entry.path, f"{entry.path.removesuffix('.jpg')}.png", class_id)
+                for entry in sorted(self.root.list(self._path(name)), key=lambda e: e.path)
+                if entry.path.endswith(".jpg")
+            ]
+            for class_id, name in names.items()
+        }
+
+    def mask(self, data: bytes, episode: Episode) -> np.ndarray:
+        """The foreground; nothing is ignored."""
+        with (
+            bad_sample_errors(episode.mask),
+            Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image,
+        ):
             check_size(episode.mask, *image.size, MAX_PIXELS)
             return (np.asarray(image.convert("L")) >= 128).astype(np.uint8)

@@ -20,6 +20,8 @@ from pipeline.errors import UserError
 NUM_EPISODES = 1000
 LIST_SIZES = (346, 451, 725, 346)
 """Pairs in the published test list of each fold."""
+TRAINING_SIZES = (2286, 3425, 5883, 2086)
+"""Pairs in the published training list of the classes of each fold."""
 
 
 class PASCAL5i(FewShotSet):
@@ -38,7 +40,8 @@ class PASCAL5i(FewShotSet):
         """The 20 names of LSeg's label file."""
         return dict(enumerate(shipped_lines("pascal_classes.txt")))
 
-    def class_ids(self, fold: int) -> tuple[int, ...]:
+    @classmethod
+    def test_ids(cls, fold: int) -> tuple[int, ...]:
         """Five of them."""
         return tuple(range(5 * fold, 5 * fold + 5))
 
@@ -86,6 +89,34 @@ class PASCAL5i(FewShotSet):
             raise UserError(
                 f"splits='': must be HSNet's splits folder, with {name}, for pascal-5i: set it"
             )
+        return self._parsed(lines, name, fold)
+
+    def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
+        """The lines of `pascal/trn/fold*.txt`, each of which names the pairs of its own classes."""
+        by_class: dict[int, list[Episode]] = {}
+        for fold in range(self.num_folds):
+            name = f"pascal/trn/fold{fold}.txt"
+            try:
+                lines = splits.read(name).decode().split()
+            except FileNotFoundError:
+                raise UserError(
+                    f"few_shot_splits={splits.uri}: must hold {name}: give HSNet's splits folder"
+                ) from None
+            if len(lines) != TRAINING_SIZES[fold]:
+                self.notes.append(
+                    f"fold {fold}: {len(lines)} training pairs; published: {TRAINING_SIZES[fold]}"
+                )
+            for picture, class_id in self._parsed(lines, name, fold):
+                by_class.setdefault(class_id, []).append(
+                    Episode(
+                        self._path("JPEGImages", f"{picture}.jpg"),
+                        self._path("SegmentationClassAug", f"{picture}.png"),
+                        class_id,
+                    )
+                )
+        return by_class
+
+    def _parsed(self, lines: list[str], name: str, fold: int) -> list[tuple[str, int]]:
         pairs = []
         for line in lines:
             match = re.fullmatch(r"(\d{4}_\d{6})__(\d\d)", line)
@@ -94,7 +125,8 @@ class PASCAL5i(FewShotSet):
             pairs.append((match[1], int(match[2]) - 1))
         return pairs
 
-    def _mask(self, data: bytes, episode: Episode) -> np.ndarray:
+    def mask(self, data: bytes, episode: Episode) -> np.ndarray:
+        """The pixels of the class; borders are IGNORE."""
         ids = decode_index_png(data, episode.mask, ("L", "P"))
         mask = (ids == episode.class_id + 1).astype(np.uint8)
         mask[ids == IGNORE] = IGNORE

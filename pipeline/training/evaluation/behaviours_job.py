@@ -7,6 +7,7 @@ figures are those of the demo's report, whatever the number of workers.
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from rich.table import Table
 
 from model.checkpoint import load_checkpoint
 from model.text import build_text_encoder
-from pipeline.data.ingest import open_corpus
 from pipeline.data.synthetic import HELD_OUT, SUPER_CLASSES
 from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
 from pipeline.training.behaviours import TITLES, FourBehaviours
 from pipeline.training.evaluation.config import EvaluateConfig
+from pipeline.training.evaluation.protocols import open_shards
 from pipeline.training.evaluation.provenance import Provenance
 from pipeline.training.evaluation.runner import checkpoint_fingerprint
 from pipeline.training.overlay import draw
@@ -31,7 +32,7 @@ from pipeline.training.zero_shot import OTHER, Asker
 logger = logging.getLogger(__name__)
 
 PICTURES = 20
-"""Pictures of each dataset where `max_images` is 0: their pixel vectors are held in memory."""
+"""Pictures of each dataset where `max_images` is 0: the features of them all are held in memory."""
 
 
 def evaluate_behaviours(
@@ -47,7 +48,9 @@ def evaluate_behaviours(
             "other, geometry: have no effect on protocol behaviours, whose questions are fixed: "
             "leave them out"
         )
-    corpus = open_corpus(config.shards, config.split)
+    if config.roots:
+        raise UserError("roots: protocol behaviours reads prepared shards: set shards instead")
+    corpus = replace(open_shards(config), wanted=universal())
     known = set(universal().classes)
     vocabulary = [name for name in provenance.labels if name in known]
     if len(vocabulary) < 10:

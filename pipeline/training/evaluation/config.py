@@ -1,5 +1,6 @@
 """The configuration of `jobs/evaluate.py`."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -162,6 +163,8 @@ class EvaluateConfig:
             raise UserError(f"max_bad_share={self.max_bad_share}: must lie between 0 and 1")
         if not self.folds or not set(self.folds) <= {0, 1, 2, 3}:
             raise UserError(f"folds={list(self.folds)}: must be some of 0, 1, 2, 3")
+        if len(set(self.folds)) < len(self.folds):
+            raise UserError(f"folds={list(self.folds)}: each must be there once")
 
     @property
     def variant(self) -> str:
@@ -178,4 +181,26 @@ class EvaluateConfig:
             words.append(self.geometry.mode)
         if self.other is not None:
             words.append(f"other-{self.other.policy}")
+        if self.split != "val":
+            words.append(self.split)
+        if self.precision != "fp32":
+            words.append(self.precision)
+        if self.max_images:
+            words.append(f"max{self.max_images}")
+        # What is changed besides has no short name.
+        rest = {
+            "datasets": self.datasets,
+            "folds": self.folds if self.folds != (0, 1, 2, 3) else (),
+            "seed": self.seed,
+            "other": self.other if self.other != self._plain_other() else None,
+            "geometry": self.geometry if self.geometry != self._plain_geometry() else None,
+        }
+        if any(rest.values()):
+            words.append(hashlib.sha256(repr(rest).encode()).hexdigest()[:6])
         return "-".join(words)
+
+    def _plain_other(self) -> OtherPolicy | None:
+        return OtherPolicy(policy=self.other.policy) if self.other else None
+
+    def _plain_geometry(self) -> Geometry | None:
+        return Geometry(mode=self.geometry.mode) if self.geometry else None

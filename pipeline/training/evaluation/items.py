@@ -139,7 +139,8 @@ class RootItems(ItemSource):
         return read
 
     def _universal(self, label: np.ndarray) -> np.ndarray:
-        return lookup_table(self.dataset)[label]
+        # As a conversion without the annotators' decisions would store it.
+        return lookup_table(self.dataset, overridden=True)[label]
 
 
 def spread(size: int, limit: int) -> tuple[int, ...]:

@@ -1,18 +1,20 @@
-"""One evaluation from its configuration to its report; Ray must be running."""
+"""One evaluation from its configuration to its report."""
 
+import contextlib
 import logging
 import re
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from model.checkpoint import local
+from model.checkpoint import is_uri, local
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training import resolvers  # noqa: F401  # s3:// and models:/
@@ -46,8 +48,15 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(
+    config: EvaluateConfig, start_ray: Callable[[float], None] | None = None
+) -> Evaluation:
     """Scores a checkpoint by a protocol, writes the report, and records it.
+
+    Args:
+        config: What, and how.
+        start_ray: Called with the number of CPUs once Ray is needed, which is after all that can be
+            checked without it; None where it is running.
 
     Raises:
         UserError: Data, checkpoint or settings do not fit each other.
@@ -64,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
         content = evaluate_behaviours(config, checkpoint, provenance, work)
     else:
-        content = _evaluate(config, checkpoint, provenance, out, work)
+        content = _evaluate(config, checkpoint, provenance, out, work, start_ray)
     tracker = open_run(config, provenance, work)
     record(tracker, config, content, provenance.step, work)
     tracker.wait_for_run(30)
@@ -79,10 +88,17 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 def _evaluate(
-    config: EvaluateConfig, checkpoint: Path, provenance: Provenance, out: str, work: Path
+    config: EvaluateConfig,
+    checkpoint: Path,
+    provenance: Provenance,
+    out: str,
+    work: Path,
+    start_ray: Callable[[float], None] | None,
 ) -> dict[str, Any]:
     plan = make_plan(config, provenance.labels)
     leak = check_leaks(config, plan, provenance)
+    if start_ray is not None:
+        start_ray(config.workers.num_workers * config.workers.cpus_per_worker)
     workers = resolve_workers(config.workers)
     total = sum(len(part.source) for part in plan.parts)
     logger.info(
@@ -115,6 +131,9 @@ def _evaluate(
         report.write(work)
         write_page(report, runner.example, work)
         runner.clean()
+        for empty in (work / "partial" / runner.fingerprint, work / "partial"):
+            with contextlib.suppress(OSError):  # Not there, or with counts of another evaluation.
+                empty.rmdir()
     # A log is no terminal, and has no width of its own.
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
     console.print(report.table())
@@ -150,7 +169,7 @@ def absolute(config: EvaluateConfig) -> EvaluateConfig:
     """Makes local paths absolute: the working folder of a Ray worker is another."""
 
     def fix(uri: str) -> str:
-        if not uri or re.match(r"[a-z0-9+]{2,}:/", uri):
+        if not uri or is_uri(uri):
             return uri
         return str(Path(uri).expanduser().resolve())
 
@@ -168,5 +187,8 @@ def _local_folder(out: str) -> Path:
     if "://" in out:
         return Path(tempfile.mkdtemp(prefix="lseg-evaluation-"))
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: must be a folder that can be written to: {error}") from None
     return folder

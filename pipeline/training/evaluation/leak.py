@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.data.taxonomy import label_text
+from pipeline.data.taxonomy import DATASETS, label_text
 from pipeline.training.evaluation.config import EvaluateConfig
+from pipeline.training.evaluation.few_shot import EpisodeItems
 from pipeline.training.evaluation.held_out import HeldOutItems
 from pipeline.training.evaluation.items import RootItems, ShardItems
-from pipeline.training.evaluation.protocols import EpisodeItems, Plan
+from pipeline.training.evaluation.protocols import Plan
 from pipeline.training.evaluation.provenance import Provenance
 from pipeline.training.evaluation.scoring import Part
 
@@ -34,6 +35,9 @@ SYNONYMS = {
     "curtain": "curtain other",
     "water": "water other",
     "food": "food other",
+    "stopsign": "traffic sign",
+    "handbag": "bag",
+    "doughnut": "donut",
 }
 """Names of benchmarks -> words of MSeg's universal classes, where they differ by more than
 spaces."""
@@ -76,7 +80,8 @@ def check_leaks(config: EvaluateConfig, plan: Plan, provenance: Provenance) -> L
     if not provenance.is_known:
         report.reasons.append("the checkpoint does not say what it was trained on")
         return report
-    trained = {_plain(label_text(label)) for label in provenance.labels}
+    words = [label_text(label) for label in provenance.labels]
+    trained = {_plain(word) for word in words} | {_plain(_universal(word)) for word in words}
     for part in plan.parts:
         tested = _tested(plan, part)
         seen = tuple(
@@ -114,7 +119,12 @@ def _plain(words: str) -> str:
 
 def _is_seen(name: str, trained: set[str]) -> bool:
     words = label_text(name)
-    return bool({_plain(words), _plain(SYNONYMS.get(words, words))} & trained)
+    return bool({_plain(words), _plain(_universal(words))} & trained)
+
+
+def _universal(words: str) -> str:
+    """The universal class's words for a benchmark's, however the latter are spaced."""
+    return SYNONYMS.get(words) or SYNONYMS.get(_plain(words)) or words
 
 
 def _seen_images(
@@ -122,9 +132,13 @@ def _seen_images(
 ) -> tuple[int | None, str]:
     """How many of a part's pictures were in the training shards, and what to say about it."""
     source = part.source
+    own = sorted(set(provenance.datasets) - set(DATASETS))
     if isinstance(source, EpisodeItems):
-        return _seen_episodes(source, provenance)
+        seen, why = _seen_episodes(source, provenance)
+        return (seen, why) if seen or not own else (None, why or _own(own))
     if isinstance(source, HeldOutItems):
+        if own:
+            return None, _own(own)
         if source.dataset.startswith(("voc", "pascal")) and "coco_panoptic" in provenance.datasets:
             return None, FLICKR
         return 0, ""
@@ -143,6 +157,10 @@ def _seen_images(
     keys = {record.key for shard in manifest.shards for record in shard.samples}
     seen = sum(key in keys for key in source.keys())
     return seen, f"{seen} of {len(source)} pictures were trained" if seen else ""
+
+
+def _own(datasets: Sequence[str]) -> str:
+    return f"trained on {', '.join(datasets)}, of whose pictures nothing is known"
 
 
 def _seen_episodes(source: EpisodeItems, provenance: Provenance) -> tuple[int | None, str]:

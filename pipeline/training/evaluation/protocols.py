@@ -10,20 +10,23 @@ behaviours      the four behaviours of LSeg's first figure; see `behaviours`
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 import pipeline.data.taxonomy as taxonomy_module
-from pipeline.data.datasets import BadSample, open_reader
-from pipeline.data.fewshot import FEW_SHOT_SETS, Episode, open_few_shot
-from pipeline.data.ingest import open_corpus
+from pipeline.data.datasets import open_reader
+from pipeline.data.fewshot import FEW_SHOT_SETS
+from pipeline.data.ingest import Corpus, open_corpus
+from pipeline.data.relabel import split_classes
+from pipeline.data.run_taxonomy import ids_in, union_of
 from pipeline.data.shards import Manifest
 from pipeline.data.taxonomy import (
     DATASETS,
     IGNORE,
+    Taxonomy,
     label_text,
     lookup_table,
     native_table,
@@ -33,23 +36,15 @@ from pipeline.errors import UserError, did_you_mean
 from pipeline.training.evaluation.answers import DROPPED, AnswerSpace, space_of
 from pipeline.training.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
 from pipeline.training.evaluation.items import (
-    Item,
     ItemSource,
     RootItems,
     ShardItems,
-    UnreadableItem,
-    digest,
     spread,
 )
 from pipeline.training.evaluation.scoring import Part
 
 ANYTHING_ELSE = "(other)"
 """The class of all pixels that a zero-shot question does not name; itself not scored."""
-
-FEW_SHOT_OTHER = "others"
-"""LSeg's text for the background of an episode."""
-
-_FEW_SHOT_ROOTS = frozenset(FEW_SHOT_SETS)
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,9 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
         UserError: Data that the protocol needs is missing, or a setting does not go with it.
     """
     if config.protocol in FEW_SHOT_SETS:
-        return _few_shot(config)
+        from pipeline.training.evaluation.few_shot import few_shot_plan
+
+        return few_shot_plan(config)
     if config.protocol == "held-out":
         from pipeline.training.evaluation.held_out import held_out_plan
 
@@ -100,17 +97,29 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
             "prompts or threshold"
         )
     sources = _sources(config, native)
-    names = () if native else _unified_names(config, trained, sources)
+    taxonomy = universal() if native else _taxonomy(sources)
+    names = () if native else _unified_names(config, trained, sources, taxonomy)
     parts, equal = [], {}
     for dataset, source in sources.items():
-        space, same = _space(config, dataset, names)
+        space, same = (
+            _native_space(config, dataset)
+            if native
+            else (_unified_space(config, source, names, taxonomy), ())
+        )
         if same:
             equal[dataset] = same
         parts.append(
             Part(dataset, source, space.with_policy(policy), config.geometry or Geometry())
         )
     unscored = frozenset({ANYTHING_ELSE} if unseen else ())
-    return Plan(tuple(parts), "classes", equal_classes=equal, unscored=unscored)
+    notes = ()
+    if native:
+        notes = tuple(
+            f"{part.name}: scored in {len(part.space.classes)} of its own classes, those that the "
+            "taxonomy has a class for"
+            for part in parts
+        )
+    return Plan(tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=notes)
 
 
 def native_classes(dataset: str) -> tuple[tuple[int, str], ...]:
@@ -133,17 +142,27 @@ def native_text(name: str) -> str:
     return " ".join(words.split()).lower()
 
 
-def _space(
-    config: EvaluateConfig, dataset: str, unified: Sequence[str]
-) -> tuple[AnswerSpace, tuple[int, ...]]:
+def _unified_space(
+    config: EvaluateConfig, source: ItemSource, names: Sequence[str], taxonomy: Taxonomy
+) -> AnswerSpace:
+    """The question about one dataset in classes of `taxonomy`, of which `names` are asked."""
+    texts = [label_text(name) for name in names]
+    rest = len(names) if config.labels == "unseen" else None
+    lut = np.full(256, IGNORE, np.uint8)
+    if rest is not None:
+        lut[: len(taxonomy.classes)] = rest
+    for position, name in enumerate(names):
+        lut[taxonomy.id_of(name)] = position
+    if isinstance(source, ShardItems):
+        stored = ids_in(source.manifest, taxonomy)
+        lut = lut if stored is None else lut[stored]
+    if rest is None:
+        return space_of(names, texts, lut)
+    return space_of([*names, ANYTHING_ELSE], texts, lut, range(rest), rest)
+
+
+def _native_space(config: EvaluateConfig, dataset: str) -> tuple[AnswerSpace, tuple[int, ...]]:
     """The question about one dataset; and which of its classes no answer can tell apart."""
-    if config.protocol == "unified":
-        texts = [label_text(name) for name in unified]
-        if config.labels != "unseen":
-            return space_of(unified, texts, _universal_lut(unified, IGNORE)), ()
-        rest = len(unified)
-        lut = _universal_lut(unified, rest)
-        return space_of([*unified, ANYTHING_ELSE], texts, lut, range(rest), rest), ()
     classes = native_classes(dataset)
     lut = np.full(256, IGNORE, np.uint8)
     for position, (native_id, _) in enumerate(classes):
@@ -157,7 +176,14 @@ def _space(
     universal_ids = [int(table[native_id]) for native_id, _ in classes]
     first = {uid: position for position, uid in reversed(list(enumerate(universal_ids)))}
     texts = [label_text(name) for name in universal().classes]
-    text_class = [first.get(uid, DROPPED) for uid in range(len(texts))]
+    position_of = {native_id: position for position, (native_id, _) in enumerate(classes)}
+    parts = {}
+    for name, natives in split_classes(dataset).items():
+        found = [position_of[native_id] for native_id in natives if native_id in position_of]
+        if found:  # A class that MSeg has cut out of this one: its pixels are this one's.
+            parts[universal().id_of(name)] = found[0]
+    owner = parts | first
+    text_class = [owner.get(uid, DROPPED) for uid in range(len(texts))]
     same = tuple(first[uid] for uid in universal_ids)
     return space_of(names, texts, lut, text_class), _numbered(same)
 
@@ -170,35 +196,47 @@ def _numbered(same: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(order[value] for value in same)
 
 
-def _universal_lut(names: Sequence[str], others: int) -> np.ndarray:
-    """Universal id -> position in `names`; `others` for the rest of the taxonomy."""
-    lut = np.full(256, IGNORE, np.uint8)
-    lut[: len(universal().classes)] = others
-    for position, name in enumerate(names):
-        lut[universal().id_of(name)] = position
-    return lut
+def _taxonomy(sources: Mapping[str, ItemSource]) -> Taxonomy:
+    """The universal classes, and those that shards of a dataset of one's own add."""
+    manifests = {n: s.manifest for n, s in sources.items() if isinstance(s, ShardItems)}
+    if not manifests:
+        return universal()
+    taxonomy, known = union_of(manifests), universal()
+    if len(manifests) < len(sources) and taxonomy.classes[: len(known.classes)] != known.classes:
+        raise UserError(
+            "roots: an official download is read in the universal classes, and the shards hold "
+            "others: name one kind in datasets"
+        )
+    return taxonomy
 
 
 def _unified_names(
-    config: EvaluateConfig, trained: Sequence[str], sources: Mapping[str, ItemSource]
+    config: EvaluateConfig,
+    trained: Sequence[str],
+    sources: Mapping[str, ItemSource],
+    taxonomy: Taxonomy,
 ) -> tuple[str, ...]:
-    """The universal classes that `labels` asks for."""
+    """The classes that `labels` asks for."""
     if config.labels == "all":
-        return universal().classes
-    by_text = {label_text(name): name for name in universal().classes}
-    names = [by_text[label_text(label)] for label in trained if label_text(label) in by_text]
+        return taxonomy.classes
+    by_text = {label_text(name): name for name in taxonomy.classes}
+    words = [label_text(label) for label in trained]
+    names = tuple(dict.fromkeys(by_text[word] for word in words if word in by_text))
     if not names:
         raise UserError(
-            f"labels={config.labels}: must be a checkpoint trained on universal classes, and none "
-            f"of its {len(trained)} labels is one: set labels=all"
+            f"labels={config.labels}: must be a checkpoint trained on classes of this data, and "
+            f"none of its {len(trained)} labels is one: set labels=all"
         )
     if config.labels == "checkpoint":
-        return tuple(names)
-    pixels = np.zeros(len(universal().classes), np.int64)
+        return names
+    shown: set[str] = set()
     for source in sources.values():
-        pixels += source.manifest.class_pixels if isinstance(source, ShardItems) else 1
-    shown = [name for name, count in zip(universal().classes, pixels, strict=True) if count]
-    unseen = tuple(name for name in shown if name not in set(names))
+        if isinstance(source, ShardItems):
+            pairs = zip(source.manifest.class_names, source.manifest.class_pixels, strict=True)
+            shown |= {name for name, count in pairs if count}
+        elif isinstance(source, RootItems):  # What it shows is not known before it is read.
+            shown |= {n.universal_name for n in native_table(source.dataset) if n.universal_name}
+    unseen = tuple(n for n in taxonomy.classes if n in shown and n not in set(names))
     if not unseen:
         raise UserError("labels=unseen: the checkpoint was trained on every class that is shown")
     return unseen
@@ -215,8 +253,7 @@ def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
     sources: dict[str, ItemSource] = {}
     manifests: dict[str, Manifest] = {}
     if config.shards:
-        corpus = open_corpus(config.shards, config.split)
-        manifests = corpus.manifests
+        manifests = open_shards(config).manifests
     elif not config.roots:
         raise UserError(
             f"shards='': protocol {config.protocol} needs prepared shards or official downloads: "
@@ -228,6 +265,8 @@ def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
             sources[name] = _root_items(config, name, native)
         elif name in manifests:
             manifest = manifests[name]
+            if native:
+                _check_native(config, manifest)
             indices = spread(manifest.num_samples, config.max_images)
             sources[name] = ShardItems(config.shards, manifest, indices, native)
         else:
@@ -236,6 +275,35 @@ def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
                 f"{did_you_mean(name, available)}"
             )
     return sources
+
+
+def open_shards(config: EvaluateConfig) -> Corpus:
+    """The shards that are configured.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not config.shards:
+        raise UserError(f"shards='': protocol {config.protocol} needs prepared shards: set it")
+    try:
+        return open_corpus(config.shards, config.split)
+    except UserError as error:  # The key has another name in the configuration of a training.
+        raise UserError(str(error).removeprefix("data.")) from None
+
+
+def _check_native(config: EvaluateConfig, manifest: Manifest) -> None:
+    """Refuses shards that do not hold a dataset's own ids beside the unified ones."""
+    where = f"shards={config.shards}: {manifest.dataset}/{manifest.split}"
+    if manifest.dataset not in DATASETS or manifest.classes:
+        raise UserError(
+            f"{where} stores its own classes alone, which protocol {config.protocol} is not for: "
+            "use protocol unified"
+        )
+    if not manifest.settings.get("native"):
+        raise UserError(
+            f"{where} holds no native labels, which protocol {config.protocol} needs: give "
+            f"roots.{manifest.dataset}, or convert with --native true"
+        )
 
 
 def _root_items(config: EvaluateConfig, dataset: str, native: bool) -> RootItems:
@@ -266,97 +334,11 @@ def _ade20k(config: EvaluateConfig) -> Plan:
         notes.append(f"geometry {geometry.mode} at {geometry.base_px} px, not the published one")
     if config.split != "val" or len(source) != 2000:
         notes.append(f"{len(source)} pictures of split {config.split}; published: 2000 of val")
+    if isinstance(source, ShardItems):
+        notes.append("from shards, which may be shrunk; published: the original files")
     policy = config.other or OtherPolicy()
     if policy.policy != "none":
         notes.append(f"other: {policy}; published: none")
     space = space_of(labels, labels, lut).with_policy(policy)
     part = Part("ade20k", source, space, geometry)
     return Plan((part,), "classes", mean_over="all", notes=tuple(notes))
-
-
-@dataclass(frozen=True)
-class EpisodeItems(ItemSource):
-    """Episodes of a few-shot benchmark."""
-
-    benchmark: str
-    root: str
-    chosen: tuple[Episode, ...]
-    texts: tuple[tuple[str, ...], ...]
-    """Texts of each stratum, background first."""
-    strata: tuple[int, ...]
-    """Class id of each stratum."""
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def keys(self) -> Sequence[str]:
-        """Picture and class id."""
-        return [f"{episode.image}#{episode.class_id}" for episode in self.chosen]
-
-    def fingerprint(self) -> str:
-        """Of pictures, classes and texts."""
-        return digest(self.benchmark, self.root, self.keys(), self.texts)
-
-    def open(self) -> Callable[[int], Item]:
-        """Opens the benchmark's folder."""
-        few_shot = open_few_shot(self.benchmark, self.root)
-        number = {class_id: stratum for stratum, class_id in enumerate(self.strata)}
-        keys = self.keys()
-
-        def read(position: int) -> Item:
-            episode = self.chosen[position]
-            try:
-                image, mask = few_shot.read(episode)
-            except BadSample as error:
-                raise UnreadableItem(str(error)) from None
-            stratum = number[episode.class_id]
-            return Item(keys[position], image, mask, self.texts[stratum], stratum)
-
-        return read
-
-
-def _few_shot(config: EvaluateConfig) -> Plan:
-    name = config.protocol
-    if name not in config.roots:
-        raise UserError(
-            f"roots.{name}: not set, and protocol {name} reads an official download: set it"
-        )
-    few_shot = open_few_shot(name, config.roots[name], config.splits)
-    geometry = config.geometry or Geometry(mode="squash")
-    policy = config.other or OtherPolicy(policy="prompts", prompts=(FEW_SHOT_OTHER,))
-    if policy.policy != "prompts":
-        raise UserError(
-            f"other.policy={policy.policy}: an episode has a class and a background, so {name} "
-            f"needs prompts for the background: published is '{FEW_SHOT_OTHER}'"
-        )
-    lut = np.full(256, IGNORE, np.uint8)
-    lut[:2] = (0, 1)
-    space = AnswerSpace(
-        ("background", "foreground"),
-        (),
-        (*(0 for _ in policy.prompts), 1),
-        tuple(lut.tolist()),
-        rest=0,
-        policy=str(policy),
-    )
-    parts = []
-    for fold in config.folds if few_shot.num_folds > 1 else (0,):
-        episodes = few_shot.episodes(fold, config.seed)
-        chosen = tuple(episodes[i] for i in spread(len(episodes), config.max_images))
-        ids = tuple(i for i in few_shot.class_ids(fold) if any(e.class_id == i for e in episodes))
-        names = few_shot.class_names()
-        texts = tuple((*policy.prompts, names[i]) for i in ids)
-        source = EpisodeItems(name, config.roots[name], chosen, texts, ids)
-        part_name = f"fold{fold}" if few_shot.num_folds > 1 else "test"
-        strata = tuple(names[i] for i in ids)
-        parts.append(Part(part_name, source, space, geometry, strata))
-    notes = list(few_shot.notes)
-    if geometry != Geometry(mode="squash"):
-        notes.append(f"geometry {geometry.mode}; published: squash to 480")
-    if policy.prompts != (FEW_SHOT_OTHER,):
-        notes.append(f"other: {policy}; published: {FEW_SHOT_OTHER}")
-    if config.max_images:
-        notes.append(f"max_images={config.max_images}: not all episodes")
-    if config.seed:
-        notes.append(f"seed={config.seed}; published: 0")
-    return Plan(tuple(parts), "few-shot", notes=tuple(notes))

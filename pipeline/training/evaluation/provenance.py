@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,34 +50,39 @@ def read_provenance(folder: Path, uri: str = "") -> Provenance:
 
     Args:
         folder: The checkpoint on this machine.
-        uri: Where it was fetched from; files that were not fetched are read there.
+        uri: Where it was fetched from, which may tell its step.
 
     Raises:
         UserError: A file is damaged.
     """
-    config = yaml.safe_load(_text(folder, uri, CONFIG) or "") or {}
-    labels = tuple((_text(folder, uri, LABELS) or "").splitlines())
+    config = _mapping(folder, CONFIG, yaml.safe_load)
+    labels = tuple((_text(folder, LABELS) or "").splitlines())
+    values = _mapping(folder, "provenance.json", json.loads)
+    tags = {str(key): str(value) for key, value in values.items()}
+    found = re.search(r"step_(\d+)/?$", uri or str(folder))
     try:
-        tags = json.loads(_text(folder, uri, "provenance.json") or "{}")
-        metrics = json.loads(_text(folder, uri, "metrics.json") or "{}")
-    except ValueError as error:
-        raise UserError(f"checkpoint={uri or folder}: provenance.json: not JSON: {error}") from None
-    tags = {str(key): str(value) for key, value in tags.items()}
-    match = re.search(r"step_(\d+)/?$", uri or str(folder))
-    step = metrics.get("step") or (int(match[1]) if match else 0)
-    tags.setdefault("step", str(int(step)))
+        step = int(_mapping(folder, "metrics.json", json.loads).get("step") or 0)
+    except (TypeError, ValueError):
+        step = 0
+    tags.setdefault("step", str(step or (int(found[1]) if found else 0)))
     return Provenance(labels, config, tags, _manifests(config, tags))
 
 
-def _text(folder: Path, uri: str, name: str) -> str | None:
-    if (folder / name).is_file():
-        return (folder / name).read_text(encoding="utf-8")
-    if uri.startswith("s3://"):
-        try:
-            return open_storage(uri).read(name).decode()
-        except FileNotFoundError:
-            return None
-    return None
+def _text(folder: Path, name: str) -> str | None:
+    path = folder / name
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _mapping(folder: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The content of a file, empty where there is none."""
+    try:
+        content = parse(_text(folder, name) or "{}")
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint={folder}: {name} is damaged: {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint={folder}: {name} is damaged: it must hold keys and values")
+    return content
 
 
 def _manifests(config: dict[str, Any], tags: dict[str, str]) -> dict[str, Manifest]:

@@ -1,5 +1,6 @@
 """Writes an evaluation into the MLflow run that made the checkpoint."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,8 @@ def open_run(config: EvaluateConfig, provenance: Provenance, folder: Path) -> Tr
     run: dict[str, Any] = provenance.config.get("run") or {}
     saved: dict[str, Any] = provenance.config.get("tracking") or {}
     tracking = config.tracking
-    if not tracking.uri and saved.get("uri"):
+    # A checkpoint does not decide where results and credentials go if its user has.
+    if not tracking.uri and not os.environ.get("MLFLOW_TRACKING_URI") and saved.get("uri"):
         tracking = TrackingConfig(
             uri=saved["uri"], experiment=saved.get("experiment", tracking.experiment)
         )
@@ -77,7 +79,7 @@ def record(
 
 def _training_spill(name: str, storage: str) -> Path | None:
     """Where the training of that name kept what its tracking could not send; see `job`."""
-    if not storage:
+    if not storage or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", name):
         return None
     folder = Path(storage) / name if "://" not in storage else Path.home() / ".lseg"
     return folder / f"tracking-{name}.jsonl"

@@ -106,6 +106,8 @@ class Report:
             (seen,) = seen_flags(self.leak, row.part, [row.name])
             iou = "" if row.iou is None else repr(row.iou)
             flag = "unknown" if seen is None else "yes" if seen else "no"
+            if row.name in self._rest_of(row.part):
+                flag = ""  # A background is neither.
             cells = (row.part, row.name, iou, row.target_px, row.predicted_px, row.hit_px)
             writer.writerow((*cells, flag, policies[row.part]))
         return buffer.getvalue()
@@ -171,9 +173,15 @@ class Report:
         if not self.leak.known:
             return {}
         names = {row.name for row in self.figures.classes if row.part == part}
+        names -= self._rest_of(part)
         seen = set(self.leak.seen_classes.get(part, ()))
         # Where all classes are on one side, the mean over them says nothing new.
         return {"seen": seen, "unseen": names - seen} if seen and names - seen else {}
+
+    def _rest_of(self, part: str) -> set[str]:
+        """The class that means "none of the others", where a part has one; few-shot rows do not."""
+        (space,) = (one.space for one in self.plan.parts if one.name == part)
+        return set() if space.rest is None else {space.classes[space.rest]}
 
     def _draw_confusion(self, path: Path) -> None:
         """Rows are what a pixel is, columns what it was called; each row sums to 1."""

@@ -11,8 +11,10 @@ import hashlib
 import json
 import logging
 import time
+import zipfile
+import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ FORMAT = 1
 """Changes when the same inputs would be counted otherwise."""
 
 LOG_EVERY_S = 30.0
+
+_DAMAGED = (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What `Counts.from_bytes` raises over bytes that are no counts."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +151,12 @@ class Runner:
         for number, chunk in enumerate(chunks):
             if chunk.path in there:
                 try:
-                    done[number] = Counts.from_bytes(self._storage.read(chunk.path))
-                except (ValueError, KeyError, OSError):
+                    counts = Counts.from_bytes(self._storage.read(chunk.path))
+                except _DAMAGED:
                     logger.warning("%s is damaged; counted again", chunk.path)
+                else:
+                    if not counts.unreadable:  # Those may have been mended since.
+                        done[number] = counts
         todo = [number for number in range(len(chunks)) if number not in done]
         if done:
             logger.info("going on: %d of %d chunks are there already", len(done), len(chunks))
@@ -210,6 +218,8 @@ class Runner:
             try:
                 result = ray.get(reference)
             except ray.exceptions.RayActorError as error:
+                if "creation task" in str(error):  # It never lived: a defect, not a lack of memory.
+                    raise
                 raise UserError(
                     f"workers.max_failures={self._workers.max_failures}: a worker died more often "
                     f"({str(error).splitlines()[0]}): give it more memory, or lower "
@@ -246,22 +256,22 @@ def resolve_workers(workers: WorkersConfig) -> WorkersConfig:
     """Fills in what the cluster decides; Ray must be running.
 
     Raises:
-        UserError: GPUs are wanted and there are none.
+        UserError: GPUs are wanted and there are none, or there is no room for the workers.
     """
-    from dataclasses import replace
-
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     use_gpu = bool(gpus) if workers.use_gpu is None else workers.use_gpu
     if use_gpu and not gpus:
         raise UserError("workers.use_gpu=true: the cluster has no GPU: set it to false")
-    most = gpus if use_gpu else int(resources.get("CPU", 1) // workers.cpus_per_worker)
-    if workers.num_workers > most:
+    room = int(resources.get("CPU", 1) // workers.cpus_per_worker)
+    most = min(gpus, room) if use_gpu else room
+    if most < max(1, workers.num_workers):  # They would be waited for for ever.
         raise UserError(
-            f"workers.num_workers={workers.num_workers}: the cluster has room for {most}: lower "
-            "it, or workers.cpus_per_worker"
+            f"workers.num_workers={workers.num_workers}, workers.cpus_per_worker="
+            f"{workers.cpus_per_worker:g}: the cluster has room for {most} such workers: lower one "
+            "of the two"
         )
-    return replace(workers, use_gpu=use_gpu, num_workers=workers.num_workers or max(1, most))
+    return replace(workers, use_gpu=use_gpu, num_workers=workers.num_workers or most)
 
 
 def fingerprint(

@@ -39,8 +39,6 @@ class Part:
     geometry: Geometry
     strata: tuple[str, ...] = ("",)
     """What the separate confusion matrices are of: the classes of a fold, else one of all."""
-    strata_classes: tuple[str, ...] = ()
-    """The names of those classes for the leak check, where they are not those of the space."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Counts:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Counts":
-        """The inverse; ValueError, KeyError or OSError where it is damaged."""
+        """The inverse; any of a reader's errors where it is damaged."""
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             notes = json.loads(stored["notes"].tobytes())
             matrices = stored["matrices"]

@@ -195,3 +195,76 @@ def test_weights_by_word():
     assert resolve_weights(sizes, {"a": 3.0}) == {"a": 3.0}
     with pytest.raises(UserError, match=r"data\.weights='sise'.*did you mean 'size'\?"):
         resolve_weights(sizes, "sise")
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    sizes=st.lists(st.integers(2, 30), min_size=1, max_size=3),
+    cap=st.integers(1, 40),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_a_cap_uses_one_subset_in_every_pass(sizes, cap, batch_size, seed):
+    by_name = dict(zip(NAMES, sizes, strict=False))
+    mixture = Mixture(by_name, dict.fromkeys(by_name, 1.0), batch_size, seed, {NAMES[0]: cap})
+    used = min(cap, sizes[0])
+    assert mixture.rows_per_epoch == used + sum(sizes[1:])
+    num_batches = math.ceil(3 * used * len(sizes) / batch_size) + 1
+    samples = drawn(mixture, NAMES[0], num_batches)
+    assert len(samples) >= 2 * used
+    subset = set(samples[:used])
+    assert len(subset) == used
+    assert subset <= set(range(sizes[0]))
+    for start in range(0, len(samples) - used + 1, used):
+        assert set(samples[start : start + used]) == subset
+    if len(sizes) > 1:
+        plain = Mixture(by_name, dict.fromkeys(by_name, 1.0), batch_size, seed)
+        assert drawn(plain, NAMES[1], 9) == drawn(mixture, NAMES[1], 9)
+
+
+def test_caps_of_different_seeds_are_different_subsets():
+    def subset(seed):
+        return frozenset(drawn(Mixture({"idd": 40}, {"idd": 1}, 5, seed, {"idd": 10}), "idd", 2))
+
+    def drawn(mixture, _, num_batches):
+        return [row.sample for b in range(num_batches) for row in mixture.batch(b)]
+
+    subsets = {subset(seed) for seed in range(10)}
+    assert len(subsets) == 10
+    assert len(frozenset.union(*subsets)) > 30
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes=st.lists(st.integers(1, 10**6), min_size=2, max_size=5), power=st.floats(0, 2))
+def test_temperature_lies_between_equal_and_beyond_size(sizes, power):
+    by_name = dict(zip(NAMES, sizes, strict=False))
+    weights = resolve_weights(by_name, "size", power)
+    for one in by_name:
+        for other in by_name:
+            ratio = weights[one] / weights[other]
+            assert ratio == pytest.approx((by_name[one] / by_name[other]) ** power, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("caps", "words"),
+    [
+        ({"ide": 4}, r"data\.caps\.ide=4: no such dataset.*did you mean 'idd'"),
+        ({"coco": 4}, r"data\.caps\.coco=4: would be ignored.*weight is 0"),
+    ],
+)
+def test_wrong_caps_are_refused(caps, words):
+    with pytest.raises(UserError, match=words):
+        Mixture({"idd": 9, "coco": 9}, {"idd": 1.0, "coco": 0.0}, 4, 0, caps)
+
+
+@pytest.mark.parametrize(
+    ("weights", "temperature", "words"),
+    [
+        ("equal", 0.5, r"data\.temperature=0\.5: needs data\.weights=size"),
+        ("size", -1.0, r"data\.temperature=-1"),
+        ("size", math.nan, r"data\.temperature=nan"),
+    ],
+)
+def test_a_temperature_that_means_nothing_is_refused(weights, temperature, words):
+    with pytest.raises(UserError, match=words):
+        resolve_weights({"a": 1}, weights, temperature)

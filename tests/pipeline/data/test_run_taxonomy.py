@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.data.augment import AugmentConfig, random_crop
+from pipeline.data.config import DataConfig
+from pipeline.data.corpus import Corpus, SampleReader, open_corpus
 from pipeline.data.datasets.own import OwnDataset
-from pipeline.data.ingest import SampleReader, open_corpus
+from pipeline.data.ingest import CropLoader, build_mixture
 from pipeline.data.labelling import OwnClass, in_native, in_universal, of_classes
 from pipeline.data.prepare import prepare
 from pipeline.data.prepare_config import PrepareConfig
@@ -123,6 +126,26 @@ def test_samples_are_read_in_the_classes_of_the_corpus(tmp_path):
         found = [label[row, 0] for row in (0, 3, 6, 10, 16)]
         wanted = [IGNORE if n is None else corpus.taxonomy.id_of(n) for n in rows]
         assert found == wanted
+    assert_the_stream_has_these_ids(corpus, reader)
     of_shop = replace(corpus, wanted=Taxonomy("shop", ("parcel", "wall")))
     _, label = SampleReader(of_shop).read("depot", 0)
     assert set(np.unique(label)) == {0, IGNORE}
+
+
+def assert_the_stream_has_these_ids(corpus: Corpus, reader: SampleReader) -> None:
+    """Crops of the training stream are cut from labels in the classes of the corpus."""
+    augment = AugmentConfig(crop_px=32, base_px=32)
+    config = DataConfig(shards=corpus.uri, augment=augment, loader_threads=1)
+    mixture = build_mixture(corpus, config, 4, seed=1)
+    (batch,) = CropLoader(corpus, mixture, config, 4)(
+        {"start": np.array([0]), "stop": np.array([4])}
+    )
+    seen = set()
+    for row, label in zip(mixture.batch(0), batch["label"], strict=True):
+        dataset = mixture.datasets[row.dataset]
+        assert np.array_equal(
+            label, random_crop(*reader.read(dataset, row.sample), row.seed, augment)[1]
+        )
+        seen |= {dataset}
+    assert seen == {"depot", "shop"}
+    assert corpus.taxonomy.id_of("belt") in batch["label"]  # Stored as 1 by the depot.

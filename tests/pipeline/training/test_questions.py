@@ -27,10 +27,15 @@ def questions(other: OtherConfig | None = None, count: int = 0, seed: int = 0) -
     return Questions(config, label_space(NAMES), ENCODER, torch.device("cpu"))
 
 
+def parts(asked: Questions, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    question = asked.at(step)
+    return question.text_KC, question.lut
+
+
 def test_as_published_every_step_asks_all_labels():
     asked = questions()
     for step in (0, 1, 999):
-        text, lut = asked.at(step)
+        text, lut = parts(asked, step)
         torch.testing.assert_close(text, ENCODER.encode([label_text(n) for n in NAMES]))
         for position, name in enumerate(NAMES):
             assert lut[universal().id_of(name)] == position
@@ -43,7 +48,7 @@ def test_dropped_labels_become_other():
     other = ENCODER.encode(["other"])[0]
     sizes = set()
     for step in range(30):
-        text, lut = asked.at(step)
+        text, lut = parts(asked, step)
         sizes.add(len(text))
         torch.testing.assert_close(text[-1], other)
         for position, name in enumerate(NAMES):
@@ -59,7 +64,7 @@ def test_dropped_labels_become_other():
 
 def test_share_of_the_batches():
     asked = questions(OtherConfig(share=0.3, drop=1.0, words=("other",)))
-    smaller = [len(asked.at(step)[0]) != len(NAMES) for step in range(600)]
+    smaller = [len(parts(asked, step)[0]) != len(NAMES) for step in range(600)]
     assert 0.22 < np.mean(smaller) < 0.38
 
 
@@ -68,7 +73,7 @@ def test_distractors_are_never_right_and_never_held_out():
     forbidden = ENCODER.encode([label_text(n) for n in (*NAMES, *HELD_OUT)])
     seen = set()
     for step in range(20):
-        text, lut = asked.at(step)
+        text, lut = parts(asked, step)
         extra = text[-20:]
         assert int(lut[lut != IGNORE].max()) < len(text) - 20
         assert (extra[:, None] != forbidden[None]).any(-1).all()
@@ -79,9 +84,9 @@ def test_distractors_are_never_right_and_never_held_out():
 def test_a_step_asks_the_same_whenever_it_comes():
     one, two = (questions(OtherConfig(share=0.7), count=5) for _ in range(2))
     for step in (7, 3, 7, 500):
-        torch.testing.assert_close(one.at(step), two.at(step))
+        torch.testing.assert_close(parts(one, step), parts(two, step))
     elsewhere = questions(OtherConfig(share=0.7), count=5, seed=1)
-    assert any(not torch.equal(one.at(s)[0], elsewhere.at(s)[0]) for s in range(5))
+    assert any(not torch.equal(parts(one, s)[0], parts(elsewhere, s)[0]) for s in range(5))
 
 
 def test_too_many_distractors():
@@ -89,3 +94,27 @@ def test_too_many_distractors():
         distractor_texts(DistractorConfig(count=190, never=HELD_OUT), label_space(NAMES))
     with pytest.raises(UserError, match="horse"):
         distractor_texts(DistractorConfig(never=("hors",)), label_space(NAMES))
+
+
+def test_labels_of_other_datasets_do_not_compete():
+    shown = {"first": np.array([1, 1, 0, 0, 0], bool), "second": np.array([0, 1, 1, 1, 1], bool)}
+    other = OtherConfig(share=0.5, words=("other",))
+    train = TrainConfig(label_sets="own", other=other, distractors=DistractorConfig(count=3))
+    config = TrainMixConfig(train=train)
+    asked = Questions(config, label_space(NAMES), ENCODER, torch.device("cpu"), shown)
+    every = ENCODER.encode([label_text(n) for n in NAMES])
+    for step in range(20):
+        question = asked.at(step)
+        num_labels = len(question.text_KC)
+        logits = torch.zeros(2, num_labels, 2, 2, requires_grad=True)
+        masked = question.mask(logits, torch.tensor([1, 0]))
+        likely = masked.softmax(1)[:, :, 0, 0]
+        for image, name in enumerate(("second", "first")):
+            for position, text in enumerate(question.text_KC):
+                known = (text == every).all(1).nonzero().flatten().tolist()
+                competes = shown[name][known[0]] if known else True  # "other", distractors
+                assert (likely[image, position] > 0) == competes
+        (gradient,) = torch.autograd.grad(masked.softmax(1)[0, 0].sum(), logits)
+        assert torch.isfinite(gradient).all()
+    assert asked.labels_of("first").tolist() == [0, 1]
+    assert asked.labels_of("third").tolist() == [0, 1, 2, 3, 4]

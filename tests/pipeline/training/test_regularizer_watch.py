@@ -4,6 +4,7 @@ import contextlib
 import logging
 from dataclasses import replace
 
+import pytest
 import torch
 from mlflow import MlflowClient
 from torch import nn
@@ -71,6 +72,7 @@ def test_nothing_to_measure_without_a_block():
     assert watch(lseg, range(3)) == []
 
 
+@pytest.mark.slow  # A whole training.
 def test_a_run_records_it(mini_shards, tmp_path):
     config = mini_shards.config(tmp_path, "watched", steps=3, log_every=2, val_images=1)
     block = RegularizerConfig(kind="depthwise", depth=2, activation="lrelu")

@@ -1,5 +1,6 @@
 """Interrupted runs of `train()` on a real Ray end with the weights of an undisturbed one."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import RunConfig, TrainMixConfig
-from pipeline.training.launch import Outcome, train
+from pipeline.training.launch import Outcome, absolute, train
+from pipeline.training.tracking_config import server_uri
 from tests.mini_shards import MiniShards, tiny_model
 
 STEPS = 24
@@ -117,9 +120,13 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed):
         checkpoint.name_of(STEPS - 4),
         checkpoint.name_of(STEPS),
     ]
+    # An evaluation, wherever it runs, writes to the MLflow run that made the checkpoint.
+    run_id = json.loads((folder / "provenance.json").read_text())["mlflow_run_id"]
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert before
     again = train(config)
+    client = MlflowClient(server_uri(absolute(config).tracking))
+    assert client.get_run(run_id).info.run_name == config.run.name
     assert again.checkpoint == outcome.checkpoint
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert again.metrics["step"] == STEPS

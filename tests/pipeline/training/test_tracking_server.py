@@ -1,98 +1,23 @@
 """The tracker against a real `mlflow server` that is refused, frozen, killed and back again."""
 
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 
-import psutil
 import pytest
 
 from pipeline.training.tracking import Tracker, TrackingConfig
+from tests.mlflow_server import MlflowServer, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
-_START_S = 120.0
 _CALLS = 1000
 _CALLS_LIMIT_S = 0.5
 
 
-class Server:
-    """`mlflow server` on loopback; always the same port and the same database."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    def start(self):
-        if self.process is not None:
-            return
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        env = os.environ | {
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        }
-        with open(self.folder / "server.log", "ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
-            )
-        wait_until(self.healthy, _START_S)
-
-    def _processes(self):
-        """The command and all it started: the one that listens is a grandchild."""
-        assert self.process is not None
-        top = psutil.Process(self.process.pid)
-        return [top, *top.children(recursive=True)]
-
-    def freeze(self):
-        for process in self._processes():
-            process.send_signal(signal.SIGSTOP)
-        # Freezing the wrong process would make every test below pass for nothing.
-        assert not self.healthy()
-
-    def thaw(self):
-        for process in self._processes():
-            process.send_signal(signal.SIGCONT)
-
-    def kill(self):
-        if self.process is None:
-            return
-        processes = self._processes()
-        for process in processes:
-            process.kill()
-        self.process.wait()
-        psutil.wait_procs(processes, timeout=10)
-        self.process = None
-        assert not self.healthy()
-
-
-def wait_until(check, timeout_s=60.0):
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.2)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("mlflow"))
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
     yield server
     server.kill()
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from model.metrics import ConfusionMatrix
 from pipeline.data.taxonomy import IGNORE, label_text, universal
@@ -26,7 +25,7 @@ def picture(*stripes: str | None, height: int = 8) -> Picture:
     ids = [IGNORE if name is None else universal().id_of(name) for name in stripes]
     label = np.repeat(np.array(ids, np.uint8), 6)[None].repeat(height, 0)
     image = np.zeros((*label.shape, 3), np.uint8)
-    return Picture("idd", image, label, torch.zeros(1, 1, 1, 1))
+    return Picture("idd", image, label, views=None)
 
 
 class Oracle:

@@ -1,6 +1,7 @@
 """A tiny checkpoint that can be evaluated on the mini-seven."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from model.lseg import LSeg, build_lseg
 from pipeline.data.ingest import open_corpus
 from pipeline.data.taxonomy import universal
 from pipeline.training.evaluation.config import EvaluateConfig, Geometry, WorkersConfig
+from pipeline.training.evaluation.launch import Evaluation, evaluate
 from pipeline.training.tracking import Tracker, TrackingConfig
 from tests.mini_shards import MiniShards, tiny_model
 
@@ -60,16 +62,28 @@ def tiny_checkpoint(mini_shards: MiniShards, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def base_config(mini_shards: MiniShards, tiny_checkpoint: Path, tmp_path: Path) -> EvaluateConfig:
+def config_of(mini_shards: MiniShards, checkpoint: Path, out: Path) -> EvaluateConfig:
     """Unified classes on the validation shards, one worker."""
     return EvaluateConfig(
-        checkpoint=str(tiny_checkpoint),
+        checkpoint=str(checkpoint),
         shards=str(mini_shards.folder),
-        out=str(tmp_path / "out"),
+        out=str(out),
         geometry=Geometry(base_px=64),
         examples=0,
         workers=WorkersConfig(
             num_workers=1, cpus_per_worker=0.5, use_gpu=False, chunk_images=1, max_failures=1
         ),
     )
+
+
+@pytest.fixture
+def base_config(mini_shards: MiniShards, tiny_checkpoint: Path, tmp_path: Path) -> EvaluateConfig:
+    """A configuration that writes to a folder of the test's own."""
+    return config_of(mini_shards, tiny_checkpoint, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def unified(mini_shards: MiniShards, tiny_checkpoint: Path, tmp_path_factory) -> Evaluation:
+    """One finished evaluation by one worker, with pictures; not to be written to."""
+    config = config_of(mini_shards, tiny_checkpoint, tmp_path_factory.mktemp("unified"))
+    return evaluate(replace(config, examples=1))

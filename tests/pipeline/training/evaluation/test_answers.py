@@ -1,11 +1,14 @@
 """From scores to classes: sums of probabilities, "other" by prompts and by threshold."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from pipeline.data.taxonomy import IGNORE
 from pipeline.training.evaluation.answers import DROPPED, choose, space_of
-from pipeline.training.evaluation.config import OtherPolicy
+from pipeline.training.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
+from pipeline.training.evaluation.protocols import _native_space
 
 LUT = np.full(256, IGNORE, np.uint8)
 
@@ -49,3 +52,32 @@ def test_prompts_compete_as_one_class_that_is_none():
     assert space.texts == ("a", "b", "other", "stuff")
     assert answer(space, 0.4, 0.1, 0.25, 0.25) == space.none
     assert answer(space, 0.4, 0.25, 0.2, 0.15) == 0
+
+
+def test_native_classes_sum_what_mseg_cut_out_of_them():
+    space, _ = _native_space(EvaluateConfig(checkpoint="x", protocol="native-mapped"), "cityscapes")
+    rider = space.classes.index("rider")
+    texts = [t for t, number in zip(space.texts, space.text_class, strict=True) if number == rider]
+    assert texts == ["rider other", "bicyclist", "motorcyclist"]
+    assert not space.one_text_each
+    space, _ = _native_space(EvaluateConfig(checkpoint="x", protocol="native-mapped"), "mapillary")
+    animal = space.classes.index("ground animal")
+    assert sum(number == animal for number in space.text_class) == 5
+
+
+def test_evaluations_that_differ_have_names_that_differ():
+    same: dict[str, Any] = {"checkpoint": "x", "protocol": "ade20k-150"}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"max_images": 5},
+        {"split": "train"},
+        {"precision": "bf16"},
+        {"geometry": Geometry(mode="published", base_px=1024)},
+        {"other": OtherPolicy(policy="threshold", threshold=0.3)},
+        {"other": OtherPolicy(policy="threshold", threshold=0.4)},
+        {"seed": 1},
+    ]
+    names = [EvaluateConfig(**same, **change).variant for change in changes]
+    assert len(set(names)) == len(names)
+    assert names[0] == "ade20k-150"
+    assert "max5" in names[1]

@@ -61,6 +61,26 @@ def test_classes_by_their_words_and_mseg_names(coco_plan):
     assert (clean.zero_shot, clean.reasons) == ("yes", [])
 
 
+@pytest.mark.parametrize(
+    ("trained", "tested"),
+    [("traffic_sign", "stopsign"), ("bag", "handbag"), ("donut", "doughnut"), ("tv", "tvmonitor")],
+)
+def test_names_that_differ_from_msegs_are_one_class(coco_plan, trained, tested):
+    config, plan = coco_plan
+    (part,) = plan.parts
+    renamed = replace(plan, parts=(replace(part, strata=(tested, *part.strata[1:])),))
+    assert check_leaks(config, renamed, past((trained,), ade20k=None)).seen_classes["fold0"] == (
+        tested,
+    )
+
+
+def test_pictures_of_ones_own_dataset_are_not_known(coco_plan):
+    report = check_leaks(*coco_plan, past(("shelf",), my_voc=None))
+    assert report.seen_images == {"fold0": None}
+    assert report.zero_shot == "unknown"
+    assert "trained on my_voc" in " ".join(report.reasons)
+
+
 def test_pictures_by_cocos_number(coco_plan):
     config, plan = coco_plan
     keys = [f"{number:012d}" for number in (0, 7, 99)]

@@ -1,0 +1,163 @@
+"""From the bytes of a stored sample to arrays, at the least cost.
+
+JPEGs are decoded by libjpeg-turbo, at a power-of-two fraction of their size where a crop needs no
+more. Labels as this project writes them (8-bit grey PNG, filter NONE) need only to be inflated,
+which takes a quarter of a PNG decoder's time; other PNGs go to OpenCV.
+"""
+
+import os
+import struct
+
+# OpenCV refuses larger pictures from their header; it reads the variable when it is loaded.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
+
+import cv2
+import numpy as np
+import simplejpeg
+from isal import isal_zlib
+
+# Loader processes run side by side; OpenCV's own threads would only fight each other.
+cv2.setNumThreads(1)
+
+MAX_PIXELS = 1 << 27
+"""Larger pictures are refused from their header."""
+_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_GREY_8_BIT = b"\x08\0\0\0\0"
+"""End of an IHDR: bit depth, colour type grey, and the only methods there are; not interlaced."""
+_IDAT = 33
+"""Where the first chunk after the IHDR begins."""
+
+
+class BadSample(ValueError):
+    """A stored sample that cannot be decoded; the message says what is wrong with it."""
+
+
+def decode(jpeg: bytes, png: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes one stored sample.
+
+    Returns:
+        image: (H, W, 3) uint8 RGB.
+        label: (H, W) uint8, universal ids or IGNORE.
+
+    Raises:
+        BadSample: Either does not decode, or their sizes differ.
+    """
+    label = decode_label(png)
+    return decode_jpeg(jpeg, label.shape), label
+
+
+def decode_jpeg(
+    jpeg: bytes, size: tuple[int, ...], shrink: int = 1, buffer: np.ndarray | None = None
+) -> np.ndarray:
+    """Decodes a JPEG.
+
+    Args:
+        jpeg: The file.
+        size: Height and width that it must have: those of its label.
+        shrink: 1, 2, 4 or 8: each side becomes 1/shrink of the stored one, rounded up.
+        buffer: (n,) uint8 to decode into, large enough; by default new memory.
+
+    Returns:
+        (at least H // shrink, at least W // shrink, 3) uint8 RGB, in `buffer` where possible.
+
+    Raises:
+        BadSample: It does not decode, is too large, or has another size.
+    """
+    if not jpeg:
+        raise BadSample("the jpg is empty")
+    try:
+        height, width = map(int, simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2])
+    except ValueError as error:
+        raise BadSample(f"the jpg does not decode: {error}") from None
+    if height * width > MAX_PIXELS:
+        raise BadSample(f"the jpg has {height}x{width} pixels, more than {MAX_PIXELS}")
+    if (height, width) != size:
+        raise BadSample(f"jpg is {(height, width)} but png is {size} (height, width)")
+    # The decoder takes the smallest of its sizes that reaches both of these.
+    least = (-(-height // shrink), -(-width // shrink)) if shrink > 1 else (0, 0)
+    try:
+        return simplejpeg.decode_jpeg(
+            jpeg, "RGB", min_height=least[0], min_width=least[1], buffer=buffer
+        )
+    except ValueError:
+        # Also what is no more than odd, such as stray bytes: OpenCV, with which the shards were
+        # written, tells that from pixels that are missing.
+        return shrink_image(_decode_odd(jpeg), shrink)
+
+
+def _decode_odd(jpeg: bytes) -> np.ndarray:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+    except cv2.error as error:
+        raise BadSample(f"the jpg does not decode: {error}") from None
+    if image is None:
+        raise BadSample("the jpg does not decode")
+    return image
+
+
+def shrink_image(image: np.ndarray, shrink: int) -> np.ndarray:
+    """Each pixel the mean of `shrink` x `shrink` pixels; what is left over at the end is dropped.
+
+    Args:
+        image: (H, W, 3) uint8.
+        shrink: 1, 2, 4 or 8; at most H and W.
+
+    Returns:
+        (H // shrink, W // shrink, 3) uint8.
+    """
+    if shrink == 1:
+        return image
+    height, width = image.shape[0] // shrink, image.shape[1] // shrink
+    whole = image[: height * shrink, : width * shrink]
+    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def decode_label(png: bytes) -> np.ndarray:
+    """Decodes a label.
+
+    Returns:
+        (H, W) uint8, universal ids or IGNORE; read-only, and its rows may have gaps.
+
+    Raises:
+        BadSample: It does not decode, or is not 8-bit grey.
+    """
+    if not png:
+        raise BadSample("the png is empty")
+    label = _inflate_plain(png)
+    if label is not None:
+        return label
+    try:
+        label = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise BadSample(f"the png does not decode: {error}") from None
+    if label is None:
+        raise BadSample("the png does not decode")
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise BadSample(f"the png is {label.dtype} of shape {label.shape}, not 8-bit grey")
+    return label
+
+
+def _inflate_plain(png: bytes) -> np.ndarray | None:
+    """The pixels of a grey PNG with one IDAT and no filters; None for any other, and damaged ones.
+
+    The data's own Adler-32 is checked.
+    """
+    if png[:16] != _PNG_START or png[24:29] != _GREY_8_BIT or png[_IDAT + 4 : _IDAT + 8] != b"IDAT":
+        return None
+    width, height = struct.unpack(">II", png[16:24])
+    (length,) = struct.unpack(">I", png[_IDAT : _IDAT + 4])
+    end = _IDAT + 8 + length
+    if png[end + 8 : end + 12] != b"IEND" or not 0 < width * height <= MAX_PIXELS:
+        return None
+    size = height * (width + 1)
+    inflater = isal_zlib.decompressobj()
+    try:
+        # One byte more than there should be, so that the end of the stream is reached.
+        rows = inflater.decompress(png[_IDAT + 8 : end], size + 1)
+    except isal_zlib.error:  # type: ignore[misc]
+        return None
+    if len(rows) != size or not inflater.eof:
+        return None
+    table = np.frombuffer(rows, np.uint8).reshape(height, width + 1)
+    return None if table[:, 0].any() else table[:, 1:]

@@ -1,0 +1,43 @@
+"""What one training step asks, and how its labels and logits fit that."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+NEVER = -1e4
+"""Logit of a label that does not compete: its probability is 0 in float32."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one step asks."""
+
+    text_KC: Tensor
+    """(K, C) float32."""
+    lut: Tensor
+    """(256,) int64, id in the run's taxonomy -> position in `text_KC`, or IGNORE; (D, 256) where
+    the ids of each dataset mean something else."""
+    allowed_DK: Tensor | None = None
+    """(D, K) bool, which labels compete in an image of each dataset; None: all in all."""
+
+    def target(self, label_BHW: Tensor, dataset_B: Tensor) -> Tensor:
+        """Ids as positions in `text_KC`: (B, H, W) int64.
+
+        Args:
+            label_BHW: (B, H, W) uint8.
+            dataset_B: (B,) int64, the dataset of each image.
+        """
+        if self.lut.dim() == 1:
+            return self.lut[label_BHW.long()]
+        return self.lut[dataset_B[:, None, None], label_BHW.long()]
+
+    def mask(self, logits_BKhw: Tensor, dataset_B: Tensor) -> Tensor:
+        """Takes the labels that do not compete out of the logits, (B, K, h, w).
+
+        Args:
+            logits_BKhw: (B, K, h, w) float.
+            dataset_B: (B,) int64, the dataset of each image.
+        """
+        if self.allowed_DK is None:
+            return logits_BKhw
+        return logits_BKhw.masked_fill(~self.allowed_DK[dataset_B][:, :, None, None], NEVER)

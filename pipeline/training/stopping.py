@@ -1,0 +1,139 @@
+"""Stopping a run from outside, without losing a step: `ray job stop`, Ctrl-C, kill.
+
+    signal -> driver -> StopSignal (an actor) -> worker 0 -> all workers, after the same step
+
+The driver's handler only sets the actor's reason. Worker 0 asks the actor once a second from a
+thread and passes the answer on in an all-reduce that each step makes anyway. After that step all
+workers write a checkpoint and end. Ray kills a job's driver `RAY_JOB_STOP_WAIT_TIME_S` seconds
+after the signal (3 if unset), which must be long enough for one step and one checkpoint.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import Terminated
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_ASK_EVERY_S = 1.0
+_ANSWER_WITHIN_S = 10.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """The run was stopped from outside and has a checkpoint; the same command goes on."""
+
+
+class TrainingTerminated(TrainingStopped, Terminated):
+    """It was stopped by SIGTERM, as by `ray job stop`."""
+
+
+class StopSignal:
+    """The actor that holds why a run should stop; empty while it should not."""
+
+    def __init__(self) -> None:
+        self._reason = ""
+
+    def request(self, reason: str) -> None:
+        """Stops the run; the first reason counts."""
+        self._reason = self._reason or reason
+
+    def reason(self) -> str:
+        """Why to stop, or an empty string."""
+        return self._reason
+
+
+def start_signal() -> Any:
+    """Starts a `StopSignal` beside the driver, with which it lives and dies."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(StopSignal).options(scheduling_strategy=here).remote()
+
+
+def run_stoppable(work: Callable[[], T], stop: Any) -> T:
+    """Runs the driver's part of a training while SIGTERM and SIGINT ask it to stop.
+
+    The work runs on a thread, since Ray Train aborts on SIGINT where it runs on the main one. In
+    other threads than the main one (Ray Tune) signals are somebody else's business.
+
+    Args:
+        work: Returns once the workers have ended.
+        stop: A `StopSignal` that the workers listen to.
+
+    Raises:
+        KeyboardInterrupt: A second SIGINT: the workers are killed without a checkpoint.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and asked:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        asked.append(name)
+        wait_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")
+        if number == signal.SIGINT:
+            limit = "; once more to end at once, without a checkpoint"
+        elif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            limit = f"; Ray kills this job in {wait_s} s (RAY_JOB_STOP_WAIT_TIME_S)"
+        else:
+            limit = ""
+        logger.warning("%s: the workers finish their step and write a checkpoint%s", name, limit)
+        stop.request.remote(name)
+
+    asked: list[str] = []
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    thread = threading.Thread(target=target, name="training", daemon=True)
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.5)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+class StopListener:
+    """Asks a `StopSignal` from a thread, so that reading the answer costs nothing."""
+
+    def __init__(self, stop: Any) -> None:
+        self.reason = ""
+        """Why to stop, or an empty string."""
+        self._stop = stop
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="stop-listener", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "StopListener":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+
+    def _listen(self) -> None:
+        while not self.reason and not self._closed.wait(_ASK_EVERY_S):
+            # Without the driver there is nobody to stop for: its end takes the workers along.
+            with contextlib.suppress(Exception):
+                self.reason = ray.get(self._stop.reason.remote(), timeout=_ANSWER_WITHIN_S)

@@ -1,0 +1,82 @@
+"""The samples of the ingest benchmark: pictures as detailed as photographs, and their labels."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+BATCH = 16
+NUM_DISTINCT, NUM_SHARDS, PER_SHARD = 48, 12, 32
+_STREAMING = """
+import sys
+from streaming import MDSWriter
+from pipeline.data.ingest import SampleReader, open_corpus
+corpus = open_corpus(sys.argv[1], "train")
+reader = SampleReader(corpus)
+with MDSWriter(out=sys.argv[1] + "/mds", columns={"jpg": "bytes", "png": "bytes"}) as out:
+    for index in range(corpus.sizes["bench"]):
+        stored = reader.read_stored("bench", index)
+        out.write({"jpg": stored.jpeg, "png": stored.png})
+"""
+
+
+def write_samples(folder: Path, streaming_python: str) -> tuple[int, float, float]:
+    """Writes shards, and the same samples in MosaicML's format where that is installed.
+
+    Returns:
+        Number of samples, and the mean sizes of their JPEGs and PNGs in KB.
+    """
+    from pipeline.data.encode import encode_jpeg, encode_label
+    from pipeline.data.shards import FORMAT_VERSION, EncodedSample, Manifest, ShardWriter
+    from pipeline.data.storage import open_storage
+    from pipeline.data.taxonomy import universal
+
+    rng = np.random.default_rng(0)
+    pictures = []
+    for index in range(NUM_DISTINCT):
+        height, width = (683, 1024) if index % 5 else (1024, 683)
+        label = _clouds(rng, height, width, 12, 5, 0.5).argmax(2).astype(np.uint8) * 7
+        image = _clouds(rng, height, width, 3, 9, 0.62)
+        image = image / image.std() * 38 + 120 + label[..., None] % 31 - 15
+        image += rng.standard_normal(image.shape) * 4.5
+        jpeg = encode_jpeg(np.clip(image, 0, 255).astype(np.uint8), 90)
+        pictures.append((jpeg, encode_label(label), height, width))
+    storage = open_storage(str(folder))
+    shards = []
+    for shard in range(NUM_SHARDS):
+        with ShardWriter(storage, "bench", "train", shard) as writer:
+            for index in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
+                jpeg, png, height, width = pictures[index % NUM_DISTINCT]
+                meta = {"index": index}
+                writer.write(EncodedSample(f"{index:06d}", jpeg, png, meta, height, width))
+            shards.append(writer.finish())
+    known = universal()
+    place = (FORMAT_VERSION, "bench", "train", known.name, known.fingerprint, "", {})
+    manifest = Manifest(*place, tuple(shards), (0,) * len(known.classes), ())
+    storage.write("bench/train/manifest.json", manifest.to_json().encode())
+    done = subprocess.run(
+        [streaming_python, "-c", _STREAMING, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print("no MosaicML Streaming:", done.stderr.strip().splitlines()[-1:], file=sys.stderr)
+    sizes = np.array([(len(jpeg), len(png)) for jpeg, png, *_ in pictures]).mean(0) / 1e3
+    return NUM_SHARDS * PER_SHARD, float(sizes[0]), float(sizes[1])
+
+
+def _clouds(
+    rng: np.random.Generator, height: int, width: int, channels: int, octaves: int, fall: float
+) -> np.ndarray:
+    """(height, width, channels) float32 noise whose octaves weaken by `fall`, as photographs'."""
+    total = np.zeros((height, width, channels), np.float32)
+    for octave in range(octaves):
+        side = 3 * 2**octave
+        size = (min(height, 2 * side), min(width, 3 * side), channels)
+        noise = rng.standard_normal(size).astype(np.float32)
+        grown = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        total += grown.reshape(height, width, channels) * fall**octave
+    return total

@@ -1,0 +1,206 @@
+"""The same weights whatever happens on the way.
+
+    python -m tests.integration.same_weights [--steps 200] [--out DIR] [--only killed ...]
+
+Trains a tiny LSeg on the mini-seven several times and compares the order of the samples and the
+weights with those of an undisturbed run: with a worker killed (SIGKILL) twice; stopped by `ray job
+stop` on a real head node and submitted again; stopped by SIGTERM and resumed by another number of
+workers. Prints one line each; exit code 1 if a line does not hold.
+"""
+
+import argparse
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.integration.training_runs import (
+    REPOSITORY,
+    Process,
+    compare,
+    environment,
+    terminate,
+    train,
+    write_recipe,
+    write_shards,
+)
+
+SAME, SAME_ACROSS_WORKERS = 1e-6, 1e-4
+
+
+class Comparison:
+    """The runs of one call, below one folder."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.runs, self.steps = folder / "runs", steps
+        self.every = max(2, steps // 10)
+        shards = shards_below(folder)
+        self.recipe = write_recipe(folder, shards, steps, self.every)
+        self.failed = False
+
+    def undisturbed(self) -> None:
+        """The run that all others are compared with."""
+        if not (self.runs / "undisturbed" / f"step_{self.steps:08d}").is_dir():
+            self._finish(train(self.recipe, "undisturbed"))
+
+    def killed(self) -> None:
+        """A worker is killed twice."""
+        process = train(self.recipe, "killed")
+        for part in (1, 2):
+            process.wait_for_step(self.steps * part // 3)
+            kill = process.kill_worker()
+            print(
+                f"killed      SIGKILL after step {kill.step}: went on at step {kill.resumed_at}, "
+                f"{kill.lost} steps lost (checkpoints every {self.every}), "
+                f"{kill.seconds:.1f} s from the kill to the next step",
+                flush=True,
+            )
+            self.failed |= kill.lost > self.every
+        self._finish(process)
+        self._report("killed", SAME)
+
+    def job_stopped(self) -> None:
+        """`ray job stop` on a real head node, and the same submission again."""
+        with head_node() as (address, env):
+            name = "job_stopped"
+            submission, process = self._submit(address, env, name)
+            process.wait_for_step(self.steps // 2)
+            began = time.monotonic()
+            command = ["ray", "job", "stop", "--address", address, submission]
+            subprocess.run(_ray(command), check=True, capture_output=True, env=env, timeout=120)
+            seconds = time.monotonic() - began
+            stored = sorted(path.name for path in (self.runs / name).glob("step_*"))
+            print(
+                f"job_stopped ray job stop after step {process.step}: checkpoint {stored[-1]}, "
+                f"{seconds:.1f} s",
+                flush=True,
+            )
+            self.failed |= int(stored[-1].removeprefix("step_")) < process.step
+            self.failed |= int(stored[-1].removeprefix("step_")) % self.every == 0
+            self._finish(self._submit(address, env, name)[1])
+        self._report("job_stopped", SAME)
+
+    def other_workers(self) -> None:
+        """Stopped by SIGTERM at half the way, resumed by three workers instead of two."""
+        process = train(self.recipe, "other_workers")
+        process.wait_for_step(self.steps // 2)
+        terminate(process)
+        assert process.wait() == 143, "\n".join(process.lines[-40:])
+        print(f"other_workers  {process.lines[-1]}", flush=True)
+        self._finish(train(self.recipe, "other_workers", "--cluster.num_workers", "3"))
+        self._report("other_workers", SAME_ACROSS_WORKERS)
+
+    def _submit(self, address: str, env: dict[str, str], name: str) -> tuple[str, Process]:
+        submission = f"{name}-{time.monotonic_ns()}"
+        command = ["ray", "job", "submit", "--address", address, "--submission-id", submission]
+        command += ["--working-dir", ".", "--runtime-env-json"]
+        command += ['{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}', "--"]
+        command += [sys.executable, "jobs/train_mix.py", "--config", str(self.recipe)]
+        return submission, Process.start(_ray([*command, "--run.name", name]), env)
+
+    def _finish(self, process: Process) -> None:
+        if process.wait() != 0:
+            raise RuntimeError("\n".join(process.lines[-60:]))
+
+    def _report(self, name: str, tolerance: float) -> None:
+        found = compare(self.runs, "undisturbed", name, self.steps)
+        across = tolerance == SAME_ACROSS_WORKERS
+        holds = found.same_order and (found.relative if across else found.absolute) <= tolerance
+        self.failed |= not holds
+        print(
+            f"{name:13}  same sample order: {'yes' if found.same_order else 'NO'}; largest "
+            f"difference of a weight {found.absolute:.2e}, of a tensor {found.relative:.2e} of its "
+            f"norm: {'ok' if holds else 'NOT REACHED'}",
+            flush=True,
+        )
+
+
+def _ray(command: list[str]) -> list[str]:
+    """The `ray` command of this Python's environment."""
+    return [str(Path(sys.executable).with_name("ray")), *command[1:]]
+
+
+def shards_below(folder: Path) -> Path:
+    """Shards of the mini-seven in a folder, made where there are none yet."""
+    import ray
+
+    if (folder / "shards").is_dir():
+        return folder / "shards"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        return write_shards(folder)
+    finally:
+        ray.shutdown()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@contextmanager
+def head_node() -> Iterator[tuple[str, dict[str, str]]]:
+    """A head node of its own, with ports of its own: (dashboard address, environment)."""
+    port, dashboard, client, agent, agent_grpc = free_ports(5)
+    env = environment()
+    with tempfile.TemporaryDirectory(prefix="lsr-") as temporary:
+        command = ["ray", "start", "--head", "--block", "--num-cpus", "4"]
+        command += ["--port", str(port), "--ray-client-server-port", str(client)]
+        command += ["--dashboard-port", str(dashboard), "--temp-dir", temporary]
+        command += ["--dashboard-agent-listen-port", str(agent)]
+        command += ["--dashboard-agent-grpc-port", str(agent_grpc), "--disable-usage-stats"]
+        process = Process.start(_ray(command), env)
+        try:
+            address = f"http://127.0.0.1:{dashboard}"
+            _wait_for(lambda: _answers(dashboard), process)
+            yield address, env
+        finally:
+            process.popen.terminate()  # Takes the processes that it started along.
+            process.wait(60)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait_for(condition: Callable[[], bool], process: Process, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if process.popen.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError("the head node does not answer:\n" + "\n".join(process.lines[-40:]))
+        time.sleep(0.5)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the scenarios and prints the figures."""
+    scenarios = ("killed", "job_stopped", "other_workers")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", nargs="+", choices=scenarios, default=scenarios)
+    given = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="same-weights-") as temporary:
+        folder = (given.out or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        comparison = Comparison(folder, given.steps)
+        comparison.undisturbed()
+        for name in given.only:
+            getattr(comparison, name)()
+    return int(comparison.failed)
+
+
+if __name__ == "__main__":
+    assert (REPOSITORY / "jobs").is_dir()
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""A server that does not answer neither blocks a step nor loses a metric; see `mlflow_faults`."""
+
+import pytest
+
+from tests.integration.mlflow_faults import run_faults
+
+NO_CALL_WAITED_S = 4.0
+"""A call to a frozen server ends after 5 s: a step that waited for one would take longer."""
+
+
+# Slow: a training and four starts of an MLflow server, of some ten seconds each.
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_step_waits_and_no_metric_is_lost(tmp_path):
+    faults = run_faults(tmp_path, seconds=12, cycles=1)
+    assert {s.state for s in faults.stretches} == {
+        "refused", "healthy", "frozen", "killed", "dead at the end",
+    }  # fmt: skip
+    assert faults.missing == []
+    assert faults.twice == []
+    assert "sent" in faults.replayed
+    for state in ("refused", "frozen", "killed", "dead at the end"):
+        assert faults.longest_s(state) < NO_CALL_WAITED_S, state

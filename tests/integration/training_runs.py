@@ -1,0 +1,211 @@
+"""Real runs of `jobs/train_mix.py` in processes of their own, to be disturbed from outside."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+from pipeline.data.prepare import prepare
+from pipeline.data.prepare_config import PrepareConfig, RootsConfig
+from pipeline.data.synthetic_layout import write_mini_seven
+from tests.mini_shards import paint_vectors
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BATCH = 12
+
+RECIPE = """\
+run: {{storage: {storage}, seed: 5}}
+data:
+  shards: {shards}
+  augment: {{crop_px: 48, base_px: 64, scale: [0.5, 1.25]}}
+  loader_cpus: 0.25
+  loader_threads: 1
+model:
+  backbone:
+    name: vit_tiny_patch16_224
+    pretrained: false
+    kwargs: {{patch_size: 8, depth: 4, embed_dim: 32, num_heads: 2, img_size: 48}}
+  text: {{encoder: stand-in}}
+  features: 16
+train:
+  steps: {steps}
+  batch_size: {batch}
+  # Rounding differs by the number of workers, and large steps amplify it: the published rate.
+  lr: 0.004
+  warmup_steps: 5
+  clip_norm: 1.0
+  other: {{share: 0.5}}
+  log_every: 1
+  validate_every: 0
+  val_images: 1
+  checkpoint_every: {every}
+cluster: {{num_workers: 2, cpus_per_worker: 0.5, threads_per_worker: 1}}
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For the processes: this checkout, quiet, one thread."""
+    return {
+        **{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **more,
+    }
+
+
+def write_shards(folder: Path, per_dataset: int = 12) -> Path:
+    """Shards of the mini-seven; Ray must be running."""
+    roots = write_mini_seven(folder / "raw", paint_vectors(), 5, per_dataset, 2)
+    given = RootsConfig(**{name: str(root) for name, root in roots.items()})
+    prepare(PrepareConfig(roots=given, out=str(folder / "shards"), samples_per_shard=6))
+    return folder / "shards"
+
+
+def write_recipe(folder: Path, shards: Path, steps: int, every: int) -> Path:
+    """The recipe of all runs below `folder`."""
+    path = folder / "recipe.yaml"
+    storage = folder / "runs"
+    path.write_text(
+        RECIPE.format(storage=storage, shards=shards, steps=steps, batch=BATCH, every=every)
+    )
+    return path
+
+
+@dataclass
+class Process:
+    """A running `train_mix.py` (or its submission), its lines, and when each step was logged."""
+
+    popen: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    steps: list[tuple[float, int]] = field(default_factory=list)
+    """Monotonic time and number of each step logged."""
+
+    @classmethod
+    def start(cls, command: list[str], env: dict[str, str] | None = None) -> "Process":
+        popen = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=env or environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        process = cls(popen)
+        threading.Thread(target=process._read, daemon=True).start()
+        return process
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.lines.append(line.rstrip())
+            if found := re.search(r"\bstep (\d+)/\d+  loss", line):
+                self.steps.append((time.monotonic(), int(found.group(1))))
+
+    @property
+    def step(self) -> int:
+        """The newest step logged."""
+        return self.steps[-1][1] if self.steps else 0
+
+    def wait_for_step(self, step: int, timeout_s: float = 400) -> None:
+        """Waits until a step at or after `step` was logged."""
+        deadline = time.monotonic() + timeout_s
+        while self.step < step:
+            if self.popen.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"no step {step}:\n" + "\n".join(self.lines[-40:]))
+            time.sleep(0.05)
+
+    def wait(self, timeout_s: float = 900) -> int:
+        """Waits for the end; the exit code."""
+        return self.popen.wait(timeout_s)
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers of the Ray that the process started."""
+        found = []
+        for child in psutil.Process(self.popen.pid).children(recursive=True):
+            try:
+                if "RayTrainWorker" in " ".join(child.cmdline()[:1]):
+                    found.append(child)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill_worker(self) -> "Kill":
+        """Kills one worker by SIGKILL; waits for the next step."""
+        before, began = self.step, time.monotonic()
+        self.workers()[-1].kill()
+        while True:
+            later = [(t, step) for t, step in self.steps if t > began + 2.0]
+            if later and later[0][1] <= before + 1:
+                when, step = later[0]
+                return Kill(before, step, when - began)
+            if self.popen.poll() is not None or time.monotonic() - began > 300:
+                raise RuntimeError("no step after the kill:\n" + "\n".join(self.lines[-40:]))
+            time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What a SIGKILL cost."""
+
+    step: int
+    """Newest step that was logged before."""
+    resumed_at: int
+    """First step that was logged after."""
+    seconds: float
+    """From the kill to that step."""
+
+    @property
+    def lost(self) -> int:
+        """Steps that were made twice."""
+        return self.step - self.resumed_at + 1
+
+
+def train(recipe: Path, name: str, *arguments: str) -> Process:
+    """Starts a run on a Ray of its own."""
+    command = [sys.executable, "jobs/train_mix.py", "--config", str(recipe), "--run.name", name]
+    return Process.start([*command, *arguments])
+
+
+def terminate(process: Process) -> None:
+    """What `kill PID` does."""
+    process.popen.send_signal(signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between two finished runs."""
+
+    same_order: bool
+    absolute: float
+    """Largest over all weights and buffers."""
+    relative: float
+    """Largest over all tensors of the distance divided by the norm (at least 1e-3)."""
+
+
+def compare(runs: Path, one: str, other: str, steps: int) -> Difference:
+    """Compares the last checkpoints of two runs below `runs`."""
+    folders = [runs / name / f"step_{steps:08d}" for name in (one, other)]
+    orders = [(folder / "order.txt").read_text() for folder in folders]
+    assert orders[0].count("\n") == steps
+    first, second = (load_file(folder / "model.safetensors") for folder in folders)
+    assert first.keys() == second.keys()
+    absolute = relative = 0.0
+    for name, value in first.items():
+        difference = (second[name].double() - value.double()).abs()
+        absolute = max(absolute, float(difference.max()) if difference.numel() else 0.0)
+        scale = max(float(value.double().norm()), 1e-3)
+        relative = max(relative, float(torch.linalg.vector_norm(difference)) / scale)
+    return Difference(orders[0] == orders[1], absolute, relative)

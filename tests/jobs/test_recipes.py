@@ -1,0 +1,46 @@
+"""Every shipped recipe parses, says what it is, and makes a dry step."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main, parse
+from jobs.train_mix import JobConfig, run
+from pipeline.training.config import TrainMixConfig
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "jobs" / "recipes").glob("*.yaml"))
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) == 12
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_has_a_header(recipe):
+    header = "".join(line for line in recipe.read_text().splitlines(True) if line.startswith("#"))
+    assert "Reproduces:" in header
+    assert "Cost:" in header
+    assert f"jobs/recipes/{recipe.name}" in header
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_makes_a_dry_step(recipe, capsys):
+    assert main(JobConfig, run, ["--config", str(recipe), "--dry_run", "true"]) == 0
+    text = capsys.readouterr().out
+    parameters = float(re.search(r"parameters +([\d.]+) M", text).group(1))
+    memory = float(re.search(r"about ([\d.]+) GiB", text).group(1))
+    config = parse(TrainMixConfig, ["--config", str(recipe)])
+    sizes = {"vit_large": (320, 360), "vit_base": (90, 120), "vit_tiny": (0.1, 2)}
+    sizes |= {"resnet101": (50, 70)}
+    name = next(key for key in sizes if config.model.backbone.name.startswith(key))
+    assert sizes[name][0] < parameters < sizes[name][1]
+    assert memory > 3 * 4 * parameters * 1e6 / 2**30  # Weights, gradients and at least a moment.
+    assert re.search(r"ETA +\d+[hms]", text)
+
+
+def test_a_dry_run_refuses_what_cannot_be_built(capsys):
+    recipe = next(path for path in RECIPES if path.stem == "one_gpu")
+    argv = ["--config", str(recipe), "--dry_run", "true", "--model.backbone.name", "vit_smal"]
+    assert main(JobConfig, run, argv) == 2
+    assert "vit_smal" in capsys.readouterr().err
