@@ -8,7 +8,6 @@ or 1. It stops only what it started.
 """
 
 import argparse
-import json
 import os
 import secrets
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 import boto3
 import mlflow
+import yaml
 from mlflow.exceptions import MlflowException
 
 from jobs.local_s3 import local_s3
@@ -74,9 +74,7 @@ class WholePath:
 
     def _services(self, stack: ExitStack) -> None:
         with self._step("object store") as done:
-            endpoint = stack.enter_context(
-                local_s3(self.folder / "s3", ("raw", "lseg", "mlflow"))
-            )
+            endpoint = stack.enter_context(local_s3(self.folder / "s3", ("raw", "lseg", "mlflow")))
             done(f"SeaweedFS at {endpoint}, buckets raw, lseg, mlflow")
         missing = missing_for_postgres()
         if missing:
@@ -95,6 +93,8 @@ class WholePath:
         with self._step("Ray head") as done:
             self.address, self.env = stack.enter_context(
                 head_node(
+                    # `python` of a submitted job is looked up in the PATH of the head.
+                    PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                     RAY_AUTH_MODE="token",
                     RAY_AUTH_TOKEN=secrets.token_hex(32),
                     MLFLOW_TRACKING_URI=server.uri,
@@ -130,7 +130,9 @@ class WholePath:
         with self._step("train again") as done:
             output = self._submit("train_mix", config=RECIPE, **settings)
             _expect("is finished" in output, "a finished run must say so")
-            _expect(len(_runs("whole-path")) == 1, "a finished run must not get a second MLflow run")
+            _expect(
+                len(_runs("whole-path")) == 1, "a finished run must not get a second MLflow run"
+            )
             done("the same run.name and run.storage: it is finished, nothing was trained")
 
     def evaluate(self) -> None:
@@ -151,6 +153,59 @@ class WholePath:
             figures = [name for name in run.data.metrics if name.endswith("miou")]
             done(f"{reports[0]}; the MLflow run has {', '.join(sorted(figures)[:4])}")
 
+    def sweep(self) -> None:
+        """Two learning rates, compared in the parent run."""
+        sweep = {
+            "name": "whole-path-sweep",
+            "base": RECIPE,
+            "storage": "s3://lseg/sweeps",
+            "overrides": TRAINING,
+            "grid": {"train.lr": [0.001, 0.003]},
+            "metric": "val/pixel_accuracy",
+            "max_concurrent": 1,
+        }
+        file = self.folder / "sweep.yaml"
+        file.write_text(yaml.safe_dump(sweep))
+        with self._step("sweep") as done:
+            self._submit("sweep", config=file)
+            (parent,) = _runs(sweep["name"])
+            children = _runs(parent=parent.info.run_id)
+            _expect(len(children) == 2, f"two trials below the sweep's run: {children}")
+            keys = _keys("lseg", f"sweeps/{sweep['name']}/report/")
+            _expect(len(keys) > 0, "a report in the bucket")
+            done(f"2 trials below one MLflow run, {len(keys)} files of comparison in S3")
+
+    def retrain(self) -> None:
+        """As a scheduler does, by infra/retrain.sh: first a champion, then nothing to do."""
+        settings = TRAINING | {
+            "config": RECIPE,
+            "run.storage": "s3://lseg/runs",
+            "run.name": "nightly",
+            "registry.name": MODEL,
+            "comparison.workers.num_workers": 2,
+            "comparison.workers.cpus_per_worker": 0.5,
+        }
+        with self._step("retrain") as done:
+            self._retrain(settings)
+            version = _champion()
+            done(f"no champion: trained, version {version} of {MODEL} is champion")
+        with self._step("retrain again") as done:
+            self._retrain(settings)
+            _expect(_champion() == version, f"version {version} to stay champion")
+            found = mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'")
+            _expect(len(found) == 1, f"one version, since nothing changed: {found}")
+            done("nothing changed: no training, the champion stays")
+        with self._step("retrain, wrong") as done:
+            self._retrain(settings | {"margin": -1}, expected_code=2)
+            done("a wrong setting: the exit code 2 comes through to the scheduler")
+
+    def _retrain(self, settings: dict[str, Any], expected_code: int = 0) -> str:
+        arguments = " ".join(_words(settings))
+        print(f"    LSEG_RETRAIN_ARGS='{arguments}' infra/retrain.sh")
+        ray = str(Path(sys.executable).with_name("ray"))
+        more = {"RAY_ADDRESS": self.address, "LSEG_RETRAIN_ARGS": arguments, "LSEG_RAY": ray}
+        return self._wait("retrain", ["infra/retrain.sh"], self.env | more, expected_code)
+
     @contextmanager
     def _step(self, name: str) -> Iterator[Callable[[str], None]]:
         """Prints a step's line; its argument says what came of it."""
@@ -164,15 +219,20 @@ class WholePath:
 
     def _submit(self, job: str, **arguments: Any) -> str:
         """Submits a job and waits for its end; what it printed."""
-        words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+        words = _words(arguments)
         command = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
         command += ["--address", self.address, "--working-dir", ".", "--"]
-        command += [sys.executable, f"jobs/{job}.py", *words]
+        command += ["python", f"jobs/{job}.py", *words]
         print(f"    ray job submit --working-dir . -- python jobs/{job}.py {' '.join(words)}")
+        return self._wait(job, command, self.env)
+
+    def _wait(
+        self, job: str, command: list[str], env: dict[str, str], expected_code: int = 0
+    ) -> str:
         log = self.folder / f"{job}-{time.monotonic_ns()}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                command, cwd=REPOSITORY, env=self.env, stdout=file, stderr=subprocess.STDOUT
+                command, cwd=REPOSITORY, env=env, stdout=file, stderr=subprocess.STDOUT
             )
             try:
                 code = process.wait(JOB_TIMEOUT_S)
@@ -180,9 +240,14 @@ class WholePath:
                 raise Failed(f"{job}: not finished in {JOB_TIMEOUT_S} s; {_tail(log)}") from None
             finally:
                 process.kill()  # After a timeout or Ctrl-C; the head takes the job itself along.
-        if code:
-            raise Failed(f"{job}: exit code {code}; {_tail(log)}")
+        if code != expected_code:
+            raise Failed(f"{job}: exit code {code} instead of {expected_code}; {_tail(log)}")
         return log.read_text(errors="replace")
+
+
+def _words(arguments: dict[str, Any]) -> list[str]:
+    """The command line of a job."""
+    return [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
 
 
 def _expect(holds: bool, what: str) -> None:
@@ -206,17 +271,25 @@ def _upload(folder: Path, place: str) -> int:
 
 
 def _keys(bucket: str, prefix: str) -> list[str]:
-    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(
-        Bucket=bucket, Prefix=prefix
+    pages = (
+        boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     )
     return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
 
-def _runs(name: str) -> list[mlflow.entities.Run]:
-    """The MLflow runs of that name."""
+def _runs(name: str = "", parent: str = "") -> list[mlflow.entities.Run]:
+    """The MLflow runs of that name, or those below another one."""
     client = mlflow.MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    return list(client.search_runs(experiments, f"attributes.run_name = '{name}'"))
+    wanted = f"tags.mlflow.parentRunId = '{parent}'" if parent else f"run_name = '{name}'"
+    return list(client.search_runs(experiments, wanted))
+
+
+def _champion() -> str:
+    try:
+        return str(mlflow.MlflowClient().get_model_version_by_alias(MODEL, "champion").version)
+    except MlflowException as error:
+        raise Failed(f"expected a champion of {MODEL}: {error}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
