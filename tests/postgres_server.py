@@ -1,4 +1,4 @@
-"""A real PostgreSQL as processes of its own, on a socket in a folder that only its user may enter."""
+"""A real PostgreSQL as processes of its own, on a socket in a folder of its user alone."""
 
 import os
 import pwd

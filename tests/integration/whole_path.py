@@ -3,8 +3,8 @@
 Starts what `infra/compose.yaml` starts, as processes on loopback: SeaweedFS, PostgreSQL (sqlite
 where it is not installed), an MLflow server and a Ray head, the last with token authentication.
 Then it submits every job as a user would, `ray job submit --working-dir . -- python jobs/...`, and
-looks at what each left in the bucket and in MLflow. It prints what it did, and ends with exit code 0
-or 1. It stops only what it started.
+looks at what each left in the bucket and in MLflow. It prints what it did, and ends with exit code
+0 or 1. It stops only what it started.
 """
 
 import argparse
