@@ -17,13 +17,11 @@ def main(buckets: list[str]) -> int:
     for bucket in buckets:
         try:
             client.create_bucket(Bucket=bucket)
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in _EXIST:
-                print(f"error: bucket {bucket}: {error}", file=sys.stderr)
+        except (ClientError, BotoCoreError) as error:
+            answer = error.response if isinstance(error, ClientError) else {}
+            if answer.get("Error", {}).get("Code") not in _EXIST:
+                print(f"error: bucket {bucket}: {' '.join(str(error).split())}", file=sys.stderr)
                 return 1
-        except BotoCoreError as error:
-            print(f"error: bucket {bucket}: {error}", file=sys.stderr)
-            return 1
         print(f"bucket {bucket}: there")
     return 0
 
