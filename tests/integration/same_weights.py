@@ -130,6 +130,8 @@ def shards_below(folder: Path) -> Path:
 
     if (folder / "shards").is_dir():
         return folder / "shards"
+    if ray.is_initialized():  # By the tests around.
+        return write_shards(folder)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         return write_shards(folder)

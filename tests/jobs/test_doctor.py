@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,13 @@ def test_native_labels_of_shards_are_decoded(tmp_path, monkeypatch):
         member = next(m for m in tar.getmembers() if m.name.endswith(".native.png"))
     data[member.offset_data : member.offset_data + 30] = bytes(30)
     path.write_bytes(bytes(data))
+    # Damaged before its checksum was taken: only decoding finds it.
+    manifest = next((tmp_path / "out").rglob("manifest.json"))
+    content = json.loads(manifest.read_text())
+    for row in content["shards"][0]["samples"]:
+        _, offset, length, *_, _ = row
+        row[-1] = zlib.crc32(data[offset : offset + length])
+    manifest.write_text(json.dumps(content))
     report = tmp_path / "report.json"
     assert diagnose(monkeypatch, "--shards", tmp_path / "out", "--out", report) == 1
     kinds = findings(report, "shards")

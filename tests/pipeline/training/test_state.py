@@ -86,7 +86,7 @@ def test_a_step_of_nans_leaves_no_trace_in_the_statistics():
 
 
 def test_no_average_unless_asked_for():
-    state = build_state(replace(CONFIG, train=TrainConfig()), 512, CPU)
+    state = build_state(replace(CONFIG, train=TrainConfig(steps=50)), 512, CPU)
     assert state.average is None
     assert state.evaluated is state.lseg
 

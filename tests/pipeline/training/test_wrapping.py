@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 
 def losses_and_weights(steps: int = 3, **settings):
     torch.manual_seed(0)
+    torch._dynamo.reset()  # It remembers, over tests, which sizes have changed.
     lseg = build_lseg(tiny_model(activation_checkpointing=settings.pop("recompute", False)), 512)
     network = wrap(lseg.train(), TrainConfig(**settings), CPU, world=1)
     optimizer = torch.optim.SGD(lseg.parameter_groups(0.01), momentum=0.9)
