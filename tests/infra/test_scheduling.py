@@ -13,7 +13,7 @@ import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-from jobs.cli import parse
+from jobs.cli import build_parser, parse
 from pipeline.training.config import TrainMixConfig
 from tests.infra.deployment import INFRA, ROOT, documents, project, tool
 
@@ -33,6 +33,27 @@ def test_every_file_of_infra_has_a_test():
     files = {path for path in INFRA.rglob("*") if path.is_file() and path.name != ".env"}
     found = {path.relative_to(INFRA).as_posix() for path in files if "__pycache__" not in str(path)}
     assert found == tested | kuberay
+
+
+def test_the_runbook_is_a_page_and_names_what_there_is():
+    text = (INFRA / "RUNBOOK.md").read_text()
+    assert text.count("\n") <= 65
+    assert "None was run on a cluster" in text
+    quoted = re.findall(r"`([^`\n]+)`", text)
+    words = [word for each in quoted for word in each.split()]
+    folders = ("infra/", "jobs/", "docs/", "tests/")
+    paths = [word.partition(":")[0] for word in words if word.startswith(folders)]
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / path).exists() or path == "infra/.env", path  # Which the user makes.
+    keys = build_parser(TrainMixConfig).get_defaults().keys()
+    named = re.findall(r"`((?:train|data|run|cluster)\.\w+)`", text)
+    assert len(named) > 5
+    assert [key for key in named if key not in keys] == []
+    source = "".join(path.read_text() for path in (ROOT / "pipeline/training").glob("*.py"))
+    metrics = re.findall(r"`((?:train|val)/\w+)`", text)
+    assert len(metrics) > 5
+    assert [name for name in metrics if f'"{name}"' not in source] == []
 
 
 def run_script(tmp_path: Path, exit_code: int = 0, says: str = "", **variables: str):
