@@ -94,6 +94,8 @@ def test_core_documents_and_all_pods_follow_the_schemas_of_kubernetes():
 def test_kustomization_names_files_that_exist_and_builds():
     resources = document("kustomization.yaml", "Kustomization")["resources"]
     assert [name for name in resources if not (KUBERAY / name).is_file()] == []
+    (image,) = document("kustomization.yaml", "Kustomization")["images"]
+    assert image == {"name": "lseg-ray", "newName": "lseg-ray", "newTag": project()["version"]}
     if shutil.which("kubectl"):
         command = ["kubectl", "kustomize", str(KUBERAY)]
         built = subprocess.run(command, capture_output=True, text=True, check=True).stdout

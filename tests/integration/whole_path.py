@@ -23,6 +23,7 @@ from typing import Any
 import boto3
 import mlflow
 import yaml
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from jobs.local_s3 import local_s3
@@ -277,7 +278,7 @@ def _keys(bucket: str, prefix: str) -> list[str]:
     return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
 
-def _runs(name: str = "", parent: str = "") -> list[mlflow.entities.Run]:
+def _runs(name: str = "", parent: str = "") -> list[Run]:
     """The MLflow runs of that name, or those below another one."""
     client = mlflow.MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -294,7 +295,7 @@ def _champion() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the path and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="The whole path on one machine.")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument("--out", type=Path, help="Folder that keeps logs and data; else they go.")
     given = parser.parse_args(argv)
