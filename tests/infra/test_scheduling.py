@@ -46,7 +46,7 @@ def test_the_runbook_is_a_page_and_names_what_there_is():
     assert len(paths) > 10
     for path in paths:
         assert (ROOT / path).exists() or path == "infra/.env", path  # Which the user makes.
-    keys = build_parser(TrainMixConfig).get_defaults().keys()
+    keys = set(build_parser(TrainMixConfig).get_defaults().keys())
     named = re.findall(r"`((?:train|data|run|cluster)\.\w+)`", text)
     assert len(named) > 5
     assert [key for key in named if key not in keys] == []
