@@ -16,10 +16,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-slow whole-path lint type bench clean
+.PHONY: help setup demo test test-slow lint type bench clean
 
 help:
-	@sed -n '1,3p' Makefile; echo "#   make setup | whole-path | lint | type | bench | clean"
+	@sed -n '1,3p' Makefile; echo "#   make setup | lint | type | bench | clean"
 
 setup: $(STAMP)
 
@@ -42,6 +42,8 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# SeaweedFS, MLflow, Ray and every job on this machine, some ten minutes.
+.PHONY: whole-path
 whole-path: $(STAMP)
 	$(BIN)/python -m tests.integration.whole_path $(ARGS)
 
