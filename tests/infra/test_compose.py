@@ -115,6 +115,23 @@ def test_images_are_pinned_to_the_versions_of_the_tests(resolved):
             assert os.path.isfile(os.path.join(build["context"], build["dockerfile"])), name
 
 
+def test_volumes_are_mounted_on_folders_of_the_service_user(resolved):
+    """A fresh volume of a folder that the image does not have belongs to root."""
+    mounted = {
+        (service["build"]["dockerfile"], volume["target"])
+        for service in resolved["services"].values()
+        for volume in service.get("volumes", [])
+        if "build" in service
+    }
+    assert len(mounted) == 2
+    for dockerfile, target in mounted:
+        text = (INFRA / "docker" / os.path.basename(dockerfile)).read_text()
+        assert f"mkdir {target} " in text, target
+    worker = resolved["services"]["ray-worker"]
+    (cache,) = worker["volumes"]
+    assert worker["environment"]["LSEG_CACHE_DIR"] == cache["target"]
+
+
 def test_services_wait_for_what_they_need(resolved):
     needs = {
         name: {other: how["condition"] for other, how in service.get("depends_on", {}).items()}
