@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from jobs.mistakes import explain, keys_of, not_a_group, not_null
 from model.errors import ModelError
-from pipeline.errors import Terminated, UserError, did_you_mean
+from pipeline.errors import Terminated, UserError
 
 Config = TypeVar("Config")
 
@@ -160,7 +161,7 @@ def _instantiate(
     except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(error, UserError | ModelError):
             raise
-        raise UserError(_explain(parser, str(error), argv)) from None
+        raise UserError(explain(parser, str(error), _recipes(argv))) from None
     fields = {key: value for key, value in vars(built).items() if key != "config"}
     return config_class(**_as_values(fields))
 
@@ -169,40 +170,18 @@ def _as_values(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: v.as_dict() if isinstance(v, Namespace) else v for k, v in fields.items()}
 
 
-def _keys(parser: ArgumentParser) -> tuple[list[str], list[str]]:
-    """The dotted keys of all settings, and those of the groups that they are in."""
-    known = sorted(key for key in parser.get_defaults().keys() if key != "config")
-    groups = {key[: dot.start()] for key in known for dot in re.finditer(r"\.", key)}
-    return known, sorted(groups)
-
-
 def _check_groups(parser: ArgumentParser, namespace: Namespace) -> None:
-    """Refuses `train: 7` in a recipe, which the parser would drop without a word."""
-    for group in _keys(parser)[1]:
+    """Refuses `train: 7` and `train: {lr: null}`, which the parser would take without a word."""
+    known, groups = keys_of(parser)
+    for group in groups:
         value = namespace.get(group)
-        if not isinstance(value, Namespace):
-            raise UserError(
-                f"{group}={value!r}: must be a group of settings: write {group}.KEY, or in a "
-                "recipe a mapping of keys to values"
-            )
+        if not isinstance(value, Namespace | dict):
+            raise UserError(not_a_group(group, value))
+    for key in known:
+        if namespace.get(key) is None and (problem := not_null(parser, key)):
+            raise UserError(problem)
 
 
-def _explain(parser: ArgumentParser, message: str, argv: Sequence[str] | None) -> str:
-    """One message that names the key and, for an unknown key, the nearest known one."""
-    known, groups = _keys(parser)
-    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    plain = re.search(
-        r"(?:Unrecognized arguments: --|Option '|does not accept option ')([\w.\-]+)", message, re.I
-    )
-    key = ".".join(nested.groups()) if nested else plain.group(1) if plain else None
-    if key and key not in known:
-        return f"{key}: no such key{did_you_mean(key, [*known, *groups])}"
-    if re.match("Problems parsing config|Unexpected config", message):
-        words = " ".join(sys.argv[1:] if argv is None else argv)
-        recipes = re.findall(r"--config[= ](\S+)", words)
-        message = f"--config {', '.join(recipes)}: not a YAML mapping of settings: {message}"
-    message = " ".join(message.split())
-    # A group that may be null is a union to the parser, which then lists each member's complaint.
-    optional = re.search(r"Errors: - (.*) - Expected a <class 'NoneType'>", message)
-    message = optional.group(1) if optional else message
-    return re.sub(r"Problem with given class_path '[\w.]+': ", "", message)
+def _recipes(argv: Sequence[str] | None) -> list[str]:
+    words = " ".join(sys.argv[1:] if argv is None else argv)
+    return re.findall(r"--config[= ](\S+)", words)

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
+_FIRST_TIMEOUT_S = 8
+"""Of the first request of a process, in place of the above: it is small, and a user waits."""
 _ATTEMPTS = 10
 """Tries of one request, with growing pauses of up to 20 s: a minute or two of outage in all."""
 _UPLOADS = 4
@@ -235,7 +237,8 @@ class S3Storage(Storage):
         # Two attempts tell in seconds that nobody answers. The many that a long job needs to live
         # through a busy server would keep a user waiting who has mistyped an address.
         try:
-            _new_client(session, attempts=2).head_bucket(Bucket=self._bucket)
+            first = _new_client(session, attempts=2, read_timeout_s=_FIRST_TIMEOUT_S)
+            first.head_bucket(Bucket=self._bucket)
         except aws.ClientError as error:
             # HEAD has no body: 404 is all that a missing bucket says. A refusal may be for HEAD
             # alone, so it is left to the request itself.
@@ -265,7 +268,9 @@ class S3Storage(Storage):
         except (aws.PartialCredentialsError, aws.ProfileNotFound) as error:
             raise self._needs("complete credentials") from error
         except (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError) as error:
-            raise self._needs(f"an answering server ({type(error).__name__})") from error
+            raise self._needs(
+                f"an answering server ({type(error).__name__}): start it, or correct the address"
+            ) from error
         except aws.ParamValidationError as error:
             raise UserError(f"{self.uri}/{path}: not a valid S3 name: {error}") from error
         except ValueError as error:
@@ -310,11 +315,11 @@ def _endpoint() -> str:
     return re.sub(r"//[^/@]*@", "//", url) if url else "the AWS endpoint of the region"
 
 
-def _new_client(session: Session, attempts: int) -> Any:
+def _new_client(session: Session, attempts: int, read_timeout_s: float = _READ_TIMEOUT_S) -> Any:
     own_endpoint = any(os.environ.get(f"AWS_ENDPOINT_URL{part}") for part in ("", "_S3"))
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=_READ_TIMEOUT_S,
+        read_timeout=read_timeout_s,
         retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=32,
         # Stores other than AWS seldom serve `bucket.host`, nor all of the newer checksums.

@@ -97,9 +97,19 @@ def restore(source: ray.train.Checkpoint, state: TrainingState, device: torch.de
     state.lseg.load_state_dict(trainer.get("weights", weights))
     if state.average is not None:
         state.average.n_averaged.fill_(trainer.get("num_averaged", 0))
-    state.optimizer.load_state_dict(trainer["optimizer"])
-    lambdas = [None] * len(state.schedule.base_lrs)
-    state.schedule.load_state_dict({**trainer["schedule"], "lr_lambdas": lambdas})
+    # Rates and decays come from the configuration, which may have changed, not the checkpoint.
+    optimizer, schedule = state.optimizer, state.schedule
+    settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    optimizer.load_state_dict(trainer["optimizer"])
+    saved, rates = trainer["schedule"], schedule.base_lrs
+    lambdas = [None] * len(rates)
+    schedule.load_state_dict({**saved, "base_lrs": rates, "lr_lambdas": lambdas})
+    now = [
+        lr * rule(saved["last_epoch"]) for lr, rule in zip(rates, schedule.lr_lambdas, strict=True)
+    ]
+    for group, values, lr in zip(optimizer.param_groups, settings, now, strict=True):
+        group.update({**values, "lr": lr})
+    schedule._last_lr = now
     torch.set_rng_state(trainer["torch_rng"])
     state.step = int(trainer["step"])
     assert len(state.order) == state.step

@@ -173,13 +173,13 @@ class TrainConfig:
             "max_nonfinite_steps lr"
         )
         for name in positive.split():
-            if not getattr(self, name) > 0:
-                raise UserError(f"train.{name}={getattr(self, name)}: must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be above 0, and finite")
         not_negative = (
             "weight_decay warmup_steps clip_norm validate_every val_images storage_patience_s"
         )
         for name in not_negative.split():
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be 0 or more")
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:

@@ -8,6 +8,9 @@ from pipeline.training.config import TrainMixConfig
 from pipeline.training.order import Plan
 from pipeline.training.state import TrainingState
 
+_SHOWN = 8
+"""Samples that are named."""
+
 
 def diagnose(
     state: TrainingState,
@@ -48,6 +51,11 @@ def diagnose(
             "the forward pass overflows: lower train.lr, lengthen train.warmup_steps, set "
             "train.clip_norm, or train.precision=fp32"
         )
+    samples = ", ".join(plan.name_of(row) for row in rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        samples += f" and {len(rows) - _SHOWN} more"
+    first = state.step - in_a_row + 1
+    source = f"the last checkpoint, which is from before step {first + 1}"
     return (
         f"train.max_nonfinite_steps={train.max_nonfinite_steps}: {in_a_row} steps in a row "
         f"without a finite gradient, the last is step {state.step + 1}: {cause}. "
@@ -55,6 +63,6 @@ def diagnose(
         f"{state.schedule.get_last_lr()[0]:g}, precision {train.precision}; "
         f"{len(bad_gradients)} of {len(named)} gradients are not finite"
         + (f", the first is {bad_gradients[0]}" if bad_gradients else "")
-        + f"; rows {rows[0].t} to {rows[-1].t} of the stream. The same command goes on from the "
-        "last checkpoint"
+        + f"; rows {rows[0].t} to {rows[-1].t} of the stream: {samples}. The same command with the "
+        f"change goes on from {source}; unchanged it would meet the same samples"
     )

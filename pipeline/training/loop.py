@@ -31,6 +31,7 @@ from pipeline.training.diagnosis import diagnose
 from pipeline.training.episodes import EpisodeQuestions
 from pipeline.training.job import Job, Verdict, open_tracker, prepare_process
 from pipeline.training.order import Plan, wrapped
+from pipeline.training.preemption import PreemptionNotice
 from pipeline.training.progress import Progress
 from pipeline.training.question import Question
 from pipeline.training.questions import Questions
@@ -94,7 +95,9 @@ class Loop:
         self.statistics = Statistics(self.lseg)
         self.amp = _autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
-        self.first_step, self.nonfinite, self.preempted = state.step, 0, False
+        self.first_step = state.step
+        self.notice = PreemptionNotice(self.config.cluster.preemption_every, self.rank)
+        self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
         self.verdict = Verdict()
         self.bad = BadSamples(self.config.data.max_bad_share)
 
@@ -105,6 +108,8 @@ class Loop:
         rows = self.config.rows_per_pass
         batches = Timed(on_device(batches_of(shard, rows), self.device))
         progress = Progress(self.state.step, self.train.steps, self.train.batch_size)
+        if self.rank == 0:
+            logger.info("%d workers from step %d", self.world, self.state.step)
         metrics: dict[str, float] = {}
         while self.state.step < self.train.steps and self.verdict == Verdict():
             loss, grad_norm = self.step(batches)
@@ -117,7 +122,9 @@ class Loop:
                 metrics |= self.validate()
                 progress.skip()
             stopped = bool(self.verdict.stopped)
-            due = _every(done, self.train.checkpoint_every) or self.node_is_leaving()
+            # Weights that give no finite gradient must not push out the last good checkpoint.
+            due = _every(done, self.train.checkpoint_every) and not self.nonfinite
+            due = self.notice.is_new(done) or due
             if (last or stopped or due) and not self.verdict.failed:
                 self.saver.save(metrics, must=last or stopped)
         self.saver.wait()
@@ -229,6 +236,7 @@ class Loop:
     def skip_step(self, norm: float, loss: Tensor) -> None:
         """Leaves the weights and the statistics as they are after a gradient of NaN or infinity."""
         self.nonfinite += 1
+        self.skipped += 1
         self.statistics.put_back()
         step = self.state.step + 1
         if self.rank == 0:
@@ -238,20 +246,6 @@ class Loop:
             dist.all_reduce(whole)
             text = diagnose(self.state, self.config, self.plan, whole.item(), norm, self.nonfinite)
             self.verdict = Verdict(failed=text)
-
-    def node_is_leaving(self) -> bool:
-        """Whether a node has just been announced to be taken away; asks all workers together."""
-        if self.preempted or not _every(self.state.step, self.config.cluster.preemption_every):
-            return False
-        info = ray.train.get_preemption_info()
-        if info is None:
-            return False
-        self.preempted = True
-        if self.rank == 0:
-            nodes = ", ".join(node[:8] for node in info.preempted_node_ids)
-            step = self.state.step
-            logger.warning("step %d: node %s is about to leave: checkpoint", step, nodes)
-        return True
 
     def log(
         self, loss: float, grad_norm: float, progress: Progress, batches: Timed
@@ -269,6 +263,7 @@ class Loop:
             "train/images_per_s": speed.images_per_s,
             "train/data_wait_share": speed.data_wait_share,
             "train/bad_samples": num_bad,
+            "train/skipped_steps": self.skipped,
         }
         if self.tracker:
             self.tracker.log_metrics(metrics, done)

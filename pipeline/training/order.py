@@ -42,6 +42,10 @@ class Plan:
             self._step, self._rows = step, self._mixture.batch(step)
         return self._rows
 
+    def name_of(self, row: Row) -> str:
+        """The sample of a row, as `dataset/key`."""
+        return f"{self._mixture.datasets[row.dataset]}/{self._keys[row.dataset][row.sample]}"
+
     def digest(self, rows: Sequence[Row], checksums: Sequence[int]) -> int:
         """The digest of some rows: a signed 64-bit number, to be summed with overflow.
 

@@ -19,6 +19,7 @@ from typing import Any
 import ray.train
 
 from pipeline.data.storage import open_storage
+from pipeline.errors import UserError
 from pipeline.training import checkpoint, order
 from pipeline.training.job import Job
 from pipeline.training.state import TrainingState
@@ -56,7 +57,7 @@ class Saver:
                 only a later one's task.
 
         Raises:
-            OSError: There is no room for the local folder.
+            UserError: There is no room for the local folder.
         """
         step = self._state.step
         report = {"step": step, **metrics, "order": order.summary(self._state.order)}
@@ -109,7 +110,11 @@ class Saver:
             shutil.rmtree(folder, ignore_errors=True)
             self._lost += 1
             if must or self._lost >= _LOST_IN_A_ROW:
-                raise
+                raise UserError(
+                    f"{folder.parent}: the checkpoint after step {self._state.step} cannot be "
+                    f"written there ({error}): make room, or set TMPDIR to a folder with room on "
+                    "every node; the same command goes on from the last checkpoint that was stored"
+                ) from None
             logger.error(
                 "step %d: no checkpoint, since %s cannot be written (%s); training goes on",
                 self._state.step,
@@ -129,8 +134,12 @@ class Saver:
             except Exception as error:
                 waited = time.monotonic() - began
                 if waited + pause > self._train.storage_patience_s:
-                    logger.error("%s: not stored in %.0f s, giving up: %s", name, waited, error)
-                    raise
+                    raise UserError(
+                        f"run.storage={self._run.storage}: checkpoint {name} was not stored in "
+                        f"{waited:.0f} s (train.storage_patience_s="
+                        f"{self._train.storage_patience_s:g}): {error}: make room or see to the "
+                        "store; the same command goes on from the last checkpoint that was stored"
+                    ) from None
                 logger.warning("%s: not stored, again in %.0f s: %s", name, pause, error)
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)

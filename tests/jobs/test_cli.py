@@ -140,7 +140,7 @@ def test_what_is_not_allowed_is_told_with_its_key(arguments, words):
         ("train: {steps: many}", ("train.steps", "many")),
         ("train: 7", ("train=7", "must be a group of settings")),
         ("train: {other: 3}", ("train.other=3", "must be a group of settings")),
-        ("train:\n  steps: 5\nrun: x", ('"run"', "x")),
+        ("train:\n  steps: 5\nrun: x", ("run=x: must be a group of settings",)),
         ("train: {lr: [", ("recipe.yaml",)),
         ("just words", ("recipe.yaml",)),
     ],
@@ -152,6 +152,77 @@ def test_a_wrong_recipe_is_told_with_its_key(tmp_path, text, words):
         parse(TrainMixConfig, ["--config", str(path)])
     for word in words:
         assert word in str(error.value)
+
+
+A_NUMBER = "must be a number: correct it, or leave the key out for 0.004"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {lr: abc}", f"train.lr=abc: {A_NUMBER}"),
+        ("train: {lr: [1]}", f"train.lr=[1]: {A_NUMBER}"),
+        ("train: {lr: null}", f"train.lr=null: {A_NUMBER}"),
+        ("train: {lr: .inf}", "train.lr=inf: must be above 0, and finite"),
+        ("train: {clip_norm: .nan}", "train.clip_norm=nan: must be 0 or more"),
+        ("train: {steps: 1.5}", "train.steps=1.5: must be a whole number: correct it"),
+        ("train: {compile: maybe}", "train.compile=maybe: must be true or false"),
+        (
+            "train: {optimizer: adm}",
+            "train.optimizer=adm: must be one of sgd, adamw; did you mean 'adamw'?",
+        ),
+        ("train: {test_fold: x}", "train.test_fold=x: must be a whole number or null"),
+        ("data: {weights: [1]}", "data.weights=[1]: must be 'equal', 'size' or a mapping"),
+        ("data: {weights: {ade20k: x}}", "data.weights={'ade20k': 'x'}: must be 'equal', 'size'"),
+        ("data: {caps: [1]}", "data.caps=[1]: must be a mapping of names to whole numbers"),
+        (
+            "data: {augment: {scale: [1, 2, 3]}}",
+            "data.augment.scale=[1, 2, 3]: must be a list of",
+        ),
+        (
+            "model: {backbone: {hooks: 3}}",
+            "model.backbone.hooks=3: must be a list of whole",
+        ),
+        ("train: 3", "train=3: must be a group of settings"),
+        ("train: [1, 2]", "train=[1, 2]: must be a group of settings"),
+        ("train: {learning_rate: 3}", "train.learning_rate: no such key; see --help"),
+        ("1: 2", "--config recipe.yaml: 1: a key must be a word"),
+        ("[1, 2]", "--config recipe.yaml: not a YAML mapping"),
+        ("train: {lr: [", "--config recipe.yaml: not a YAML mapping"),
+        ("", "--config recipe.yaml: not a YAML mapping"),
+        ("!!python/object:os.system {}", "--config recipe.yaml: not a YAML mapping"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(text)
+    assert main(TrainMixConfig, lambda _: None, ["--config", "recipe.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {message}")
+    assert told.count("\n") == 1
+    assert len(told) < 250
+    for word in ("<class", "Parser key", "Union", "Traceback"):
+        assert word not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "missing.yaml"], "missing.yaml: there is no such file: check the path\n"),
+        (["--config", "."], ": is not a file: check the path\n"),
+        (["--train", "3"], "train=3: must be a group of settings"),
+        (["--train.lr", ""], "train.lr='': must be a number"),
+        (["train.lr=3"], "unrecognized arguments: train.lr=3: write --KEY VALUE or --KEY=VALUE\n"),
+    ],
+)
+def test_wrong_words_are_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(TrainMixConfig, lambda _: None, arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
 
 
 def test_exit_codes(capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data import storage_s3
 from pipeline.data.storage import Entry, Storage, open_storage
 from pipeline.errors import UserError
 
@@ -209,6 +210,26 @@ def test_unreachable_endpoint_fails_within_seconds(monkeypatch: pytest.MonkeyPat
     assert f"127.0.0.1:{port}" in message
     assert "AWS_ENDPOINT_URL" in message
     assert not any(secret in message for secret in ("an-id", "a-secret", "hidden"))
+
+
+def test_an_endpoint_that_never_answers_is_told_soon(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage_s3, "_FIRST_TIMEOUT_S", 0.3)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
+    with socket.create_server(("127.0.0.1", 0)) as frozen:  # Connects, and then nothing.
+        endpoint = f"127.0.0.1:{frozen.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{endpoint}")
+        start = time.monotonic()
+        with pytest.raises(UserError, match=rf"s3://bucket: http://{endpoint} needs an answering"):
+            open_storage("s3://bucket").read("x")
+        assert time.monotonic() - start < 10
+
+
+def test_the_first_request_is_given_up_within_20_s_and_later_ones_are_not():
+    # Two attempts, each of a connection and an answer, and a pause of at most 1 s.
+    first = 2 * max(storage_s3._CONNECT_TIMEOUT_S, storage_s3._FIRST_TIMEOUT_S) + 1
+    assert first < 20
+    assert storage_s3._ATTEMPTS * storage_s3._CONNECT_TIMEOUT_S > 30
 
 
 @pytest.mark.parametrize("url", ["not a url", "127.0.0.1:9000"])

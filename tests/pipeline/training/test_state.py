@@ -60,6 +60,26 @@ def test_a_resumed_state_goes_on_as_the_one_it_was_saved_from(tmp_path):
     assert whole.schedule.get_last_lr() == resumed.schedule.get_last_lr()
 
 
+def test_a_resumed_state_takes_rates_that_were_changed(tmp_path):
+    before = build_state(CONFIG, 512, CPU)
+    for step in range(3):
+        one_step(before, step)
+    checkpoint.save(tmp_path, before, CONFIG, ["road", "sky"], {"step": 3}, {})
+    train = replace(CONFIG.train, lr=CONFIG.train.lr / 8, weight_decay=0.5, steps=100)
+    resumed = build_state(replace(CONFIG, train=train), 512, CPU)
+    checkpoint.restore(ray.train.Checkpoint.from_directory(tmp_path), resumed, CPU)
+    undisturbed = build_state(replace(CONFIG, train=train), 512, CPU)
+    for step in range(3):
+        one_step(undisturbed, step)
+    for state in (resumed, undisturbed):
+        assert state.schedule.get_last_lr() == [g["lr"] for g in state.optimizer.param_groups]
+        assert {g["weight_decay"] for g in state.optimizer.param_groups} == {0.5}
+    assert resumed.schedule.get_last_lr() == undisturbed.schedule.get_last_lr()
+    one_step(resumed, 3)
+    one_step(undisturbed, 3)
+    assert resumed.schedule.get_last_lr() == undisturbed.schedule.get_last_lr()
+
+
 def test_the_checkpoint_hands_out_the_average(tmp_path):
     state = build_state(CONFIG, 512, CPU)
     one_step(state, 0)

@@ -1,0 +1,32 @@
+"""The notice that a node is about to be taken away, as Ray passes it on from the cluster."""
+
+import logging
+
+import ray.train
+
+logger = logging.getLogger(__name__)
+
+
+class PreemptionNotice:
+    """Looks now and then whether a node of the run is announced to leave.
+
+    Args:
+        every: Steps between two looks; 0 never looks.
+        rank: Of this worker; the first one logs.
+    """
+
+    def __init__(self, every: int, rank: int) -> None:
+        self._every, self._rank, self._told = every, rank, False
+
+    def is_new(self, step: int) -> bool:
+        """Whether the first notice has just come; asks all workers together, after each step."""
+        if self._told or not self._every or step % self._every:
+            return False
+        info = ray.train.get_preemption_info()
+        if info is None:
+            return False
+        self._told = True
+        if self._rank == 0:
+            nodes = ", ".join(node[:8] for node in info.preempted_node_ids)
+            logger.warning("step %d: node %s is about to leave: checkpoint", step, nodes)
+        return True

@@ -1,0 +1,186 @@
+"""Steps without finite gradients: skipped without a trace, and after too many a diagnosis."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from torch import Tensor
+from torch import distributed as dist
+
+from model.text import build_text_encoder
+from pipeline.data.ingest import Timed, build_mixture, open_corpus
+from pipeline.training import checkpoint, loop
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.job import Job, Verdict
+from pipeline.training.labels import training_labels
+from pipeline.training.launch import absolute
+from pipeline.training.state import build_state
+from pipeline.training.tracking_config import server_uri
+from tests.mini_shards import MiniShards
+
+CPU = torch.device("cpu")
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path) -> Iterator[None]:
+    """A process group of this process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Worker:
+    """A real `Loop` on batches made here, some of which are poisoned."""
+
+    def __init__(self, config: TrainMixConfig, poisoned: set[int]) -> None:
+        corpus = open_corpus(config.data.shards, "train")
+        mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
+        labels = training_labels(corpus.manifests.values(), "present", corpus.taxonomy)
+        encoder = build_text_encoder(config.model.text)
+        self.state = build_state(config, encoder.dim, CPU)
+        job = Job(config, labels, corpus, mixture, None)
+        lseg = self.state.lseg
+        self.loop = loop.Loop(job, self.state, lseg, encoder, CPU, None, None)
+        self.batches = Timed(self._batches(config))
+
+        def poison(_: object, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+            return (args[0] * float("nan"), args[1]) if self.state.step in poisoned else None
+
+        lseg.register_forward_pre_hook(poison)
+
+    def _batches(self, config: TrainMixConfig) -> Iterator[dict]:
+        rng, count, t = np.random.default_rng(0), config.train.batch_size, 0
+        while True:
+            image = rng.integers(0, 256, (count, 48, 48, 3), dtype=np.uint8)
+            label = rng.integers(0, 200, (count, 48, 48), dtype=np.uint8)
+            yield {
+                "image": torch.from_numpy(image),
+                "label": torch.from_numpy(label),
+                "t": t + np.arange(count),
+                "crc32": np.zeros(count, np.int64),
+                "bad": np.zeros(count, bool),
+            }
+            t += count
+
+    def step(self) -> float:
+        return self.loop.step(self.batches)[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of the weights, the batch-norm statistics, the average and the momentum."""
+        average = self.state.average
+        assert average
+        found = {f"now.{k}": v for k, v in self.state.lseg.state_dict().items()}
+        found |= {f"average.{k}": v for k, v in average.state_dict().items()}
+        for number, values in self.state.optimizer.state_dict()["state"].items():
+            found[f"momentum.{number}"] = values["momentum_buffer"]
+        # How many batches a norm has seen is counted, and used by nothing.
+        return {k: v.clone() for k, v in found.items() if not k.endswith("batches_tracked")}
+
+
+@pytest.fixture
+def config(mini_shards: MiniShards, tmp_path, monkeypatch) -> TrainMixConfig:
+    monkeypatch.setattr(loop, "Saver", lambda *_: SimpleNamespace())  # Nothing is saved here.
+    config = mini_shards.config(tmp_path, "nan", steps=30, clip_norm=1.0, ema_decay=0.5)
+    return replace(config, train=replace(config.train, max_nonfinite_steps=2))
+
+
+def test_a_skipped_step_leaves_no_trace_and_the_next_goes_on(config):
+    worker = Worker(config, {1, 2, 4, 5})
+    assert np.isfinite(worker.step())
+    before = worker.tensors()
+    assert any("running_mean" in name for name in before)
+    for number in (1, 2):
+        assert np.isnan(worker.step())
+        after = worker.tensors()
+        assert before.keys() == after.keys()
+        assert [name for name in before if not torch.equal(before[name], after[name])] == []
+        assert worker.loop.nonfinite == worker.loop.skipped == number
+    assert np.isfinite(worker.step())
+    changed = [
+        name for name, value in worker.tensors().items() if not torch.equal(value, before[name])
+    ]
+    assert len(changed) > len(before) / 2
+    assert all(value.isfinite().all() for value in after.values())
+    assert (worker.loop.nonfinite, worker.loop.skipped) == (0, 2)
+    worker.step()
+    worker.step()  # Two more in a row are allowed again.
+    assert worker.loop.verdict == Verdict()
+    assert (worker.state.step, worker.loop.skipped) == (6, 4)
+
+
+def test_one_more_than_allowed_ends_with_a_diagnosis(config):
+    worker = Worker(config, set(range(1, 30)))
+    for _ in range(3):
+        worker.step()
+        assert worker.loop.verdict == Verdict()
+    worker.step()
+    text = worker.loop.verdict.failed
+    first = worker.loop.plan.rows(3)[0]
+    for words in (
+        "train.max_nonfinite_steps=2: 3 steps in a row",
+        "the last is step 4:",
+        "lower train.lr",
+        "learning rate 0.0",
+        "gradient norm nan",
+        f"rows {first.t} to {first.t + 3}",
+        worker.loop.plan.name_of(first),
+        "from before step 2",
+    ):
+        assert words in text
+    assert "\n" not in text
+
+
+def test_weights_that_are_damaged_themselves_are_told(config):
+    worker = Worker(config, set())
+    name, weight = next(iter(worker.state.lseg.named_parameters()))
+    weight.data.view(-1)[0] = float("nan")
+    for _ in range(3):
+        worker.step()
+    assert f"the first is {name}" in worker.loop.verdict.failed
+    assert "resume from an older checkpoint" in worker.loop.verdict.failed
+
+
+# Slow: a whole run of the command on a Ray of its own.
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_in_one_message(mini_shards: MiniShards, tmp_path):
+    config = absolute(mini_shards.config(tmp_path / "runs", "diverged", steps=40))
+    config = replace(
+        config,
+        train=replace(
+            config.train, lr=1e30, max_nonfinite_steps=4, checkpoint_every=2, log_every=1
+        ),
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(checkpoint.plain(config)))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs/train_mix.py"), "--config", str(recipe)],
+        env={**environment, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    print(done.stderr[-2000:])
+    assert done.returncode == 2
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "train.max_nonfinite_steps=4: 5 steps in a row" in line
+    assert "Traceback" not in done.stderr
+    client = MlflowClient(server_uri(config.tracking))
+    found = [e for e in client.search_experiments()]
+    (run,) = client.search_runs([e.experiment_id for e in found], "run_name = 'diverged'")
+    assert run.info.status == "FAILED"
+    assert run.data.metrics["train/skipped_steps"] == 5
+    kept = [p for p in (tmp_path / "runs/diverged").glob("step_*")]
+    for folder in kept:  # None of the steps that were skipped.
+        assert np.isfinite(json.loads((folder / "metrics.json").read_text())["train/grad_norm"])
+    assert len(kept) <= 1
