@@ -46,6 +46,11 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# SeaweedFS, MLflow, Ray and every job on this machine, some ten minutes.
+.PHONY: whole-path
+whole-path: $(STAMP)
+	$(BIN)/python -m tests.integration.whole_path $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -5,9 +5,11 @@ mistake ends in one message and exit code 2; a traceback means a defect of ours.
 """
 
 import logging
+import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +20,10 @@ from model.errors import ModelError
 from pipeline.errors import Terminated, UserError
 
 Config = TypeVar("Config")
+
+logger = logging.getLogger("jobs.cli")
+
+_WAIT = "LSEG_CLUSTER_WAIT_S"
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -75,7 +81,8 @@ def main(
 def start_ray(num_cpus: float) -> None:
     """Connects to the Ray cluster around this process, or starts a local one.
 
-    Inside a cluster (`RAY_ADDRESS` is set, as under `ray job submit`) that cluster is used.
+    Inside a cluster (`RAY_ADDRESS` is set, as under `ray job submit`) that cluster is used. Where
+    its nodes come when they are needed, LSEG_CLUSTER_WAIT_S seconds are waited for them.
     Otherwise Ray starts on this machine with at least `num_cpus` LOGICAL CPUs, which may exceed
     the cores: the training workers hold theirs for the whole run, and data loading needs more.
 
@@ -109,13 +116,40 @@ def start_ray(num_cpus: float) -> None:
                 logging_level=logging.WARNING,
                 runtime_env={"worker_process_setup_hook": "jobs.ray_worker.prepare"},
             )
-    available = ray.cluster_resources().get("CPU", 0.0)
+    available = _cluster_cpus(num_cpus)
     if available < num_cpus:
         raise UserError(
             f"cluster CPUs={available:g}: this job holds {num_cpus:g} at once and would wait for "
             "ever: add nodes, start Ray with --num-cpus, or lower cluster.num_workers, "
-            "cluster.cpus_per_worker or data.loader_cpus"
+            "cluster.cpus_per_worker or data.loader_cpus; for a cluster whose nodes come when they "
+            f"are needed, set {_WAIT} to the seconds that they may take"
         )
+
+
+def _cluster_cpus(num_cpus: float) -> float:
+    """The logical CPUs of the cluster, after the wait for nodes that LSEG_CLUSTER_WAIT_S allows."""
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    given = os.environ.get(_WAIT, "0")
+    try:
+        wait_s = float(given)
+    except ValueError:
+        raise UserError(f"{_WAIT}={given}: must be a number of seconds, 0 for no wait") from None
+    deadline = time.monotonic() + wait_s
+    available = ray.cluster_resources().get("CPU", 0.0)
+    if available >= num_cpus or wait_s <= 0:
+        return available
+    logger.info("waiting up to %.0f s for nodes: %g of %g CPUs", wait_s, available, num_cpus)
+    # The request holds until it is taken back; from then on the job's own tasks keep the nodes.
+    request_resources(num_cpus=math.ceil(num_cpus))
+    try:
+        while available < num_cpus and time.monotonic() < deadline:
+            time.sleep(1.0)
+            available = ray.cluster_resources().get("CPU", 0.0)
+    finally:
+        request_resources(num_cpus=0)
+    return available
 
 
 def _instantiate(

@@ -19,11 +19,15 @@ class MlflowServer:
     """`mlflow server` on loopback; always the same port and the same database.
 
     Args:
-        folder: Holds the database, the artifacts and `server.log`.
+        folder: Holds `server.log`, and the database and the artifacts unless they are elsewhere.
+        backend: URI of another database.
+        artifacts: URI of another place for artifacts.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backend: str = "", artifacts: str = "") -> None:
         self.folder = folder
+        self.backend = backend or f"sqlite:///{folder}/mlflow.db"
+        self.artifacts = artifacts or str(folder / "artifacts")
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
@@ -44,8 +48,8 @@ class MlflowServer:
             return
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--backend-store-uri", self.backend]
+        command += ["--artifacts-destination", self.artifacts]
         env = os.environ | {
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

@@ -151,10 +151,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def head_node() -> Iterator[tuple[str, dict[str, str]]]:
+def head_node(**variables: str) -> Iterator[tuple[str, dict[str, str]]]:
     """A head node of its own, with ports of its own: (dashboard address, environment)."""
     port, dashboard, client, agent, agent_grpc = free_ports(5)
-    env = environment()
+    env = environment(**variables)
     with tempfile.TemporaryDirectory(prefix="lsr-") as temporary:
         command = ["ray", "start", "--head", "--block", "--num-cpus", "4"]
         command += ["--port", str(port), "--ray-client-server-port", str(client)]

@@ -1,12 +1,13 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from jobs.cli import build_parser, main, parse
+from jobs.cli import build_parser, main, parse, start_ray
 from model.errors import ModelError
 from pipeline.data.prepare_config import PrepareConfig
 from pipeline.errors import UserError
@@ -262,3 +263,18 @@ def test_train_mix_tells_a_mistake_in_one_line_and_starts_nothing(tmp_path):
     assert lines == ["error: train.bach_size: no such key; did you mean 'train.batch_size'?"]
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_waits_for_nodes_no_longer_than_allowed(local_ray, monkeypatch):
+    monkeypatch.setenv("LSEG_CLUSTER_WAIT_S", "1.5")
+    began = time.monotonic()
+    with pytest.raises(UserError, match="cluster CPUs=4: this job holds 64 at once"):
+        start_ray(64)
+    assert 1.5 <= time.monotonic() - began < 10
+    start_ray(4)
+
+
+def test_wait_for_nodes_must_be_a_number(local_ray, monkeypatch):
+    monkeypatch.setenv("LSEG_CLUSTER_WAIT_S", "soon")
+    with pytest.raises(UserError, match="LSEG_CLUSTER_WAIT_S=soon: must be a number of seconds"):
+        start_ray(64)

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# What a timer, cron or a CronJob calls: submits jobs/retrain.py to the cluster,
+# waits for its end and exits with its exit code (0; 2: wrong settings; 75:
+# another re-training is at work), which `ray job submit` turns into 1.
+#
+#   RAY_ADDRESS         dashboard of the cluster, http://HEAD:8265; with tokens
+#                       also RAY_AUTH_MODE=token and RAY_AUTH_TOKEN
+#   LSEG_RETRAIN_ARGS   arguments of jobs/retrain.py; default: a shipped recipe
+#   LSEG_RAY            the ray command; default: that of .venv, else of PATH
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+: "${RAY_ADDRESS:?must be the dashboard of the cluster, http://HEAD:8265}"
+ray="${LSEG_RAY:-.venv/bin/ray}"
+if [[ -z "${LSEG_RAY:-}" && ! -x "$ray" ]]; then
+  ray=ray
+fi
+default="--config jobs/recipes/mix7_vitl16.yaml --data.shards s3://shards/mix7"
+default+=" --run.storage s3://runs --run.name retrain --registry.name lseg"
+read -r -a arguments <<<"${LSEG_RETRAIN_ARGS:-$default}"
+runtime_env='{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120",
+  "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
+  "LSEG_CLUSTER_WAIT_S": "1800"}}'
+
+log="$(mktemp)"
+trap 'rm -f "$log"' EXIT
+code=0
+"$ray" job submit --working-dir . --runtime-env-json "$runtime_env" \
+  -- python jobs/retrain.py "${arguments[@]}" 2>&1 | tee "$log" || code=$?
+if ((code != 0)); then
+  found="$(sed -n 's/.*entrypoint command failed with exit code \([0-9][0-9]*\).*/\1/p' "$log" | tail -n 1)"
+  exit "${found:-$code}"
+fi

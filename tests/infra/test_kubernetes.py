@@ -1,0 +1,256 @@
+"""The Kubernetes files: schemas, what keeps a run alive, and what keeps others out."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from ray.scripts.scripts import start
+
+from jobs.cli import parse
+from pipeline.training.config import TrainMixConfig
+from tests.infra.deployment import (
+    KUBERAY,
+    ROOT,
+    SECRET_NAME,
+    cluster_specs,
+    document,
+    documents,
+    pinned,
+    pod_templates,
+    project,
+    tool,
+)
+
+SCHEMAS = ROOT.parent / "shared" / "reference" / "kuberay"
+FILES = sorted(KUBERAY.glob("*.yaml"))
+RAY_KINDS = {"RayCluster", "RayJob", "RayCronJob"}
+CORE_KINDS = {"CronJob", "Namespace", "NetworkPolicy", "PodDisruptionBudget", "ServiceAccount"}
+CORE_VERSION = "1.37"
+IMAGE_FOLDER = "/home/ray/lseg/"
+CLUSTERS = dict(cluster_specs())
+PODS = dict(pod_templates())
+
+
+def all_documents():
+    return [(path, each) for path in FILES for each in documents(path)]
+
+
+def job_words(name: str) -> list[str]:
+    """The command line of the job that a file submits, with the recipe of this checkout."""
+    if name == "cronjob-retrain.yaml":
+        (template,) = [pod for place, pod in PODS.items() if place.startswith(name)]
+        env = {each["name"]: each.get("value") for each in template["spec"]["containers"][0]["env"]}
+        return ["jobs/retrain.py", *shlex.split(env["LSEG_RETRAIN_ARGS"])]
+    (spec,) = [each["spec"] for each in documents(KUBERAY / name)]
+    words = shlex.split(spec.get("jobTemplate", spec)["entrypoint"])
+    assert words[0] == "python"
+    return [word.removeprefix(IMAGE_FOLDER) for word in words[1:]]
+
+
+def config_of(words: list[str], monkeypatch) -> TrainMixConfig:
+    monkeypatch.chdir(ROOT)
+    if words[0] == "jobs/train_mix.py":
+        return parse(TrainMixConfig, words[1:])
+    module = pytest.importorskip("pipeline.training.retraining.config")
+    return parse(module.RetrainConfig, words[1:])
+
+
+def test_all_kinds_are_there():
+    kinds = sorted(each["kind"] for _, each in all_documents())
+    assert kinds == sorted([*RAY_KINDS, *CORE_KINDS, "Kustomization"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_kuberay_document_follows_the_schema_of_its_kind(path):
+    for each in documents(path):
+        if each["kind"] not in RAY_KINDS:
+            continue
+        schema = SCHEMAS / f"{each['kind'].lower()}-ray-v1.strict.schema.json"
+        if not schema.is_file():
+            pytest.skip("there are no KubeRay schemas beside the checkout")
+        errors = jsonschema.Draft7Validator(json.loads(schema.read_text())).iter_errors(each)
+        assert [f"{error.json_path}: {error.message}" for error in errors] == []
+
+
+def test_core_documents_and_all_pods_follow_the_schemas_of_kubernetes():
+    core = [each for _, each in all_documents() if each["kind"] in CORE_KINDS]
+    assert len(core) == len(CORE_KINDS)
+    pods = [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": template["spec"]}
+        for template in PODS.values()
+    ]
+    assert len(pods) == 9
+    for each in core + pods:
+        kubernetes_validate.validate(each, CORE_VERSION, strict=True)
+
+
+def test_kustomization_names_files_that_exist_and_builds():
+    resources = document("kustomization.yaml", "Kustomization")["resources"]
+    assert [name for name in resources if not (KUBERAY / name).is_file()] == []
+    (image,) = document("kustomization.yaml", "Kustomization")["images"]
+    assert image == {"name": "lseg-ray", "newName": "lseg-ray", "newTag": project()["version"]}
+    if shutil.which("kubectl"):
+        command = ["kubectl", "kustomize", str(KUBERAY)]
+        built = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        kinds = [each["kind"] for each in yaml.safe_load_all(built)]
+        assert {"RayCluster", "CronJob", "PodDisruptionBudget"} <= set(kinds)
+        assert not {"RayJob", "RayCronJob"} & set(kinds)
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_cluster_is_of_the_pinned_ray_and_starts_it_with_options_that_exist(name):
+    spec = CLUSTERS[name]
+    assert spec["rayVersion"] == pinned("ray")
+    assert spec["authOptions"] == {"mode": "token"}
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        words = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
+        start.make_context("start", words)
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_head_never_runs_where_workers_run(name):
+    spec = CLUSTERS[name]
+
+    def terms(group):
+        affinity = group["template"]["spec"]["affinity"]["nodeAffinity"]
+        required = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
+        return [term["matchExpressions"] for term in required["nodeSelectorTerms"]]
+
+    def facts(expressions, operator):
+        assert {each["operator"] for each in expressions} == {operator}
+        return {(each["key"], value) for each in expressions for value in each["values"]}
+
+    (head,) = terms(spec["headGroupSpec"])  # All of it must hold.
+    (workers,) = spec["workerGroupSpecs"]
+    spot = [fact for term in terms(workers) for fact in facts(term, "In")]  # One of them holds.
+    assert facts(head, "NotIn") == set(spot)
+    tolerated = {each["key"] for each in workers["template"]["spec"]["tolerations"]}
+    assert {"nvidia.com/gpu", "cloud.google.com/gke-spot", "lseg/capacity"} == tolerated
+
+
+@pytest.mark.parametrize("name", ["rayjob-train.yaml", "raycronjob-retrain.yaml"])
+def test_a_job_of_its_own_cluster_comes_back_and_cleans_up(name):
+    (spec,) = [each["spec"] for each in documents(KUBERAY / name)]
+    spec = spec.get("jobTemplate", spec)
+    assert spec["backoffLimit"] >= 2
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["ttlSecondsAfterFinished"] > 0
+    variables = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    stop_s = int(variables["RAY_JOB_STOP_WAIT_TIME_S"])
+    assert 60 <= stop_s < head["terminationGracePeriodSeconds"]
+    for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
+    deadline = spec.get("activeDeadlineSeconds")
+    assert deadline is None if name.startswith("rayjob") else 3600 < deadline < 24 * 3600
+
+
+@pytest.mark.parametrize(
+    "name", ["rayjob-train.yaml", "raycronjob-retrain.yaml", "cronjob-retrain.yaml"]
+)
+def test_the_job_accepts_its_arguments_and_fits_into_its_cluster(name, monkeypatch):
+    words = job_words(name)
+    config = config_of(words, monkeypatch)
+    for key in ("--run.name", "--run.storage", "--data.shards"):
+        assert words.count(key) == 1
+    assert config.run.storage.startswith("s3://")
+    spec = CLUSTERS[name if name in CLUSTERS else "raycluster.yaml"]
+    (group,) = spec["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    assert group["maxReplicas"] * int(limits["cpu"]) >= config.logical_cpus
+    assert group["maxReplicas"] * int(limits["nvidia.com/gpu"]) >= config.cluster.num_workers
+    assert config.cluster.use_gpu
+    volumes = {each["name"]: each["emptyDir"] for each in group["template"]["spec"]["volumes"]}
+    assert int(volumes["cache"]["sizeLimit"].removesuffix("Gi")) > config.data.cache_gib
+    shm_bytes = int(volumes["shm"]["sizeLimit"].removesuffix("Gi")) * 2**30
+    assert int(group["rayStartParams"]["object-store-memory"]) < shm_bytes
+
+
+@pytest.mark.parametrize("name", ["raycronjob-retrain.yaml", "cronjob-retrain.yaml"])
+def test_the_schedule_is_nightly(name):
+    (spec,) = [each["spec"] for each in documents(KUBERAY / name) if "CronJob" in each["kind"]]
+    assert re.fullmatch(r"[0-5]?\d ([01]?\d|2[0-3]) \* \* \*", spec["schedule"])
+    assert spec["timeZone"] == "Etc/UTC"
+
+
+def test_the_cron_job_has_no_rights_and_knows_the_standing_cluster():
+    spec = document("cronjob-retrain.yaml", "CronJob")["spec"]
+    account = document("cronjob-retrain.yaml", "ServiceAccount")
+    assert spec["concurrencyPolicy"] == "Forbid"
+    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == account["metadata"]["name"]
+    assert account["automountServiceAccountToken"] is False
+    assert pod["automountServiceAccountToken"] is False
+    (container,) = pod["containers"]
+    assert container["command"] == [f"{IMAGE_FOLDER}infra/retrain.sh"]
+    env = {each["name"]: each for each in container["env"]}
+    cluster = document("raycluster.yaml", "RayCluster")["metadata"]["name"]
+    assert env["RAY_ADDRESS"]["value"] == f"http://{cluster}-head-svc:8265"
+    # The operator names the token's secret after the cluster.
+    secret = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert secret == {"name": cluster, "key": "auth_token"}
+    (codes,) = [
+        rule["onExitCodes"]
+        for rule in spec["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    ]
+    assert codes["containerName"] == container["name"]
+    assert codes["values"] == [2, 75]
+
+
+@pytest.mark.parametrize("place", PODS)
+def test_every_pod_is_confined_and_sized(place):
+    spec = PODS[place]["spec"]
+    security = spec["securityContext"]
+    assert security["runAsNonRoot"] is True
+    assert security["runAsUser"] == 1000
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in spec["containers"]:
+        assert container["image"] == f"lseg-ray:{project()['version']}"
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        resources = container["resources"]
+        assert {"cpu", "memory"} <= resources["requests"].keys() & resources["limits"].keys()
+        mounted = {each["name"] for each in container.get("volumeMounts", [])}
+        assert mounted == {each["name"] for each in spec.get("volumes", [])}
+        for variable in container.get("env", []):
+            assert "value" not in variable or not SECRET_NAME.search(variable["name"])
+    # Ray's autoscaler, a container beside the head, is the only one that talks to the API server.
+    autoscaler = place == "raycluster.yaml:RayCluster.spec.headGroupSpec.template"
+    assert spec.get("automountServiceAccountToken", True) is autoscaler
+
+
+def test_policies_choose_the_right_pods():
+    policy = document("policies.yaml", "NetworkPolicy")["spec"]
+    chosen = policy["podSelector"]["matchLabels"].items()
+    for place, template in PODS.items():
+        assert chosen <= template["metadata"]["labels"].items(), place
+    assert policy["policyTypes"] == ["Ingress"]
+    assert all(rule["from"] for rule in policy["ingress"])
+    budget = document("policies.yaml", "PodDisruptionBudget")["spec"]
+    # KubeRay labels each pod with its kind of node.
+    assert budget["selector"]["matchLabels"] == dict(chosen) | {"ray.io/node-type": "head"}
+    assert budget["maxUnavailable"] == 0
+
+
+def test_secrets_are_references():
+    for path in FILES:
+        assert not [each for each in documents(path) if each["kind"] == "Secret"]
+    for place, template in PODS.items():
+        if "GroupSpec" in place:
+            for container in template["spec"]["containers"]:
+                assert container["envFrom"] == [{"secretRef": {"name": "lseg-env"}}]
+
+
+def test_yaml_is_tidy():
+    done = tool("yamllint", "--strict", str(Path(KUBERAY).parent))
+    assert (done.returncode, done.stdout) == (0, "")

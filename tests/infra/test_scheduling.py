@@ -1,0 +1,187 @@
+"""Scheduling without Kubernetes: the script, the systemd units, the line for cron, the launcher."""
+
+import configparser
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import start
+
+from jobs.cli import build_parser, parse
+from pipeline.training.config import TrainMixConfig
+from tests.infra.deployment import INFRA, ROOT, documents, project, tool
+
+SCRIPT = INFRA / "retrain.sh"
+UNITS = INFRA / "systemd"
+INSTALLED = "/opt/lseg/"
+
+
+def test_every_file_of_infra_has_a_test():
+    tested = {
+        *("RUNBOOK.md", ".env.example", "compose.yaml", "compose.gpu.yaml", "retrain.sh"),
+        *("docker/Dockerfile", "docker/mlflow.Dockerfile", "docker/seaweedfs.Dockerfile"),
+        *("docker/create_buckets.py", "ray/cluster.yaml"),
+        *(f"systemd/lseg-retrain.{kind}" for kind in ("service", "timer", "cron")),
+    }
+    kuberay = {f"kuberay/{path.name}" for path in (INFRA / "kuberay").glob("*.yaml")}
+    files = {path for path in INFRA.rglob("*") if path.is_file() and path.name != ".env"}
+    found = {path.relative_to(INFRA).as_posix() for path in files if "__pycache__" not in str(path)}
+    assert found == tested | kuberay
+
+
+def test_the_runbook_is_a_page_and_names_what_there_is():
+    text = (INFRA / "RUNBOOK.md").read_text()
+    assert text.count("\n") <= 65
+    assert "None was run on a cluster" in text
+    quoted = re.findall(r"`([^`\n]+)`", text)
+    words = [word for each in quoted for word in each.split()]
+    folders = ("infra/", "jobs/", "docs/", "tests/")
+    paths = [word.partition(":")[0] for word in words if word.startswith(folders)]
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / path).exists() or path == "infra/.env", path  # Which the user makes.
+    keys = set(build_parser(TrainMixConfig).get_defaults().keys())
+    named = re.findall(r"`((?:train|data|run|cluster)\.\w+)`", text)
+    assert len(named) > 5
+    assert [key for key in named if key not in keys] == []
+    source = "".join(path.read_text() for path in (ROOT / "pipeline/training").glob("*.py"))
+    metrics = re.findall(r"`((?:train|val)/\w+)`", text)
+    assert len(metrics) > 5
+    assert [name for name in metrics if f'"{name}"' not in source] == []
+
+
+def run_script(tmp_path: Path, exit_code: int = 0, says: str = "", **variables: str):
+    """retrain.sh with a `ray` that notes its arguments; its result and the arguments."""
+    ray = tmp_path / "ray"
+    noted = tmp_path / "arguments"
+    ray.write_text(
+        f'#!/bin/sh\nprintf "%s\\0" "$@" > {noted}\n'
+        f"pwd > {tmp_path}/folder\necho {shlex.quote(says)}\nexit {exit_code}\n"
+    )
+    ray.chmod(0o755)
+    env = {"PATH": os.environ["PATH"], "LSEG_RAY": str(ray), "RAY_ADDRESS": "http://head:8265"}
+    done = subprocess.run([SCRIPT], capture_output=True, text=True, env=env | variables, cwd="/")
+    words = noted.read_text().split("\0")[:-1] if noted.exists() else []
+    return done, words
+
+
+def test_script_submits_the_job(tmp_path, monkeypatch):
+    done, words = run_script(tmp_path, says="trained")
+    assert done.returncode == 0, done.stderr
+    assert "trained" in done.stdout
+    assert (tmp_path / "folder").read_text().strip() == str(ROOT)
+    job = words.index("--")
+    assert words[:4] == ["job", "submit", "--working-dir", "."]
+    variables = json.loads(words[words.index("--runtime-env-json") + 1])["env_vars"]
+    assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    assert words[job + 1 : job + 3] == ["python", "jobs/retrain.py"]
+    monkeypatch.chdir(ROOT)
+    arguments = words[job + 3 :]
+    name = arguments.index("--registry.name")
+    config = parse(TrainMixConfig, arguments[:name] + arguments[name + 2 :])
+    assert config.run.storage == "s3://runs"
+
+
+def test_script_takes_other_arguments(tmp_path):
+    _, words = run_script(tmp_path, LSEG_RETRAIN_ARGS="--config a.yaml --margin 0.5")
+    assert words[-4:] == ["--config", "a.yaml", "--margin", "0.5"]
+
+
+@pytest.mark.parametrize("code", [2, 75, 143])
+def test_script_passes_the_exit_code_of_the_job_on(tmp_path, code):
+    says = f"Status message: Job entrypoint command failed with exit code {code}, last logs"
+    assert run_script(tmp_path, 1, says)[0].returncode == code
+
+
+def test_script_fails_when_the_cluster_does(tmp_path):
+    assert run_script(tmp_path, 1, "No available agent")[0].returncode == 1
+    done, _ = run_script(tmp_path, RAY_ADDRESS="")
+    assert done.returncode != 0
+    assert "RAY_ADDRESS: must be the dashboard" in done.stderr
+
+
+def test_shellcheck_finds_nothing():
+    done = tool("shellcheck", str(SCRIPT), str(ROOT / ".ci" / "run"))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert os.access(SCRIPT, os.X_OK)
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=True)
+    parser.optionxform = str  # pyright: ignore
+    parser.read_string((UNITS / name).read_text())
+    return parser
+
+
+def test_service_calls_the_script_as_a_confined_user():
+    service = unit("lseg-retrain.service")["Service"]
+    assert service["ExecStart"] == INSTALLED + SCRIPT.relative_to(ROOT).as_posix()
+    assert service["User"] not in ("", "root")
+    assert service["Type"] == "oneshot"
+    assert service["SuccessExitStatus"] == "75"
+    for key in ("NoNewPrivileges", "PrivateTmp", "ProtectHome", "RestrictNamespaces"):
+        assert service[key] == "true", key
+    assert service["ProtectSystem"] == "strict"
+    assert "Environment" not in service  # Secrets are in a file that is not in the repository.
+
+
+def test_timer_starts_the_service_and_makes_up_for_missed_nights():
+    timer = unit("lseg-retrain.timer")
+    assert timer["Timer"]["OnCalendar"] == "*-*-* 02:00:00"
+    assert timer["Timer"]["Persistent"] == "true"
+    assert timer["Install"]["WantedBy"] == "timers.target"
+    assert (UNITS / "lseg-retrain.service").is_file()  # A timer starts the service of its name.
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+def test_systemd_accepts_the_units(tmp_path):
+    for path in UNITS.glob("lseg-retrain.[st]*"):
+        text = path.read_text().replace(f"{INSTALLED}infra/retrain.sh", "/bin/true")
+        (tmp_path / path.name).write_text(text)
+    files = sorted(str(path) for path in tmp_path.iterdir())
+    assert len(files) == 2
+    done = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True)
+    ours = [line for line in done.stderr.splitlines() if "lseg-retrain" in line]
+    assert (done.returncode, ours) == (0, [])
+
+
+def test_cron_line():
+    lines = (UNITS / "lseg-retrain.cron").read_text().splitlines()
+    (line,) = [line for line in lines if not line.startswith("#")]
+    found = re.fullmatch(r"0 2 \* \* \* (\w+) (.+)", line)
+    assert found
+    assert found[1] == unit("lseg-retrain.service")["Service"]["User"]
+    assert "%" not in found[2]  # Which cron takes for the end of the line.
+    env_file = unit("lseg-retrain.service")["Service"]["EnvironmentFile"]
+    assert found[2] == f"set -a; . {env_file}; exec {INSTALLED}infra/retrain.sh"
+
+
+def test_launcher_file_follows_rays_own_schema():
+    (config,) = documents(INFRA / "ray" / "cluster.yaml")
+    validate_config(prepare_config(config))  # As `ray up` does: defaults, then its schema.
+    assert config["docker"]["image"] == f"lseg-ray:{project()['version']}"
+    types = config["available_node_types"]
+    head = types.pop(config["head_node_type"])
+    assert head["resources"] == {"CPU": 0}
+    assert "InstanceMarketOptions" not in head["node_config"]
+    for worker in types.values():
+        assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        assert worker["max_workers"] <= config["max_workers"]
+
+
+def test_launcher_starts_ray_with_options_that_exist():
+    (config,) = documents(INFRA / "ray" / "cluster.yaml")
+    assert any("RAY_AUTH_MODE=token" in option for option in config["docker"]["run_options"])
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        stop, command = config[key]
+        assert stop == "ray stop"
+        words = shlex.split(command)
+        assert words[:2] == ["ray", "start"]
+        options = start.make_context("start", words[2:]).params
+        assert options["head"] is key.startswith("head")
