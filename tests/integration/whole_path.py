@@ -178,8 +178,9 @@ class WholePath:
 
     def retrain(self) -> None:
         """As a scheduler does, by infra/retrain.sh: first a champion, then nothing to do."""
-        settings = TRAINING | {
-            "config": RECIPE,
+        settings = {
+            "config": RECIPE,  # First: what comes later on a command line overrides it.
+            **TRAINING,
             "run.storage": "s3://lseg/runs",
             "run.name": "nightly",
             "registry.name": MODEL,
@@ -187,7 +188,8 @@ class WholePath:
             "comparison.workers.cpus_per_worker": 0.5,
         }
         with self._step("retrain") as done:
-            self._retrain(settings)
+            output = self._retrain(settings)
+            _expect(f"labels, {STEPS} steps of" in output, "the training that was asked for")
             version = _champion()
             done(f"no champion: trained, version {version} of {MODEL} is champion")
         with self._step("retrain again") as done:
