@@ -99,7 +99,7 @@ def run_faults(folder: Path, seconds: float, cycles: int) -> Faults:
         seconds: Length of a stretch.
         cycles: How often the server is frozen and killed.
     """
-    recipe = write_recipe(folder, shards_below(folder), steps=1_000_000, every=1_000_000)
+    recipe = write_recipe(folder, shards_below(folder), steps=20_000, every=20_000)
     server = MlflowServer(folder)
     process = train(recipe, NAME, "--tracking.uri", server.uri)
     stretches: list[Stretch] = []
