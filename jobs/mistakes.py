@@ -7,7 +7,7 @@ import re
 import types
 from collections.abc import Sequence
 from dataclasses import is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -43,20 +43,26 @@ def explain(parser: ArgumentParser, message: str, recipes: Sequence[str]) -> str
         return f"{recipe}: {found[1]}: a key must be a word such as train, not a number"
     if re.match(_FILES, words):
         return f"{recipe}: not a YAML mapping of settings, such as `train: {{lr: 0.01}}`: {words}"
+    # A group that may be null is a union to the parser, which lists each member's complaint.
+    inside = re.search(
+        r"Errors: - Problem with given class_path '[\w.]+': (.*?) - Expected a <", words
+    )
     key = re.findall(r'Parser key "([\w.\-]+)"', words)
+    if inside and "Parser key" not in inside[1]:
+        return inside[1]  # The group's own check, which names its key.
     if unknown := _unknown(words, known, groups, key[:1]):
         return unknown
     if found := re.search(r"Unable to load config '(.*?)' - ", words):
         return not_a_group(key[0], found[1])
-    values = re.findall(
-        r"(?:Got|Given) value: ?(.*?)(?= - Expected| Given value| Subclass types expect|$)", words
-    )
+    values = re.findall(_VALUE, inside[1] if inside else words)
     if re.match(r"unrecognized arguments: [^\-]", words):
         return f"{words}: write --KEY VALUE or --KEY=VALUE"
     if not key or not values:
         return words
     action = next((a for a in parser._actions if a.dest == key[0]), None)
     hint = getattr(action, "_typehint", None)
+    if inside and len(key) == 2:
+        hint = _field_hint(hint, key[1])
     allowed = _PLAIN.get(key[0]) or (describe(hint) if hint else "")
     if not allowed:
         return words
@@ -83,6 +89,12 @@ def keys_of(parser: ArgumentParser) -> tuple[list[str], list[str]]:
     known = sorted(key for key in parser.get_defaults().keys() if key != "config")
     groups = {key[: dot.start()] for key in known for dot in re.finditer(r"\.", key)}
     return known, sorted(groups)
+
+
+def _field_hint(hint: Any, name: str) -> Any:
+    """The type of a setting within a group that may be null."""
+    group = next((part for part in get_args(hint) if is_dataclass(part)), None)
+    return get_type_hints(group).get(name) if group else None
 
 
 def not_null(parser: ArgumentParser, key: str) -> str:

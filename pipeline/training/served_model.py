@@ -55,6 +55,7 @@ REQUIRED = (
     "pandas",
     "pillow",
     "PyYAML",
+    "psutil",
     "safetensors",
     "scipy",
     "simplejpeg",

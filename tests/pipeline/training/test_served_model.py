@@ -145,7 +145,6 @@ PNG = encoded(picture(1))
 @pytest.mark.parametrize(
     ("files", "params", "message"),
     [
-        ([], {}, r"image: 0 rows: must be 1 to 3"),
         ([PNG] * 4, {}, r"image: 4 rows: must be 1 to 3"),
         ([PNG, b"no picture"], {}, r"image\[1\]: .*must be a JPEG, PNG"),
         ([PNG[:-40]], {}, r"image\[0\]: "),

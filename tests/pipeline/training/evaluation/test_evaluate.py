@@ -288,7 +288,8 @@ def test_mistakes_are_told(base_config, mini_shards):
     ("words", "message"),
     [
         (["--other.policy", "threshold", "--other.threshold", "2"], "other.threshold=2.0: must"),
-        (["--geometry.mode", "squish"], 'Parser key "mode": Expected'),
+        (["--geometry.mode", "squish"], "geometry.mode=squish: must be one of whole, single,"),
+        (["--geometry.base_px", "abc"], "geometry.base_px=abc: must be a whole number"),
         (["--protcol", "unified"], "protcol: no such key; did you mean 'protocol'?"),
     ],
 )

@@ -19,4 +19,4 @@ def test_the_champion_scores_as_its_folder_does(base_config, unified, tiny_check
         config = replace(base_config, checkpoint="models:/evaluated@champion")
         outcome = evaluate(config)
     assert outcome.report["figures"] == unified.report["figures"]
-    assert Path(outcome.folder).name.startswith("models-evaluated-1-")
+    assert Path(outcome.folder).name.startswith("evaluated-1-")
