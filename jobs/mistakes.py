@@ -44,12 +44,12 @@ def explain(parser: ArgumentParser, message: str, recipes: Sequence[str]) -> str
     if re.match(_FILES, words):
         return f"{recipe}: not a YAML mapping of settings, such as `train: {{lr: 0.01}}`: {words}"
     # A group that may be null is a union to the parser, which lists each member's complaint.
-    inside = re.search(
-        r"Errors: - Problem with given class_path '[\w.]+': (.*?) - Expected a <", words
-    )
+    inside = re.search(r"Errors: - (.*?) - Expected a <class 'NoneType'>", words)
     key = re.findall(r'Parser key "([\w.\-]+)"', words)
     if inside and "Parser key" not in inside[1]:
-        return inside[1]  # The group's own check, which names its key.
+        if "Expected a " not in inside[1]:  # The group's own check, which says it all.
+            return re.sub(r"^Problem with given class_path .[\w.]+.: ", "", inside[1])
+        inside = None
     if unknown := _unknown(words, known, groups, key[:1]):
         return unknown
     if found := re.search(r"Unable to load config '(.*?)' - ", words):
