@@ -22,13 +22,16 @@ class FailureReporter(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Prints one line for each failure of workers."""
-        step = checkpoint.latest_step(self._run)
+        try:
+            step = checkpoint.latest_step(self._run)
+            place = f"from step {step}" if step else "from the start"
+        except Exception as error:  # An error here would end the run, and this is only a message.
+            place = f"from its newest checkpoint (the storage does not answer: {error})"
         causes = "; ".join(
             f"worker {rank}: {_first_line(error)}" for rank, error in worker_exceptions.items()
         )
         print(
-            f"run {self._run.name}: {causes}. Unless it failed too often, it goes on "
-            + (f"from step {step}" if step else "from the start"),
+            f"run {self._run.name}: {causes}. Unless it failed too often, it goes on {place}",
             flush=True,
         )
 

@@ -49,6 +49,7 @@ from pipeline.training.warm_start import check_start
 
 logger = logging.getLogger(__name__)
 
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _SHOWN = 12
 """Datasets that are named one by one; the classes of a few-shot benchmark are more."""
 
@@ -228,9 +229,27 @@ def _outcome(config: TrainMixConfig, began: float) -> Outcome:
 def remaining_stream(config: TrainMixConfig, corpus: Corpus, mixture: Mixture) -> ray.data.Dataset:
     """The rows of the stream that the newest checkpoint has not used."""
     size = config.train.batch_size
-    start = checkpoint.latest_step(config.run) * size
+    start = _patient_latest_step(config) * size
     stop = max(config.train.steps * size, start)
     return training_stream(corpus, mixture, config.data, config.rows_per_pass, start, stop)
+
+
+def _patient_latest_step(config: TrainMixConfig) -> int:
+    """As `latest_step`, asked again while the storage fails, for `train.storage_patience_s`.
+
+    Ray's controller asks it when workers start anew, and does not recover from an error.
+    """
+    began, pause = time.monotonic(), _FIRST_PAUSE_S
+    while True:
+        try:
+            return checkpoint.latest_step(config.run)
+        except Exception as error:
+            waited = time.monotonic() - began
+            if waited + pause > config.train.storage_patience_s:
+                raise
+            logger.warning("run.storage does not answer, again in %.0f s: %s", pause, error)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def absolute(config: TrainMixConfig) -> TrainMixConfig:
