@@ -1,20 +1,25 @@
 """Trains LSeg many times with different settings, and compares the outcomes.
 
-    python jobs/sweep.py --config jobs/sweeps/regularizer.yaml --overrides '{data.shards: s3://...}'
+    python jobs/sweep.py --config jobs/sweeps/regularizer.yaml --overrides.data.shards s3://...
     ray job submit --working-dir . -- python jobs/sweep.py --config SWEEP --storage s3://sweeps
 
 The same `name` with the same `storage` goes on where it stopped, and tries failed trials again.
-Trials are MLflow runs below the sweep's own, which carries the comparison.
+Trials are MLflow runs below the sweep's own, which carries the comparison. What the command line
+has of `overrides` adds to the file's, and wins where both set a key.
 """
 
+import argparse
 import functools
+import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import yaml
 from rich.console import Console
 
 from jobs.cli import main, parse, start_ray
@@ -50,6 +55,41 @@ def run(given: SweepConfig) -> SweepOutcome:
     logger.info("finished in %s: %s", duration(outcome.seconds), outcome.folder)
     logger.info("%s", outcome.ui_hint)
     return outcome
+
+
+def merge_overrides(argv: Sequence[str]) -> list[str]:
+    """A command line whose overrides hold those of its sweep file too.
+
+    The parser takes `--overrides` for the whole mapping, in place of the file's, and
+    `--overrides.data.shards` for a mapping in a mapping. What cannot be read is left as it is, for
+    the parser to complain about.
+    """
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    reader.add_argument("--config", action="append", default=[])
+    reader.add_argument("--overrides", action="append", default=[])
+    try:
+        given, rest = reader.parse_known_args(argv)
+        texts = [Path(path).expanduser().read_text(encoding="utf-8") for path in given.config]
+        files = [(yaml.safe_load(text) or {}).get("overrides") for text in texts]
+        found = [overrides for overrides in files if overrides is not None][-1:]
+        found += [yaml.safe_load(text) for text in given.overrides]
+        dotted = _dotted_overrides(rest)
+        if not given.overrides and not dotted:
+            return list(argv)
+        merged = {key: value for overrides in found for key, value in overrides.items()} | dotted
+    except (argparse.ArgumentError, OSError, AttributeError, ValueError, yaml.YAMLError):
+        return list(argv)
+    return [*argv, f"--overrides={json.dumps(merged, default=str)}"]
+
+
+def _dotted_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Those given one by one: `--overrides.KEY VALUE` or `--overrides.KEY=VALUE`."""
+    found, prefix = {}, "--overrides."
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith(prefix):
+            key, equals, value = word.removeprefix(prefix).partition("=")
+            found[key] = yaml.safe_load(value if equals else following)
+    return found
 
 
 def recipe_path(base: str) -> Path:
@@ -90,4 +130,4 @@ def build_evaluation(
 
 
 if __name__ == "__main__":
-    sys.exit(main(SweepConfig, run, description=__doc__))
+    sys.exit(main(SweepConfig, run, merge_overrides(sys.argv[1:]), __doc__))

@@ -100,6 +100,12 @@ def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
     for trial in examples(config):
         try:
             training = build.training(trial)
+            if not training.data.shards:
+                raise UserError(
+                    "overrides.data.shards: is not set, and no trial can train without: give the "
+                    "folder that prepare_shards.py wrote, in the sweep file or by "
+                    "`--overrides.data.shards DIR`"
+                )
             trainings.append(training)
             if config.evaluate:
                 build.evaluation(training, "checkpoint")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main, parse
-from jobs.sweep import build_evaluation, build_trial, recipe_path, run
+from jobs.sweep import build_evaluation, build_trial, merge_overrides, recipe_path, run
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.sweep.config import EarlyStopping, SweepConfig
@@ -23,7 +23,8 @@ SWEEPS = sorted((Path(__file__).parents[4] / "jobs" / "sweeps").glob("*.yaml"))
 
 
 def sweep(**settings) -> SweepConfig:
-    return SweepConfig(**{"name": "s", "base": "jobs/recipes/sweep_demo.yaml", **settings})
+    defaults = {"name": "s", "base": "jobs/recipes/sweep_demo.yaml"}
+    return SweepConfig(**{**defaults, "overrides": {"data.shards": "/shards"}, **settings})
 
 
 def builders(config: SweepConfig) -> Builders:
@@ -125,6 +126,53 @@ def test_a_trial_that_cannot_work_is_told_before_any_is_trained(trial, message, 
         check_trials(config, builders(config))
 
 
+def test_trials_without_shards_are_refused_before_any_is_trained(tmp_path):
+    config = sweep(storage=str(tmp_path), overrides={}, grid={"train.lr": [0.1]})
+    with pytest.raises(UserError, match=r"overrides\.data\.shards: is not set.*--overrides\.data"):
+        check_trials(config, builders(config))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--overrides", "{data.shards: s3://mine, train.lr: 1.0e-5}"],
+        [
+            "--overrides={data.shards: s3://other, train.lr: 1.0e-5}",
+            "--overrides={data.shards: s3://mine}",
+        ],
+        ["--overrides.data.shards", "s3://mine", "--overrides.train.lr=1.0e-5"],
+        [
+            "--overrides",
+            "{data.shards: s3://other}",
+            "--overrides.data.shards=s3://mine",
+            "--overrides.train.lr=1.0e-5",
+        ],
+    ],
+)
+def test_overrides_of_the_command_line_add_to_those_of_the_file(words, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "name: s\nbase: b\ngrid: {train.seed: [1]}\n"
+        "overrides: {train.steps: 30, data.weights: {idd: 2}, data.shards: s3://file}\n"
+    )
+    config = parse(SweepConfig, merge_overrides(["--config", str(path), *words, "--name", "t"]))
+    assert config.name == "t"
+    assert config.overrides == {
+        "train.steps": 30,
+        "data.weights": {"idd": 2},
+        "data.shards": "s3://mine",
+        "train.lr": 1e-05,
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--config", "none.yaml", "--overrides={}"], ["--overrides", "[1]"], ["--overrides"], ["--a"]],
+)
+def test_a_command_line_that_cannot_be_merged_is_left_to_the_parser(words):
+    assert merge_overrides(words) == words
+
+
 def test_the_corners_of_a_space_are_checked_before_any_is_trained(tmp_path):
     space = {"train.lr": {"log_uniform": [0.001, 1]}, "train.optimizer": {"choice": ["sgd", "adm"]}}
     config = sweep(storage=str(tmp_path), search="random", num_trials=2, space=space)
@@ -206,7 +254,8 @@ def test_an_unknown_recipe_is_told():
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_shipped_sweeps_and_the_networks_of_their_trials_can_be_built(path, tmp_path):
-    config = parse(SweepConfig, ["--config", str(path), "--storage", str(tmp_path)])
+    words = ["--config", str(path), "--storage", str(tmp_path)]
+    config = parse(SweepConfig, merge_overrides([*words, "--overrides.data.shards=/shards"]))
     check_trials(replace(config, seeds=config.seeds[:1]), builders(config))
     assert len(examples(config)) > 1
     header = path.read_text().split("name:")[0]
@@ -215,5 +264,7 @@ def test_shipped_sweeps_and_the_networks_of_their_trials_can_be_built(path, tmp_
 
 
 def test_arguments_are_text_or_json():
-    words = arguments(sweep(grid={"a": [1]}), Trial({"a": "x y", "b": None, "c": [1]}, 2), "/r")
+    words = arguments(
+        sweep(grid={"a": [1]}, overrides={}), Trial({"a": "x y", "b": None, "c": [1]}, 2), "/r"
+    )
     assert words[:3] == ["--a=x y", "--b=null", "--c=[1]"]
