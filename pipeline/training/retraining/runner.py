@@ -1,11 +1,13 @@
 """One call of the scheduler: the phases of an attempt in order, from wherever it was left.
 
-    planned -> trained -> registered -> evaluated -> decided -> finished
+    planned -> trained -> registered -> evaluated -> decided -> promoted -> finished
 
 The state is stored after each phase, and each phase may be done again: a call that was killed
 anywhere is followed by one that goes on, and until the alias `champion` moves, in one write of the
-registry, nothing that is in service has changed. The registry is the memory of what was tried: each
-version carries the fingerprints of its data and what was decided about it.
+registry, nothing that is in service has changed. Once it is stored that it moved (`promoted`), it
+is not moved again: what people do then with it stands. A rejected candidate skips that phase. The
+registry is the memory of what was tried: each version carries the fingerprints of its data and what
+was decided about it.
 """
 
 import hashlib
@@ -32,6 +34,9 @@ from pipeline.training.retraining.record import PREFIX, DecisionRecord
 from pipeline.training.retraining.state import Attempt, StateFile, now
 
 logger = logging.getLogger(__name__)
+
+_UNDONE = "it was promoted, and "
+"""How the reason begins where a person took a promotion back."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,9 @@ class Retraining:
             return self._evaluate(attempt, lease)
         if attempt.phase == "evaluated":
             return self._decide(attempt)
-        return self._conclude(attempt, lease)
+        if attempt.phase == "decided":
+            return self._act(attempt, lease)
+        return self._conclude(attempt)
 
     def _train(self, attempt: Attempt) -> Attempt:
         done = self._work.train(attempt)
@@ -296,16 +303,33 @@ class Retraining:
         limits = {"margin": config.margin, "max_drop": config.max_drop}
         return replace(attempt, phase="decided", decision=decision.to_dict() | {"limits": limits})
 
-    def _conclude(self, attempt: Attempt, lease: Lease) -> Attempt:
-        """Moves the alias where that was decided, then writes the decision down."""
+    def _act(self, attempt: Attempt, lease: Lease) -> Attempt:
+        """Moves the alias where that was decided; a rejection is written down at once."""
         decision = Decision.from_dict(attempt.decision)
         if ROLLED_BACK_TAG in self._models.get(attempt.candidate).tags:
             # By a person, after a call that was killed when it had promoted the candidate.
-            decision = Decision(False, ("it was promoted, and rolled back",), decision.gain)
-            attempt = replace(attempt, decision=decision.to_dict())
-        elif decision.promote and not self._promote(attempt, lease):
+            undone = Decision(False, (f"{_UNDONE}rolled back",), decision.gain)
+            return self._conclude(replace(attempt, decision=undone.to_dict()))
+        if not decision.promote:
+            return self._conclude(attempt)
+        if not self._promote(attempt, lease):
             logger.warning("the champion was changed meanwhile: comparing with the new one")
             return replace(attempt, phase="registered", decision={})
+        return replace(attempt, phase="promoted")
+
+    def _conclude(self, attempt: Attempt) -> Attempt:
+        """Writes the decision down, and what became of a promotion since."""
+        decision = Decision.from_dict(attempt.decision)
+        if attempt.phase == "promoted":
+            aliases = self._models.aliases()
+            if aliases.get(CANDIDATE) == attempt.candidate:
+                self._models.remove_alias(CANDIDATE)
+            version = aliases.get(CHAMPION, "")
+            if version != attempt.candidate:
+                now_is = f"version {version} is the champion" if version else "there is no champion"
+                reason = f"{_UNDONE}rolled back by hand: {now_is}"
+                decision = Decision(False, (reason,), decision.gain)
+                attempt = replace(attempt, decision=decision.to_dict())
         data = DataState(attempt.training, attempt.validation)
         self._record.tag_version(attempt.candidate, data.tags | {f"{PREFIX}data": data.key})
         tags = {
@@ -338,9 +362,6 @@ class Retraining:
                 lease.check()
                 second.check()
                 self._models.set_alias(CHAMPION, attempt.candidate)
-            candidate = self._models.alias(CANDIDATE)
-            if candidate and candidate.version == attempt.candidate:
-                self._models.remove_alias(CANDIDATE)
         return True
 
     def _result(self, attempt: Attempt) -> Result:
@@ -350,10 +371,12 @@ class Retraining:
             before = f", in place of version {attempt.champion}" if attempt.champion else ""
             text = f"{name}: version {attempt.candidate} is the champion now{before}: {reasons}"
             return Result("promoted", text, attempt.candidate)
-        text = (
-            f"{name}: version {attempt.candidate} was rejected; version {attempt.champion} stays "
-            f"the champion: {reasons}"
+        stays = (
+            ""
+            if reasons.startswith(_UNDONE)
+            else f"; version {attempt.champion} stays the champion"
         )
+        text = f"{name}: version {attempt.candidate} was rejected{stays}: {reasons}"
         return Result("rejected", text, attempt.candidate)
 
 

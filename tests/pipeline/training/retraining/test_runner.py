@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
 from pipeline.training.retraining.config import LockConfig
 from pipeline.training.retraining.lock import RetrainLocked, locked
+from pipeline.training.retraining.record import DecisionRecord
 from tests.pipeline.training.retraining.world import World
 
 pytestmark = pytest.mark.timeout(240)
@@ -28,6 +30,10 @@ def world(make_world, uri) -> World:
 @pytest.fixture
 def file_world(make_world, mlflow_file) -> World:
     return make_world(mlflow_file)
+
+
+def fail(*_args, **_kwargs):
+    raise MlflowException("no connection")
 
 
 def test_the_first_model_becomes_champion_and_says_why(make_world, mlflow_file):
@@ -135,6 +141,34 @@ def test_rollback_without_a_champion_or_with_a_deleted_one_is_refused(file_world
     world.models.remove_alias("champion")
     with pytest.raises(UserError, match="and there is none: set the alias"):
         world.retraining().rollback()
+
+
+@pytest.mark.parametrize("then", ["nothing", "1", "none"])
+def test_a_promotion_without_its_record_is_not_done_again(file_world, monkeypatch, then):
+    """MLflow fails right after the alias moved; a person may put it back before the next call."""
+    world = file_world
+    world.arrive("new", 0.6, 0.6, 0.6)
+    with monkeypatch.context() as patch:
+        patch.setattr(DecisionRecord, "tag_version", fail)
+        with pytest.raises(MlflowException, match="no connection"):
+            world.call()
+    assert (world.champion(), world.attempt().phase) == ("2", "promoted")
+    if then == "1":
+        world.client.set_registered_model_alias(world.name, "champion", "1")
+    elif then == "none":
+        world.client.delete_registered_model_alias(world.name, "champion")
+    result = world.call()
+    assert world.champion() == {"nothing": "2", "1": "1", "none": ""}[then]
+    assert world.models.alias("candidate") is None
+    assert len(world.done("train")) == 1
+    if then == "nothing":
+        assert result.kind == "promoted"
+        return
+    now_is = "version 1 is the champion" if then == "1" else "there is no champion"
+    assert result.kind == "rejected"
+    assert result.text.endswith(f"it was promoted, and rolled back by hand: {now_is}")
+    assert world.tags("2")["retrain.decision"] == "rejected"
+    assert "rolled back by hand" in world.tags("2")["retrain.reasons"]
 
 
 def test_a_champion_that_changes_meanwhile_is_compared_with(file_world, monkeypatch):
