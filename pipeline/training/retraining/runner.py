@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pipeline.data.lease import Lease
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
+from pipeline.training.redaction import redact_text
 from pipeline.training.registry import (
     CANDIDATE,
     CHAMPION,
@@ -135,13 +136,39 @@ class Retraining:
                     f"{has}: set the alias in the MLflow UI"
                 )
             lease.check()
-            gone, previous = champion.version, self._models.roll_back().version
+            gone = champion.version
+            try:
+                previous = self._models.roll_back().version
+            except UserError as error:  # Also one whose answer got lost, but not its effect.
+                raise type(error)(f"{error}; {self.champion_now()}") from None
+            self._record_rollback(gone, previous, champion.run_id)
             reason = f"rolled back from version {gone} to version {previous}"
-            tags = {"decision": "rolled back", "reasons": reason, "decided_at": now()}
-            content = {"kind": "rollback", "from": gone, "to": previous, "at": now()}
-            key = f"{now()[:23]}-rollback-{gone}"
-            self._record.write(key, gone, champion.run_id or "", tags, content)
             return Result("rolled back", f"{name}: {reason}", previous)
+
+    def champion_now(self) -> str:
+        """Where the champion is, as a clause for a message about a failure."""
+        try:
+            version = self._models.aliases().get(CHAMPION)
+        except UserError:
+            return f"look which version has the alias {CHAMPION} before you roll back (again)"
+        return f"version {version} is the champion" if version else "there is no champion"
+
+    def _record_rollback(self, gone: str, previous: str, run_id: str) -> None:
+        """Writes a rollback down as far as that goes: it is done, and must not be done twice."""
+        from mlflow.exceptions import MlflowException
+
+        reason = f"rolled back from version {gone} to version {previous}"
+        tags = {"decision": "rolled back", "reasons": reason, "decided_at": now()}
+        content = {"kind": "rollback", "from": gone, "to": previous, "at": now()}
+        try:
+            self._record.write(f"{now()[:23]}-rollback-{gone}", gone, run_id, tags, content)
+        except (MlflowException, UserError, OSError) as error:
+            logger.warning(
+                "%s: the rollback is done: version %s is the champion; only its record failed: %s",
+                self._config.registry.name,
+                previous,
+                redact_text(" ".join(str(error).split())),
+            )
 
     def _going_on(self) -> Attempt | None:
         """The attempt that an earlier call began and did not finish, if it can still be finished.
@@ -190,7 +217,10 @@ class Retraining:
                 )
                 return Result("unchanged", text, champion.version)
             tried = [v for v in same if v.tags.get(f"{PREFIX}decision")]
-            if champion and tried:
+            if not champion:  # What was no first champion is none when it is trained again.
+                tried = [v for v in tried if v.tags[f"{PREFIX}decision"] == "rejected"]
+                tried = [v for v in tried if v.tags.get(f"{PREFIX}compared_with") == "none"]
+            if tried:
                 return self._tried(max(tried, key=lambda v: int(v.version)))
         start, version, source = "fresh", "", ""
         if champion:
@@ -371,11 +401,9 @@ class Retraining:
             before = f", in place of version {attempt.champion}" if attempt.champion else ""
             text = f"{name}: version {attempt.candidate} is the champion now{before}: {reasons}"
             return Result("promoted", text, attempt.candidate)
-        stays = (
-            ""
-            if reasons.startswith(_UNDONE)
-            else f"; version {attempt.champion} stays the champion"
-        )
+        stays = f"; version {attempt.champion} stays the champion" if attempt.champion else ""
+        if reasons.startswith(_UNDONE):
+            stays = ""
         text = f"{name}: version {attempt.candidate} was rejected{stays}: {reasons}"
         return Result("rejected", text, attempt.candidate)
 

@@ -1,8 +1,10 @@
 """Calls of the scheduler against a real registry: on a database file, and (slow) on a server."""
 
 import json
+import math
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
@@ -49,6 +51,17 @@ def test_the_first_model_becomes_champion_and_says_why(make_world, mlflow_file):
     assert world.done("train") == [f"train {world.attempt().run_name} fresh "]
     with pytest.raises(UserError, match="that replaced another one, and version 1"):
         world.retraining().rollback()
+
+
+def test_a_first_model_without_figures_is_no_champion(make_world, mlflow_file):
+    world = make_world(mlflow_file, is_first=True)
+    world.arrive("old", math.nan, 0.5, 0.5)
+    result = world.call()
+    assert (result.kind, world.champion()) == ("rejected", "")
+    assert result.text.endswith("was rejected: the candidate's mIoU is no number (ade20k)")
+    assert world.call().kind == "tried"
+    world.arrive("new", 0.5, 0.5, 0.5)
+    assert (world.call().kind, world.champion()) == ("promoted", "2")
 
 
 def test_nothing_changed(world):
@@ -129,6 +142,37 @@ def test_rollback_puts_one_after_the_other_back(world):
     with pytest.raises(UserError, match="that replaced another one, and version 1"):
         world.retraining().rollback()
     assert world.champion() == "1"
+
+
+@pytest.mark.parametrize("failing", ["tag_version", "log"])
+def test_a_rollback_whose_record_fails_is_done(file_world, monkeypatch, caplog, failing):
+    world = file_world
+    for number, score in ((2, 0.6), (3, 0.7)):
+        world.arrive(f"data {number}", score, score, score)
+        world.call()
+    monkeypatch.setattr(DecisionRecord, failing, fail)
+    result = world.retraining().rollback()
+    assert (result.kind, result.version, world.champion()) == ("rolled back", "2", "2")
+    assert "the rollback is done: version 2 is the champion; only its record failed" in caplog.text
+
+
+@pytest.mark.parametrize(("done", "champion"), [(False, "2"), (True, "1")])
+def test_a_rollback_that_fails_says_which_the_champion_is(file_world, monkeypatch, done, champion):
+    """Before it did anything, or when only the answer got lost."""
+    world = file_world
+    world.arrive("new", 0.6, 0.6, 0.6)
+    world.call()
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def and_fail(*args):
+        if done:
+            set_alias(*args)
+        fail()
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", and_fail)
+    with pytest.raises(UserError, match=f"no connection.*; version {champion} is the champion$"):
+        world.retraining().rollback()
+    assert world.champion() == champion
 
 
 def test_rollback_without_a_champion_or_with_a_deleted_one_is_refused(file_world):
