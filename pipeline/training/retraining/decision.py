@@ -37,7 +37,7 @@ class Decision:
     reasons: tuple[str, ...]
     """Each a sentence; of a refusal, all that speaks against the candidate."""
     gain: float | None = None
-    """Of the mean mIoU over the champion's; None where there is no champion."""
+    """Of the mean mIoU over the champion's; None where nothing was compared."""
     changes: dict[str, float] = field(default_factory=dict)
     """Of the mIoU by dataset."""
 
@@ -59,7 +59,8 @@ def decide(
     """Compares two models that were evaluated alike.
 
     The candidate is promoted when its mean mIoU is higher by at least `margin` (and at all), and
-    that of no dataset is lower by more than `max_drop`.
+    that of no dataset is lower by more than `max_drop`. A figure of either model that is no number
+    is no comparison, and no candidate with such a one is promoted, not even as the first champion.
 
     Args:
         champion: Scores of the model in service; None where there is none: any candidate is better.
@@ -67,14 +68,16 @@ def decide(
         margin: In mIoU, 0 to 1.
         max_drop: In mIoU, 0 to 1.
     """
+    if broken := _no_numbers(candidate):
+        return Decision(False, (f"the candidate's mIoU is no number ({broken})",))
     if champion is None:
         return Decision(True, ("there was no champion: the first model that is trained is one",))
+    if broken := _no_numbers(champion):
+        reason = f"the champion's mIoU is no number ({broken}): promote by hand"
+        return Decision(False, (reason,))
     against = []
     if unlike := sorted(champion.datasets.keys() ^ candidate.datasets.keys()):
         against.append(f"only one of the two models has a score for {', '.join(unlike)}")
-    broken = [n for n, value in candidate.datasets.items() if not math.isfinite(value)]
-    if broken or not math.isfinite(candidate.mean):
-        against.append(f"the candidate's mIoU is no number ({', '.join(broken) or 'mean'})")
     changes = {
         name: candidate.datasets[name] - value
         for name, value in champion.datasets.items()
@@ -102,3 +105,9 @@ def decide(
             f"{changes[worst]:+.4f}"
         )
     return Decision(True, tuple(reasons), gain, changes)
+
+
+def _no_numbers(scores: Scores) -> str:
+    """Names what is not finite: datasets, else the mean; empty where all is."""
+    broken = [name for name, value in scores.datasets.items() if not math.isfinite(value)]
+    return ", ".join(broken) or ("" if math.isfinite(scores.mean) else "mean")

@@ -64,8 +64,8 @@ def retrain(config: RetrainConfig, start_ray: StartRay = None) -> Result:
     except MlflowException as error:
         reason = redact_text(" ".join(str(error).split()))[:400]
         raise UserError(
-            f"tracking.uri={redact_text(uri)}: the registry failed ({reason}): the champion is as "
-            "it was, and the same command goes on where this one ended"
+            f"tracking.uri={redact_text(uri)}: the registry failed ({reason}): "
+            f"{retraining.champion_now()}; the same command goes on where this one ended"
         ) from error
 
 

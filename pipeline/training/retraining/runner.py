@@ -1,11 +1,13 @@
 """One call of the scheduler: the phases of an attempt in order, from wherever it was left.
 
-    planned -> trained -> registered -> evaluated -> decided -> finished
+    planned -> trained -> registered -> evaluated -> decided -> promoted -> finished
 
 The state is stored after each phase, and each phase may be done again: a call that was killed
 anywhere is followed by one that goes on, and until the alias `champion` moves, in one write of the
-registry, nothing that is in service has changed. The registry is the memory of what was tried: each
-version carries the fingerprints of its data and what was decided about it.
+registry, nothing that is in service has changed. Once it is stored that it moved (`promoted`), it
+is not moved again: what people do then with it stands. A rejected candidate skips that phase. The
+registry is the memory of what was tried: each version carries the fingerprints of its data and what
+was decided about it.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pipeline.data.lease import Lease
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
+from pipeline.training.redaction import redact_text
 from pipeline.training.registry import (
     CANDIDATE,
     CHAMPION,
@@ -32,6 +35,9 @@ from pipeline.training.retraining.record import PREFIX, DecisionRecord
 from pipeline.training.retraining.state import Attempt, StateFile, now
 
 logger = logging.getLogger(__name__)
+
+_UNDONE = "it was promoted, and "
+"""How the reason begins where a person took a promotion back."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +136,39 @@ class Retraining:
                     f"{has}: set the alias in the MLflow UI"
                 )
             lease.check()
-            gone, previous = champion.version, self._models.roll_back().version
+            gone = champion.version
+            try:
+                previous = self._models.roll_back().version
+            except UserError as error:  # Also one whose answer got lost, but not its effect.
+                raise type(error)(f"{error}; {self.champion_now()}") from None
+            self._record_rollback(gone, previous, champion.run_id)
             reason = f"rolled back from version {gone} to version {previous}"
-            tags = {"decision": "rolled back", "reasons": reason, "decided_at": now()}
-            content = {"kind": "rollback", "from": gone, "to": previous, "at": now()}
-            key = f"{now()[:23]}-rollback-{gone}"
-            self._record.write(key, gone, champion.run_id or "", tags, content)
             return Result("rolled back", f"{name}: {reason}", previous)
+
+    def champion_now(self) -> str:
+        """Where the champion is, as a clause for a message about a failure."""
+        try:
+            version = self._models.aliases().get(CHAMPION)
+        except UserError:
+            return f"look which version has the alias {CHAMPION} before you roll back (again)"
+        return f"version {version} is the champion" if version else "there is no champion"
+
+    def _record_rollback(self, gone: str, previous: str, run_id: str) -> None:
+        """Writes a rollback down as far as that goes: it is done, and must not be done twice."""
+        from mlflow.exceptions import MlflowException
+
+        reason = f"rolled back from version {gone} to version {previous}"
+        tags = {"decision": "rolled back", "reasons": reason, "decided_at": now()}
+        content = {"kind": "rollback", "from": gone, "to": previous, "at": now()}
+        try:
+            self._record.write(f"{now()[:23]}-rollback-{gone}", gone, run_id, tags, content)
+        except (MlflowException, UserError, OSError) as error:
+            logger.warning(
+                "%s: the rollback is done: version %s is the champion; only its record failed: %s",
+                self._config.registry.name,
+                previous,
+                redact_text(" ".join(str(error).split())),
+            )
 
     def _going_on(self) -> Attempt | None:
         """The attempt that an earlier call began and did not finish, if it can still be finished.
@@ -185,7 +217,10 @@ class Retraining:
                 )
                 return Result("unchanged", text, champion.version)
             tried = [v for v in same if v.tags.get(f"{PREFIX}decision")]
-            if champion and tried:
+            if not champion:  # What was no first champion is none when it is trained again.
+                tried = [v for v in tried if v.tags[f"{PREFIX}decision"] == "rejected"]
+                tried = [v for v in tried if v.tags.get(f"{PREFIX}compared_with") == "none"]
+            if tried:
                 return self._tried(max(tried, key=lambda v: int(v.version)))
         start, version, source = "fresh", "", ""
         if champion:
@@ -234,7 +269,9 @@ class Retraining:
             return self._evaluate(attempt, lease)
         if attempt.phase == "evaluated":
             return self._decide(attempt)
-        return self._conclude(attempt, lease)
+        if attempt.phase == "decided":
+            return self._act(attempt, lease)
+        return self._conclude(attempt)
 
     def _train(self, attempt: Attempt) -> Attempt:
         done = self._work.train(attempt)
@@ -296,16 +333,33 @@ class Retraining:
         limits = {"margin": config.margin, "max_drop": config.max_drop}
         return replace(attempt, phase="decided", decision=decision.to_dict() | {"limits": limits})
 
-    def _conclude(self, attempt: Attempt, lease: Lease) -> Attempt:
-        """Moves the alias where that was decided, then writes the decision down."""
+    def _act(self, attempt: Attempt, lease: Lease) -> Attempt:
+        """Moves the alias where that was decided; a rejection is written down at once."""
         decision = Decision.from_dict(attempt.decision)
         if ROLLED_BACK_TAG in self._models.get(attempt.candidate).tags:
             # By a person, after a call that was killed when it had promoted the candidate.
-            decision = Decision(False, ("it was promoted, and rolled back",), decision.gain)
-            attempt = replace(attempt, decision=decision.to_dict())
-        elif decision.promote and not self._promote(attempt, lease):
+            undone = Decision(False, (f"{_UNDONE}rolled back",), decision.gain)
+            return self._conclude(replace(attempt, decision=undone.to_dict()))
+        if not decision.promote:
+            return self._conclude(attempt)
+        if not self._promote(attempt, lease):
             logger.warning("the champion was changed meanwhile: comparing with the new one")
             return replace(attempt, phase="registered", decision={})
+        return replace(attempt, phase="promoted")
+
+    def _conclude(self, attempt: Attempt) -> Attempt:
+        """Writes the decision down, and what became of a promotion since."""
+        decision = Decision.from_dict(attempt.decision)
+        if attempt.phase == "promoted":
+            aliases = self._models.aliases()
+            if aliases.get(CANDIDATE) == attempt.candidate:
+                self._models.remove_alias(CANDIDATE)
+            version = aliases.get(CHAMPION, "")
+            if version != attempt.candidate:
+                now_is = f"version {version} is the champion" if version else "there is no champion"
+                reason = f"{_UNDONE}rolled back by hand: {now_is}"
+                decision = Decision(False, (reason,), decision.gain)
+                attempt = replace(attempt, decision=decision.to_dict())
         data = DataState(attempt.training, attempt.validation)
         self._record.tag_version(attempt.candidate, data.tags | {f"{PREFIX}data": data.key})
         tags = {
@@ -338,9 +392,6 @@ class Retraining:
                 lease.check()
                 second.check()
                 self._models.set_alias(CHAMPION, attempt.candidate)
-            candidate = self._models.alias(CANDIDATE)
-            if candidate and candidate.version == attempt.candidate:
-                self._models.remove_alias(CANDIDATE)
         return True
 
     def _result(self, attempt: Attempt) -> Result:
@@ -350,10 +401,10 @@ class Retraining:
             before = f", in place of version {attempt.champion}" if attempt.champion else ""
             text = f"{name}: version {attempt.candidate} is the champion now{before}: {reasons}"
             return Result("promoted", text, attempt.candidate)
-        text = (
-            f"{name}: version {attempt.candidate} was rejected; version {attempt.champion} stays "
-            f"the champion: {reasons}"
-        )
+        stays = f"; version {attempt.champion} stays the champion" if attempt.champion else ""
+        if reasons.startswith(_UNDONE):
+            stays = ""
+        text = f"{name}: version {attempt.candidate} was rejected{stays}: {reasons}"
         return Result("rejected", text, attempt.candidate)
 
 

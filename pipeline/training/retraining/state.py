@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
 
-Phase = Literal["planned", "trained", "registered", "evaluated", "decided", "finished"]
+Phase = Literal["planned", "trained", "registered", "evaluated", "decided", "promoted", "finished"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 FORMAT = 1

@@ -41,6 +41,9 @@ BEFORE_THE_ALIAS = [
 ]
 AFTER_THE_ALIAS = [
     ("Registry", "set_alias", "after", "champion"),
+    ("StateFile", "write", "before", "promoted"),
+    ("StateFile", "write", "after", "promoted"),
+    ("Registry", "remove_alias", "after", "candidate"),
     ("DecisionRecord", "tag_version", "after", "retrain.data"),
     ("DecisionRecord", "log", "before", "kind"),
     ("StateFile", "write", "before", "finished"),
@@ -109,6 +112,17 @@ def test_a_rollback_after_a_killed_promotion_stays(make_world, mlflow_server):
     result = world.call()
     assert (result.kind, world.champion()) == ("rejected", "1")
     assert "it was promoted, and rolled back" in result.text
+    assert world.call().kind == "tried"
+
+
+def test_a_promotion_that_is_undone_by_hand_stays_undone(make_world, mlflow_server):
+    world = make_world(mlflow_server.uri)
+    world.arrive("new", 0.6, 0.6, 0.6)
+    die(world, "StateFile", "write", "after", "promoted")
+    assert world.champion() == "2"
+    world.client.set_registered_model_alias(world.name, "champion", "1")  # As the UI does.
+    result = world.call()
+    assert (result.kind, world.champion()) == ("rejected", "1")
     assert world.call().kind == "tried"
 
 

@@ -82,10 +82,10 @@ def test_a_state_of_an_unknown_phase_is_told(tmp_path):
     storage = open_storage(str(tmp_path))
     file = StateFile(storage)
     file.write(attempt())
-    text = storage.read("state.json").decode().replace('"planned"', '"promoted"')
+    text = storage.read("state.json").decode().replace('"planned"', '"praised"')
     assert json.loads(text)
     storage.write("state.json", text.encode())
-    with pytest.raises(UserError, match="phase 'promoted': must be one of planned"):
+    with pytest.raises(UserError, match="phase 'praised': must be one of planned"):
         file.read()
 
 

@@ -61,14 +61,35 @@ def test_without_a_champion_the_candidate_is_one():
     [
         (scores(a=0.9), "only one of the two models has a score for b"),
         (scores(a=0.9, b=0.9, c=0.9), "only one of the two models has a score for c"),
-        (scores(a=0.9, b=math.nan), "no number (b)"),
-        (Scores(math.nan, {"a": 0.9, "b": 0.9}), "no number (mean)"),
     ],
 )
 def test_what_cannot_be_compared_is_not_promoted(candidate, reason):
     decision = decide(scores(a=0.4, b=0.5), candidate, **LIMITS)
     assert not decision.promote
     assert reason in "; ".join(decision.reasons)
+
+
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [
+        (Scores(math.nan, {}), "mean"),
+        (Scores(math.nan, {"a": 0.9, "b": 0.9}), "mean"),
+        (Scores(math.inf, {"a": 0.9, "b": 0.9}), "mean"),
+        (Scores(0.9, {"a": 0.9, "b": math.nan}), "b"),
+        (Scores(0.9, {"a": -math.inf, "b": math.nan}), "a, b"),
+    ],
+)
+def test_what_is_no_number_is_neither_promoted_nor_replaced(broken, what):
+    good = scores(a=0.4, b=0.5)
+    for champion in (None, good, broken):
+        decision = decide(champion, broken, **LIMITS)
+        assert not decision.promote
+        assert decision.reasons == (f"the candidate's mIoU is no number ({what})",)
+        assert decision.gain is None
+    decision = decide(broken, good, **LIMITS)
+    assert not decision.promote
+    assert decision.reasons == (f"the champion's mIoU is no number ({what}): promote by hand",)
+    assert Decision.from_dict(json.loads(json.dumps(decision.to_dict()))) == decision
 
 
 def test_without_a_margin_equal_is_not_better():

@@ -1,12 +1,16 @@
 """Calls of the scheduler against a real registry: on a database file, and (slow) on a server."""
 
 import json
+import math
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
 from pipeline.training.retraining.config import LockConfig
 from pipeline.training.retraining.lock import RetrainLocked, locked
+from pipeline.training.retraining.record import DecisionRecord
 from tests.pipeline.training.retraining.world import World
 
 pytestmark = pytest.mark.timeout(240)
@@ -30,6 +34,10 @@ def file_world(make_world, mlflow_file) -> World:
     return make_world(mlflow_file)
 
 
+def fail(*_args, **_kwargs):
+    raise MlflowException("no connection")
+
+
 def test_the_first_model_becomes_champion_and_says_why(make_world, mlflow_file):
     world = make_world(mlflow_file, is_first=True)
     result = world.call()
@@ -43,6 +51,17 @@ def test_the_first_model_becomes_champion_and_says_why(make_world, mlflow_file):
     assert world.done("train") == [f"train {world.attempt().run_name} fresh "]
     with pytest.raises(UserError, match="that replaced another one, and version 1"):
         world.retraining().rollback()
+
+
+def test_a_first_model_without_figures_is_no_champion(make_world, mlflow_file):
+    world = make_world(mlflow_file, is_first=True)
+    world.arrive("old", math.nan, 0.5, 0.5)
+    result = world.call()
+    assert (result.kind, world.champion()) == ("rejected", "")
+    assert result.text.endswith("was rejected: the candidate's mIoU is no number (ade20k)")
+    assert world.call().kind == "tried"
+    world.arrive("new", 0.5, 0.5, 0.5)
+    assert (world.call().kind, world.champion()) == ("promoted", "2")
 
 
 def test_nothing_changed(world):
@@ -125,6 +144,37 @@ def test_rollback_puts_one_after_the_other_back(world):
     assert world.champion() == "1"
 
 
+@pytest.mark.parametrize("failing", ["tag_version", "log"])
+def test_a_rollback_whose_record_fails_is_done(file_world, monkeypatch, caplog, failing):
+    world = file_world
+    for number, score in ((2, 0.6), (3, 0.7)):
+        world.arrive(f"data {number}", score, score, score)
+        world.call()
+    monkeypatch.setattr(DecisionRecord, failing, fail)
+    result = world.retraining().rollback()
+    assert (result.kind, result.version, world.champion()) == ("rolled back", "2", "2")
+    assert "the rollback is done: version 2 is the champion; only its record failed" in caplog.text
+
+
+@pytest.mark.parametrize(("done", "champion"), [(False, "2"), (True, "1")])
+def test_a_rollback_that_fails_says_which_the_champion_is(file_world, monkeypatch, done, champion):
+    """Before it did anything, or when only the answer got lost."""
+    world = file_world
+    world.arrive("new", 0.6, 0.6, 0.6)
+    world.call()
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def and_fail(*args):
+        if done:
+            set_alias(*args)
+        fail()
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", and_fail)
+    with pytest.raises(UserError, match=f"no connection.*; version {champion} is the champion$"):
+        world.retraining().rollback()
+    assert world.champion() == champion
+
+
 def test_rollback_without_a_champion_or_with_a_deleted_one_is_refused(file_world):
     world = file_world
     world.arrive("new", 0.6, 0.6, 0.6)
@@ -135,6 +185,34 @@ def test_rollback_without_a_champion_or_with_a_deleted_one_is_refused(file_world
     world.models.remove_alias("champion")
     with pytest.raises(UserError, match="and there is none: set the alias"):
         world.retraining().rollback()
+
+
+@pytest.mark.parametrize("then", ["nothing", "1", "none"])
+def test_a_promotion_without_its_record_is_not_done_again(file_world, monkeypatch, then):
+    """MLflow fails right after the alias moved; a person may put it back before the next call."""
+    world = file_world
+    world.arrive("new", 0.6, 0.6, 0.6)
+    with monkeypatch.context() as patch:
+        patch.setattr(DecisionRecord, "tag_version", fail)
+        with pytest.raises(MlflowException, match="no connection"):
+            world.call()
+    assert (world.champion(), world.attempt().phase) == ("2", "promoted")
+    if then == "1":
+        world.client.set_registered_model_alias(world.name, "champion", "1")
+    elif then == "none":
+        world.client.delete_registered_model_alias(world.name, "champion")
+    result = world.call()
+    assert world.champion() == {"nothing": "2", "1": "1", "none": ""}[then]
+    assert world.models.alias("candidate") is None
+    assert len(world.done("train")) == 1
+    if then == "nothing":
+        assert result.kind == "promoted"
+        return
+    now_is = "version 1 is the champion" if then == "1" else "there is no champion"
+    assert result.kind == "rejected"
+    assert result.text.endswith(f"it was promoted, and rolled back by hand: {now_is}")
+    assert world.tags("2")["retrain.decision"] == "rejected"
+    assert "rolled back by hand" in world.tags("2")["retrain.reasons"]
 
 
 def test_a_champion_that_changes_meanwhile_is_compared_with(file_world, monkeypatch):
