@@ -42,8 +42,8 @@ def words_to_options(words: list[str]) -> list[str]:
         return words
     action, what, rest = leading[0], leading[1:], words[len(leading) :]
     options = [f"--action={action}"]
-    if what and action in _SECOND_WORD:
-        options.append(f"--{_SECOND_WORD[action]}={what.pop(0)}")
+    if what:  # Where an action takes none, the configuration says so.
+        options.append(f"--{_SECOND_WORD.get(action, 'version')}={what.pop(0)}")
     return [*options, *what, *rest]
 
 

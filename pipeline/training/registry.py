@@ -31,7 +31,7 @@ CHAMPION = "champion"
 WEIGHTS_TAG = "weights"
 """Digest of the checkpoint's weights and configuration."""
 REPLACED_TAG = "replaced"
-"""The version that carried the alias `champion` before this one first did."""
+"""The version that carried the alias `champion` before this one was given it."""
 ROLLED_BACK_TAG = "rolled_back"
 """When this version lost the alias `champion` by `Registry.roll_back`, in UTC."""
 
@@ -243,9 +243,9 @@ class Registry:
         A version that becomes `champion` remembers which it replaced, for `roll_back`.
         """
         number = version.version if isinstance(version, ModelVersion) else str(version)
-        new = self.get(number)
+        self.get(number)  # Raises where there is none, before anything is changed.
         before = self.aliases().get(name) if name == CHAMPION else None
-        if before is not None and before != number and REPLACED_TAG not in new.tags:
+        if before is not None and before != number:
             self.set_tags(number, {REPLACED_TAG: before})
         with self._answers():
             self._client.set_registered_model_alias(self.name, name, number)

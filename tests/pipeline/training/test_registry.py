@@ -18,7 +18,14 @@ from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
 from pipeline.errors import UserError
 from pipeline.training.evaluation.launch import open_checkpoint
-from pipeline.training.registry import CANDIDATE, CHAMPION, Registry, RegistryConfig
+from pipeline.training.registry import (
+    CANDIDATE,
+    CHAMPION,
+    REPLACED_TAG,
+    ROLLED_BACK_TAG,
+    Registry,
+    RegistryConfig,
+)
 from pipeline.training.registry_job import RegistryJobConfig
 from pipeline.training.resolvers import pinned
 from pipeline.training.segment_config import PredictConfig
@@ -67,14 +74,16 @@ def filled(folders, tmp_path_factory):
                 tags={"retrain": f"call-{number}", "api_key": "secret"},
             )
         yield registry
-        for alias in registry.aliases():
-            registry.remove_alias(alias)
 
 
 @pytest.fixture
 def registry(filled):
+    """Without aliases and what they left behind."""
     for alias in filled.aliases():
         filled.remove_alias(alias)
+    for version in filled.versions():
+        for tag in {REPLACED_TAG, ROLLED_BACK_TAG} & version.tags.keys():
+            MlflowClient(filled.tracking_uri).delete_model_version_tag("lseg", version.version, tag)
     return filled
 
 
@@ -169,6 +178,10 @@ def test_aliases_move_in_one_step_and_the_champion_can_be_rolled_back(registry):
     assert registry.get("2").tags["rolled_back"].endswith("Z")
     with pytest.raises(UserError, match="has no champion that replaced another"):
         registry.roll_back()
+    # A champion that comes back replaces the one that is there now.
+    registry.set_alias(CHAMPION, "2")
+    registry.set_alias(CHAMPION, "1")
+    assert registry.roll_back().version == "2"
     registry.remove_alias(CANDIDATE)
     registry.remove_alias("never-given")
     assert registry.alias(CANDIDATE) is None
@@ -271,7 +284,7 @@ def test_the_job_registers_promotes_rolls_back_and_lists(filled, folders, capsys
         (["remove_alias"], "alias='': remove_alias must be told which"),
         (["list", "--alias=champion"], "alias: list takes nothing"),
         (["roll_back", "--version=2"], "version: roll_back takes nothing"),
-        (["roll_back", "2"], "Unrecognized arguments: 2"),
+        (["roll_back", "2"], "version: roll_back takes nothing"),
         (["deploy", "2"], "action"),
         (["promote", "77"], "77"),
         (["promote", "@nobody"], "version=@nobody: no version has this alias"),

@@ -173,7 +173,7 @@ def test_what_is_refused_and_how_it_is_told(served, files, params, message):
 
 
 def test_a_string_is_no_picture_for_python_callers_either(served):
-    with pytest.raises(MlflowException, match="schema"):
+    with pytest.raises(MlflowException, match=r"image\[0\]: must be the bytes of a picture"):
         served.predict(table("/etc/passwd"))
 
 
