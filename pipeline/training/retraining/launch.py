@@ -15,7 +15,7 @@ from pipeline.training.evaluation.config import EvaluateConfig
 from pipeline.training.evaluation.launch import evaluate
 from pipeline.training.job import open_tracker
 from pipeline.training.launch import absolute, manifest_tags, train, training_corpus
-from pipeline.training.mlflow_run import prepare_environment
+from pipeline.training.mlflow_run import patient, prepare_environment
 from pipeline.training.redaction import redact_text
 from pipeline.training.registry import Registry
 from pipeline.training.retraining.config import RetrainConfig
@@ -27,6 +27,8 @@ from pipeline.training.tracking_config import server_uri
 
 StartRay = Callable[[float], None] | None
 
+_ANSWER_WITHIN_S = 60
+"""How long MLflow may take for one answer. Tracking waits less, but can send later."""
 _RUN_KNOWN_S = 60.0
 """How long to wait for MLflow to name the run of a training that could not reach it."""
 
@@ -60,7 +62,8 @@ def retrain(config: RetrainConfig, start_ray: StartRay = None) -> Result:
     )
     retraining = Retraining(config, Registry(uri, name), record, storage, work)
     try:
-        return retraining.rollback() if config.rollback else retraining.run()
+        with patient(_ANSWER_WITHIN_S):
+            return retraining.rollback() if config.rollback else retraining.run()
     except MlflowException as error:
         reason = redact_text(" ".join(str(error).split()))[:400]
         raise UserError(

@@ -387,8 +387,6 @@ class Retraining:
             if version != attempt.candidate:
                 if version != attempt.champion:
                     return False
-                if version:  # Also over that of a promotion which was not completed.
-                    self._models.set_tags(attempt.candidate, {REPLACED_TAG: version})
                 lease.check()
                 second.check()
                 self._models.set_alias(CHAMPION, attempt.candidate)

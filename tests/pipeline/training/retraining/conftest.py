@@ -47,6 +47,7 @@ def make_world(small_checkpoint, tmp_path, request, monkeypatch) -> Callable[...
     def make(uri: str, kind: type[World] = World, is_first: bool = False) -> World:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.setenv("MLFLOW_REGISTRY_URI", uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # As the command does.
         name = "m" + format(abs(hash(request.node.nodeid)), "x")[:12]
         world = World(uri, name, tmp_path, small_checkpoint)
         world.arrive("old", 0.5, 0.5, 0.5)

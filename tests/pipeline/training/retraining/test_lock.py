@@ -19,17 +19,25 @@ QUICK = LockConfig(expires_s=2.0, beat_s=0.25)
 
 
 @pytest.fixture(
+    scope="module",
     # The real server takes seconds to start.
-    params=["local", "moto", pytest.param("seaweedfs", marks=pytest.mark.slow)]
+    params=["local", "moto", pytest.param("seaweedfs", marks=pytest.mark.slow)],
 )
-def store(request, tmp_path: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path / "runs")
-    elif request.param == "moto":
-        yield f"{request.getfixturevalue('s3_bucket')}/runs"
-    else:
-        with local_s3(tmp_path / "server", ("lock",)):
-            yield "s3://lock/runs"
+def kind(request, tmp_path_factory) -> Iterator[str]:
+    if request.param != "seaweedfs":
+        yield request.param
+        return
+    with local_s3(tmp_path_factory.mktemp("server"), ("lock",)):
+        yield request.param
+
+
+@pytest.fixture
+def store(kind: str, request, tmp_path: Path) -> str:
+    if kind == "local":
+        return str(tmp_path / "runs")
+    return (
+        f"{request.getfixturevalue('s3_bucket')}/runs" if kind == "moto" else f"s3://lock{tmp_path}"
+    )
 
 
 def at_once(write: Callable[[Storage, bytes], bool], uri: str) -> list[bytes]:

@@ -167,6 +167,7 @@ def run_and_die(world: World, owner: str, method: str, when: str, what: str) -> 
     }
     kill_around(owners[owner], method, when, matches[owner])
     os.environ["MLFLOW_TRACKING_URI"] = world.uri
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"
     world.call()
 
 
@@ -181,6 +182,7 @@ def run_as_machine(world: World, place: str, results: Any) -> None:
 def run_and_tell(world: World, results: Any) -> None:
     """The target of a process that says how its call ended."""
     os.environ["MLFLOW_TRACKING_URI"] = world.uri
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"
     try:
         results.put((os.getpid(), world.call().kind))
     except UserError as error:
