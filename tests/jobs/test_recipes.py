@@ -13,7 +13,7 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "jobs" / "recipes").glob
 
 
 def test_there_are_recipes():
-    assert len(RECIPES) == 12
+    assert len(RECIPES) == 13
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -32,7 +32,7 @@ def test_a_recipe_makes_a_dry_step(recipe, capsys):
     memory = float(re.search(r"about ([\d.]+) GiB", text).group(1))
     config = parse(TrainMixConfig, ["--config", str(recipe)])
     sizes = {"vit_large": (320, 360), "vit_base": (90, 120), "vit_tiny": (0.1, 2)}
-    sizes |= {"resnet101": (50, 70)}
+    sizes |= {"resnet101": (50, 70), "convnext_atto": (0.05, 2)}
     name = next(key for key in sizes if config.model.backbone.name.startswith(key))
     assert sizes[name][0] < parameters < sizes[name][1]
     assert memory > 3 * 4 * parameters * 1e6 / 2**30  # Weights, gradients and at least a moment.

@@ -12,7 +12,7 @@ from torch import nn
 from model.config import RegularizerConfig
 from model.lseg import LSeg, build_lseg
 from pipeline.training.launch import train
-from pipeline.training.regularizer_watch import METRIC, RegularizerWatch
+from pipeline.training.regularizer_watch import BIAS_METRIC, METRIC, RegularizerWatch
 from tests.mini_shards import tiny_model
 
 
@@ -44,7 +44,10 @@ def watch(lseg: LSeg, steps, interval: int = 5):
     image = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8)
     for step in steps:
         watcher.look(step, image, torch.randn(6, 512))
-    return recorder.points
+    assert [p[0] for p in recorder.points if p[1] == BIAS_METRIC] == [
+        p[0] for p in recorder.points if p[1] == METRIC
+    ]
+    return [point for point in recorder.points if point[1] == METRIC]
 
 
 def test_at_the_start_and_at_intervals(caplog):

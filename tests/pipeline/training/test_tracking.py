@@ -57,7 +57,7 @@ def new_sqlite(tmp_path, monkeypatch) -> TrackingConfig:
 def empty_store(tmp_path_factory) -> Path:
     """A sqlite file with MLflow's tables, which take seconds to create."""
     folder = tmp_path_factory.mktemp("empty")
-    config = TrackingConfig(experiment="unused").resolved(folder)
+    config = TrackingConfig(experiment="unused", uri=f"sqlite:///{folder}/mlflow.db")
     with Tracker.start(config, run_name="unused", spill_path=None) as tracker:
         assert tracker.wait_for_run(60)
     return folder / "mlflow.db"
