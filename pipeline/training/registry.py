@@ -350,22 +350,33 @@ class Registry:
             if aliases is not None
             else sorted(version.aliases)
         )
-        metrics = {}
-        if model_id := _logged_model_id(version.source):
-            logged = self._client.get_logged_model(model_id).metrics or []
-            # In the order of their times, so that the last one stays.
-            for metric in sorted(logged, key=lambda metric: metric.timestamp):
-                metrics[metric.key] = float(metric.value)
         return ModelVersion(
             name=version.name,
             version=number,
             run_id=version.run_id or "",
             source=version.source,
             tags=dict(version.tags),
-            metrics=metrics,
+            metrics=self._metrics(version.source),
             aliases=tuple(carried),
             created_ms=int(version.creation_timestamp),
         )
+
+    def _metrics(self, source: str) -> dict[str, float]:
+        """Of a version's logged model; none where it has none, or it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        model_id = _logged_model_id(source)
+        if not model_id:
+            return {}
+        try:
+            logged = self._client.get_logged_model(model_id).metrics or []
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        # In the order of their times, so that the last one stays.
+        ordered = sorted(logged, key=lambda metric: metric.timestamp)
+        return {metric.key: float(metric.value) for metric in ordered}
 
     @contextmanager
     def _answers(self) -> Iterator[None]:

@@ -1,7 +1,9 @@
 """The configuration of `jobs/retrain.py`: a training recipe, and what decides about its result."""
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from pipeline.errors import UserError
@@ -25,6 +27,12 @@ class ComparisonConfig:
     max_bad_share: float = 0.001
     """An evaluation ends when more than this share of the pictures does not decode."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that change with all but `workers`: figures compare under the same ones."""
+        values = {name: value for name, value in asdict(self).items() if name != "workers"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def __post_init__(self) -> None:
         if self.max_images < 0:

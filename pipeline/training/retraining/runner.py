@@ -180,6 +180,11 @@ class Retraining:
         if attempt is None or attempt.phase == "finished":
             return None
         if attempt.phase != "planned":
+            if attempt.candidate and all(
+                version.version != attempt.candidate for version in self._models.versions()
+            ):
+                return self._give_up(attempt, f"version {attempt.candidate} was deleted")
+            attempt = self._comparable(attempt)
             logger.info("going on with %s, which is %s", attempt.run_name, attempt.phase)
             return attempt
         data, config = self._work.data(), self._config
@@ -193,10 +198,23 @@ class Retraining:
         if not reason:
             logger.info("going on with the training of %s", attempt.run_name)
             return replace(attempt, validation=data.validation)
+        return self._give_up(attempt, reason)
+
+    def _give_up(self, attempt: Attempt, reason: str) -> None:
         logger.warning("%s is given up: %s", attempt.run_name, reason)
         content = {"kind": "given up", "reason": reason, "at": now(), "attempt": asdict(attempt)}
         self._record.log(_key(attempt), content)
-        return None
+
+    def _comparable(self, attempt: Attempt) -> Attempt:
+        """Without the figures, and what was decided by them, if they were made otherwise."""
+        if attempt.phase not in ("registered", "evaluated", "decided") or not attempt.figures:
+            return attempt
+        if attempt.compared_by == self._config.comparison.key:
+            return attempt
+        if self._models.aliases().get(CHAMPION) == attempt.candidate:
+            return attempt  # It was promoted by a call that was killed then.
+        logger.warning("%s: comparison.* changed since: evaluating anew", attempt.run_name)
+        return replace(attempt, phase="registered", figures={}, decision={})
 
     def _plan(self) -> Attempt | Result:
         """A new attempt, or why there is none."""
@@ -305,7 +323,7 @@ class Retraining:
         shards = self._work.data().validation
         if shards != attempt.validation:
             attempt = replace(attempt, validation=shards, figures={})
-        attempt = replace(attempt, champion=version)
+        attempt = replace(attempt, champion=version, compared_by=self._config.comparison.key)
         places = {attempt.candidate: attempt.checkpoint}
         if champion:
             places = {version: self._models.checkpoint(champion)} | places

@@ -18,7 +18,8 @@ from pipeline.errors import UserError
 Phase = Literal["planned", "trained", "registered", "evaluated", "decided", "promoted", "finished"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, 2)
 STATE = "state.json"
 DECISIONS = "decisions"
 
@@ -55,6 +56,8 @@ class Attempt:
     """Version in the registry."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of each version that is evaluated already: the report's figures."""
+    compared_by: str = ""
+    """Digest of the settings that `figures` were made with; empty in files of format 1."""
     decision: dict[str, Any] = field(default_factory=dict)
     """See `Decision`."""
 
@@ -84,9 +87,11 @@ class StateFile:
         except ValueError:
             values = {}
         try:
-            if values["format"] != FORMAT:
+            if values["format"] not in _READ:
                 raise ValueError(f"format {values['format']!r}, this program writes {FORMAT}")
             attempt = values["attempt"]
+            if values["format"] == 1:
+                attempt = attempt | {"compared_by": ""}
             return Attempt(**{f.name: attempt[f.name] for f in fields(Attempt)})
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(

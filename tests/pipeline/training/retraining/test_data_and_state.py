@@ -69,13 +69,42 @@ def test_an_attempt_is_read_as_it_was_written(tmp_path, phase):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"format": 2, "attempt": {}}', b'{"format": 1, "attempt": {"id": "a"}}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"format": 3, "attempt": {}}',
+        b'{"format": 2, "attempt": {}}',
+        b'{"format": 1, "attempt": {"id": "a"}}',
+    ],
 )
 def test_a_damaged_state_is_told(tmp_path, content):
     storage = open_storage(str(tmp_path))
     storage.write("state.json", content)
     with pytest.raises(UserError, match=r"is damaged .*: delete it; the champion stays"):
         StateFile(storage).read()
+
+
+def test_a_state_of_the_first_format_is_read(tmp_path):
+    storage = open_storage(str(tmp_path))
+    file = StateFile(storage)
+    file.write(attempt(figures={"1": {"miou": 0.1}}, compared_by="ab"))
+    content = json.loads(storage.read("state.json"))
+    del content["attempt"]["compared_by"]
+    storage.write("state.json", json.dumps(content | {"format": 1}).encode())
+    assert file.read() == attempt(figures={"1": {"miou": 0.1}})
+    storage.write("state.json", json.dumps(content).encode())
+    with pytest.raises(UserError, match="KeyError: 'compared_by'"):
+        file.read()
+
+
+def test_the_key_of_a_comparison_changes_with_all_but_its_workers():
+    words = ["--comparison.max_images=3", "--comparison.geometry.base_px=64"]
+    words += ["--comparison.precision=bf16", "--comparison.other.policy=prompts"]
+    keys = {parse(RetrainConfig, [word]).comparison.key for word in words}
+    plain = RetrainConfig().comparison.key
+    assert len(keys | {plain}) == 5
+    assert parse(RetrainConfig, ["--comparison.workers.num_workers=3"]).comparison.key == plain
 
 
 def test_a_state_of_an_unknown_phase_is_told(tmp_path):

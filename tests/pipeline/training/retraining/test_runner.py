@@ -8,9 +8,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
-from pipeline.training.retraining.config import LockConfig
+from pipeline.training.retraining.config import ComparisonConfig, LockConfig
 from pipeline.training.retraining.lock import RetrainLocked, locked
 from pipeline.training.retraining.record import DecisionRecord
+from pipeline.training.retraining.runner import Retraining
 from tests.pipeline.training.retraining.world import World
 
 pytestmark = pytest.mark.timeout(240)
@@ -213,6 +214,44 @@ def test_a_promotion_without_its_record_is_not_done_again(file_world, monkeypatc
     assert result.text.endswith(f"it was promoted, and rolled back by hand: {now_is}")
     assert world.tags("2")["retrain.decision"] == "rejected"
     assert "rolled back by hand" in world.tags("2")["retrain.reasons"]
+
+
+@pytest.mark.parametrize("method", ["_decide", "_act"])
+def test_other_settings_of_the_comparison_evaluate_anew(file_world, monkeypatch, method):
+    """They change between a call that was killed and the next one."""
+    world = file_world
+    world.arrive("new", 0.6, 0.6, 0.6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Retraining, method, fail)
+        with pytest.raises(MlflowException):
+            world.call()
+    assert world.attempt().phase == {"_decide": "evaluated", "_act": "decided"}[method]
+    assert world.call(comparison=ComparisonConfig(max_images=3)).kind == "promoted"
+    assert (len(world.done("train")), len(world.done("evaluate"))) == (1, 4)
+
+
+def test_a_candidate_that_is_deleted_is_given_up(file_world, monkeypatch, caplog):
+    world = file_world
+    world.arrive("new", 0.6, 0.6, 0.6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Retraining, "_evaluate", fail)
+        with pytest.raises(MlflowException):
+            world.call()
+    world.client.delete_model_version(world.name, "2")
+    result = world.call()
+    assert "is given up: version 2 was deleted" in caplog.text
+    assert (result.kind, world.champion()) == ("promoted", result.version)
+    assert [d["kind"] for d in world.decisions()] == ["decision", "given up", "decision"]
+
+
+def test_a_version_whose_logged_model_is_deleted_is_read_without_metrics(file_world):
+    world = file_world
+    (version,) = world.models.versions()
+    assert version.metrics == {"val/miou": 0.5}
+    world.client.delete_logged_model(version.source.removeprefix("models:/"))
+    (version,) = world.models.versions()
+    assert version.metrics == world.models.get("1").metrics == {}
+    assert world.call().kind == "unchanged"
 
 
 def test_a_champion_that_changes_meanwhile_is_compared_with(file_world, monkeypatch):
