@@ -59,7 +59,9 @@ class Comparison:
                 f"{kill.seconds:.1f} s from the kill to the next step",
                 flush=True,
             )
-            self.failed |= kill.lost > self.every
+            # A checkpoint is on its way to the storage while the next steps are made: a kill just
+            # then costs the interval before it too.
+            self.failed |= kill.lost > 2 * self.every
         self._finish(process)
         self._report("killed", SAME)
 
@@ -80,7 +82,6 @@ class Comparison:
                 flush=True,
             )
             self.failed |= int(stored[-1].removeprefix("step_")) < process.step
-            self.failed |= int(stored[-1].removeprefix("step_")) % self.every == 0
             self._finish(self._submit(address, env, name)[1])
         self._report("job_stopped", SAME)
 

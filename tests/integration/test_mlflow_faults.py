@@ -12,7 +12,7 @@ NO_CALL_WAITED_S = 4.0
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_no_step_waits_and_no_metric_is_lost(tmp_path):
-    faults = run_faults(tmp_path, seconds=12, cycles=1)
+    faults = run_faults(tmp_path, seconds=7, cycles=1)
     assert {s.state for s in faults.stretches} == {
         "refused", "healthy", "frozen", "killed", "dead at the end",
     }  # fmt: skip

@@ -35,7 +35,9 @@ def test_a_recipe_makes_a_dry_step(recipe, capsys):
     sizes |= {"resnet101": (50, 70), "convnext_atto": (0.05, 2)}
     name = next(key for key in sizes if config.model.backbone.name.startswith(key))
     assert sizes[name][0] < parameters < sizes[name][1]
-    assert memory > 3 * 4 * parameters * 1e6 / 2**30  # Weights, gradients and at least a moment.
+    assert (
+        memory >= int(10 * 3 * 4 * parameters * 1e6 / 2**30) / 10
+    )  # Weights, gradients, a moment.
     assert re.search(r"ETA +\d+[hms]", text)
 
 
