@@ -140,7 +140,7 @@ def test_the_head_never_runs_where_workers_run(name):
 def test_a_job_of_its_own_cluster_comes_back_and_cleans_up(name):
     (spec,) = [each["spec"] for each in documents(KUBERAY / name)]
     spec = spec.get("jobTemplate", spec)
-    assert spec["backoffLimit"] >= 2
+    assert spec["backoffLimit"] == (3 if name.startswith("rayjob") else 1)
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["ttlSecondsAfterFinished"] > 0
     variables = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
@@ -173,6 +173,31 @@ def test_the_job_accepts_its_arguments_and_fits_into_its_cluster(name, monkeypat
     assert int(volumes["cache"]["sizeLimit"].removesuffix("Gi")) > config.data.cache_gib
     shm_bytes = int(volumes["shm"]["sizeLimit"].removesuffix("Gi")) * 2**30
     assert int(group["rayStartParams"]["object-store-memory"]) < shm_bytes
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "raycronjob-retrain.yaml"])
+def test_gpu_nodes_come_only_when_a_job_asks_for_them(name):
+    spec = CLUSTERS[name]
+    assert spec["enableInTreeAutoscaling"] is True
+    options = spec["autoscalerOptions"]
+    assert options["version"] == "v2"
+    assert 60 <= options["idleTimeoutSeconds"] <= 1800
+    assert {"cpu", "memory"} <= options["resources"]["limits"].keys()
+    hardened = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert options["securityContext"] == hardened
+    # The operator makes an account with the rights of the autoscaler where none is named.
+    assert "serviceAccountName" not in spec["headGroupSpec"]["template"]["spec"]
+    for group in spec["workerGroupSpecs"]:
+        assert (group["replicas"], group["minReplicas"]) == (0, 0)
+        assert group["maxReplicas"] > 0
+
+
+def test_every_job_waits_for_nodes_that_are_yet_to_come():
+    for name in ("rayjob-train.yaml", "raycronjob-retrain.yaml"):
+        (spec,) = [each["spec"] for each in documents(KUBERAY / name)]
+        variables = yaml.safe_load(spec.get("jobTemplate", spec)["runtimeEnvYAML"])["env_vars"]
+        assert float(variables["LSEG_CLUSTER_WAIT_S"]) >= 600
+        assert float(variables["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) >= 600
 
 
 @pytest.mark.parametrize("name", ["raycronjob-retrain.yaml", "cronjob-retrain.yaml"])
@@ -225,7 +250,8 @@ def test_every_pod_is_confined_and_sized(place):
         for variable in container.get("env", []):
             assert "value" not in variable or not SECRET_NAME.search(variable["name"])
     # Ray's autoscaler, a container beside the head, is the only one that talks to the API server.
-    autoscaler = place == "raycluster.yaml:RayCluster.spec.headGroupSpec.template"
+    scaled = CLUSTERS.get(place.partition(":")[0], {}).get("enableInTreeAutoscaling", False)
+    autoscaler = scaled and "headGroupSpec" in place
     assert spec.get("automountServiceAccountToken", True) is autoscaler
 
 
