@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import scipy.stats
 from rich import box
 from rich.table import Table
 
@@ -98,10 +99,11 @@ class Comparison:
         if len(gaps) < 2:
             return text + ". One trial each says nothing about the spread: add seeds."
         error = statistics.stdev(gaps) / math.sqrt(len(gaps))
-        word = "more" if statistics.fmean(gaps) > 2 * error else "less"
+        half = float(scipy.stats.t.ppf(0.975, len(gaps) - 1)) * error
+        word = "more" if statistics.fmean(gaps) > half else "less"
         return (
-            f"{text}. The difference, {statistics.fmean(gaps):.3f}, is {word} than two standard "
-            f"errors of it ({error:.3f}, {len(gaps)} pairs)."
+            f"{text}. The difference, {statistics.fmean(gaps):.3f}, is {word} than half its 95 % "
+            f"interval ({half:.3f}, {len(gaps)} pairs)."
         )
 
     def _collapses(self) -> list[str]:

@@ -68,16 +68,22 @@ def test_rows_are_ranked_and_a_failed_trial_does_not_hide_the_others():
     assert found.rows[1].outcomes == {"collapsed": 1, "trained": 1}
     assert "Collapsed, 1 of 2: depth 4" in found.verdict
     assert "OutOfMemory: 80 GiB" in found.verdict
-    assert "is less than two standard errors" in found.verdict
+    assert "is less than half its 95 % interval" in found.verdict
     assert len(found.csv().splitlines()) == 6
     values = json.loads(found.json())  # Strictly: no NaN.
     assert values["rows"][2]["mean"] is None
     assert "| 4 | 2 | 0.305 ± 0.417 | 1 collapsed, 1 trained |" in found.markdown()
 
 
+NEAR = [(1, 0, 0.488), (1, 1, 0.496), (4, 0, 0.496), (4, 1, 0.506)]
+"""Gaps of 0.008 and 0.010: two pairs prove nothing so small."""
+
+
 def test_a_clear_difference_is_called_one_and_a_single_seed_none():
     far = [trial(d, s, 0.1 * d + 0.001 * s, loss=1.0, gain=1.0) for d in (1, 4) for s in (0, 1)]
-    assert "is more than two standard errors" in compare("s", METRIC, far).verdict
+    assert "is more than half its 95 % interval" in compare("s", METRIC, far).verdict
+    near = [trial(d, s, v, loss=1.0, gain=1.0) for d, s, v in NEAR]
+    assert "is less than half its 95 % interval" in compare("s", METRIC, near).verdict
     assert "add seeds" in compare("s", METRIC, far[::2]).verdict
     assert "No trial has a val/miou" in compare("s", METRIC, [trial(1, 0, None)]).verdict
 
@@ -95,7 +101,7 @@ def test_folds_are_averaged_over_and_compared_pair_by_pair():
     assert [row.params for row in found.rows] == [{"lr": 0.2}, {"lr": 0.1}]
     # The spread over folds is ten times the gap, which every fold shows.
     assert found.rows[0].spread > 0.1
-    assert "difference, 0.023, is more than two standard errors" in found.verdict
+    assert "difference, 0.023, is more than half its 95 % interval" in found.verdict
     assert found.csv().splitlines()[0].startswith("trial,lr,fold,seed")
 
 
