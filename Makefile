@@ -2,6 +2,7 @@
 #   make demo [SEED=0] [S3=1] [STEPS=N]    the whole system on this machine
 #   make sweep-demo                        an ablation sweep on this machine: regulariser depth
 #   make test                              the tests; make test-slow: the ones that take minutes
+#                                          (LONG_TESTS=1: also those that CI has no time for)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 

@@ -1,5 +1,7 @@
 """A server that does not answer neither blocks a step nor loses a metric; see `mlflow_faults`."""
 
+import os
+
 import pytest
 
 from tests.integration.mlflow_faults import run_faults
@@ -9,6 +11,7 @@ NO_CALL_WAITED_S = 4.0
 
 
 # Slow: a training and four starts of an MLflow server, of some ten seconds each.
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_no_step_waits_and_no_metric_is_lost(tmp_path):

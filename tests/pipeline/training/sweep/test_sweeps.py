@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,7 @@ def runs_of(client: MlflowClient, config: SweepConfig):
 
 
 # Two trainings of twelve steps.
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
 @pytest.mark.slow
 def test_a_trial_behind_the_others_is_stopped(mini_shards, tmp_path):
     config = sweep(
@@ -166,6 +168,7 @@ def test_a_trial_behind_the_others_is_stopped(mini_shards, tmp_path):
 
 
 # Two trainings for each kind.
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
 @pytest.mark.slow
 @pytest.mark.parametrize("search", ["tpe"])  # Which also draws at random first.
 def test_a_search_that_is_started_again_goes_on(mini_shards, tmp_path, search):
