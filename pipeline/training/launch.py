@@ -38,7 +38,7 @@ from pipeline.training.loop import train_worker
 from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
-from pipeline.training.resolvers import pinned, worker_runtime_env
+from pipeline.training.resolvers import mlflow_variables, pinned, worker_runtime_env
 from pipeline.training.stopping import (
     TrainingStopped,
     TrainingTerminated,
@@ -295,8 +295,7 @@ def _validation_corpus(config: TrainMixConfig) -> Corpus | None:
 
 def _worker_environment(config: TrainMixConfig) -> dict[str, str]:
     """Variables that the workers need and Ray does not pass on by itself."""
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    found = {name: os.environ[name] for name in names if name in os.environ}
+    found = mlflow_variables()
     found |= (worker_runtime_env(config.run.start_from) or {}).get("env_vars", {})
     if config.train.deterministic:
         found["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # Read once, when CUDA starts.

@@ -112,9 +112,13 @@ def worker_runtime_env(uri: str) -> dict[str, Any] | None:
     """
     if not uri.startswith("models:"):
         return None
+    return {"env_vars": mlflow_variables() | {"MLFLOW_REGISTRY_URI": _registry()}}
+
+
+def mlflow_variables() -> dict[str, str]:
+    """Variables by which workers find MLflow, and which Ray does not pass on by itself."""
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    found = {name: os.environ[name] for name in names if name in os.environ}
-    return {"env_vars": found | {"MLFLOW_REGISTRY_URI": _registry()}}
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 @contextmanager
