@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
