@@ -68,7 +68,7 @@ def local_s3(folder: Path, buckets: tuple[str, ...]) -> Iterator[str]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
-        _wait(process, folder / "server.log", buckets)
+        _wait(process, folder / "server.log", buckets, endpoint, keys)
         logger.info("S3 server at %s", endpoint)
         yield endpoint
     finally:
@@ -115,10 +115,23 @@ def _identity(keys: dict[str, str]) -> dict[str, object]:
     return {"name": "local", "credentials": [keys], "actions": actions}
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, buckets: tuple[str, ...]) -> None:
+def _wait(
+    process: subprocess.Popen[bytes],
+    log: Path,
+    buckets: tuple[str, ...],
+    endpoint: str,
+    keys: dict[str, str],
+) -> None:
     """Waits until the server does what it is for; an open port says little."""
-    settings = Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 1})
-    client = boto3.client("s3", config=settings)
+    # Not the default session, which keeps the keys of an earlier server of this process.
+    client = boto3.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=keys["accessKey"],
+        aws_secret_access_key=keys["secretKey"],
+        region_name="us-east-1",
+        config=Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 1}),
+    )
     deadline = time.monotonic() + START_TIMEOUT_S
     missing = list(buckets)
     while missing:

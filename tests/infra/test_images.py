@@ -95,7 +95,7 @@ def test_buckets_are_created_once(s3_endpoint):
     for _ in range(2):
         done = create("infra-raw", "infra-runs")
         assert done.returncode == 0, done.stderr
-    there = {bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]}
+    there = {bucket["Name"] for bucket in boto3.Session().client("s3").list_buckets()["Buckets"]}
     assert {"infra-raw", "infra-runs"} <= there
     done = create("not a bucket")
     assert done.returncode == 1

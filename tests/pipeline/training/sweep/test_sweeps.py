@@ -70,6 +70,7 @@ def test_a_failed_trial_ends_nothing_and_is_named_and_tried_again(mini_shards, t
     config = sweep(
         mini_shards,
         tmp_path,
+        name="one-fails",
         grid={LR: [0.01, 0.02]},
         trials=[{"data.train_split": "nothing"}],
         evaluate={**evaluate, "max_images": 2},
