@@ -56,7 +56,9 @@ def test_conversion_through_faults_ends_complete_and_identical(tmp_path):
             text = convert(proxy.endpoint, "s3://lseg/out", tmp_path / "out.log")
         wanted = contents(open_storage("s3://lseg/undisturbed"))
         assert contents(open_storage("s3://lseg/out")) == wanted
-        uploads = boto3.Session().client("s3").list_multipart_uploads(Bucket="lseg").get("Uploads", [])
+        uploads = (
+            boto3.Session().client("s3").list_multipart_uploads(Bucket="lseg").get("Uploads", [])
+        )
         assert uploads == []
     manifests = [path for path in wanted if path.endswith("manifest.json")]
     assert len(manifests) == 4
