@@ -160,9 +160,11 @@ class Saver:
                 f"{name}: stored after all",
             )
         except Exception as error:
+            # Ray calls an upload again whose error reads "AWS Error ...", which was patient enough.
+            told = str(error).replace("AWS Error", "AWS error")
             raise UserError(
                 f"run.storage={self._run.storage}: checkpoint {name} was not stored in "
                 f"{time.monotonic() - began:.0f} s (train.storage_patience_s="
-                f"{self._train.storage_patience_s:g}): {error}: make room or see to the store; "
+                f"{self._train.storage_patience_s:g}): {told}: make room or see to the store; "
                 "the same command goes on from the last checkpoint that was stored"
             ) from None
