@@ -6,6 +6,7 @@ import os
 import queue
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def test_a_slow_storage_holds_up_nobody_and_only_the_best_waits(tmp_path, local,
     for step, value in ((1, 0.1), (2, 0.2), (3, 0.4), (4, 0.3)):
         offer(mine, step, value)  # Returns, though the first is still on its way.
         while not door.asked:
-            pass
+            time.sleep(0.01)
     assert stored(tmp_path) == ([], None)
     assert len(list(local.iterdir())) == 2
     door.open.set()
@@ -107,7 +108,8 @@ def test_a_slow_storage_holds_up_nobody_and_only_the_best_waits(tmp_path, local,
     assert door.asked == ["best_00000001", "best_00000003"]
     names, entry = stored(tmp_path)
     assert names == ["best_00000003"]
-    assert entry and entry["value"] == 0.4
+    assert entry
+    assert entry["value"] == 0.4
     assert list(local.iterdir()) == []
 
 
@@ -166,7 +168,7 @@ class Reports:
 
     def __init__(self, mine: Saver, monkeypatch) -> None:
         self.queue: queue.Queue[Any] = queue.Queue()
-        self._actor = SynchronizationActor.remote()
+        self._actor: Any = SynchronizationActor.remote()
         self._runner = ThreadRunner()
         context = TrainContext(
             train_run_context=None,  # type: ignore[arg-type]

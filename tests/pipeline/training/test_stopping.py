@@ -60,7 +60,7 @@ def test_a_stop_that_a_worker_hears_is_waited_for(stop):
         while not listener.reason:
             time.sleep(0.02)
         time.sleep(3)  # A checkpoint and its upload: longer than nobody would be waited for.
-        return listener.reason
+        return str(listener.reason)
 
     signalled(signal.SIGTERM)
     assert run_stoppable(last_step, stop) == "SIGTERM"
