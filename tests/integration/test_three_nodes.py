@@ -155,8 +155,8 @@ def test_a_node_that_is_announced_to_leave_calls_for_a_checkpoint(cluster: Nodes
     (stored,) = (int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
     print(f"leaving: told after step {before}, checkpoint after step {stored}, {seconds:.1f} s")
     assert before <= stored < STEPS
-    assert any("is about to leave: checkpoint" in line for line in process.lines)
     wait_for(process, lambda: len(workers(process)) > 1 or process.step == STEPS)
     print(f"leaving: then {workers(process)}, {time.monotonic() - began:.1f} s after the notice")
     assert process.wait() == 0, "\n".join(process.lines[-60:])
+    assert any("is about to leave: checkpoint" in line for line in process.lines)
     assert_same(recipe, "leaving")
