@@ -120,8 +120,8 @@ def train(
         raise explained(error, config) from error
     except TrainingStopped as stopped:  # While no worker was there.
         raise type(stopped)(
-            f"run {config.run.name} {stopped}; what remains is its last stored checkpoint: the "
-            f"same command resumes {way_on(config.run)}"
+            f"run {config.run.name} {stopped}, so no further checkpoint was written; the same "
+            f"command resumes {way_on(config.run)}"
         ) from None
     verdict: Verdict = result.return_value or Verdict()
     if verdict.failed:

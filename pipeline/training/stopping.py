@@ -119,7 +119,13 @@ def run_stoppable(work: Callable[[], T], stop: Any) -> T:
             limit = f"; Ray kills this job in {wait_s} s (RAY_JOB_STOP_WAIT_TIME_S)"
         else:
             limit = ""
-        logger.warning("%s: the workers finish their step and write a checkpoint%s", name, limit)
+        logger.warning(
+            "%s: the workers finish their step and write a checkpoint; without any, this ends in "
+            "%.0f s%s",
+            name,
+            _UNHEARD_S,
+            limit,
+        )
         stop.request.remote(name)
 
     asked: list[str] = []
