@@ -105,7 +105,7 @@ class Saver:
         job = self._job
         tags = job.tags | {"mlflow_run_id": (self._tracker and self._tracker.run_id) or ""}
         try:
-            write(folder, self._state, job.config, job.labels.names, metrics, tags)
+            write(folder, self._state, job.config, job.labels, metrics, tags)
         except Exception as error:  # safetensors has an exception of its own for a full disk
             shutil.rmtree(folder, ignore_errors=True)
             self._lost += 1

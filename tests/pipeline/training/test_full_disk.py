@@ -23,6 +23,7 @@ from model.checkpoint import load_checkpoint
 from pipeline.errors import UserError
 from pipeline.training import checkpoint, saving
 from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
+from pipeline.training.labels import label_space
 from pipeline.training.launch import absolute
 from pipeline.training.saving import Saver
 from pipeline.training.state import build_state
@@ -66,7 +67,7 @@ def saver(disk: Path, monkeypatch, patience_s: float) -> Saver:
         ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: store)
     )
     monkeypatch.setattr(saving, "_FIRST_PAUSE_S", 0.1)
-    job: Any = SimpleNamespace(config=config, labels=SimpleNamespace(names=["road"]), tags={})
+    job: Any = SimpleNamespace(config=config, labels=label_space(["road"]), tags={})
     return Saver(job, build_state(config, 512, torch.device("cpu")), 0)
 
 
