@@ -37,7 +37,12 @@ class Provenance:
     @property
     def is_known(self) -> bool:
         """Whether the checkpoint says what it was trained on."""
-        return bool(self.labels) and bool(self.datasets)
+        return bool(self.labels) and (bool(self.datasets) or self.has_many)
+
+    @property
+    def has_many(self) -> bool:
+        """Whether the mixture had so many datasets, such as few-shot classes, that none is named."""
+        return "manifests" in self.tags
 
     @property
     def step(self) -> int:
