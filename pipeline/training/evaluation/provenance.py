@@ -41,7 +41,7 @@ class Provenance:
 
     @property
     def has_many(self) -> bool:
-        """Whether the mixture had so many datasets, such as few-shot classes, that none is named."""
+        """Whether the datasets were too many to be named, as few-shot classes are."""
         return "manifests" in self.tags
 
     @property

@@ -81,7 +81,7 @@ def test_pictures_of_ones_own_dataset_are_not_known(coco_plan):
     assert "trained on my_voc" in " ".join(report.reasons)
 
 
-def test_the_classes_of_a_few_shot_run_are_known_though_its_datasets_are_too_many_to_name(
+def test_classes_are_known_where_the_datasets_are_too_many_to_name(
     coco_plan,
 ):
     def trained_on(*labels: str) -> Provenance:
