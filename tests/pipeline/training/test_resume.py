@@ -1,6 +1,7 @@
 """Interrupted runs of `train()` on a real Ray end with the weights of an undisturbed one."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -104,6 +105,7 @@ def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
     assert_same_training(undisturbed[1], outcome)
 
 
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
 @pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "again", max_failures=0)
