@@ -10,6 +10,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 
 from pipeline.training import patience
 from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
+from pipeline.training.labels import label_space
 from pipeline.training.saving import Saver
 from pipeline.training.state import build_state
 from tests.mini_shards import tiny_model
@@ -27,5 +28,5 @@ def local_saver(disk: Path, monkeypatch, patience_s: float, keep_best: str = "")
         ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: store)
     )
     monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.1)
-    job: Any = SimpleNamespace(config=config, labels=SimpleNamespace(names=["road"]), tags={})
+    job: Any = SimpleNamespace(config=config, labels=label_space(["road"]), tags={})
     return Saver(job, build_state(config, 512, torch.device("cpu")), 0)

@@ -36,8 +36,10 @@ from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
 from pipeline.training.resolvers import mlflow_variables, pinned, worker_runtime_env
+from pipeline.training.resumable import check_resumable
 from pipeline.training.stopping import TrainingStopped, outcome_of, run_stoppable, start_signal
 from pipeline.training.stream import StreamDealer, remaining_stream
+from pipeline.training.validation import validation_corpus
 from pipeline.training.warm_start import check_start
 
 logger = logging.getLogger(__name__)
@@ -83,19 +85,18 @@ def train(
     config = absolute(config)
     check_model(config.model)
     corpus = training_corpus(config)
-    val = _validation_corpus(config)
     mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
     config = replace(config, train=in_steps(config.train, mixture.rows_per_epoch))
     used = {name: corpus.manifests[name] for name in mixture.datasets}
     corpus = replace(corpus, manifests=used)
-    if config.train.test_fold is not None:
-        val = None  # The test fold is for `jobs/evaluate.py`; pairs have no split to validate on.
-    if val is not None:  # Which may show other datasets, and so other classes.
-        val = replace(val, wanted=corpus.taxonomy)
+    val = None  # The test fold is for `jobs/evaluate.py`; pairs have no split to validate on.
+    if config.train.test_fold is None:
+        val = validation_corpus(config, corpus)
     labels = labels_of(used.values(), config, corpus)
     distractor_texts(config.train.distractors, labels)
     checkpoint.repair(config.run)
-    checkpoint.check_resumable(config, labels.names)
+    shards = manifest_tags(used)
+    check_resumable(config, labels.names, shards)
     first = checkpoint.latest_step(config.run)
     if first >= config.train.steps:
         logger.info("run %s is finished: it has %d steps", config.run.name, first)
@@ -107,7 +108,7 @@ def train(
         start_ray(config.logical_cpus)
 
     tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""}
-    tags |= manifest_tags(used)
+    tags |= shards
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
     stop = start_signal()
     lineage = lineage or Lineage()
@@ -234,14 +235,6 @@ def absolute_place(key: str, uri: str) -> str:
             "path that all nodes share, or an s3:// address"
         )
     return str(path.resolve())
-
-
-def _validation_corpus(config: TrainMixConfig) -> Corpus | None:
-    try:
-        return open_corpus(config.data.shards, config.data.val_split)
-    except UserError:
-        logger.warning("no shards of split %r: no validation", config.data.val_split)
-        return None
 
 
 def _worker_environment(config: TrainMixConfig) -> dict[str, str]:

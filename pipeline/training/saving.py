@@ -118,7 +118,7 @@ class Saver:
         tags = job.tags | {"mlflow_run_id": (self._tracker and self._tracker.run_id) or ""}
         try:
             folder = self._folders.new()
-            write(folder, self._state, job.config, job.labels.names, metrics, tags)
+            write(folder, self._state, job.config, job.labels, metrics, tags)
         except Exception as error:  # safetensors has an exception of its own for a full disk
             if folder is not None:
                 self._folders.remove(folder)
