@@ -23,7 +23,9 @@ class Row:
 
     params: dict[str, Any]
     by_repetition: dict[str, float]
-    """The metric of each trial that has it, by what tells it from the others of the row."""
+    """The metric of each trial that finished, by what tells it from the others of the row."""
+    missing: tuple[str, ...]
+    """Repetitions that the sweep has and this row has no finished trial of."""
     outcomes: dict[str, int]
     """How many trials came to what."""
     names: tuple[str, ...]
@@ -31,8 +33,14 @@ class Row:
 
     @property
     def values(self) -> list[float]:
-        """The metric of each trial that has it."""
+        """The metric of each trial that finished."""
         return list(self.by_repetition.values())
+
+    @property
+    def count(self) -> str:
+        """How many repetitions the mean is over, and of how many if some are missing."""
+        finished = len(self.by_repetition)
+        return f"{finished} of {finished + len(self.missing)}" if self.missing else str(finished)
 
     @property
     def mean(self) -> float:
@@ -62,7 +70,7 @@ class Comparison:
     name: str
     metric: str
     rows: tuple[Row, ...]
-    """The best first."""
+    """The best first; those with all repetitions before those without."""
     trials: tuple[Judged, ...]
 
     @property
@@ -73,7 +81,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """The outcome in words, a sentence a line."""
-        lines = [self._best(), *self._collapses()]
+        lines = [self._best(), *self._incomplete(), *self._collapses()]
         failed = [j for j in self.trials if j.diagnosis.outcome == "failed"]
         if failed:
             first = failed[0]
@@ -84,27 +92,29 @@ class Comparison:
         return "\n".join(lines)
 
     def _best(self) -> str:
-        ranked = [row for row in self.rows if row.values]
+        complete = [row for row in self.rows if not row.missing]
+        ranked = complete or [row for row in self.rows if row.values]
         if not ranked:
-            return f"No trial has a {self.metric}."
+            return f"No trial finished with a {self.metric}."
         best = ranked[0]
-        text = f"Best {self.metric}: {_figure(best)} with {_words(best.params)}"
+        whole = "" if complete else " of those with some repetitions"
+        tied = [row for row in ranked if math.isclose(row.mean, best.mean, abs_tol=1e-9)]
+        if len(tied) > 1:
+            words = "; ".join(_words(row.params) for row in tied)
+            return f"Best {self.metric}{whole}: {best.mean:.3f}, a tie of {len(tied)}: {words}."
+        text = f"Best {self.metric}{whole}: {_figure(best)} with {_words(best.params)}"
         if len(ranked) == 1:
             return text + "."
         second = ranked[1]
-        text += f"; next {_figure(second)} with {_words(second.params)}"
-        # Repetitions are paired: what makes one fold or seed harder does so for both rows.
-        shared = best.by_repetition.keys() & second.by_repetition.keys()
-        gaps = [best.by_repetition[key] - second.by_repetition[key] for key in sorted(shared)]
-        if len(gaps) < 2:
-            return text + ". One trial each says nothing about the spread: add seeds."
-        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
-        half = float(scipy.stats.t.ppf(0.975, len(gaps) - 1)) * error
-        word = "more" if statistics.fmean(gaps) > half else "less"
-        return (
-            f"{text}. The difference, {statistics.fmean(gaps):.3f}, is {word} than half its 95 % "
-            f"interval ({half:.3f}, {len(gaps)} pairs)."
-        )
+        return f"{text}; next {_figure(second)} with {_words(second.params)}. {_gap(best, second)}"
+
+    def _incomplete(self) -> list[str]:
+        return [
+            f"Incomplete, so ranked after the complete: {_words(row.params)}: {row.count} "
+            f"repetitions finished ({_counts(row)})."
+            for row in self.rows
+            if row.missing and row.values
+        ]
 
     def _collapses(self) -> list[str]:
         lines = []
@@ -128,23 +138,21 @@ class Comparison:
         table = Table(box=box.SIMPLE)
         for key in self.keys:
             table.add_column(key.rsplit(".", 1)[-1])
-        for head in ("trials", self.metric, "outcome"):
+        for head in ("finished", self.metric, "outcome"):
             table.add_column(head, justify="right")
         for row in self.rows:
             cells = [_cell(row.params.get(key, "")) for key in self.keys]
-            counts = ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
-            table.add_row(*cells, str(sum(row.outcomes.values())), _figure(row), counts)
+            table.add_row(*cells, row.count, _figure(row), _counts(row))
         return table
 
     def markdown(self) -> str:
         """Verdict and table, for MLflow's description of the run, which it shows the start of."""
-        heads = [*(f"`{key}`" for key in self.keys), "trials", f"`{self.metric}`", "outcome"]
+        heads = [*(f"`{key}`" for key in self.keys), "finished", f"`{self.metric}`", "outcome"]
         lines = [*(f"- {line}" for line in self.verdict.splitlines()), ""]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for row in self.rows:
-            counts = ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
             cells = [_cell(row.params.get(key, "")) for key in self.keys]
-            cells += [str(sum(row.outcomes.values())), _figure(row), counts]
+            cells += [row.count, _figure(row), _counts(row)]
             lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
         return "\n".join(lines) + "\n"
 
@@ -193,6 +201,10 @@ def compare(
 ) -> Comparison:
     """Groups the trials by their settings; the best mean first.
 
+    Only finished trials count: a failed one, or one that was stopped early, may have a figure too,
+    of fewer steps. Settings whose repetitions have not all finished come after the others, since a
+    mean over the easier folds, or the seeds that did not fail, is not the mean of all.
+
     Args:
         name: Of the sweep.
         metric: What is compared.
@@ -202,20 +214,45 @@ def compare(
     groups: dict[str, list[Judged]] = {}
     for one in judged:
         groups.setdefault(_text(_split(one, average_over)[0]), []).append(one)
+    repetitions = list(dict.fromkeys(_text(_split(one, average_over)[1]) for one in judged))
     rows = []
     for group in groups.values():
-        values = {_text(_split(one, average_over)[1]): one.result.value(metric) for one in group}
+        values = {
+            _text(_split(one, average_over)[1]): one.result.value(metric)
+            for one in group
+            if one.result.status == "finished" and not math.isnan(one.result.value(metric))
+        }
         outcomes = [one.diagnosis.outcome for one in group]
         rows.append(
             Row(
                 _split(group[0], average_over)[0],
-                {key: value for key, value in values.items() if not math.isnan(value)},
+                values,
+                tuple(key for key in repetitions if key not in values),
                 {word: outcomes.count(word) for word in dict.fromkeys(outcomes)},
                 tuple(one.result.name for one in group),
             )
         )
-    rows.sort(key=lambda row: -math.inf if math.isnan(row.mean) else row.mean, reverse=True)
+    rows.sort(key=_rank, reverse=True)
     return Comparison(name, metric, tuple(rows), tuple(judged))
+
+
+def _rank(row: Row) -> tuple[bool, bool, float]:
+    return not row.missing, bool(row.values), row.mean if row.values else 0.0
+
+
+def _gap(best: Row, second: Row) -> str:
+    """What the difference between two rows is worth."""
+    # Repetitions are paired: what makes one fold or seed harder does so for both rows.
+    shared = best.by_repetition.keys() & second.by_repetition.keys()
+    gaps = [best.by_repetition[key] - second.by_repetition[key] for key in sorted(shared)]
+    if len(gaps) < 2:
+        return "One pair of trials says nothing about the spread: add seeds."
+    mean, num = statistics.fmean(gaps), len(gaps)
+    half = float(scipy.stats.t.ppf(0.975, num - 1)) * statistics.stdev(gaps) / math.sqrt(num)
+    return (
+        f"The difference, {mean:.3f}, is {'more' if mean > half else 'less'} than half its 95 % "
+        f"interval ({half:.3f}, {num} pairs)."
+    )
 
 
 def _split(one: Judged, average_over: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -236,6 +273,10 @@ def _figure(row: Row) -> str:
     if not row.values:
         return "-"
     return f"{row.mean:.3f}" + ("" if math.isnan(row.spread) else f" ± {row.spread:.3f}")
+
+
+def _counts(row: Row) -> str:
+    return ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
 
 
 def _words(params: Mapping[str, Any]) -> str:

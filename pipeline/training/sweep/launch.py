@@ -21,7 +21,9 @@ from pipeline.training.sweep.comparison import Comparison, Judged, compare
 from pipeline.training.sweep.config import SweepConfig
 from pipeline.training.sweep.diagnosis import HISTORIES, Outcome, diagnose
 from pipeline.training.sweep.plots import draw_all
+from pipeline.training.sweep.results import Result
 from pipeline.training.sweep.runner import Builders, missing_metric, run_trials
+from pipeline.training.sweep.settings import check_settings
 from pipeline.training.sweep.trial_runs import TrialRuns
 from pipeline.training.sweep.trials import Trial, examples, grid_trials
 from pipeline.training.tracking import Tracker
@@ -57,15 +59,17 @@ def run_sweep(
             running.
 
     Raises:
-        UserError: Settings do not fit each other, or another process runs the same sweep.
+        UserError: Settings do not fit each other or what an earlier start left, or another
+            process runs the same sweep.
     """
     began = time.monotonic()
     example = check_trials(config, build)
-    if start_ray is not None:
-        start_ray(example.logical_cpus * max(1, config.max_concurrent))
     trials = grid_trials(config) if config.search == "grid" else []
     root = f"{config.storage.rstrip('/')}/{config.name}"
     storage = open_storage(root)
+    check_settings(config, trials, build.training, storage)
+    if start_ray is not None:
+        start_ray(example.logical_cpus * max(1, config.max_concurrent))
     scratch = Path(tempfile.mkdtemp(prefix="lseg-sweep-report-"))
     try:
         with Lease(storage, LOCK_NAME), _tracker(config, root) as tracker:
@@ -140,8 +144,13 @@ def _compare(
 ) -> Comparison:
     """Judges every trial by its result and its curves in MLflow."""
     found = results.read_all(open_storage(root))
+    for trial in trials:
+        if trial.name not in found or found[trial.name].status == "running":
+            found[trial.name] = Result(
+                trial.name, trial.params, trial.seed, "failed", error="it left no result"
+            )
     wanted = [trial.name for trial in trials] or sorted(found)
-    wanted = [name for name in wanted if name in found and found[name].status != "running"]
+    wanted = [name for name in wanted if found[name].status != "running"]
     ended = [found[name] for name in wanted if found[name].status == "finished"]
     if ended and all(math.isnan(result.value(config.metric)) for result in ended):
         raise missing_metric(config, list(ended[0].metrics))
@@ -167,7 +176,10 @@ def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
         tracker.log_artifact(path, "comparison")
     outcomes = [judged.diagnosis.outcome for judged in comparison.trials]
     # Those of none too: an earlier start may have logged some.
-    figures = {f"sweep/num_{word}": float(outcomes.count(word)) for word in get_args(Outcome)}
+    figures = {
+        f"sweep/num_{word.replace(' ', '_')}": float(outcomes.count(word))
+        for word in get_args(Outcome)
+    }
     best = next((row for row in comparison.rows if row.values), None)
     if best is not None:
         figures[f"best/{comparison.metric}"] = best.mean

@@ -1,6 +1,7 @@
 """Trials have names that stay; a sweep's mistakes are told; drawn ones are drawn alike."""
 
 import functools
+import json
 import re
 import sys
 from dataclasses import replace
@@ -12,12 +13,17 @@ from jobs.cli import main, parse
 from jobs.sweep import build_evaluation, build_trial, merge_overrides, recipe_path, run
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
+from pipeline.training import checkpoint
+from pipeline.training.sweep import results
 from pipeline.training.sweep.config import EarlyStopping, SweepConfig
 from pipeline.training.sweep.launch import check_trials
+from pipeline.training.sweep.results import Result
 from pipeline.training.sweep.runner import Builders
 from pipeline.training.sweep.search import tune_config
+from pipeline.training.sweep.settings import check_settings, settings_of
 from pipeline.training.sweep.trials import Trial, arguments, examples, grid_trials
 
+LR = "train.lr"
 DEPTH, INIT = "model.regularizer.depth", "model.regularizer.init"
 SWEEPS = sorted((Path(__file__).parents[4] / "jobs" / "sweeps").glob("*.yaml"))
 
@@ -130,6 +136,92 @@ def test_trials_without_shards_are_refused_before_any_is_trained(tmp_path):
     config = sweep(storage=str(tmp_path), overrides={}, grid={"train.lr": [0.1]})
     with pytest.raises(UserError, match=r"overrides\.data\.shards: is not set.*--overrides\.data"):
         check_trials(config, builders(config))
+
+
+def left(config: SweepConfig, status: str = "finished", settings=None) -> Trial:
+    """Writes what an earlier start of the sweep left of its first trial."""
+    (trial, *_) = grid_trials(config)
+    known = settings_of(config, builders(config).training(trial)) if settings is None else settings
+    result = Result(trial.name, trial.params, 0, status, settings=known)  # type: ignore[arg-type]
+    results.write(open_storage(f"{config.storage}/s"), result)
+    return trial
+
+
+def check(config: SweepConfig) -> None:
+    storage = open_storage(f"{config.storage}/s")
+    trials = grid_trials(config) if config.search == "grid" else []
+    check_settings(config, trials, builders(config).training, storage)
+
+
+def take_a_step(config: SweepConfig, trial: Trial, step: int) -> None:
+    """Writes the file in which Ray Train names a trial's newest checkpoint."""
+    folder = Path(config.storage) / "s" / trial.name
+    (folder / f"step_{step}").mkdir(parents=True)
+    (folder / f"step_{step}" / checkpoint.TRAINER).touch()
+    latest = {"checkpoint_dir_name": f"step_{step}"}
+    snapshot = {"latest_checkpoint_result": latest, "checkpoint_results": [latest]}
+    (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"base": "jobs/recipes/one_gpu.yaml"}, r"\d+ more"),
+        ({"overrides": {"data.shards": "/other"}}, 'data.shards "/shards", now "/other"'),
+        (
+            {"overrides": {"data.shards": "/shards", "train.warmup_steps": 5}},
+            "train.warmup_steps 0, now 5",
+        ),
+        (  # The recipe has batch norm over each worker's share alone.
+            {"overrides": {"data.shards": "/shards", "cluster.num_workers": 2}},
+            "cluster.num_workers 1, now 2",
+        ),
+        (
+            {"evaluate": {"protocol": "unified", "max_images": 9}},
+            'evaluate.max_images "nothing", now 9; evaluate.protocol "nothing", now "unified"',
+        ),
+    ],
+)
+def test_results_of_other_settings_are_refused(change, difference, tmp_path):
+    config = sweep(storage=str(tmp_path), grid={LR: [0.1, 0.2]})
+    trial = left(config)
+    check(config)
+    check(replace(config, grid={LR: [0.1, 0.4]}, seeds=(0, 1), max_concurrent=3))
+    elsewhere = {"cluster.use_gpu": True, "data.loader_cpus": 1, "train.log_every": 7}
+    check(replace(config, overrides=config.overrides | elsewhere))
+    with pytest.raises(UserError, match=rf"^name=s: .*result of trial {trial.name} .*{difference}"):
+        check(replace(config, **change))
+
+
+def test_drawn_results_of_other_settings_are_refused(tmp_path):
+    config = sweep(storage=str(tmp_path), grid={LR: [0.02]})
+    left(config)
+    space = {LR: {"log_uniform": [0.001, 0.1]}}
+    drawing = replace(config, grid={}, search="random", space=space, num_trials=2)
+    check(drawing)
+    with pytest.raises(UserError, match=r"train\.momentum 0\.9, now 0\.5"):
+        check(replace(drawing, overrides={"data.shards": "/shards", "train.momentum": 0.5}))
+
+
+def test_a_trial_that_failed_may_get_other_settings_unless_it_would_resume(tmp_path):
+    config = sweep(storage=str(tmp_path), grid={LR: [0.1, 0.2]})
+    trial = left(config, "failed")
+    other = replace(config, overrides={"data.shards": "/shards", "train.momentum": 0.5})
+    check(other)
+    take_a_step(config, trial, 30)
+    check(config)
+    with pytest.raises(UserError, match=r"holds the checkpoint of step 30 of trial .*momentum"):
+        check(other)
+    (tmp_path / "s" / "results" / f"{trial.name}.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint of step 30, but its result, .* is gone"):
+        check(config)
+
+
+def test_results_that_do_not_say_their_settings_are_taken_with_a_warning(tmp_path, caplog):
+    config = sweep(storage=str(tmp_path), grid={LR: [0.1, 0.2]})
+    trial = left(config, settings={})
+    check(config)
+    assert f"1 results, such as {trial.name}, are of a version" in caplog.text
 
 
 @pytest.mark.parametrize(
