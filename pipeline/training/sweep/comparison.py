@@ -15,6 +15,7 @@ from rich.table import Table
 
 from pipeline.training.sweep.diagnosis import Diagnosis, History
 from pipeline.training.sweep.results import Result
+from pipeline.training.sweep.trials import cell, short_names
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ class Comparison:
         return tuple(dict.fromkeys(key for row in self.rows for key in row.params))
 
     @property
+    def short(self) -> dict[str, str]:
+        """Their short names, those of `average_over` included."""
+        return short_names(key for one in self.trials for key in one.result.params)
+
+    def words(self, params: Mapping[str, Any]) -> str:
+        """Settings in words."""
+        short = self.short
+        return ", ".join(f"{short[k]} {cell(v)}" for k, v in params.items()) or "the recipe"
+
+    @property
     def verdict(self) -> str:
         """The outcome in words, a sentence a line."""
         lines = [self._best(), *self._incomplete(), *self._collapses()]
@@ -100,17 +111,19 @@ class Comparison:
         whole = "" if complete else " of those with some repetitions"
         tied = [row for row in ranked if math.isclose(row.mean, best.mean, abs_tol=1e-9)]
         if len(tied) > 1:
-            words = "; ".join(_words(row.params) for row in tied)
+            words = "; ".join(self.words(row.params) for row in tied)
             return f"Best {self.metric}{whole}: {best.mean:.3f}, a tie of {len(tied)}: {words}."
-        text = f"Best {self.metric}{whole}: {_figure(best)} with {_words(best.params)}"
+        text = f"Best {self.metric}{whole}: {_figure(best)} with {self.words(best.params)}"
         if len(ranked) == 1:
             return text + "."
         second = ranked[1]
-        return f"{text}; next {_figure(second)} with {_words(second.params)}. {_gap(best, second)}"
+        return (
+            f"{text}; next {_figure(second)} with {self.words(second.params)}. {_gap(best, second)}"
+        )
 
     def _incomplete(self) -> list[str]:
         return [
-            f"Incomplete, so ranked after the complete: {_words(row.params)}: {row.count} "
+            f"Incomplete, so ranked after the complete: {self.words(row.params)}: {row.count} "
             f"repetitions finished ({_counts(row)})."
             for row in self.rows
             if row.missing and row.values
@@ -128,7 +141,7 @@ class Comparison:
                 )
                 total = sum(row.outcomes.values())
                 lines.append(
-                    f"Collapsed, {count} of {total}: {_words(row.params)}: "
+                    f"Collapsed, {count} of {total}: {self.words(row.params)}: "
                     f"{example.diagnosis.words}."
                 )
         return lines
@@ -137,21 +150,26 @@ class Comparison:
         """For the terminal."""
         table = Table(box=box.SIMPLE)
         for key in self.keys:
-            table.add_column(key.rsplit(".", 1)[-1])
+            table.add_column(self.short[key])
         for head in ("finished", self.metric, "outcome"):
             table.add_column(head, justify="right")
         for row in self.rows:
-            cells = [_cell(row.params.get(key, "")) for key in self.keys]
+            cells = [cell(row.params.get(key, "")) for key in self.keys]
             table.add_row(*cells, row.count, _figure(row), _counts(row))
         return table
 
     def markdown(self) -> str:
         """Verdict and table, for MLflow's description of the run, which it shows the start of."""
-        heads = [*(f"`{key}`" for key in self.keys), "finished", f"`{self.metric}`", "outcome"]
+        heads = [
+            *(f"`{self.short[key]}`" for key in self.keys),
+            "finished",
+            f"`{self.metric}`",
+            "outcome",
+        ]
         lines = [*(f"- {line}" for line in self.verdict.splitlines()), ""]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for row in self.rows:
-            cells = [_cell(row.params.get(key, "")) for key in self.keys]
+            cells = [cell(row.params.get(key, "")) for key in self.keys]
             cells += [row.count, _figure(row), _counts(row)]
             lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
         return "\n".join(lines) + "\n"
@@ -170,7 +188,7 @@ class Comparison:
             writer.writerow(
                 [
                     result.name,
-                    *(_cell(result.params.get(key, "")) for key in keys),
+                    *(cell(result.params.get(key, "")) for key in keys),
                     result.seed,
                     result.value(self.metric),
                     diagnosis.outcome,
@@ -277,17 +295,6 @@ def _figure(row: Row) -> str:
 
 def _counts(row: Row) -> str:
     return ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
-
-
-def _words(params: Mapping[str, Any]) -> str:
-    short = (f"{key.rsplit('.', 1)[-1]} {_cell(value)}" for key, value in params.items())
-    return ", ".join(short) or "the recipe"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _finite(value: Any) -> Any:

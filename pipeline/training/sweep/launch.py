@@ -23,6 +23,7 @@ from pipeline.training.sweep.diagnosis import HISTORIES, Outcome, diagnose
 from pipeline.training.sweep.plots import draw_all
 from pipeline.training.sweep.results import Result
 from pipeline.training.sweep.runner import Builders, missing_metric, run_trials
+from pipeline.training.sweep.search import check_stopping
 from pipeline.training.sweep.settings import check_settings
 from pipeline.training.sweep.trial_runs import TrialRuns
 from pipeline.training.sweep.trials import Trial, examples, grid_trials
@@ -89,6 +90,38 @@ def run_sweep(
     return SweepOutcome(comparison, f"{root}/{REPORT}", hint, time.monotonic() - began)
 
 
+def plan(config: SweepConfig, build: Builders) -> list[str]:
+    """What the sweep would do, a trial a line, after the checks that it begins with.
+
+    Args:
+        config: With absolute paths.
+        build: Of its trials.
+
+    Raises:
+        UserError: Settings do not fit each other or what an earlier start left.
+    """
+    example = check_trials(config, build)
+    trials = grid_trials(config) if config.search == "grid" else []
+    root = f"{config.storage.rstrip('/')}/{config.name}"
+    storage = open_storage(root)
+    check_settings(config, trials, build.training, storage)
+    found = results.read_all(storage)
+    names = [trial.name for trial in trials] or list(found)
+    done = sum(found[name].is_done for name in names if name in found)
+    gpus = example.cluster.num_workers * example.cluster.use_gpu
+    lines = [
+        f"{len(trials) or config.num_trials} trials in {root}, {done} of them done",
+        f"each holds {example.logical_cpus:g} logical CPUs" + (f", {gpus} GPUs" if gpus else ""),
+    ]
+    if not trials:
+        return [*lines, *(f"{key}: {values}" for key, values in config.space.items())]
+    for trial in trials:
+        status = found[trial.name].status if trial.name in found else "waits"
+        settings = ", ".join(f"{key}={value}" for key, value in trial.params.items())
+        lines.append(f"{status:8} {settings}, seed {trial.seed}")
+    return lines
+
+
 def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
     """Builds every trial's configuration and network before any is trained.
 
@@ -111,8 +144,9 @@ def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
                     "`--overrides.data.shards DIR`"
                 )
             trainings.append(training)
+            check_stopping(config, training)
             if config.evaluate:
-                build.evaluation(training, "checkpoint")
+                _check_evaluation(build, training)
             elif training.train.test_fold is not None:
                 raise UserError(
                     f"metric={config.metric}: a training without a test fold's classes has no "
@@ -124,6 +158,13 @@ def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
         except ValueError as error:
             raise UserError(f"trial {trial.params}: {error}") from None
     return trainings[0]
+
+
+def _check_evaluation(build: Builders, training: TrainMixConfig) -> None:
+    try:
+        build.evaluation(training, "checkpoint")
+    except ValueError as error:
+        raise UserError(f"evaluate.{error}") from None
 
 
 def _tracker(config: SweepConfig, root: str) -> Tracker:

@@ -22,6 +22,7 @@ import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from model.errors import ModelError
 from pipeline.data.storage import Storage, open_storage
 from pipeline.errors import Terminated, UserError, did_you_mean
 from pipeline.training.config import TrainMixConfig
@@ -35,7 +36,7 @@ from pipeline.training.sweep.config import SweepConfig
 from pipeline.training.sweep.results import Result
 from pipeline.training.sweep.search import num_to_deal, param_space, trial_of, tune_config
 from pipeline.training.sweep.settings import settings_of
-from pipeline.training.sweep.trials import Trial, examples
+from pipeline.training.sweep.trials import Trial, examples, setting_tags
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ def _run_trial(
         found = results.read(storage, trial.name)
         if found is not None and found.is_done:  # Stopped early, which ends what it waits for.
             return {}
-        logger.exception("trial %s failed", trial.name)
+        defect = error if not isinstance(error, UserError | ModelError) else None
+        logger.error("trial %s failed: %s", trial.name, error, exc_info=defect)
         seconds = round(time.monotonic() - began, 1)
         failed = replace(started, status="failed", seconds=seconds, error=_last_line(error))
         results.write(storage, failed)
@@ -176,8 +178,8 @@ def _train(
     trial: Trial, config: TrainMixConfig, sweep: SweepConfig, build: Builders, parent: str
 ) -> tuple[Outcome, dict[str, float]]:
     """Trains a trial, and scores its checkpoint where the sweep says how."""
-    tags = {"sweep": sweep.name, "sweep.trial": trial.name, "sweep.seed": str(trial.seed)}
-    tags |= {f"sweep.{key}": str(value) for key, value in trial.params.items()}
+    tags = {"sweep": sweep.name, "sweep.trial": trial.name}
+    tags |= setting_tags(trial.params, trial.seed, sweep.varied)
     outcome = train(config, lineage=Lineage(parent, tags), callbacks=[TuneReportCallback()])
     metrics = _numbers(outcome.metrics)
     if sweep.evaluate:

@@ -1,6 +1,5 @@
 """Trials have names that stay; a sweep's mistakes are told; drawn ones are drawn alike."""
 
-import functools
 import json
 import re
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main, parse
-from jobs.sweep import build_evaluation, build_trial, merge_overrides, recipe_path, run
+from jobs.sweep import JobConfig, build_trial, builders, main_run, merge_overrides, recipe_path, run
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
@@ -18,8 +17,7 @@ from pipeline.training.sweep import results
 from pipeline.training.sweep.config import EarlyStopping, SweepConfig
 from pipeline.training.sweep.launch import check_trials
 from pipeline.training.sweep.results import Result
-from pipeline.training.sweep.runner import Builders
-from pipeline.training.sweep.search import tune_config
+from pipeline.training.sweep.search import check_stopping, tune_config
 from pipeline.training.sweep.settings import check_settings, settings_of
 from pipeline.training.sweep.trials import Trial, arguments, examples, grid_trials
 
@@ -31,14 +29,6 @@ SWEEPS = sorted((Path(__file__).parents[4] / "jobs" / "sweeps").glob("*.yaml"))
 def sweep(**settings) -> SweepConfig:
     defaults = {"name": "s", "base": "jobs/recipes/sweep_demo.yaml"}
     return SweepConfig(**{**defaults, "overrides": {"data.shards": "/shards"}, **settings})
-
-
-def builders(config: SweepConfig) -> Builders:
-    recipe = recipe_path(config.base).read_text()
-    return Builders(
-        functools.partial(build_trial, config, recipe),
-        functools.partial(build_evaluation, config),
-    )
 
 
 def test_the_grid_is_every_combination_with_every_seed():
@@ -81,7 +71,13 @@ def test_values_reach_the_training(tmp_path):
     ("settings", "message"),
     [
         ({}, "nothing to vary"),
-        ({"grid": {DEPTH: []}}, rf"grid\.{DEPTH}=\[\]: must be a list of at least one"),
+        ({"grid": {DEPTH: []}}, rf"grid\.{DEPTH}=\[\]: must be a list of values"),
+        ({"grid": {"train": {"lr": [1]}}}, r"grid\.train=.*: write train\.lr: \[\.\.\.\]"),
+        (
+            {"grid": {LR: [1]}, "overrides": {LR: 2}},
+            r"overrides\.train\.lr: would be ignored, since grid sets it",
+        ),
+        ({"search": "tpe", "space": {"a": 1}, "num_trials": 1}, r"space\.a=1: must be one of"),
         ({"grid": {DEPTH: 3}}, rf"grid\.{DEPTH}=3: must be a list"),
         ({"grid": {DEPTH: [1, 2, 1]}}, rf"grid\.{DEPTH}: holds 1 twice"),
         ({"grid": {DEPTH: [1]}, "average_over": ("a",)}, "average_over=a: must be a key of grid"),
@@ -129,6 +125,17 @@ def test_mistakes_are_told(settings, message):
 def test_a_trial_that_cannot_work_is_told_before_any_is_trained(trial, message, tmp_path):
     config = sweep(storage=str(tmp_path), grid={"train.lr": [0.1]}, trials=[trial])
     with pytest.raises(UserError, match=message):
+        check_trials(config, builders(config))
+
+
+def test_what_is_wrong_with_the_evaluation_or_early_stopping_is_told_too(tmp_path):
+    given = {"storage": str(tmp_path), "grid": {LR: [0.1]}}
+    evaluation = {"evaluate": {"protocl": "unified"}, "metric": "eval/miou"}
+    config = sweep(**given, **evaluation)
+    with pytest.raises(UserError, match=r"evaluate\.protocl: no such key.*'protocol'"):
+        check_trials(config, builders(config))
+    config = sweep(**given, early_stopping=EarlyStopping(grace_steps=500))
+    with pytest.raises(UserError, match=r"must be below train\.steps=200"):
         check_trials(config, builders(config))
 
 
@@ -307,7 +314,7 @@ def test_early_stopping_needs_figures_on_the_way(overrides, grace, message, tmp_
     config = sweep(overrides=overrides, grid={"train.lr": [0.1]}, early_stopping=stopping)
     example = builders(replace(config, storage=str(tmp_path))).training(grid_trials(config)[0])
     with pytest.raises(UserError, match=message):
-        tune_config(config, open_storage(str(tmp_path)), example, 1, 1)
+        check_stopping(config, example)
 
 
 def test_tpe_without_optuna_says_what_to_install(tmp_path, monkeypatch):
@@ -342,6 +349,22 @@ def test_a_wrong_sweep_file_is_one_error_line(text, message, tmp_path, capsys):
 def test_an_unknown_recipe_is_told():
     with pytest.raises(UserError, match=r"base=nothing\.yaml: no such recipe"):
         recipe_path("nothing.yaml")
+
+
+def test_a_dry_run_lists_the_trials_and_what_is_left_of_them(tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "name: s\nbase: jobs/recipes/sweep_demo.yaml\ngrid: {train.lr: [0.1, 0.2]}\n"
+        f"storage: {tmp_path}\noverrides: {{data.shards: /shards}}\n"
+    )
+    left(sweep(storage=str(tmp_path), grid={LR: [0.1, 0.2]}))
+    assert main(JobConfig, main_run, ["--config", str(path), "--dry_run", "true"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"2 trials in {tmp_path}/s, 1 of them done",
+        "each holds 0.75 logical CPUs",
+        "finished train.lr=0.1, seed 0",
+        "waits    train.lr=0.2, seed 0",
+    ]
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
