@@ -121,11 +121,9 @@ def test_a_failed_trial_ends_nothing_and_is_named(mini_shards, one_fails):
     assert parent.data.tags["mlflow.note.content"] == outcome.comparison.markdown()
     assert parent.data.metrics["sweep/num_failed"] == 1
     assert child.data.tags["sweep.outcome"] == "slow"
-    assert child.data.tags["sweep.train.lr"] == "0.01"
+    assert child.data.tags["sweep.lr"] == "0.01"
     assert "eval/unified" in " ".join(child.data.metrics)
-    assert_view(
-        client, parent, ["params.`train.lr`", "metrics.`eval/miou`", "tags.`sweep.outcome`"]
-    )
+    assert_view(client, parent, ["tags.`sweep.lr`", "metrics.`eval/miou`", "tags.`sweep.outcome`"])
     assert {file.path for file in client.list_artifacts(parent.info.run_id, "comparison")} >= {
         "comparison/verdict.txt",
         "comparison/eval_miou_by_lr.png",
@@ -216,7 +214,7 @@ def test_a_trial_behind_the_others_is_stopped(mini_shards, tmp_path):
     run(mini_shards, config)  # Nothing is left to do.
     assert written(config) == before
     _, children = runs_of(MlflowClient(mini_shards.tracking_uri), config)
-    by_rate = {child.data.tags["sweep.train.lr"]: child for child in children}
+    by_rate = {child.data.tags["sweep.lr"]: child for child in children}
     assert by_rate["1e-09"].info.status == "KILLED"
     assert by_rate["0.05"].info.status == "FINISHED"
 

@@ -19,7 +19,7 @@ from pipeline.training.sweep.launch import check_trials
 from pipeline.training.sweep.results import Result
 from pipeline.training.sweep.search import check_stopping, tune_config
 from pipeline.training.sweep.settings import check_settings, settings_of
-from pipeline.training.sweep.trials import Trial, arguments, examples, grid_trials
+from pipeline.training.sweep.trials import Trial, arguments, examples, grid_trials, short_names
 
 LR = "train.lr"
 DEPTH, INIT = "model.regularizer.depth", "model.regularizer.init"
@@ -44,6 +44,22 @@ def test_a_name_does_not_depend_on_the_other_trials():
     assert few[0].name in {trial.name for trial in many}
     assert Trial({DEPTH: 2, INIT: "a"}, 0).name == Trial({INIT: "a", DEPTH: 2}, 0).name
     assert Trial({DEPTH: 2}, 0).name != Trial({DEPTH: 2}, 1).name != Trial({DEPTH: 2.5}, 1).name
+
+
+@pytest.mark.parametrize(
+    ("keys", "short"),
+    [
+        ([DEPTH, INIT, DEPTH], ["depth", "init"]),
+        (["model.backbone.name"], ["backbone.name"]),
+        (
+            [DEPTH, "model.head.depth", "a.head.depth"],
+            ["regularizer.depth", "model.head.depth", "a.head.depth"],
+        ),
+        (["data.weights", "weights"], ["data.weights", "weights"]),
+    ],
+)
+def test_short_names_are_the_shortest_that_no_other_setting_has(keys, short):
+    assert list(short_names(keys).values()) == short
 
 
 def test_twice_the_same_trial_is_refused():
