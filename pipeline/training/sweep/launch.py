@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -242,9 +243,19 @@ def absolute(config: SweepConfig) -> SweepConfig:
     """Makes local paths absolute, and the tracking URI the same in every process.
 
     Raises:
-        UserError: `storage` is relative to a working folder that Ray uploaded for a job.
+        UserError: `storage` is relative to a working folder that Ray uploaded for a job, or cannot
+            be written to.
     """
     storage = absolute_place("storage", config.storage)
     folder = Path(storage) if "://" not in storage else Path.home() / ".lseg"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(folder, os.W_OK) else "permission denied"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise UserError(
+            f"storage={config.storage}: {folder} must be a folder that this user can write to "
+            f"({problem}): give another, or access to it"
+        )
     return replace(config, storage=storage, tracking=config.tracking.resolved(folder))

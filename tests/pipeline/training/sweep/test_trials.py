@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.sweep import results
 from pipeline.training.sweep.config import EarlyStopping, SweepConfig
-from pipeline.training.sweep.launch import check_trials
+from pipeline.training.sweep.launch import absolute, check_trials
 from pipeline.training.sweep.results import Result
 from pipeline.training.sweep.search import check_stopping, tune_config
 from pipeline.training.sweep.settings import check_settings, settings_of
@@ -360,6 +360,13 @@ def test_a_wrong_sweep_file_is_one_error_line(text, message, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert re.search(message, printed)
     assert printed.count("\n") == 1
+
+
+def test_a_storage_that_cannot_be_written_to_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    config = sweep(storage=str(tmp_path / "file" / "runs"), grid={LR: [0.1]})
+    with pytest.raises(UserError, match=r"^storage=.*/file/runs must be a folder .*give another"):
+        absolute(config)
 
 
 def test_an_unknown_recipe_is_told():
