@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 
+from model.errors import ModelError
 from pipeline.data.ingest import build_mixture
 from pipeline.data.shards import find_manifests
 from pipeline.data.storage import open_storage
@@ -15,7 +16,12 @@ from pipeline.training.evaluation.config import EvaluateConfig
 from pipeline.training.evaluation.launch import evaluate
 from pipeline.training.job import open_tracker
 from pipeline.training.launch import absolute, manifest_tags, train, training_corpus
-from pipeline.training.mlflow_run import patient, prepare_environment
+from pipeline.training.mlflow_run import (
+    MlflowUnavailable,
+    is_unavailable,
+    patient,
+    prepare_environment,
+)
 from pipeline.training.redaction import redact_text
 from pipeline.training.registry import Registry
 from pipeline.training.retraining.config import RetrainConfig
@@ -41,16 +47,19 @@ def retrain(config: RetrainConfig, start_ray: StartRay = None) -> Result:
         start_ray: As for `pipeline.training.launch.train`.
 
     Raises:
-        UserError: Something does not fit, or MLflow does not answer; the next call goes on.
+        UserError: Something does not fit.
+        MlflowUnavailable: MLflow does not answer; the next call goes on.
         RetrainLocked: Another call is at it.
     """
     prepare_environment()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
 
     base = training_config(config)
     config = replace(config, run=base.run, data=base.data, tracking=base.tracking)
     uri, name = server_uri(base.tracking), config.registry.name
+    _check_shared(uri, base.run.storage)
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         os.environ[variable] = uri  # What `models:/` means, here and in the workers.
     storage = open_storage(state_folder(config))
@@ -64,12 +73,28 @@ def retrain(config: RetrainConfig, start_ray: StartRay = None) -> Result:
     try:
         with patient(_ANSWER_WITHIN_S):
             return retraining.rollback() if config.rollback else retraining.run()
-    except MlflowException as error:
+    except (MlflowException, OperationalError, ModelError) as error:
+        unavailable = is_unavailable(error)
+        if isinstance(error, ModelError) and not unavailable:
+            raise
         reason = redact_text(" ".join(str(error).split()))[:400]
-        raise UserError(
+        raise (MlflowUnavailable if unavailable else UserError)(
             f"tracking.uri={redact_text(uri)}: the registry failed ({reason}): "
             f"{retraining.champion_now()}; the same command goes on where this one ended"
         ) from error
+
+
+def _check_shared(uri: str, storage: str) -> None:
+    """Refuses a registry in a file of this machine for models that lie where all machines see them.
+
+    The nodes of a cluster, and the next call on another head, would each have one of their own.
+    """
+    if storage.startswith("s3://") and uri.partition(":")[0] in ("sqlite", "file", ""):
+        raise UserError(
+            f"tracking.uri={redact_text(uri)}: must be a server, since run.storage={storage} is "
+            "shared by machines that cannot share a file: set tracking.uri or MLFLOW_TRACKING_URI "
+            "to http://HOST:5000, or run.storage to a folder"
+        )
 
 
 def training_config(config: RetrainConfig) -> TrainMixConfig:
@@ -120,7 +145,7 @@ def _run_id(config: TrainMixConfig) -> str:
     finally:
         tracker.close()
     if run_id is None:
-        raise UserError(
+        raise MlflowUnavailable(
             f"tracking.uri={redact_text(config.tracking.uri)}: MLflow does not answer, and the "
             f"model of {config.run.name} cannot be registered: the same command goes on from here"
         )
