@@ -383,7 +383,7 @@ class Registry:
         return {metric.key: float(metric.value) for metric in ordered}
 
     def _set_process(self) -> None:
-        """MLflow's own code resolves `models:/` by what the process is set to, not by its client."""
+        """MLflow's own code resolves `models:/` by what the process is set to, not by a client."""
         import mlflow
 
         mlflow.set_tracking_uri(self.tracking_uri)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from model.errors import ModelError
@@ -12,8 +12,8 @@ from pipeline.data.shards import find_manifests
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.evaluation.config import EvaluateConfig
-from pipeline.training.evaluation.launch import evaluate
+from pipeline.training.evaluation.config import EvaluateConfig, WorkersConfig
+from pipeline.training.evaluation.launch import StartRay, evaluate
 from pipeline.training.job import open_tracker
 from pipeline.training.launch import absolute, manifest_tags, train, training_corpus
 from pipeline.training.mlflow_run import (
@@ -31,20 +31,18 @@ from pipeline.training.retraining.runner import Result, Retraining, Trained, Wor
 from pipeline.training.retraining.state import Attempt
 from pipeline.training.tracking_config import server_uri
 
-StartRay = Callable[[float], None] | None
-
 _ANSWER_WITHIN_S = 60
 """How long MLflow may take for one answer. Tracking waits less, but can send later."""
 _RUN_KNOWN_S = 60.0
 """How long to wait for MLflow to name the run of a training that could not reach it."""
 
 
-def retrain(config: RetrainConfig, start_ray: StartRay = None) -> Result:
+def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
     """Re-trains a registered model if there is reason to, or rolls it back.
 
     Args:
         config: What is asked for.
-        start_ray: As for `pipeline.training.launch.train`.
+        start_ray: As for `pipeline.training.evaluation.launch.evaluate`.
 
     Raises:
         UserError: Something does not fit.
@@ -117,7 +115,7 @@ def data_now(config: TrainMixConfig) -> DataState:
     return DataState(manifest_tags(used), validation_tags(manifest_tags(val)))
 
 
-def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay) -> Trained:
+def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | None) -> Trained:
     """Trains the run of an attempt, or resumes it.
 
     Raises:
@@ -153,7 +151,7 @@ def _run_id(config: TrainMixConfig) -> str:
 
 
 def run_evaluation(
-    config: RetrainConfig, checkpoint: str, start_ray: StartRay
+    config: RetrainConfig, checkpoint: str, start_ray: StartRay | None
 ) -> Mapping[str, float]:
     """Figures of one model on the validation shards."""
     asked = config.comparison
@@ -170,9 +168,24 @@ def run_evaluation(
             geometry=asked.geometry,
             precision=asked.precision,
             max_bad_share=asked.max_bad_share,
-            workers=asked.workers,
+            workers=evaluation_workers(config),
             tracking=config.tracking,
         ),
         start_ray,
     )
     return done.report["figures"]
+
+
+def evaluation_workers(config: RetrainConfig) -> WorkersConfig:
+    """The workers of a comparison; where it leaves them open, as many as the training can have.
+
+    A call that goes on after a training may find a cluster whose nodes are gone until they are
+    asked for.
+    """
+    asked = config.comparison.workers
+    room = int(config.logical_cpus // asked.cpus_per_worker)
+    return replace(
+        asked,
+        num_workers=asked.num_workers or max(1, min(config.cluster.num_workers, room)),
+        use_gpu=config.cluster.use_gpu if asked.use_gpu is None else asked.use_gpu,
+    )
