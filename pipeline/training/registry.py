@@ -37,6 +37,8 @@ WEIGHTS_TAG = "weights"
 """Digest of the checkpoint's weights and configuration."""
 REPLACED_TAG = "replaced"
 """The version that carried the alias `champion` before this one was given it."""
+STATE_TAG = "retrain.state"
+"""Of the registered model: where the locks of its re-training are, `RUN_STORAGE/retrain/NAME`."""
 ROLLED_BACK_TAG = "rolled_back"
 """When this version lost the alias `champion` by `Registry.roll_back`, in UTC."""
 
@@ -302,6 +304,23 @@ class Registry:
         with self._answers():
             for key, value in _tags(tags).items():
                 self._client.set_model_version_tag(self.name, number, key, value)
+
+    def state_folder(self) -> str:
+        """Where the locks of this model's re-training are; empty where it was never re-trained."""
+        from mlflow.exceptions import MlflowException
+
+        with self._answers():
+            try:
+                return self._client.get_registered_model(self.name).tags.get(STATE_TAG, "")
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return ""
+                raise
+
+    def set_state_folder(self, uri: str) -> None:
+        """Remembers `state_folder`; the registered model must exist."""
+        with self._answers():
+            self._client.set_registered_model_tag(self.name, STATE_TAG, uri)
 
     def checkpoint(self, version: ModelVersion | str) -> str:
         """The URI of a version that `LSeg.load` and `--checkpoint` understand.
