@@ -1,47 +1,46 @@
 """Sends tracking records that MLflow did not take during training.
 
-python jobs/track.py --replay runs/mix7/tracking.jsonl [--tracking.uri http://mlflow:5000]
+python jobs/track.py --replay runs/mix7/tracking-mix7.jsonl [--tracking.uri http://mlflow:5000]
+python jobs/track.py --replay s3://runs    # all that the runs in this storage have left
 """
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from jobs.cli import main
 from pipeline.errors import UserError
-from pipeline.training.replay import replay
+from pipeline.training.replay import replay_all
 from pipeline.training.tracking_config import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Replays a spill file."""
+    """Replays spill files."""
 
-    replay: Path
-    """The file that training named in its last lines."""
+    replay: str
+    """The file that training named in its last lines, or a folder that holds some: a run's, or the
+    storage of many; local or `s3://`."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where to; `uri` empty: MLFLOW_TRACKING_URI. The experiment is the one in the file."""
 
 
 def replay_job(config: ReplayConfig) -> None:
-    """Sends the file and says what became of it."""
-    if not config.replay.is_file():
-        raise UserError(
-            f"replay={config.replay}: must be a spill file: give the path that training printed; "
-            "a file that was sent completely is removed"
-        )
-    counts = replay(config.replay, config.tracking)
-    print(f"sent {counts.sent} records ({counts.metrics} metric values)")
-    for name, hint in counts.runs.items():
-        print(f"  {name}: {hint}")
-    if counts.refused:
-        refused = config.replay.with_suffix(".refused.jsonl")
-        print(f"refused {counts.refused} records, kept in {refused}")
-    if counts.left:
-        raise UserError(
-            f"replay={config.replay}: {counts.left} records are still in the file, because MLflow "
-            f"must answer and does not ({counts.reason}): repeat when it does"
-        )
+    """Sends the files and says what became of them."""
+    left = []
+    for place, counts in replay_all(config.replay, config.tracking):
+        print(f"{place}: sent {counts.sent} records ({counts.metrics} metric values)")
+        for name, hint in counts.runs.items():
+            print(f"  {name}: {hint}")
+        if counts.refused:
+            refused = f"{place.removesuffix('.jsonl')}.refused.jsonl"
+            print(f"refused {counts.refused} records, kept in {refused}")
+        if counts.left:
+            left.append(
+                f"{counts.left} records are still in the file {place}, because MLflow must answer "
+                f"and does not ({counts.reason})"
+            )
+    if left:
+        raise UserError(f"replay={config.replay}: {'; '.join(left)}: repeat when it does")
 
 
 if __name__ == "__main__":

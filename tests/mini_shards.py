@@ -1,5 +1,6 @@
 """Prepared shards of three datasets of the mini-seven, and the smallest run on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from pipeline.data.augment import AugmentConfig
 from pipeline.data.ingest import DataConfig
 from pipeline.data.prepare import prepare
 from pipeline.data.prepare_config import PrepareConfig, RootsConfig
+from pipeline.data.shards import Manifest, SampleRecord, ShardRecord
+from pipeline.data.storage import open_storage
 from pipeline.data.synthetic import world_classes
 from pipeline.data.synthetic_layout import write_mini_seven
-from pipeline.data.taxonomy import label_text
+from pipeline.data.taxonomy import label_text, universal
 from pipeline.training.config import ClusterConfig, RunConfig, TrainConfig, TrainMixConfig
 from pipeline.training.tracking import TrackingConfig
 
@@ -64,6 +67,19 @@ class MiniShards:
             ),
             tracking=TrackingConfig(uri=self.tracking_uri),
         )
+
+
+def write_manifests(folder: Path, datasets: Sequence[str], split: str) -> None:
+    """Manifests of shards with ten samples each, without the shards themselves."""
+    classes = universal()
+    samples = tuple(SampleRecord(f"s{i}", 1024 * i, 1024, 8, 8, 0) for i in range(10))
+    for name in datasets:
+        shards = (ShardRecord(f"{name}-{split}-000000.tar", 10240, "0" * 64, samples),)
+        manifest = Manifest(
+            2, name, split, classes.name, classes.fingerprint, "", {}, shards, (1,) * 194, ()
+        )
+        storage = open_storage(str(folder))
+        storage.write(f"{name}/{split}/manifest.json", manifest.to_json().encode())
 
 
 def tiny_model(**values: Any) -> ModelConfig:

@@ -86,10 +86,12 @@ class ShardRecord:
         for key, *numbers in values["samples"]:
             offset, length, height, width, *crc32 = map(int, numbers)
             samples.append(SampleRecord(str(key), offset, length, height, width, *crc32))
-        sha256 = values["sha256"]
+        name, sha256 = values["name"], values["sha256"]
+        if not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*", name):  # It names a file.
+            raise ValueError(f"shard {name!r} is no plain file name")
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):  # It names a file of the cache.
             raise ValueError(f"sha256 {sha256!r} is not 64 hex digits")
-        return cls(values["name"], int(values["size"]), sha256, tuple(samples))
+        return cls(name, int(values["size"]), sha256, tuple(samples))
 
 
 @dataclass(frozen=True)

@@ -14,28 +14,27 @@ a snapshot of which are complete.
 import json
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from model.checkpoint import WEIGHTS, save_checkpoint
 from pipeline.data.storage import open_storage
-from pipeline.data.taxonomy import label_text
 from pipeline.errors import UserError
 from pipeline.training import order
 from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.labels import LabelSpace
 from pipeline.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
 TRAINER = "trainer.pt"
 METRICS = "metrics.json"
+PROVENANCE = "provenance.json"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _SPARE = "checkpoint_manager_snapshot.spare.json"
 
@@ -49,7 +48,7 @@ def save(
     folder: Path,
     state: TrainingState,
     config: TrainMixConfig,
-    labels: Sequence[str],
+    labels: LabelSpace,
     metrics: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
@@ -60,6 +59,7 @@ def save(
         "optimizer": state.optimizer.state_dict(),
         "schedule": state.schedule.state_dict(),
         "torch_rng": torch.get_rng_state(),
+        "owes_validation": state.owes_validation,
     }
     # The rule of the schedule is a function of the configuration, not state.
     trainer["schedule"].pop("lr_lambdas", None)
@@ -74,16 +74,16 @@ def save_model(
     folder: Path,
     state: TrainingState,
     config: TrainMixConfig,
-    labels: Sequence[str],
+    labels: LabelSpace,
     metrics: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
     """Writes what it takes to use a model, but not to go on training it."""
     extra = {key: value for key, value in plain(config).items() if key != "model"}
-    texts = [label_text(label) for label in labels]
-    save_checkpoint(folder, state.evaluated, labels, extra_config=extra, texts=texts)
+    names, texts = labels.names, labels.texts
+    save_checkpoint(folder, state.evaluated, names, extra_config=extra, texts=texts)
     (folder / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n")
 
 
 def restore(source: ray.train.Checkpoint, state: TrainingState, device: torch.device) -> None:
@@ -112,6 +112,7 @@ def restore(source: ray.train.Checkpoint, state: TrainingState, device: torch.de
     schedule._last_lr = now
     torch.set_rng_state(trainer["torch_rng"])
     state.step = int(trainer["step"])
+    state.owes_validation = bool(trainer.get("owes_validation", False))
     assert len(state.order) == state.step
 
 
@@ -194,52 +195,9 @@ def repair(run: RunConfig) -> None:
             )
 
 
-def check_resumable(config: TrainMixConfig, labels: Sequence[str]) -> None:
-    """Refuses to resume a run whose network or labels are others than now configured.
-
-    Raises:
-        UserError: Names the first difference.
-    """
-    step = latest_step(config.run)
-    if not step:
-        return
-    storage = open_storage(config.run.storage)
-    folder = f"{config.run.name}/{name_of(step)}"
-    saved = yaml.safe_load(storage.read(f"{folder}/config.yaml"))
-    now = plain(config)
-    pairs = [
-        ("model", saved["model"], now["model"]),
-        ("train.batch_size", saved["train"]["batch_size"], now["train"]["batch_size"]),
-        ("run.seed", saved["run"]["seed"], now["run"]["seed"]),
-        ("train.labels", storage.read(f"{folder}/labels.txt").decode().splitlines(), list(labels)),
-    ]
-    for key, before, after in pairs:
-        difference = _first_difference(key, before, after)
-        if difference:
-            raise UserError(
-                f"run.name={config.run.name}: {folder} in {config.run.storage} was trained with "
-                f"another {difference}: give the run another name, or restore the setting"
-            )
-
-
 def plain(config: Any) -> dict[str, Any]:
     """A configuration as YAML and JSON know it: dicts, lists, numbers, strings."""
     return json.loads(json.dumps(asdict(config), default=str))
-
-
-def _first_difference(key: str, before: Any, after: Any) -> str | None:
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in sorted({*before, *after}):
-            found = _first_difference(f"{key}.{name}", before.get(name), after.get(name))
-            if found:
-                return found
-        return None
-    if before == after:
-        return None
-    if isinstance(before, list) and isinstance(after, list):
-        examples = [*(x for x in after if x not in before), *(x for x in before if x not in after)]
-        return f"{key} ({len(before)} of them, now {len(after)}; differing: {examples[:3]})"
-    return f"{key} ({before!r}, now {after!r})"
 
 
 def fetch(uri: str, into: Path) -> Path:

@@ -151,6 +151,9 @@ class TrainConfig:
     """Steps between two validations; 0 validates only at the end."""
     val_images: int = 200
     """Images of each dataset to validate on; 0 takes all."""
+    val_datasets: tuple[str, ...] | Literal["trained", "all"] = "trained"
+    """Datasets to validate on: those that are trained, all that the shards have, or some by name.
+    `val/miou` is the mean over them."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2

@@ -1,8 +1,9 @@
 """Training on the pairs of a few-shot benchmark: each picture asks for its own class or "others".
 
-The run's labels are "others" and the words of all classes that it trains on, up to 520. A step asks
+The run's labels are "others" and the names of all classes that it trains on, up to 520. A step asks
 for those of its own pictures, and in a picture only "others" and its class compete, which is the
-reference's question of two texts for each picture.
+reference's question of two texts for each picture. The names are asked as the benchmark writes them
+("ac_wall", "diningtable"), as in the reference and in the evaluation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -60,8 +61,9 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
             f"train.batch_size={train.batch_size}: must be at most {IGNORE - 1} with so many "
             "few-shot classes: lower it"
         )
-    words = (OTHERS, *names)
-    return LabelSpace(words, np.arange(256, dtype=np.uint8), Taxonomy("few-shot", words))
+    asked = (OTHERS, *names)
+    lut = np.arange(256, dtype=np.uint8)
+    return LabelSpace(asked, lut, Taxonomy("few-shot", asked), verbatim=True)
 
 
 class EpisodeQuestions:

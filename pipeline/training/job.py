@@ -112,6 +112,7 @@ def open_tracker(
         tags: Provenance.
         parent_run_id: MLflow run to nest a new one in.
     """
+    storage = config.run.storage
     params = json.loads(json.dumps(checkpoint.plain(config)))
     return Tracker.start(
         config.tracking,
@@ -120,11 +121,12 @@ def open_tracker(
         tags=tags,
         params=params,
         parent_run_id=parent_run_id,
+        copy_to=f"{storage}/{config.run.name}" if "://" in storage else "",
     )
 
 
 def _spill_path(config: TrainMixConfig) -> Path:
-    """Beside the checkpoints; for a run in S3, a folder of this machine."""
+    """Beside the checkpoints; for a run in S3, in a folder of this machine, with copies there."""
     storage = config.run.storage
     folder = Path(storage) / config.run.name if "://" not in storage else Path.home() / ".lseg"
     return folder / f"tracking-{config.run.name}.jsonl"

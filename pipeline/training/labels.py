@@ -26,11 +26,13 @@ class LabelSpace:
     """(256,) uint8: id in the taxonomy -> position in `names`, IGNORE for all others."""
     taxonomy: Taxonomy
     """What the names are classes of."""
+    verbatim: bool = False
+    """The text encoder is shown the names as they are."""
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The names as words, for the text encoder."""
-        return tuple(label_text(name) for name in self.names)
+        """What the text encoder is shown: the names as words, unless they are `verbatim`."""
+        return self.names if self.verbatim else tuple(label_text(name) for name in self.names)
 
     def __len__(self) -> int:
         return len(self.names)

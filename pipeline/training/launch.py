@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.data
@@ -22,7 +21,6 @@ from pipeline.data.ingest import (
     configure_context,
     execution_options,
     open_corpus,
-    training_stream,
 )
 from pipeline.data.mixture import Mixture
 from pipeline.data.shards import Manifest
@@ -30,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.episodes import episode_labels
-from pipeline.training.failures import FailureReporter, explained
+from pipeline.training.failures import FailureReporter, explained, way_on
 from pipeline.training.job import Job, Lineage, Verdict
 from pipeline.training.labels import LabelSpace, training_labels
 from pipeline.training.loop import train_worker
@@ -38,17 +36,14 @@ from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
 from pipeline.training.resolvers import mlflow_variables, pinned, worker_runtime_env
-from pipeline.training.stopping import (
-    TrainingStopped,
-    TrainingTerminated,
-    run_stoppable,
-    start_signal,
-)
+from pipeline.training.resumable import check_resumable
+from pipeline.training.stopping import TrainingStopped, outcome_of, run_stoppable, start_signal
+from pipeline.training.stream import StreamDealer, remaining_stream
+from pipeline.training.validation import validation_corpus
 from pipeline.training.warm_start import check_start
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _SHOWN = 12
 """Datasets that are named one by one; the classes of a few-shot benchmark are more."""
 
@@ -63,25 +58,6 @@ class Outcome:
     """Of the last report: `train/loss`, `val/miou`, ..."""
     seconds: float
     """Wall time of this call."""
-
-
-class StreamDealer(ray.train.DataConfig):
-    """Deals the blocks of the stream to the workers strictly in turn, however many there are.
-
-    Ray's own configuration also cuts off what does not divide among them.
-    """
-
-    def configure(
-        self, datasets: Any, world_size: int, *args: Any, **kwargs: Any
-    ) -> list[dict[str, Any]]:
-        """One iterator of each dataset for each worker."""
-        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            dataset = dataset.copy(dataset)
-            dataset.context.execution_options = self._resolve_execution_options(name)
-            for worker, part in enumerate(dataset.streaming_split(world_size, equal=False)):
-                output[worker][name] = part
-        return output
 
 
 def train(
@@ -102,26 +78,25 @@ def train(
     Raises:
         UserError: The shards, the run's folder or the settings do not fit each other; or the
             gradients are not finite any more.
-        TrainingStopped: It was asked to stop, and has a checkpoint.
+        TrainingStopped: It was asked to stop; the message says from where it resumes.
         ray.train.TrainingFailedError: Training failed more often than allowed.
     """
     began = time.perf_counter()
     config = absolute(config)
     check_model(config.model)
     corpus = training_corpus(config)
-    val = _validation_corpus(config)
     mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
     config = replace(config, train=in_steps(config.train, mixture.rows_per_epoch))
     used = {name: corpus.manifests[name] for name in mixture.datasets}
     corpus = replace(corpus, manifests=used)
-    if config.train.test_fold is not None:
-        val = None  # The test fold is for `jobs/evaluate.py`; pairs have no split to validate on.
-    if val is not None:  # Which may show other datasets, and so other classes.
-        val = replace(val, wanted=corpus.taxonomy)
+    val = None  # The test fold is for `jobs/evaluate.py`; pairs have no split to validate on.
+    if config.train.test_fold is None:
+        val = validation_corpus(config, corpus)
     labels = labels_of(used.values(), config, corpus)
     distractor_texts(config.train.distractors, labels)
     checkpoint.repair(config.run)
-    checkpoint.check_resumable(config, labels.names)
+    shards = manifest_tags(used)
+    check_resumable(config, labels.names, shards)
     first = checkpoint.latest_step(config.run)
     if first >= config.train.steps:
         logger.info("run %s is finished: it has %d steps", config.run.name, first)
@@ -133,7 +108,7 @@ def train(
         start_ray(config.logical_cpus)
 
     tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""}
-    tags |= manifest_tags(used)
+    tags |= shards
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
     stop = start_signal()
     lineage = lineage or Lineage()
@@ -144,14 +119,18 @@ def train(
         result = run_stoppable(trainer.fit, stop)
     except ray.train.TrainingFailedError as error:
         raise explained(error, config) from error
+    except TrainingStopped as stopped:  # While no worker was there.
+        raise type(stopped)(
+            f"run {config.run.name} {stopped}, so no further checkpoint was written; the same "
+            f"command resumes {way_on(config.run)}"
+        ) from None
     verdict: Verdict = result.return_value or Verdict()
     if verdict.failed:
         raise UserError(verdict.failed)
     if verdict.stopped:
-        terminated = ray.get(stop.reason.remote()) == "SIGTERM"
-        raise (TrainingTerminated if terminated else TrainingStopped)(
-            f"run {config.run.name} {verdict.stopped}; the same command resumes from checkpoint "
-            f"{checkpoint.latest_folder(config.run)}"
+        raise outcome_of(ray.get(stop.reason.remote()))(
+            f"run {config.run.name} {verdict.stopped}; the same command resumes "
+            f"{way_on(config.run)}"
         )
     return _outcome(config, began)
 
@@ -225,32 +204,6 @@ def _outcome(config: TrainMixConfig, began: float) -> Outcome:
     return Outcome(checkpoint.latest_folder(config.run), metrics, time.perf_counter() - began)
 
 
-def remaining_stream(config: TrainMixConfig, corpus: Corpus, mixture: Mixture) -> ray.data.Dataset:
-    """The rows of the stream that the newest checkpoint has not used."""
-    size = config.train.batch_size
-    start = _patient_latest_step(config) * size
-    stop = max(config.train.steps * size, start)
-    return training_stream(corpus, mixture, config.data, config.rows_per_pass, start, stop)
-
-
-def _patient_latest_step(config: TrainMixConfig) -> int:
-    """As `latest_step`, asked again while the storage fails, for `train.storage_patience_s`.
-
-    Ray's controller asks it when workers start anew, and does not recover from an error.
-    """
-    began, pause = time.monotonic(), _FIRST_PAUSE_S
-    while True:
-        try:
-            return checkpoint.latest_step(config.run)
-        except Exception as error:
-            waited = time.monotonic() - began
-            if waited + pause > config.train.storage_patience_s:
-                raise
-            logger.warning("run.storage does not answer, again in %.0f s: %s", pause, error)
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-
 def absolute(config: TrainMixConfig) -> TrainMixConfig:
     """Makes local paths absolute: the working folder of a Ray worker is another.
 
@@ -282,14 +235,6 @@ def absolute_place(key: str, uri: str) -> str:
             "path that all nodes share, or an s3:// address"
         )
     return str(path.resolve())
-
-
-def _validation_corpus(config: TrainMixConfig) -> Corpus | None:
-    try:
-        return open_corpus(config.data.shards, config.data.val_split)
-    except UserError:
-        logger.warning("no shards of split %r: no validation", config.data.val_split)
-        return None
 
 
 def _worker_environment(config: TrainMixConfig) -> dict[str, str]:

@@ -1,8 +1,11 @@
 """Sends what an outage left in a spill file, to the runs that its lines name."""
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from pipeline.data.storage import Storage, open_storage
 from pipeline.errors import UserError
 from pipeline.training.mlflow_run import MlflowRun, next_batch
 from pipeline.training.redaction import redact_text
@@ -26,6 +29,74 @@ class ReplayCounts:
     """Why lines are left."""
     runs: dict[str, str] = field(default_factory=dict)
     """How to open each run, by run name."""
+
+
+_PATTERN = "tracking*.jsonl"
+_REFUSED = ".refused.jsonl"
+
+
+def replay_all(place: str, config: TrackingConfig) -> Iterator[tuple[str, ReplayCounts]]:
+    """Sends all spill files of a place, one after the other; see `replay`.
+
+    Args:
+        place: A spill file, or a folder with some at any depth, such as a run's storage; local or
+            `s3://`. What a stored file still holds afterwards is written back.
+        config: Where to.
+
+    Yields:
+        Where the file is, and what became of it.
+
+    Raises:
+        UserError: There is none, one is in use by a running training, or there is no tracking URI.
+    """
+    if "://" not in place:
+        path = Path(place)
+        found = [path] if path.is_file() else sorted(path.rglob(_PATTERN))
+        found = [p for p in found if p == path or not p.name.endswith(_REFUSED)]
+        if not found:
+            raise _nothing(place)
+        for path in found:
+            yield str(path), replay(path, config)
+        return
+    root, _, name = place.rpartition("/")
+    if not name.endswith(".jsonl"):
+        root, name = place, ""
+    storage = open_storage(root)
+    paths = [name] if name else [entry.path for entry in storage.list() if _is_spill(entry.path)]
+    paths = [path for path in paths if storage.exists(path)]
+    if not paths:
+        raise _nothing(place)
+    for stored in paths:
+        yield f"{storage.uri}/{stored}", _replay_stored(storage, stored, config)
+
+
+def _is_spill(path: str) -> bool:
+    return PurePosixPath(path).match(_PATTERN) and not path.endswith(_REFUSED)
+
+
+def _nothing(place: str) -> UserError:
+    return UserError(
+        f"replay={place}: must be a spill file, or a folder that holds some: give what training "
+        "printed, or the run's storage; a file that was sent completely is removed"
+    )
+
+
+def _replay_stored(storage: Storage, path: str, config: TrackingConfig) -> ReplayCounts:
+    with tempfile.TemporaryDirectory(prefix="lseg-replay-") as folder:
+        local = Path(folder) / PurePosixPath(path).name
+        before = storage.read(path)
+        local.write_bytes(before)
+        counts = replay(local, config)
+        for ending in ("", _REFUSED):
+            kept = local.with_suffix(ending) if ending else local
+            if kept.exists():
+                target = str(PurePosixPath(path).with_name(kept.name))
+                earlier = storage.read(target) if ending and storage.exists(target) else b""
+                storage.write(target, earlier + kept.read_bytes())
+        # A training that still runs may have written more in the meantime.
+        if not local.exists() and storage.read(path) == before:
+            storage.delete(path)
+    return counts
 
 
 def replay(spill_path: Path, config: TrackingConfig) -> ReplayCounts:

@@ -16,7 +16,16 @@ from typing import Literal
 
 from pipeline.training.mlflow_run import MlflowRun, in_batches, next_batch
 from pipeline.training.redaction import redact_text
-from pipeline.training.spill import Record, SpillFile, load_identity, now_ms, save_identity, to_line
+from pipeline.training.spill import (
+    Record,
+    SpillFile,
+    identity_bytes,
+    load_identity,
+    now_ms,
+    save_identity,
+    to_line,
+)
+from pipeline.training.spill_copy import SpillCopy
 
 logger = logging.getLogger(__name__)
 
@@ -26,22 +35,33 @@ _FLUSH_S = 1.0
 _MAX_BACKOFF_S = 8.0
 _WAKE_AT = 500  # queued records that do not wait for the next flush
 _CLOSING_ATTEMPTS = 2
+_COPY_EVERY_S = 30.0  # during an outage
+_LAST_COPY_S = 10.0
 
 
 class Sender:
     """Sends the records of one run from a thread of its own."""
 
-    def __init__(self, run: MlflowRun, queue_size: int, spill_path: Path | None):
+    def __init__(
+        self,
+        run: MlflowRun,
+        queue_size: int,
+        spill_path: Path | None,
+        copy: SpillCopy | None = None,
+    ):
         """Prepares; `start` starts.
 
         Args:
             run: The run, not yet opened; belongs to the thread from `start` on.
             queue_size: Records in memory; enforced between two calls to the server.
             spill_path: Absolute path for what the server does not take; None: memory only.
+            copy: Where copies of the spill file go, for a node that may vanish.
         """
         self._run = run
         self._queue_size = queue_size
         self._spill = SpillFile(spill_path) if spill_path else None
+        self._copy = copy if spill_path else None
+        self._next_copy = 0.0
         self._queue: deque[Record] = deque()
         self._in_flight: list[Record] = []
         self._lock = threading.Lock()  # guards _in_flight, the spill file and _abandoned
@@ -90,25 +110,55 @@ class Sender:
             self._queue.append(Record(kind="status", time_ms=now_ms(), values={"status": status}))
             self._save()
         left = len(self._in_flight) + len(self._queue)
-        spilled = 0
+        rest = b""
         if self._spill is not None:
             try:
-                spilled = self._spill.count()
+                rest = self._spill.rest()
                 self._spill.close()
             except OSError as error:
                 logger.error("%s: %s", self._spill.path, error)
+        spilled = rest.count(b"\n")
+        copied = self._end_copy(rest)
         if spilled and self._spill is not None:
             logger.warning(
                 "MLflow took not everything: %d records wait in %s; they are sent when the run is "
                 "resumed, or by `python jobs/track.py --replay %s`",
                 spilled,
-                self._spill.path,
-                self._spill.path,
+                f"{self._spill.path} and {copied}" if copied else self._spill.path,
+                copied or self._spill.path,
             )
         if left or self._lost:
             logger.error("MLflow took not everything: %d records are lost", left + self._lost)
         elif not spilled:
             logger.info("MLflow has everything: %s", self._run.ui_hint())
+
+    def _end_copy(self, rest: bytes) -> str:
+        """Brings the copy up to date; its address if it holds the lines that are left."""
+        copy = self._copy
+        if copy is None or not (rest or copy.is_stored):
+            return ""
+        files = {copy.identity: identity_bytes(self._run.identity), copy.lines: rest}
+        if copy.end(files, _LAST_COPY_S):
+            return copy.uri
+        logger.warning("%s: not up to date, the storage does not answer", copy.uri)
+        return ""
+
+    def _copy_out(self) -> None:
+        """Starts to copy what is left, during an outage, or to delete the copy after it."""
+        copy = self._copy
+        if copy is None or self._spill is None:
+            return
+        try:
+            with self._lock:
+                rest = b"" if self._abandoned else self._spill.rest()
+        except OSError:  # Reported where it is written.
+            return
+        if not rest and not copy.is_stored:
+            return
+        if rest and time.monotonic() < self._next_copy:
+            return
+        if copy.begin({copy.identity: identity_bytes(self._run.identity), copy.lines: rest}):
+            self._next_copy = time.monotonic() + _COPY_EVERY_S
 
     def _loop(self) -> None:
         self._identify()
@@ -119,12 +169,15 @@ class Sender:
             if time.monotonic() < self._next_try and not closing:
                 with self._lock:
                     self._save()
+                self._copy_out()
                 continue
             try:
                 self._send_all()
                 if closing:
                     self._run.end(str(self._final), now_ms())
                     self._ended = True
+                elif self._copy is not None and self._copy.is_stored:
+                    self._copy_out()
             except _AbandonedError:
                 return
             except Exception as error:
@@ -225,6 +278,7 @@ class Sender:
         """Takes over the identity that an earlier process of this run left beside the spill."""
         if self._spill is None:
             return
+        self._take_copy()
         mine = self._run.identity
         left = load_identity(self._identity_path)
         same_name = left and (left.experiment, left.run_name) == (mine.experiment, mine.run_name)
@@ -236,6 +290,22 @@ class Sender:
             self._remember()
         except OSError as error:
             logger.warning("%s cannot be used: %s", self._spill.path, error)
+
+    def _take_copy(self) -> None:
+        """Goes on with what a process on another node left in the run's storage."""
+        if self._copy is None or self._spill is None:
+            return
+        try:
+            identity, lines = self._copy.read()
+            with self._lock:
+                if self._abandoned:
+                    return
+                if identity is not None:
+                    save_identity(self._identity_path, identity)
+                if lines:
+                    self._spill.add_lines(lines)
+        except Exception as error:  # The run does not depend on it.
+            logger.warning("%s cannot be read: %s", self._copy.uri, error)
 
     def _keep_foreign_spill(self) -> None:
         """Renames a spill file that holds another run's records."""
@@ -261,6 +331,8 @@ class Sender:
         """Writes down which run this is, for the process that resumes it."""
         if self._spill is not None:
             save_identity(self._identity_path, self._run.identity)
+        if self._copy is not None:
+            self._copy.begin({self._copy.identity: identity_bytes(self._run.identity)})
 
 
 class _AbandonedError(Exception):

@@ -66,16 +66,26 @@ def save_identity(path: Path, identity: RunIdentity) -> None:
     """Writes down, atomically, which run a folder belongs to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(identity), indent=2) + "\n")
+    partial.write_bytes(identity_bytes(identity))
     partial.replace(path)
 
 
 def load_identity(path: Path) -> RunIdentity | None:
     """Reads what `save_identity` wrote; None if there is none."""
     try:
-        return RunIdentity(**json.loads(path.read_text()))
+        return identity_from(path.read_bytes())
     except (OSError, ValueError, TypeError):
         return None
+
+
+def identity_bytes(identity: RunIdentity) -> bytes:
+    """The content of an identity's file."""
+    return json.dumps(asdict(identity), indent=2).encode() + b"\n"
+
+
+def identity_from(data: bytes) -> RunIdentity:
+    """Reads what `identity_bytes` wrote; ValueError or TypeError if it is something else."""
+    return RunIdentity(**json.loads(data))
 
 
 def to_line(identity: RunIdentity, record: Record) -> bytes:
@@ -165,14 +175,25 @@ class SpillFile:
             file.truncate(size)
             raise
 
-    def count(self) -> int:
-        """Counts the lines that `advance` has not passed; reads the whole file."""
+    def add_lines(self, data: bytes) -> None:
+        """Adds those lines of a copy of the file that are not in it."""
+        file = self._open()
+        file.seek(0)
+        known = set(file.readall().splitlines())
+        lines = [line + b"\n" for line in data.splitlines() if line not in known]
+        _write_all(file, b"".join(lines))
+
+    def rest(self) -> bytes:
+        """The lines that `advance` has not passed; reads the whole file."""
         if not self.exists():
-            return 0
+            return b""
         file = self._open()
         file.seek(self._offset)
-        with open(file.fileno(), "rb", closefd=False) as reader:
-            return sum(1 for _ in reader)
+        return file.readall()
+
+    def count(self) -> int:
+        """Counts the lines that `advance` has not passed; reads the whole file."""
+        return self.rest().count(b"\n")
 
     def read_lines(self, max_lines: int) -> list[bytes]:
         """Returns the next lines after the last `advance`, without passing them."""

@@ -27,6 +27,7 @@ from pipeline.training.redaction import (
 from pipeline.training.replay import ReplayCounts, replay
 from pipeline.training.sender import Sender, Status
 from pipeline.training.spill import Kind, Record, RunIdentity, now_ms
+from pipeline.training.spill_copy import SpillCopy
 from pipeline.training.tracking_config import TrackingConfig, server_uri
 
 __all__ = ["ReplayCounts", "Tracker", "TrackingConfig", "flatten_config", "replay"]
@@ -60,6 +61,7 @@ class Tracker:
         tags: Mapping[str, Any] | None = None,
         params: Any = None,
         parent_run_id: str | None = None,
+        copy_to: str = "",
     ) -> "Tracker":
         """Starts recording; returns at once whether or not a server answers.
 
@@ -74,6 +76,8 @@ class Tracker:
             tags: Tags of the run; secrets are left out.
             params: Parameters, flat or nested, mapping or dataclass; see `flatten_config`.
             parent_run_id: MLflow run to nest this one in.
+            copy_to: Folder of a storage (`s3://...`) for copies of the spill file and of the run's
+                identity, where `spill_path` is on a node that may vanish.
 
         Raises:
             UserError: There is no usable tracking URI.
@@ -87,7 +91,8 @@ class Tracker:
         )
         run = MlflowRun(server_uri(config), identity, artifacts=config.artifacts)
         path = spill_path.absolute() if spill_path else None
-        tracker = cls(run, Sender(run, config.queue_size, path))
+        copy = SpillCopy(copy_to, path.name) if copy_to and path else None
+        tracker = cls(run, Sender(run, config.queue_size, path, copy))
         tracker.set_tags(tags or {})
         tracker.log_params(params or {})
         # A process that ends without `close` still writes what it has.

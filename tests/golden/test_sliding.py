@@ -23,11 +23,9 @@ def test_the_command_equals_plain_rules_on_the_plain_network(tmp_path):
     np.save(tmp_path / "x.npy", picture)
     script = Path(__file__).parent / "run_sliding.py"
     command = [sys.executable, script, "--image", "x.npy", "--out", "found/logits.npy"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = np.load(tmp_path / "found/logits.npy")
-    assert (found.shape, found.dtype) == ((1, 5, 91, 150), np.float32)
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
+    # Meanwhile, on another core.
     shapes = published_shapes("vitb32", has_block=False)
     state = {name: torch.from_numpy(fill(name, shape)) for name, shape in shapes.items()}
     text = torch.from_numpy(np.load(INPUTS)["text"])
@@ -41,6 +39,10 @@ def test_the_command_equals_plain_rules_on_the_plain_network(tmp_path):
             base=520,
             window=480,
         )
+    _, errors = running.communicate()
+    assert running.returncode == 0, errors
+    found = np.load(tmp_path / "found/logits.npy")
+    assert (found.shape, found.dtype) == ((1, 5, 91, 150), np.float32)
     # Twelve sums of logits that agree within 1e-4 each.
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1.2e-3)
     assert expected.std() > 0.5

@@ -1,13 +1,18 @@
 """Every shipped recipe parses, says what it is, and makes a dry step."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.cli import main, parse
 from jobs.train_mix import JobConfig, run
+from pipeline.data.ingest import build_mixture, open_corpus
+from pipeline.data.taxonomy import DATASETS
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.validation import validation_corpus
+from tests.mini_shards import write_manifests
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "jobs" / "recipes").glob("*.yaml"))
 
@@ -39,6 +44,31 @@ def test_a_recipe_makes_a_dry_step(recipe, capsys):
         memory >= int(10 * 3 * 4 * parameters * 1e6 / 2**30) / 10
     )  # Weights, gradients, a moment.
     assert re.search(r"ETA +\d+[hms]", text)
+
+
+@pytest.fixture(scope="module")
+def all_seven(tmp_path_factory) -> Path:
+    """Manifests of all seven datasets in both splits."""
+    folder = tmp_path_factory.mktemp("seven")
+    for split in ("train", "val"):
+        write_manifests(folder, DATASETS, split)
+    return folder
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_validates_what_it_trains(recipe, all_seven):
+    config = parse(TrainMixConfig, ["--config", str(recipe), "--data.shards", str(all_seven)])
+    if config.train.test_fold is not None or config.data.augment.squash:
+        assert (config.train.validate_every, config.train.keep_best) == (0, "")
+        return  # Few-shot pairs, which have no split to validate on.
+    corpus = open_corpus(str(all_seven), "train")
+    mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
+    trained = {name: corpus.manifests[name] for name in mixture.datasets}
+    val = validation_corpus(config, replace(corpus, manifests=trained))
+    assert val is not None
+    assert set(val.manifests) == ({"ade20k"} if recipe.stem.startswith("ade20k") else {*DATASETS})
+    best = "val/ade20k/miou" if recipe.stem.startswith("ade20k") else "val/miou"
+    assert config.train.keep_best == best
 
 
 def test_a_dry_run_refuses_what_cannot_be_built(capsys):

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.data.datasets import BadSample
 from pipeline.data.fewshot import Episode, open_few_shot
+from pipeline.data.fewshot.training import OTHERS
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 from pipeline.training.evaluation.answers import AnswerSpace
@@ -14,9 +15,6 @@ from pipeline.training.evaluation.config import EvaluateConfig, Geometry, OtherP
 from pipeline.training.evaluation.items import Item, ItemSource, UnreadableItem, digest, spread
 from pipeline.training.evaluation.protocols import Plan
 from pipeline.training.evaluation.scoring import Part
-
-FEW_SHOT_OTHER = "others"
-"""LSeg's text for the background of an episode."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,11 @@ def few_shot_plan(config: EvaluateConfig) -> Plan:
         )
     few_shot = open_few_shot(name, config.roots[name], config.splits)
     geometry = config.geometry or Geometry(mode="squash")
-    policy = config.other or OtherPolicy(policy="prompts", prompts=(FEW_SHOT_OTHER,))
+    policy = config.other or OtherPolicy(policy="prompts", prompts=(OTHERS,))
     if policy.policy != "prompts":
         raise UserError(
             f"other.policy={policy.policy}: an episode has a class and a background, so {name} "
-            f"needs prompts for the background: published is '{FEW_SHOT_OTHER}'"
+            f"needs prompts for the background: published is '{OTHERS}'"
         )
     lut = np.full(256, IGNORE, np.uint8)
     lut[:2] = (0, 1)
@@ -103,8 +101,8 @@ def few_shot_plan(config: EvaluateConfig) -> Plan:
     notes = list(few_shot.notes)
     if geometry != Geometry(mode="squash"):
         notes.append(f"geometry {geometry.mode}; published: squash to 480")
-    if policy.prompts != (FEW_SHOT_OTHER,):
-        notes.append(f"other: {policy}; published: {FEW_SHOT_OTHER}")
+    if policy.prompts != (OTHERS,):
+        notes.append(f"other: {policy}; published: {OTHERS}")
     if config.max_images:
         notes.append(f"max_images={config.max_images}: not all episodes")
     if config.seed:

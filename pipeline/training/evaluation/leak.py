@@ -132,6 +132,8 @@ def _seen_images(
 ) -> tuple[int | None, str]:
     """How many of a part's pictures were in the training shards, and what to say about it."""
     source = part.source
+    if provenance.has_many:
+        return None, "trained on many datasets, whose pictures are not compared with these"
     own = sorted(set(provenance.datasets) - set(DATASETS))
     if isinstance(source, EpisodeItems):
         seen, why = _seen_episodes(source, provenance)

@@ -37,7 +37,12 @@ class Provenance:
     @property
     def is_known(self) -> bool:
         """Whether the checkpoint says what it was trained on."""
-        return bool(self.labels) and bool(self.datasets)
+        return bool(self.labels) and (bool(self.datasets) or self.has_many)
+
+    @property
+    def has_many(self) -> bool:
+        """Whether the datasets were too many to be named, as few-shot classes are."""
+        return "manifests" in self.tags
 
     @property
     def step(self) -> int:

@@ -175,7 +175,7 @@ RECORDS = st.builds(
 )
 SHARDS = st.builds(
     ShardRecord,
-    name=st.text(min_size=1),
+    name=st.from_regex(r"[a-z0-9_]+-(train|val)-[0-9]{6}\.tar", fullmatch=True),
     size=st.integers(0, 2**40),
     sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
     samples=st.lists(RECORDS, max_size=3).map(tuple),
@@ -225,6 +225,34 @@ def test_fingerprint_changes_with_one_checksum(tmp_path):
 def test_unreadable_manifest_is_a_user_error(text, word):
     with pytest.raises(UserError, match=f"place/manifest.json: .*{word}"):
         Manifest.from_json(text, "place/manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "../x"),
+        ("name", "../../idd/train/idd-train-000000.tar"),
+        ("name", "/etc/passwd"),
+        ("name", "C:\\x.tar"),
+        ("name", "..\\x.tar"),
+        ("name", "more/x.tar"),
+        ("name", ".."),
+        ("name", ""),
+        ("name", "x\0.tar"),
+        ("name", None),
+        ("sha256", "0" * 63),
+        ("sha256", "0" * 64 + "\n"),
+        ("sha256", "A" * 64),
+        ("sha256", "../" + "0" * 61),
+        ("sha256", None),
+    ],
+)
+def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path, field, value):
+    values = json.loads(manifest_of(write_shard(tmp_path, [sample("a")])).to_json())
+    assert Manifest.from_json(json.dumps(values)).shards
+    values["shards"][0][field] = value
+    with pytest.raises(UserError, match=r"place/manifest\.json: damaged .*delete it and convert"):
+        Manifest.from_json(json.dumps(values), "place/manifest.json")
 
 
 def test_finding_manifests(tmp_path):

@@ -1,6 +1,7 @@
 """Interrupted runs of `train()` on a real Ray end with the weights of an undisturbed one."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,10 +15,12 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from pipeline.data.augment import JitterConfig
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
-from pipeline.training.config import RunConfig, TrainMixConfig
-from pipeline.training.launch import Outcome, absolute, train
+from pipeline.training.config import OtherConfig, RunConfig, TrainMixConfig
+from pipeline.training.launch import Outcome, absolute, manifest_tags, train, training_corpus
+from pipeline.training.resumable import check_resumable
 from pipeline.training.tracking_config import server_uri
 from tests.mini_shards import MiniShards, tiny_model
 
@@ -102,6 +105,7 @@ def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
     assert_same_training(undisturbed[1], outcome)
 
 
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
 @pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "again", max_failures=0)
@@ -139,6 +143,7 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed):
         ({"train": {"batch_size": 4}}, ("train.batch_size", "2", "now 4")),
         ({"train": {"labels": "all"}}, ("train.labels",)),
         ({"run": {"seed": 4}}, ("run.seed", "3", "now 4")),
+        ({"data": {"weights": "size"}}, ("data.weights", "'equal'", "now 'size'")),
     ],
 )
 def test_another_run_of_the_same_name_is_refused(undisturbed, change, words):
@@ -155,13 +160,63 @@ def test_another_run_of_the_same_name_is_refused(undisturbed, change, words):
     assert len(str(error.value)) < 600
 
 
-def test_settings_that_do_not_change_the_past_may_change(undisturbed):
-    config = undisturbed[0]
-    later = replace(config, train=replace(config.train, log_every=1, keep_checkpoints=5))
-    labels = (Path(undisturbed[1].checkpoint) / "labels.txt").read_text().splitlines()
-    checkpoint.check_resumable(later, labels)
+@pytest.fixture(scope="module")
+def trained(undisturbed) -> tuple[TrainMixConfig, list[str], dict[str, str]]:
+    """Configuration, labels and shards of the finished run, as a later call would give them."""
+    config, outcome = undisturbed
+    labels = (Path(outcome.checkpoint) / "labels.txt").read_text().splitlines()
+    return config, labels, manifest_tags(training_corpus(config).manifests)
+
+
+def test_settings_that_do_not_change_the_past_may_change(trained):
+    config, labels, shards = trained
+    train = replace(
+        config.train, steps=99, lr=0.1, weight_decay=0.0, accumulate=2, log_every=1,
+        validate_every=5, keep_checkpoints=5, precision="bf16", ema_decay=0.9,
+    )  # fmt: skip
+    later = replace(
+        config,
+        data=replace(config.data, num_loaders=3, cache_gib=1.0, shards="s3://moved/there"),
+        model=replace(config.model, activation_checkpointing=True),
+        train=train,
+        cluster=replace(config.cluster, num_workers=1, max_failures=9),
+    )
+    check_resumable(later, labels, shards)
     with pytest.raises(UserError, match=r"train\.labels"):
-        checkpoint.check_resumable(later, labels[1:])
+        check_resumable(later, labels[1:], shards)
+
+
+def test_every_difference_in_the_data_is_named_with_both_values(trained):
+    config, labels, shards = trained
+    augment = replace(
+        config.data.augment, flip_probability=0.25, jitter=JitterConfig(brightness=0.5)
+    )
+    data = replace(
+        config.data, weights="size", temperature=0.5, caps={"cityscapes": 3}, augment=augment
+    )
+    train = replace(config.train, optimizer="adamw", label_sets="own", other=OtherConfig(share=0.5))
+    other = replace(config, data=data, train=train)
+    now = {**shards, "manifest.cityscapes": "0" * 16}
+    with pytest.raises(UserError) as error:
+        check_resumable(other, labels, now)
+    for words in (
+        "run.name=whole: ",
+        "data.weights ('equal', now 'size')",
+        "data.temperature (1.0, now 0.5)",
+        "data.caps.cityscapes (None, now 3)",
+        "data.augment.flip_probability (0.5, now 0.25)",
+        "data.augment.jitter.brightness (0.0, now 0.5)",
+        "train.optimizer ('sgd', now 'adamw')",
+        "train.label_sets ('union', now 'own')",
+        "train.other.share (0.0, now 0.5)",
+        f"data.shards.manifest.cityscapes ('{shards['manifest.cityscapes']}', now '{'0' * 16}')",
+        "give the run another name",
+    ):
+        assert words in str(error.value)
+    assert "manifest.ade20k" not in str(error.value)
+    fewer = {tag: value for tag, value in shards.items() if tag != "manifest.ade20k"}
+    with pytest.raises(UserError, match=r"manifest\.ade20k \('\w{16}', now None\)"):
+        check_resumable(config, labels, fewer)
 
 
 def test_a_run_that_does_not_exist_has_no_steps(tmp_path):

@@ -143,6 +143,19 @@ def test_a_batch_holds_one_run(tmp_path):
     assert next_batch(spill)[0] == other
 
 
+def test_a_copy_adds_what_the_file_lacks_and_a_torn_end_costs_only_itself(tmp_path):
+    lines = [to_line(IDENTITY, _metrics(step)) for step in range(5)]
+    spill = SpillFile(tmp_path / "spill.jsonl")
+    assert spill.rest() == b""
+    spill.append(IDENTITY, [_metrics(0), _metrics(1)])
+    spill.add_lines(b"".join(lines[1:4]) + lines[4][:20])
+    assert spill.rest() == b"".join(lines[:4]) + lines[4][:20] + b"\n"
+    spill.advance(spill.read_lines(3))
+    assert spill.rest() == lines[3] + lines[4][:20] + b"\n"
+    assert spill.count() == 2
+    spill.close()
+
+
 def test_two_processes_cannot_use_one_file(tmp_path):
     first, second = SpillFile(tmp_path / "s.jsonl"), SpillFile(tmp_path / "s.jsonl")
     first.append(IDENTITY, [_metrics(0)])

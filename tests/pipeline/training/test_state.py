@@ -9,6 +9,7 @@ import torch
 from model.checkpoint import load_checkpoint
 from pipeline.training import checkpoint
 from pipeline.training.config import TrainConfig, TrainMixConfig
+from pipeline.training.labels import label_space
 from pipeline.training.state import Statistics, build_state
 from tests.mini_shards import tiny_model
 
@@ -48,7 +49,7 @@ def test_a_resumed_state_goes_on_as_the_one_it_was_saved_from(tmp_path):
     whole, resumed = build_state(CONFIG, 512, CPU), build_state(CONFIG, 512, CPU)
     for step in range(3):
         one_step(whole, step)
-    checkpoint.save(tmp_path, whole, CONFIG, ["road", "sky"], {"step": 3}, {})
+    checkpoint.save(tmp_path, whole, CONFIG, label_space(["road", "sky"]), {"step": 3}, {})
     checkpoint.restore(ray.train.Checkpoint.from_directory(tmp_path), resumed, CPU)
     assert (resumed.step, resumed.order) == (3, [0, 1, 2])
     for step in (3, 4):
@@ -64,7 +65,7 @@ def test_a_resumed_state_takes_rates_that_were_changed(tmp_path):
     before = build_state(CONFIG, 512, CPU)
     for step in range(3):
         one_step(before, step)
-    checkpoint.save(tmp_path, before, CONFIG, ["road", "sky"], {"step": 3}, {})
+    checkpoint.save(tmp_path, before, CONFIG, label_space(["road", "sky"]), {"step": 3}, {})
     train = replace(CONFIG.train, lr=CONFIG.train.lr / 8, weight_decay=0.5, steps=100)
     resumed = build_state(replace(CONFIG, train=train), 512, CPU)
     checkpoint.restore(ray.train.Checkpoint.from_directory(tmp_path), resumed, CPU)
@@ -84,7 +85,7 @@ def test_the_checkpoint_hands_out_the_average(tmp_path):
     state = build_state(CONFIG, 512, CPU)
     one_step(state, 0)
     one_step(state, 1)
-    checkpoint.save(tmp_path, state, CONFIG, ["road"], {}, {})
+    checkpoint.save(tmp_path, state, CONFIG, label_space(["road"]), {}, {})
     loaded, _ = load_checkpoint(tmp_path)
     for one, other in zip(loaded.parameters(), state.evaluated.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from jobs.track import ReplayConfig, replay_job
+from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
+from pipeline.training import sender
 from pipeline.training.replay import replay
 from pipeline.training.spill import from_line
 from pipeline.training.tracking import Tracker, TrackingConfig
@@ -262,7 +264,7 @@ def test_a_dead_server_does_not_slow_and_everything_is_replayed(sqlite, dead, tm
 
     # The same file once more, through the job: nothing is there twice.
     spill.write_bytes(copy)
-    replay_job(ReplayConfig(replay=spill, tracking=sqlite))
+    replay_job(ReplayConfig(replay=str(spill), tracking=sqlite))
     assert f"sent {len(lines)} records (2000 metric values)" in capsys.readouterr().out
     assert len(_runs(sqlite, "a")) == 1
     assert _steps(sqlite, run.info.run_id) == list(range(1000))
@@ -384,7 +386,7 @@ def test_replay_reports_an_outage_and_keeps_the_file(dead, tmp_path):
     tracker.close(timeout_s=20)
     content = spill.read_bytes()
     with pytest.raises(UserError, match="4 records are still in the file"):
-        replay_job(ReplayConfig(replay=spill, tracking=dead))
+        replay_job(ReplayConfig(replay=str(spill), tracking=dead))
     assert spill.read_bytes() == content
 
 
@@ -409,6 +411,73 @@ def test_the_replay_job_answers_a_missing_file_with_exit_code_2(tmp_path):
     assert done.returncode == 2, done.stderr
     assert "no.jsonl: must be a spill file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Copies in the storage of a run whose nodes come and go.
+
+
+def _outage(config: TrackingConfig, node: Path, storage: str, first: int, last: int) -> Tracker:
+    """A process on a node that starts while MLflow is away, and logs some steps."""
+    tracker = Tracker.start(
+        config, run_name="a", spill_path=node / "tracking-a.jsonl", copy_to=f"{storage}/a"
+    )
+    _log_steps(tracker, first, last)
+    return tracker
+
+
+def test_what_a_lost_node_had_kept_is_replayed_from_the_storage(
+    sqlite, dead, tmp_path, s3_bucket, capsys, caplog
+):
+    storage = open_storage(s3_bucket)
+    tracker = _outage(dead, tmp_path / "node", s3_bucket, 0, 5)
+    # While it runs: the node may vanish without a word.
+    _wait_until(lambda: storage.exists("a/tracking-a.jsonl"))
+    _log_steps(tracker, 5, 9)
+    tracker.close("FAILED", timeout_s=20)
+    assert f"--replay {s3_bucket}/a/tracking-a.jsonl" in caplog.text
+    assert storage.read("a/tracking-a.jsonl") == (tmp_path / "node/tracking-a.jsonl").read_bytes()
+
+    with pytest.raises(UserError, match=rf"10 records are still in the file {s3_bucket}/a/"):
+        replay_job(ReplayConfig(replay=s3_bucket, tracking=dead))
+    replay_job(ReplayConfig(replay=s3_bucket, tracking=sqlite))
+    assert f"{s3_bucket}/a/tracking-a.jsonl: sent 10 records" in capsys.readouterr().out
+    (run,) = _runs(sqlite, "a")
+    assert run.info.status == "FAILED"
+    assert _steps(sqlite, run.info.run_id) == list(range(9))
+    for place in (s3_bucket, f"{s3_bucket}/a/tracking-a.jsonl", str(tmp_path / "sqlite")):
+        with pytest.raises(UserError, match=r"must be a spill file, or a folder that holds some"):
+            replay_job(ReplayConfig(replay=place, tracking=sqlite))
+    # The same lines on the node itself, found below a folder, are there only once.
+    replay_job(ReplayConfig(replay=str(tmp_path), tracking=sqlite))
+    assert _steps(sqlite, _runs(sqlite, "a")[0].info.run_id) == list(range(9))
+
+
+def test_another_node_goes_on_with_the_run_and_what_was_left(sqlite, dead, tmp_path, s3_bucket):
+    storage = open_storage(s3_bucket)
+    first = _outage(dead, tmp_path / "one", s3_bucket, 0, 4)
+    first.close("KILLED", timeout_s=20)
+    shutil.rmtree(tmp_path / "one")
+    second = _outage(sqlite, tmp_path / "two", s3_bucket, 4, 6)
+    assert second.wait_for_run(60)
+    second.close("KILLED", timeout_s=60)
+    assert not storage.exists("a/tracking-a.jsonl")
+    assert not (tmp_path / "two/tracking-a.jsonl").exists()
+    third = _outage(sqlite, tmp_path / "three", s3_bucket, 6, 8)
+    assert third.wait_for_run(60)
+    third.close(timeout_s=60)
+    (run,) = _runs(sqlite, "a")
+    assert run.info.status == "FINISHED"
+    assert _steps(sqlite, run.info.run_id) == list(range(8))
+
+
+def test_a_storage_that_does_not_answer_holds_nothing_up(dead, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sender, "_LAST_COPY_S", 0.4)
+    tracker = _outage(dead, tmp_path, "s3://no-such-bucket-anywhere", 0, 3)
+    begin = time.monotonic()
+    tracker.close(timeout_s=20)
+    assert time.monotonic() - begin < 20
+    assert len(_spilled(tmp_path / "tracking-a.jsonl")) == 4
+    assert f"--replay {tmp_path}/tracking-a.jsonl" in caplog.text
 
 
 # The configuration.

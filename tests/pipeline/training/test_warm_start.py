@@ -10,6 +10,7 @@ from model.config import RegularizerConfig
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
+from pipeline.training.labels import label_space
 from pipeline.training.state import build_state
 from pipeline.training.warm_start import check_start, model_difference
 from tests.mini_shards import tiny_model
@@ -55,7 +56,7 @@ def test_a_resumed_run_needs_the_other_checkpoint_no_more(other, tmp_path):
     with pytest.raises(UserError, match=r"holds no model.safetensors: name the folder"):
         check_start(config)
     # What the run saves says the recipe's own network, so that it resumes under that recipe.
-    checkpoint.save(tmp_path, state, config, ["road"], {"step": 0}, {})
+    checkpoint.save(tmp_path, state, config, label_space(["road"]), {"step": 0}, {})
     text = (tmp_path / "config.yaml").read_text()
     assert f"pretrained: {str(config.model.backbone.pretrained).lower()}" in text
 

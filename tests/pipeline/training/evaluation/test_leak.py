@@ -81,6 +81,20 @@ def test_pictures_of_ones_own_dataset_are_not_known(coco_plan):
     assert "trained on my_voc" in " ".join(report.reasons)
 
 
+def test_classes_are_known_where_the_datasets_are_too_many_to_name(
+    coco_plan,
+):
+    def trained_on(*labels: str) -> Provenance:
+        return Provenance(("others", *labels), {}, {"manifests": "0123456789abcdef (60 datasets)"})
+
+    other_fold = check_leaks(*coco_plan, trained_on("bicycle", "hotdog"))
+    assert other_fold.seen_classes["fold0"] == ("hotdog",)
+    assert other_fold.zero_shot == "no"
+    same_fold = check_leaks(*coco_plan, trained_on("bicycle"))
+    assert same_fold.zero_shot == "unknown"
+    assert "pictures are not compared" in same_fold.reasons[0]
+
+
 def test_pictures_by_cocos_number(coco_plan):
     config, plan = coco_plan
     keys = [f"{number:012d}" for number in (0, 7, 99)]

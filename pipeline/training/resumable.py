@@ -1,0 +1,91 @@
+"""Whether a run may go on from its checkpoint under the settings that are now given.
+
+What decides the network, what it is asked, and which pictures it sees must be as it was: else one
+run would be two, and its record would say only the second. Free to change are the length of the
+run, rates and decays, precision, accumulation, the workers, the loaders and the cache, and all that
+only watches: logging, validation, checkpoints, tracking. Shards may move if they are the same.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from pipeline.data.storage import open_storage
+from pipeline.errors import UserError
+from pipeline.training.checkpoint import PROVENANCE, latest_step, name_of, plain
+from pipeline.training.config import TrainMixConfig
+
+_FIXED = (
+    "run.seed",
+    "model",
+    "data.weights",
+    "data.temperature",
+    "data.caps",
+    "data.augment",
+    "train.batch_size",
+    "train.optimizer",
+    "train.label_sets",
+    "train.test_fold",
+    "train.other",
+    "train.distractors",
+)
+"""Settings, and groups of them, that a run keeps."""
+_FREE = ("model.activation_checkpointing",)
+"""Of these, what changes no result."""
+_SHARDS = "manifest"
+"""How the tags begin that tell the fingerprint of a dataset's shards, or of many."""
+
+
+def check_resumable(
+    config: TrainMixConfig, labels: Sequence[str], shards: Mapping[str, str]
+) -> None:
+    """Refuses to resume a run whose network, labels or data are others than now configured.
+
+    Args:
+        config: Of the run.
+        labels: Names of what it is to be trained on.
+        shards: Tag -> fingerprint of the training shards, as in the provenance of checkpoints.
+
+    Raises:
+        UserError: Names every difference.
+    """
+    step = latest_step(config.run)
+    if not step:
+        return
+    storage = open_storage(config.run.storage)
+    folder = f"{config.run.name}/{name_of(step)}"
+    saved, now = yaml.safe_load(storage.read(f"{folder}/config.yaml")), plain(config)
+    found = [d for key in _FIXED for d in _differences(key, _at(saved, key), _at(now, key))]
+    before = storage.read(f"{folder}/labels.txt").decode().splitlines()
+    found += _differences("train.labels", before, list(labels))
+    provenance = json.loads(storage.read(f"{folder}/{PROVENANCE}"))
+    stored = {tag: value for tag, value in provenance.items() if tag.startswith(_SHARDS)}
+    if stored:  # A checkpoint from elsewhere may not say.
+        found += _differences("data.shards", stored, dict(shards))
+    if found:
+        raise UserError(
+            f"run.name={config.run.name}: {folder} in {config.run.storage} was trained with other "
+            f"{', '.join(found)}: give the run another name, or restore what differs"
+        )
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name, {})
+    return tree
+
+
+def _differences(key: str, before: Any, after: Any) -> Iterator[str]:
+    """Each setting that differs, with both values."""
+    if before == after or key in _FREE:
+        return
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted({*before, *after}):
+            yield from _differences(f"{key}.{name}", before.get(name), after.get(name))
+    elif key == "train.labels":
+        examples = [*(x for x in after if x not in before), *(x for x in before if x not in after)]
+        yield f"{key} ({len(before)} of them, now {len(after)}; differing: {examples[:3]})"
+    else:
+        yield f"{key} ({before!r}, now {after!r})"
