@@ -95,6 +95,8 @@ def test_core_documents_and_all_pods_follow_the_schemas_of_kubernetes():
 
 def test_kustomization_names_files_that_exist_and_builds():
     resources = document("kustomization.yaml", "Kustomization")["resources"]
+    namespace = document("policies.yaml", "Namespace")["metadata"]["name"]
+    assert document("kustomization.yaml", "Kustomization")["namespace"] == namespace
     assert [name for name in resources if not (KUBERAY / name).is_file()] == []
     (image,) = document("kustomization.yaml", "Kustomization")["images"]
     assert image == {"name": "lseg-ray", "newName": "lseg-ray", "newTag": project()["version"]}
@@ -225,6 +227,7 @@ def test_the_cron_job_has_no_rights_and_knows_the_standing_cluster():
     assert container["command"] == [f"{IMAGE_FOLDER}infra/retrain.sh"]
     env = {each["name"]: each for each in container["env"]}
     cluster = document("raycluster.yaml", "RayCluster")["metadata"]["name"]
+    assert env["RAY_AUTH_MODE"]["value"] == "token"
     assert env["RAY_ADDRESS"]["value"] == f"http://{cluster}-head-svc:8265"
     # The operator names the token's secret after the cluster.
     secret = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
@@ -269,7 +272,12 @@ def test_policies_choose_the_right_pods():
     for place, template in PODS.items():
         assert chosen <= template["metadata"]["labels"].items(), place
     assert policy["policyTypes"] == ["Ingress"]
-    assert all(rule["from"] for rule in policy["ingress"])
+    selectors = [each for rule in policy["ingress"] for each in rule["from"]]
+    assert len(selectors) >= 3
+    for each in selectors:  # An empty one is everybody.
+        assert any(selector.get("matchLabels") for selector in each.values()), each
+    ports = [{port["port"] for port in rule.get("ports", [])} for rule in policy["ingress"]]
+    assert ports == [set(), {8265}, {8080}]  # Its own pods, the operator, Prometheus.
     budget = document("policies.yaml", "PodDisruptionBudget")["spec"]
     # KubeRay labels each pod with its kind of node.
     assert budget["selector"]["matchLabels"] == dict(chosen) | {"ray.io/node-type": "head"}

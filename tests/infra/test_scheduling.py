@@ -101,6 +101,7 @@ def test_script_submits_the_job(tmp_path, monkeypatch):
     assert words[:4] == ["job", "submit", "--working-dir", "."]
     variables = json.loads(words[words.index("--runtime-env-json") + 1])["env_vars"]
     assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    assert float(variables["LSEG_CLUSTER_WAIT_S"]) >= 600
     assert words[job + 1 : job + 3] == ["python", "jobs/retrain.py"]
     monkeypatch.chdir(ROOT)
     arguments = words[job + 3 :]
@@ -204,7 +205,11 @@ def test_launcher_file_follows_rays_own_schema():
 
 def test_launcher_starts_ray_with_options_that_exist():
     (config,) = documents(INFRA / "ray" / "cluster.yaml")
-    assert any("RAY_AUTH_MODE=token" in option for option in config["docker"]["run_options"])
+    options = config["docker"]["run_options"]
+    assert any("RAY_AUTH_MODE=token" in option for option in options)
+    assert any(re.search(r"MLFLOW_TRACKING_URI=http://[^@]+$", option) for option in options)
+    # Where Ray looks for its token by itself.
+    assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         stop, command = config[key]
         assert stop == "ray stop"
