@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a timer, cron or a CronJob calls: submits jobs/retrain.py to the cluster,
-# waits for its end and exits with its exit code (0; 2: wrong settings; 75:
-# another re-training is at work), which `ray job submit` turns into 1.
+# waits for its end and exits with its exit code (0; 2: wrong settings; 69:
+# MLflow does not answer; 75: another re-training is at work), which
+# `ray job submit` turns into 1.
 #
 #   RAY_ADDRESS         dashboard of the cluster, http://HEAD:8265; with tokens
 #                       also RAY_AUTH_MODE=token and RAY_AUTH_TOKEN

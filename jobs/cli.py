@@ -78,7 +78,7 @@ def main(
     return 0
 
 
-def start_ray(num_cpus: float) -> None:
+def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
     """Connects to the Ray cluster around this process, or starts a local one.
 
     Inside a cluster (`RAY_ADDRESS` is set, as under `ray job submit`) that cluster is used. Where
@@ -88,6 +88,7 @@ def start_ray(num_cpus: float) -> None:
 
     Args:
         num_cpus: Logical CPUs that the job needs at once.
+        num_gpus: GPUs that it needs at once.
 
     Raises:
         UserError: The cluster does not answer, or is smaller than the job needs.
@@ -116,18 +117,24 @@ def start_ray(num_cpus: float) -> None:
                 logging_level=logging.WARNING,
                 runtime_env={"worker_process_setup_hook": "jobs.ray_worker.prepare"},
             )
-    available = _cluster_cpus(num_cpus)
-    if available < num_cpus:
-        raise UserError(
-            f"cluster CPUs={available:g}: this job holds {num_cpus:g} at once and would wait for "
-            "ever: add nodes, start Ray with --num-cpus, or lower cluster.num_workers, "
-            "cluster.cpus_per_worker or data.loader_cpus; for a cluster whose nodes come when they "
-            f"are needed, set {_WAIT} to the seconds that they may take"
-        )
+    needed = {"CPU": num_cpus, "GPU": float(num_gpus)}
+    for kind, available in _cluster_resources(needed).items():
+        if available < needed[kind]:
+            lower = "cluster.num_workers (of an evaluation: workers.num_workers)"
+            if kind == "CPU":
+                lower = f"start Ray with --num-cpus, or lower {lower}, cpus_per_worker or "
+                lower += "data.loader_cpus"
+            else:
+                lower = f"lower {lower}, or set use_gpu to false"
+            raise UserError(
+                f"cluster {kind}s={available:g}: this job holds {needed[kind]:g} at once and would "
+                f"wait for ever: add nodes, {lower}; for a cluster whose nodes come when they are "
+                f"needed, set {_WAIT} to the seconds that they may take"
+            )
 
 
-def _cluster_cpus(num_cpus: float) -> float:
-    """The logical CPUs of the cluster, after the wait for nodes that LSEG_CLUSTER_WAIT_S allows."""
+def _cluster_resources(needed: dict[str, float]) -> dict[str, float]:
+    """What the cluster has of what is needed, after the wait that LSEG_CLUSTER_WAIT_S allows."""
     import ray
     from ray.autoscaler.sdk import request_resources
 
@@ -136,20 +143,31 @@ def _cluster_cpus(num_cpus: float) -> float:
         wait_s = float(given)
     except ValueError:
         raise UserError(f"{_WAIT}={given}: must be a number of seconds, 0 for no wait") from None
+
+    def available() -> dict[str, float]:
+        there = ray.cluster_resources()
+        return {kind: there.get(kind, 0.0) for kind in needed}
+
+    def is_enough() -> bool:
+        return all(number >= needed[kind] for kind, number in available().items())
+
     deadline = time.monotonic() + wait_s
-    available = ray.cluster_resources().get("CPU", 0.0)
-    if available >= num_cpus or wait_s <= 0:
-        return available
-    logger.info("waiting up to %.0f s for nodes: %g of %g CPUs", wait_s, available, num_cpus)
+    if is_enough() or wait_s <= 0:
+        return available()
+    there = (f"{number:g} of {needed[kind]:g} {kind}s" for kind, number in available().items())
+    logger.info("waiting up to %.0f s for nodes: %s", wait_s, ", ".join(there))
     # The request holds until it is taken back; from then on the job's own tasks keep the nodes.
-    request_resources(num_cpus=math.ceil(num_cpus))
+    num_gpus = int(needed["GPU"])
+    if num_gpus:  # Nodes that have both.
+        request_resources(bundles=[{"CPU": needed["CPU"] / num_gpus, "GPU": 1}] * num_gpus)
+    else:
+        request_resources(num_cpus=math.ceil(needed["CPU"]))
     try:
-        while available < num_cpus and time.monotonic() < deadline:
+        while not is_enough() and time.monotonic() < deadline:
             time.sleep(1.0)
-            available = ray.cluster_resources().get("CPU", 0.0)
     finally:
         request_resources(num_cpus=0)
-    return available
+    return available()
 
 
 def _instantiate(

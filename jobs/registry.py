@@ -7,7 +7,9 @@
     python jobs/registry.py roll_back
     python jobs/registry.py remove_alias candidate
 
-The server is `--tracking.uri` or MLFLOW_TRACKING_URI, the registered model `--registry.name`.
+The server is `--tracking.uri` or MLFLOW_TRACKING_URI, the registered model `--registry.name`. The
+champion changes under the lock of `jobs/retrain.py`: exit code 75 while that one changes it (the
+message says who, since when, until when), 69 where MLflow does not answer, 2 for a mistake.
 """
 
 import sys

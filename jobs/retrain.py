@@ -7,9 +7,9 @@ Call it as often as you like: without new shards it does nothing; killed, the ne
 places are those of `jobs/train_mix.py`; the model in service is the alias `champion` of
 `--registry.name`.
 
-Exit codes: 0 done, whatever was decided, or nothing to do; 2 a mistake in settings or data, or
-MLflow does not answer; 75 another call is at it (the message says who, since when, until when); 130
-and 143 stopped by Ctrl-C and SIGTERM, with a checkpoint.
+Exit codes: 0 done, whatever was decided, or nothing to do; 2 a mistake in settings or data; 69
+MLflow does not answer: try again; 75 another call is at it (the message says who, since when, until
+when); 130 and 143 stopped by Ctrl-C and SIGTERM, with a checkpoint.
 """
 
 import logging

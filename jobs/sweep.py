@@ -2,6 +2,7 @@
 
     python jobs/sweep.py --config jobs/sweeps/regularizer.yaml --overrides.data.shards s3://...
     ray job submit --working-dir . -- python jobs/sweep.py --config SWEEP --storage s3://sweeps
+    python jobs/sweep.py --config SWEEP --dry_run true
 
 The same `name` with the same `storage` goes on where it stopped, and tries failed trials again.
 Trials are MLflow runs below the sweep's own, which carries the comparison. What the command line
@@ -14,6 +15,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from pipeline.training.evaluation.config import EvaluateConfig
 from pipeline.training.launch import absolute as absolute_run
 from pipeline.training.progress import duration
 from pipeline.training.sweep.config import SweepConfig
-from pipeline.training.sweep.launch import SweepOutcome, absolute, run_sweep
+from pipeline.training.sweep.launch import SweepOutcome, absolute, plan, run_sweep
 from pipeline.training.sweep.runner import Builders
 from pipeline.training.sweep.trials import Trial, arguments, settings_words
 
@@ -38,15 +40,32 @@ logger = logging.getLogger("jobs.sweep")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(SweepConfig):
+    """A sweep, or a look at what it would do."""
+
+    dry_run: bool = False
+    """Check every trial, and list them with what earlier starts left of each; train nothing."""
+
+
+def main_run(given: JobConfig) -> SweepOutcome | None:
+    """As `run`, or the look at it."""
+    config = SweepConfig(**{f.name: getattr(given, f.name) for f in fields(SweepConfig)})
+    if not given.dry_run:
+        return run(config)
+    config = absolute(config)
+    print("\n".join(plan(config, builders(config))))
+    return None
+
+
 def run(given: SweepConfig) -> SweepOutcome:
-    """Connects to Ray, runs the trials, and shows the comparison."""
+    """Connects to Ray, runs the trials, and shows the comparison.
+
+    Raises:
+        UserError: See `run_sweep`; or every trial failed.
+    """
     config = absolute(given)
-    recipe = recipe_path(config.base)
-    build = Builders(
-        functools.partial(build_trial, config, recipe.read_text(encoding="utf-8")),
-        functools.partial(build_evaluation, config),
-    )
-    outcome = run_sweep(config, build, start_ray)
+    outcome = run_sweep(config, builders(config), start_ray)
     Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160).print(
         outcome.comparison.table()
     )
@@ -54,7 +73,22 @@ def run(given: SweepConfig) -> SweepOutcome:
         logger.info("%s", line)
     logger.info("finished in %s: %s", duration(outcome.seconds), outcome.folder)
     logger.info("%s", outcome.ui_hint)
+    trials = outcome.comparison.trials
+    if all(judged.result.status == "failed" for judged in trials):
+        raise UserError(
+            f"name={config.name}: all of its {len(trials)} trials failed, the first by: "
+            f"{trials[0].result.error}: mend that, and start the same command again"
+        )
     return outcome
+
+
+def builders(config: SweepConfig) -> Builders:
+    """What makes the configurations of the sweep's trials."""
+    recipe = recipe_path(config.base).read_text(encoding="utf-8")
+    return Builders(
+        functools.partial(build_trial, config, recipe),
+        functools.partial(build_evaluation, config),
+    )
 
 
 def merge_overrides(argv: Sequence[str]) -> list[str]:
@@ -130,4 +164,4 @@ def build_evaluation(
 
 
 if __name__ == "__main__":
-    sys.exit(main(SweepConfig, run, merge_overrides(sys.argv[1:]), __doc__))
+    sys.exit(main(JobConfig, main_run, merge_overrides(sys.argv[1:]), __doc__))

@@ -59,6 +59,7 @@ def save(
         "optimizer": state.optimizer.state_dict(),
         "schedule": state.schedule.state_dict(),
         "torch_rng": torch.get_rng_state(),
+        "owes_validation": state.owes_validation,
     }
     # The rule of the schedule is a function of the configuration, not state.
     trainer["schedule"].pop("lr_lambdas", None)
@@ -111,6 +112,7 @@ def restore(source: ray.train.Checkpoint, state: TrainingState, device: torch.de
     schedule._last_lr = now
     torch.set_rng_state(trainer["torch_rng"])
     state.step = int(trainer["step"])
+    state.owes_validation = bool(trainer.get("owes_validation", False))
     assert len(state.order) == state.step
 
 

@@ -22,18 +22,28 @@ class FailureReporter(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Prints one line for each failure of workers."""
-        try:
-            step = checkpoint.latest_step(self._run)
-            place = f"from step {step}" if step else "from the start"
-        except Exception as error:  # An error here would end the run, and this is only a message.
-            place = f"from its newest checkpoint (the storage does not answer: {error})"
         causes = "; ".join(
             f"worker {rank}: {_first_line(error)}" for rank, error in worker_exceptions.items()
         )
         print(
-            f"run {self._run.name}: {causes}. Unless it failed too often, it goes on {place}",
+            f"run {self._run.name}: {causes}. Unless it failed too often, it goes on "
+            f"{way_on(self._run)}",
             flush=True,
         )
+
+
+def way_on(run: RunConfig) -> str:
+    """Where a run goes on, for a message: `from checkpoint ...`, as far as the storage tells.
+
+    It raises nothing: whoever asks has something else to report.
+    """
+    try:
+        step = checkpoint.latest_step(run)
+    except Exception as error:
+        return f"from its newest checkpoint (the storage does not answer: {error})"
+    if not step:
+        return "from the start: it has no checkpoint"
+    return f"from checkpoint {run.storage}/{run.name}/{checkpoint.name_of(step)}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -50,13 +60,10 @@ def explained(error: ray.train.TrainingFailedError, config: TrainMixConfig) -> E
         inner = getattr(failure, "_base_exc", None) or failure
         if isinstance(inner, UserError | ModelError):
             return inner
-    step = checkpoint.latest_step(config.run)
     logger.error(
         "run %s failed more often than cluster.max_failures=%d; the same command resumes %s",
         config.run.name,
         config.cluster.max_failures,
-        f"from checkpoint {checkpoint.latest_folder(config.run)}"
-        if step
-        else "from the start: it has no checkpoint",
+        way_on(config.run),
     )
     return error

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.data
@@ -22,7 +21,6 @@ from pipeline.data.ingest import (
     configure_context,
     execution_options,
     open_corpus,
-    training_stream,
 )
 from pipeline.data.mixture import Mixture
 from pipeline.data.shards import Manifest
@@ -30,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.episodes import episode_labels
-from pipeline.training.failures import FailureReporter, explained
+from pipeline.training.failures import FailureReporter, explained, way_on
 from pipeline.training.job import Job, Lineage, Verdict
 from pipeline.training.labels import LabelSpace, training_labels
 from pipeline.training.loop import train_worker
@@ -39,18 +37,13 @@ from pipeline.training.provenance import git_commit, library_versions, ray_job_i
 from pipeline.training.questions import distractor_texts
 from pipeline.training.resolvers import mlflow_variables, pinned, worker_runtime_env
 from pipeline.training.resumable import check_resumable
-from pipeline.training.stopping import (
-    TrainingStopped,
-    TrainingTerminated,
-    run_stoppable,
-    start_signal,
-)
+from pipeline.training.stopping import TrainingStopped, outcome_of, run_stoppable, start_signal
+from pipeline.training.stream import StreamDealer, remaining_stream
 from pipeline.training.validation import validation_corpus
 from pipeline.training.warm_start import check_start
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _SHOWN = 12
 """Datasets that are named one by one; the classes of a few-shot benchmark are more."""
 
@@ -65,25 +58,6 @@ class Outcome:
     """Of the last report: `train/loss`, `val/miou`, ..."""
     seconds: float
     """Wall time of this call."""
-
-
-class StreamDealer(ray.train.DataConfig):
-    """Deals the blocks of the stream to the workers strictly in turn, however many there are.
-
-    Ray's own configuration also cuts off what does not divide among them.
-    """
-
-    def configure(
-        self, datasets: Any, world_size: int, *args: Any, **kwargs: Any
-    ) -> list[dict[str, Any]]:
-        """One iterator of each dataset for each worker."""
-        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            dataset = dataset.copy(dataset)
-            dataset.context.execution_options = self._resolve_execution_options(name)
-            for worker, part in enumerate(dataset.streaming_split(world_size, equal=False)):
-                output[worker][name] = part
-        return output
 
 
 def train(
@@ -104,7 +78,7 @@ def train(
     Raises:
         UserError: The shards, the run's folder or the settings do not fit each other; or the
             gradients are not finite any more.
-        TrainingStopped: It was asked to stop, and has a checkpoint.
+        TrainingStopped: It was asked to stop; the message says from where it resumes.
         ray.train.TrainingFailedError: Training failed more often than allowed.
     """
     began = time.perf_counter()
@@ -145,14 +119,18 @@ def train(
         result = run_stoppable(trainer.fit, stop)
     except ray.train.TrainingFailedError as error:
         raise explained(error, config) from error
+    except TrainingStopped as stopped:  # While no worker was there.
+        raise type(stopped)(
+            f"run {config.run.name} {stopped}, so no further checkpoint was written; the same "
+            f"command resumes {way_on(config.run)}"
+        ) from None
     verdict: Verdict = result.return_value or Verdict()
     if verdict.failed:
         raise UserError(verdict.failed)
     if verdict.stopped:
-        terminated = ray.get(stop.reason.remote()) == "SIGTERM"
-        raise (TrainingTerminated if terminated else TrainingStopped)(
-            f"run {config.run.name} {verdict.stopped}; the same command resumes from checkpoint "
-            f"{checkpoint.latest_folder(config.run)}"
+        raise outcome_of(ray.get(stop.reason.remote()))(
+            f"run {config.run.name} {verdict.stopped}; the same command resumes "
+            f"{way_on(config.run)}"
         )
     return _outcome(config, began)
 
@@ -224,32 +202,6 @@ def _trainer(
 def _outcome(config: TrainMixConfig, began: float) -> Outcome:
     metrics = checkpoint.metrics_of(config.run, checkpoint.latest_step(config.run))
     return Outcome(checkpoint.latest_folder(config.run), metrics, time.perf_counter() - began)
-
-
-def remaining_stream(config: TrainMixConfig, corpus: Corpus, mixture: Mixture) -> ray.data.Dataset:
-    """The rows of the stream that the newest checkpoint has not used."""
-    size = config.train.batch_size
-    start = _patient_latest_step(config) * size
-    stop = max(config.train.steps * size, start)
-    return training_stream(corpus, mixture, config.data, config.rows_per_pass, start, stop)
-
-
-def _patient_latest_step(config: TrainMixConfig) -> int:
-    """As `latest_step`, asked again while the storage fails, for `train.storage_patience_s`.
-
-    Ray's controller asks it when workers start anew, and does not recover from an error.
-    """
-    began, pause = time.monotonic(), _FIRST_PAUSE_S
-    while True:
-        try:
-            return checkpoint.latest_step(config.run)
-        except Exception as error:
-            waited = time.monotonic() - began
-            if waited + pause > config.train.storage_patience_s:
-                raise
-            logger.warning("run.storage does not answer, again in %.0f s: %s", pause, error)
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def absolute(config: TrainMixConfig) -> TrainMixConfig:

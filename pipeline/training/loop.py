@@ -31,10 +31,10 @@ from pipeline.training.device_batches import on_device
 from pipeline.training.diagnosis import diagnose
 from pipeline.training.episodes import EpisodeQuestions
 from pipeline.training.job import Job, Verdict, open_tracker, prepare_process
+from pipeline.training.micro_batches import Share
 from pipeline.training.order import Plan, wrapped
 from pipeline.training.preemption import PreemptionNotice
 from pipeline.training.progress import Progress
-from pipeline.training.question import Question
 from pipeline.training.questions import Questions
 from pipeline.training.regularizer_watch import RegularizerWatch
 from pipeline.training.saving import Saver
@@ -64,7 +64,7 @@ def train_worker(settings: dict[str, Any]) -> Verdict:
             lineage = job.lineage
             tags = {**job.tags, **lineage.tags}
             tracker = stack.enter_context(open_tracker(config, tags, lineage.parent_run_id))
-            stop = stack.enter_context(StopListener(job.stop)) if job.stop else None
+            stop = StopListener(job.stop) if job.stop else None
         verdict = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
         if tracker and verdict != Verdict():
             tracker.log_text(verdict.failed or verdict.stopped, "ended_early.txt")
@@ -99,11 +99,11 @@ class Loop:
         self.statistics = Statistics(self.lseg)
         self.amp = _autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
-        self.first_step = state.step
         self.notice = PreemptionNotice(self.config.cluster.preemption_every, self.rank)
         self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
         self.verdict, self.chance_loss = Verdict(), lambda: math.nan
         self.bad = BadSamples(self.config.data.max_bad_share)
+        self.share = Share(self.config, self.plan, state.step, self.rank, self.world, self.bad)
 
     def run(self) -> Verdict:
         """Trains from the state's step to the end, or until there is a reason to stop."""
@@ -114,7 +114,7 @@ class Loop:
         progress = Progress(self.state.step, self.train.steps, self.train.batch_size)
         if self.rank == 0:
             logger.info("%d workers from step %d", self.world, self.state.step)
-        metrics: dict[str, float] = {}
+        metrics = self.validate() if self.state.owes_validation else {}
         while self.state.step < self.train.steps and self.verdict == Verdict():
             loss, grad_norm = self.step(batches)
             done = self.state.step
@@ -122,15 +122,20 @@ class Loop:
             if last or _every(done, self.train.log_every):
                 dist.all_reduce(loss)  # host synchronisation below, at `.item()`
                 metrics = self.log(loss.item(), grad_norm, progress, batches)
-            if last or _every(done, self.train.validate_every):
+            validates = last or _every(done, self.train.validate_every)
+            noticed = self.notice.is_new(done, look=validates)
+            # Who is about to end has no minutes for a validation, which whoever resumes makes up
+            # for. The last one is part of the result: nothing would resume after its checkpoint.
+            hurries = self.verdict != Verdict() or (noticed and not last)
+            self.state.owes_validation = validates and hurries
+            if validates and not hurries:
                 metrics |= self.validate()
                 progress.skip()
             stopped = bool(self.verdict.stopped)
             # Weights that give no finite gradient must not push out the last good checkpoint.
             due = _every(done, self.train.checkpoint_every) and not self.nonfinite
-            due = self.notice.is_new(done) or due
-            if (last or stopped or due) and not self.verdict.failed:
-                self.saver.save(metrics, must=last or stopped)
+            if (last or stopped or due or noticed) and not self.verdict.failed:
+                self.saver.save(metrics, must=last or stopped, urgent=noticed)
         self.saver.wait()
         return self.verdict
 
@@ -146,17 +151,16 @@ class Loop:
         rows = self.plan.rows(self.state.step)
         question = self.questions.at(self.state.step, rows)
         self.chance_loss = functools.partial(question.chance_loss, [row.dataset for row in rows])
-        micro, digest = [], 0
-        for part in range(self.train.accumulate):
-            image, label, dataset, part_digest = self.fetch(part, batches, question)
-            micro.append((image, label, dataset))
-            digest += part_digest
-        num_labelled, stop, digest = self.agree([label for _, label, _ in micro], digest)
-        self.watch.look(self.state.step, micro[0][0], question.text_KC)
+        parts = range(self.train.accumulate)
+        micro = [self.share.take(self.state.step, part, batches, question) for part in parts]
+        num_labelled, stop, digest = self.agree(
+            [each.label for each in micro], sum(each.digest for each in micro)
+        )
+        self.watch.look(self.state.step, micro[0].image, question.text_KC)
         # DDP averages gradients over workers; the mean wanted is over all labelled pixels.
         weight = self.world / num_labelled.clamp_min(1)
         total = torch.zeros((), device=self.device)
-        for part, (image, label, dataset) in enumerate(micro):
+        for part, (image, label, dataset, _) in enumerate(micro):
             is_last = part + 1 == len(micro)
             sync = nullcontext() if is_last or self.world == 1 else self.wrapped.no_sync()  # type: ignore[operator]
             with sync:
@@ -197,47 +201,6 @@ class Loop:
         mine[0] = torch.stack([(label != IGNORE).sum() for label in labels]).sum()
         dist.all_reduce(mine)
         return mine[0], mine[1], mine[2]
-
-    def fetch(
-        self, part: int, batches: Timed, question: Question
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """The next micro-batch of this worker, on the device.
-
-        A micro-batch of all workers is `cluster.num_workers` blocks of the stream, dealt to the
-        workers in turn since the first step of this attempt.
-
-        Returns:
-            image: (B, H, W, 3) uint8.
-            label: (B, H, W) int64, positions in the step's labels, or IGNORE.
-            dataset: (B,) int64, positions in `Mixture.datasets`.
-            digest: Of the rows; see `Plan.digest`.
-        """
-        step, rows = self.state.step, self.config.rows_per_pass
-        per_part = self.config.cluster.num_workers
-        first = part * per_part
-        turn = (step - self.first_step) * self.train.accumulate * per_part + first
-        mine = [i for i in range(per_part) if (turn + i) % self.world == self.rank]
-        blocks = [next(batches) for _ in mine]
-        plan = [self.plan.rows(step)[(first + i) * rows : (first + i + 1) * rows] for i in mine]
-        found = [int(t) for block in blocks for t in block["t"]]
-        planned = [row for block in plan for row in block]
-        if found != [row.t for row in planned]:
-            raise RuntimeError(
-                f"worker {self.rank} got rows {found} of the stream at step {step}, not "
-                f"{[row.t for row in planned]}: the ingest is out of order"
-            )
-        checksums: list[int] = []
-        for block in blocks:
-            self.bad.add(block)
-            checksums += block["crc32"].tolist()
-        dataset = torch.tensor([row.dataset for row in planned])
-        dataset = dataset.to(self.device, non_blocking=True)
-        return (
-            _joined([block["image"] for block in blocks]),
-            question.target(_joined([block["label"] for block in blocks]), dataset),
-            dataset,
-            self.plan.digest(planned, checksums),
-        )
 
     def skip_step(self, norm: float, loss: Tensor) -> None:
         """Leaves the weights and the statistics as they are after a gradient of NaN or infinity."""
@@ -305,7 +268,3 @@ def _every(done: int, interval: int) -> bool:
 def _autocast(precision: str, device: torch.device) -> Any:
     enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

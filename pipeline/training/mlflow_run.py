@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.training.redaction import redact_text
 from pipeline.training.spill import Record, RunIdentity, SpillFile, from_line
 
@@ -41,6 +42,13 @@ _MLFLOW_ENVIRONMENT = {
 }
 
 
+class MlflowUnavailable(UserError):
+    """MLflow does not answer now, or says that it cannot: the same may succeed later."""
+
+    exit_code = 69
+    """EX_UNAVAILABLE of sysexits.h; nothing is wrong with settings and data."""
+
+
 def prepare_environment() -> None:
     """Bounds MLflow's waiting in this process; what the user has set stays."""
     for key, value in _MLFLOW_ENVIRONMENT.items():
@@ -66,6 +74,23 @@ def is_refusal(error: BaseException) -> bool:
     """Tells whether sending the same again can never succeed."""
     code = getattr(error, "error_code", None)
     return code in _REFUSALS or isinstance(error, FileNotFoundError)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Tells whether an error of MLflow, or one that it caused, means that it does not answer."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import OperationalError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        # MLflow gives 500 to all that it got no answer for, too.
+        if isinstance(cause, MlflowException) and cause.get_http_status_code() >= 500:
+            return True
+        if isinstance(cause, RequestException | OperationalError):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def sqlite_path(uri: str) -> Path | None:

@@ -18,9 +18,14 @@ class PreemptionNotice:
     def __init__(self, every: int, rank: int) -> None:
         self._every, self._rank, self._told = every, rank, False
 
-    def is_new(self, step: int) -> bool:
-        """Whether the first notice has just come; asks all workers together, after each step."""
-        if self._told or not self._every or step % self._every:
+    def is_new(self, step: int, look: bool = False) -> bool:
+        """Whether the first notice has just come; asks all workers together, after each step.
+
+        Args:
+            step: Steps done.
+            look: Not only now and then: what comes next takes long.
+        """
+        if self._told or not self._every or (step % self._every and not look):
             return False
         info = ray.train.get_preemption_info()
         if info is None:

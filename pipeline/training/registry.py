@@ -20,7 +20,12 @@ from model.checkpoint import local
 from pipeline.errors import UserError
 from pipeline.training.evaluation.provenance import Provenance, read_provenance
 from pipeline.training.evaluation.runner import checkpoint_fingerprint
-from pipeline.training.mlflow_run import patient, prepare_environment
+from pipeline.training.mlflow_run import (
+    MlflowUnavailable,
+    is_unavailable,
+    patient,
+    prepare_environment,
+)
 from pipeline.training.redaction import redact_text, redact_values
 
 logger = logging.getLogger(__name__)
@@ -32,6 +37,8 @@ WEIGHTS_TAG = "weights"
 """Digest of the checkpoint's weights and configuration."""
 REPLACED_TAG = "replaced"
 """The version that carried the alias `champion` before this one was given it."""
+STATE_TAG = "retrain.state"
+"""Of the registered model: where the locks of its re-training are, `RUN_STORAGE/retrain/NAME`."""
 ROLLED_BACK_TAG = "rolled_back"
 """When this version lost the alias `champion` by `Registry.roll_back`, in UTC."""
 
@@ -94,26 +101,25 @@ class ModelVersion:
 class Registry:
     """A registered model on one MLflow server.
 
-    Making one sets the tracking URI of this process and of those that it starts (but not of Ray
-    workers on other machines), so that `models:/` means this server everywhere in it. All methods
-    raise `UserError` where the server does not answer or refuses.
+    Using one sets the URIs of tracking and registry of this process and of those that it starts
+    (but not of Ray workers on other machines), whatever the environment says, so that `models:/`
+    means this server everywhere in it. All methods raise `UserError` where the server refuses, and
+    `MlflowUnavailable` where it does not answer.
 
     Args:
-        tracking_uri: MLflow's, complete (`tracking_config.server_uri`).
+        tracking_uri: MLflow's, complete (`tracking_config.server_uri`); the registry is there too.
         name: Of the registered model, which need not exist yet.
     """
 
     def __init__(self, tracking_uri: str, name: str = RegistryConfig.name) -> None:
         prepare_environment()
-        import mlflow
         from mlflow import MlflowClient
 
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self.tracking_uri, self.name = tracking_uri, name
-        # MLflow's own code resolves `models:/` by what the process is set to, not by its client.
-        mlflow.set_tracking_uri(tracking_uri)
-        self._client = MlflowClient(tracking_uri)
+        self._set_process()
+        self._client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
 
     def register(
         self,
@@ -299,6 +305,23 @@ class Registry:
             for key, value in _tags(tags).items():
                 self._client.set_model_version_tag(self.name, number, key, value)
 
+    def state_folder(self) -> str:
+        """Where the locks of this model's re-training are; empty where it was never re-trained."""
+        from mlflow.exceptions import MlflowException
+
+        with self._answers():
+            try:
+                return self._client.get_registered_model(self.name).tags.get(STATE_TAG, "")
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return ""
+                raise
+
+    def set_state_folder(self, uri: str) -> None:
+        """Remembers `state_folder`; the registered model must exist."""
+        with self._answers():
+            self._client.set_registered_model_tag(self.name, STATE_TAG, uri)
+
     def checkpoint(self, version: ModelVersion | str) -> str:
         """The URI of a version that `LSeg.load` and `--checkpoint` understand.
 
@@ -378,16 +401,26 @@ class Registry:
         ordered = sorted(logged, key=lambda metric: metric.timestamp)
         return {metric.key: float(metric.value) for metric in ordered}
 
+    def _set_process(self) -> None:
+        """MLflow's own code resolves `models:/` by what the process is set to, not by a client."""
+        import mlflow
+
+        mlflow.set_tracking_uri(self.tracking_uri)
+        if mlflow.get_registry_uri() != self.tracking_uri:  # MLFLOW_REGISTRY_URI, or another one's.
+            mlflow.set_registry_uri(self.tracking_uri)
+
     @contextmanager
     def _answers(self) -> Iterator[None]:
         """Tells what the server refuses, or that it does not answer, as a user's error."""
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import OperationalError
 
+        self._set_process()
         try:
             yield
-        except MlflowException as error:
+        except (MlflowException, OperationalError) as error:
             reason = redact_text(" ".join(str(error).split()))
-            raise UserError(
+            raise (MlflowUnavailable if is_unavailable(error) else UserError)(
                 f"registry {redact_text(self.tracking_uri)}, model {self.name}: {reason}: check "
                 "the name, the version and tracking.uri, and that the server answers"
             ) from error

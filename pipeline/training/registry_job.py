@@ -2,11 +2,14 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.evaluation.launch import open_checkpoint
 from pipeline.training.evaluation.runner import checkpoint_fingerprint
@@ -18,6 +21,8 @@ from pipeline.training.registry import (
     Registry,
     RegistryConfig,
 )
+from pipeline.training.retraining.config import LockConfig
+from pipeline.training.retraining.lock import CHAMPION_LOCK, locked
 from pipeline.training.spill import RunIdentity, now_ms
 from pipeline.training.tracking_config import TrackingConfig, server_uri
 
@@ -57,6 +62,8 @@ class RegistryJobConfig:
     """Further tags of the version to register."""
 
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    lock: LockConfig = field(default_factory=LockConfig)
+    """Of changes of the champion; as in `jobs/retrain.py`."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -77,7 +84,9 @@ def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
         The version that was registered or put in service; for `list` all; for `remove_alias` none.
 
     Raises:
-        UserError: The server refuses or does not answer, or there is no such checkpoint or version.
+        UserError: The server refuses, or there is no such checkpoint or version.
+        MlflowUnavailable: The server does not answer.
+        RetrainLocked: A re-training is just changing the champion.
         ModelError: The checkpoint cannot be fetched.
     """
     registry = Registry(server_uri(config.tracking), config.registry.name)
@@ -85,14 +94,40 @@ def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
         return registry.versions()
     if config.action == "register":
         return [_register(registry, config)]
-    if config.action == "promote":
-        version = _named(registry, config.version)
-        registry.set_alias(config.alias or CHAMPION, version)
-        return [registry.get(version.version)]
-    if config.action == "roll_back":
-        return [registry.roll_back()]
-    registry.remove_alias(config.alias)
+    alias = config.alias or CHAMPION
+    with _champion_lock(registry, config) if alias == CHAMPION else nullcontext():
+        if config.action == "promote":
+            version = _named(registry, config.version)
+            registry.set_alias(alias, version)
+            return [registry.get(version.version)]
+        if config.action == "roll_back":
+            return [registry.roll_back()]
+        registry.remove_alias(alias)
     return []
+
+
+@contextmanager
+def _champion_lock(registry: Registry, config: RegistryJobConfig) -> Iterator[None]:
+    """The lock that a re-training of this model holds while it changes the champion.
+
+    Raises:
+        RetrainLocked: It is held; the message says by whom, and until when.
+        UserError: It lies on another machine.
+    """
+    place = registry.state_folder()
+    if not place:  # Nothing re-trains it.
+        yield
+        return
+    if "://" not in place and not Path(place).is_dir():
+        raise UserError(
+            f"registry.name={config.registry.name}: is re-trained with its locks in {place}, which "
+            "is not on this machine: do it there, or set the alias in the MLflow UI while no "
+            "re-training is at work"
+        )
+    what = f"the champion of {config.registry.name}"
+    with locked(open_storage(place), CHAMPION_LOCK, config.lock, what) as lease:
+        lease.check()
+        yield
 
 
 def describe(version: ModelVersion) -> str:
@@ -116,7 +151,8 @@ def _register(registry: Registry, config: RegistryJobConfig) -> ModelVersion:
         tags={"checkpoint": config.checkpoint, **config.tags},
     )
     if config.alias:
-        registry.set_alias(config.alias, version)
+        with _champion_lock(registry, config) if config.alias == CHAMPION else nullcontext():
+            registry.set_alias(config.alias, version)
     return registry.get(version.version)
 
 

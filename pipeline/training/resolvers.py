@@ -108,17 +108,27 @@ def worker_runtime_env(uri: str) -> dict[str, Any] | None:
         uri: Of the checkpoint.
 
     Returns:
-        For an address in the registry: which one, and the credentials for it; else None.
+        For an address in the registry: which one; else None. See `mlflow_variables`.
     """
     if not uri.startswith("models:"):
         return None
-    return {"env_vars": mlflow_variables() | {"MLFLOW_REGISTRY_URI": _registry()}}
+    return {"env_vars": mlflow_variables() | _without_secrets({"MLFLOW_REGISTRY_URI": _registry()})}
 
 
 def mlflow_variables() -> dict[str, str]:
-    """Variables by which workers find MLflow, and which Ray does not pass on by itself."""
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    """Variables by which workers find MLflow, and which Ray does not pass on by itself.
+
+    Never a login: Ray writes a runtime environment into its logs and shows it in the dashboard.
+    MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD and MLFLOW_TRACKING_TOKEN, and an address
+    that holds a login itself, must be in the environment of the nodes; the workers of a Ray that
+    this process starts inherit its own.
+    """
+    names = ("MLFLOW_TRACKING_URI",)
+    return _without_secrets({name: os.environ[name] for name in names if name in os.environ})
+
+
+def _without_secrets(variables: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if redact_text(value) == value}
 
 
 @contextmanager

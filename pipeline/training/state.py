@@ -27,6 +27,8 @@ class TrainingState:
     """Optimiser steps done."""
     order: list[int] = field(default_factory=list)
     """Digest of the samples of each step done; see `pipeline.training.order`."""
+    owes_validation: bool = False
+    """Whether a validation was due after this step and was left to who resumes the run."""
 
     @property
     def evaluated(self) -> LSeg:

@@ -5,7 +5,9 @@
 The driver's handler only sets the actor's reason. Worker 0 asks the actor once a second from a
 thread and passes the answer on in an all-reduce that each step makes anyway. After that step all
 workers write a checkpoint and end. Ray kills a job's driver `RAY_JOB_STOP_WAIT_TIME_S` seconds
-after the signal (3 if unset), which must be long enough for one step and one checkpoint.
+after the signal (3 if unset), which must be long enough for one step and one checkpoint. While no
+worker asks (the run waits for nodes, or its workers start), there is nothing to wait for: the
+driver ends by itself.
 """
 
 import contextlib
@@ -13,11 +15,13 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import Terminated
@@ -28,15 +32,21 @@ T = TypeVar("T")
 
 _ASK_EVERY_S = 1.0
 _ANSWER_WITHIN_S = 10.0
+_UNHEARD_S = 30.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """The run was stopped from outside and has a checkpoint; the same command goes on."""
+    """The run was stopped from outside; the same command goes on from its last checkpoint."""
 
 
 class TrainingTerminated(TrainingStopped, Terminated):
     """It was stopped by SIGTERM, as by `ray job stop`."""
+
+
+def outcome_of(reason: str) -> type[TrainingStopped]:
+    """The exception for a reason of a `StopSignal`, which is the name of a signal."""
+    return TrainingTerminated if reason == "SIGTERM" else TrainingStopped
 
 
 class StopSignal:
@@ -44,6 +54,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._reason = ""
+        self._heard = False
 
     def request(self, reason: str) -> None:
         """Stops the run; the first reason counts."""
@@ -52,6 +63,16 @@ class StopSignal:
     def reason(self) -> str:
         """Why to stop, or an empty string."""
         return self._reason
+
+    def listen(self) -> str:
+        """As `reason`, for a worker that acts upon it."""
+        self._heard = True
+        return self._reason
+
+    def was_heard(self) -> bool:
+        """Whether a worker has listened since this was asked last."""
+        heard, self._heard = self._heard, False
+        return heard
 
 
 def start_signal() -> Any:
@@ -71,6 +92,7 @@ def run_stoppable(work: Callable[[], T], stop: Any) -> T:
         stop: A `StopSignal` that the workers listen to.
 
     Raises:
+        TrainingStopped: It was asked to stop, and for half a minute no worker was there to do so.
         KeyboardInterrupt: A second SIGINT: the workers are killed without a checkpoint.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -97,7 +119,13 @@ def run_stoppable(work: Callable[[], T], stop: Any) -> T:
             limit = f"; Ray kills this job in {wait_s} s (RAY_JOB_STOP_WAIT_TIME_S)"
         else:
             limit = ""
-        logger.warning("%s: the workers finish their step and write a checkpoint%s", name, limit)
+        logger.warning(
+            "%s: the workers finish their step and write a checkpoint; without any, this ends in "
+            "%.0f s%s",
+            name,
+            _UNHEARD_S,
+            limit,
+        )
         stop.request.remote(name)
 
     asked: list[str] = []
@@ -105,8 +133,11 @@ def run_stoppable(work: Callable[[], T], stop: Any) -> T:
     thread = threading.Thread(target=target, name="training", daemon=True)
     try:
         thread.start()
+        audience = _Audience(stop)
         while thread.is_alive():
             thread.join(0.5)
+            if asked and audience.is_gone() and thread.is_alive():
+                raise outcome_of(asked[0])(f"was asked to stop ({asked[0]}) while no worker ran")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -115,25 +146,39 @@ def run_stoppable(work: Callable[[], T], stop: Any) -> T:
     return results[0]
 
 
+class _Audience:
+    """Whether workers listen to a `StopSignal`, asked by the driver once it was set."""
+
+    def __init__(self, stop: Any) -> None:
+        self._stop = stop
+        self._last: float | None = None
+
+    def is_gone(self) -> bool:
+        """Whether nobody has listened for `_UNHEARD_S`, since the first call at the earliest."""
+        heard = self._last is None
+        with contextlib.suppress(RayError):
+            heard |= ray.get(self._stop.was_heard.remote(), timeout=_ANSWER_WITHIN_S)
+        if heard or self._last is None:
+            self._last = time.monotonic()
+        return time.monotonic() - self._last > _UNHEARD_S
+
+
 class StopListener:
-    """Asks a `StopSignal` from a thread, so that reading the answer costs nothing."""
+    """Asks a `StopSignal` from a thread, so that reading the answer costs nothing.
+
+    It asks as long as its process lives, also after the answer and after the last step: so the
+    driver knows that a checkpoint is still being written or uploaded.
+    """
 
     def __init__(self, stop: Any) -> None:
         self.reason = ""
         """Why to stop, or an empty string."""
         self._stop = stop
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._listen, name="stop-listener", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> "StopListener":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closed.set()
+        threading.Thread(target=self._listen, name="stop-listener", daemon=True).start()
 
     def _listen(self) -> None:
-        while not self.reason and not self._closed.wait(_ASK_EVERY_S):
+        while True:
             # Without the driver there is nobody to stop for: its end takes the workers along.
             with contextlib.suppress(Exception):
-                self.reason = ray.get(self._stop.reason.remote(), timeout=_ANSWER_WITHIN_S)
+                self.reason = ray.get(self._stop.listen.remote(), timeout=_ANSWER_WITHIN_S)
+            time.sleep(_ASK_EVERY_S)

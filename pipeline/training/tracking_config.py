@@ -17,7 +17,7 @@ class TrackingConfig:
     uri: str = ""
     """MLflow tracking URI: `http://host:5000`, `sqlite:////absolute/mlflow.db`; empty: the
     environment's MLFLOW_TRACKING_URI, else a sqlite file in the run's storage. Credentials belong
-    in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+    in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the nodes of a cluster too."""
     experiment: str = "lseg"
     """MLflow experiment; created if missing."""
     queue_size: int = 10_000

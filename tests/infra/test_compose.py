@@ -149,6 +149,33 @@ def test_services_wait_for_what_they_need(resolved):
     assert resolved["networks"]["database"]["internal"] is True
 
 
+def test_the_services_find_each_other_and_have_what_opens_the_door(resolved):
+    services = resolved["services"]
+    commands = {
+        name: dict(word.lstrip("-").split("=", 1) for word in service["command"] if "=" in word)
+        for name, service in services.items()
+        if service.get("command")
+    }
+    environment = {name: service.get("environment", {}) for name, service in services.items()}
+    password = environment["postgres"]["POSTGRES_PASSWORD"]
+    assert environment["mlflow"]["PGPASSWORD"] == password == "value-of-POSTGRES_PASSWORD"
+    s3 = f"http://seaweedfs:{commands['seaweedfs']['s3.port']}"
+    mlflow = f"mlflow:{commands['mlflow']['port']}"
+    # Any other Host of a request is refused with 403.
+    assert mlflow in commands["mlflow"]["allowed-hosts"].split(",")
+    for name in ("ray-head", "ray-worker"):
+        found = environment[name]
+        assert found["MLFLOW_TRACKING_URI"] == f"http://{mlflow}"
+        assert found["RAY_AUTH_MODE"] == "token"
+        assert found["RAY_AUTH_TOKEN"] == "value-of-RAY_AUTH_TOKEN"
+    for name in ("buckets", "mlflow", "ray-head", "ray-worker"):
+        keys = "S3_ADMIN" if name == "buckets" else "S3"
+        assert environment[name]["AWS_ENDPOINT_URL"] == s3
+        assert environment[name]["AWS_ACCESS_KEY_ID"] == f"value-of-{keys}_ACCESS_KEY"
+        assert environment[name]["AWS_SECRET_ACCESS_KEY"] == f"value-of-{keys}_SECRET_KEY"
+    assert commands["ray-worker"]["address"] == f"ray-head:{commands['ray-head']['port']}"
+
+
 def test_commands_are_accepted_by_the_pinned_programs(resolved):
     from mlflow.cli import server
 

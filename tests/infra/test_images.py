@@ -85,6 +85,25 @@ def test_what_is_copied_exists_and_is_in_the_context():
                 assert source in allowed, source
 
 
+def test_images_hold_what_is_started_in_them():
+    def copied(name: str) -> list[str]:
+        words = [copy.split() for copy in instructions(DOCKER / name, "COPY")]
+        return [word for each in words for word in each[:-1] if not word.startswith("--")]
+
+    ours = copied("Dockerfile")
+    assert {"pipeline", "model", "jobs", "pyproject.toml", "constraints.txt"} <= set(ours)
+    assert instructions(DOCKER / "Dockerfile", "WORKDIR") == ["/home/ray/lseg"]
+    (variables,) = instructions(DOCKER / "Dockerfile", "ENV")
+    assert "PYTHONPATH=/home/ray/lseg" in variables.split()
+    files = [path.read_text() for path in (INFRA / "kuberay").glob("*.yaml")]
+    started = re.findall(r"/home/ray/lseg/([\w./]+)", "".join(files))
+    assert len(started) >= 5
+    for path in started:
+        assert any(path == source or path.startswith(f"{source}/") for source in ours), path
+    assert "infra/docker/create_buckets.py" in copied("mlflow.Dockerfile")
+    assert instructions(DOCKER / "seaweedfs.Dockerfile", "ENTRYPOINT") == ['["/usr/bin/weed"]']
+
+
 def test_buckets_are_created_once(s3_endpoint):
     script = str(DOCKER / "create_buckets.py")
 

@@ -15,6 +15,8 @@ from ray.scripts.scripts import start
 
 from jobs.cli import parse
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.mlflow_run import MlflowUnavailable
+from pipeline.training.retraining.lock import LOCKED_EXIT_CODE
 from tests.infra.deployment import (
     KUBERAY,
     ROOT,
@@ -93,6 +95,8 @@ def test_core_documents_and_all_pods_follow_the_schemas_of_kubernetes():
 
 def test_kustomization_names_files_that_exist_and_builds():
     resources = document("kustomization.yaml", "Kustomization")["resources"]
+    namespace = document("policies.yaml", "Namespace")["metadata"]["name"]
+    assert document("kustomization.yaml", "Kustomization")["namespace"] == namespace
     assert [name for name in resources if not (KUBERAY / name).is_file()] == []
     (image,) = document("kustomization.yaml", "Kustomization")["images"]
     assert image == {"name": "lseg-ray", "newName": "lseg-ray", "newTag": project()["version"]}
@@ -140,7 +144,8 @@ def test_the_head_never_runs_where_workers_run(name):
 def test_a_job_of_its_own_cluster_comes_back_and_cleans_up(name):
     (spec,) = [each["spec"] for each in documents(KUBERAY / name)]
     spec = spec.get("jobTemplate", spec)
-    assert spec["backoffLimit"] == (3 if name.startswith("rayjob") else 1)
+    # Each time costs a cluster, whatever the exit code: that of the training with all its GPUs.
+    assert spec["backoffLimit"] == (2 if name.startswith("rayjob") else 1)
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["ttlSecondsAfterFinished"] > 0
     variables = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
@@ -169,6 +174,9 @@ def test_the_job_accepts_its_arguments_and_fits_into_its_cluster(name, monkeypat
     assert group["maxReplicas"] * int(limits["cpu"]) >= config.logical_cpus
     assert group["maxReplicas"] * int(limits["nvidia.com/gpu"]) >= config.cluster.num_workers
     assert config.cluster.use_gpu
+    if not spec.get("enableInTreeAutoscaling"):  # All there is, from the start: no more, no less.
+        sizes = {group[key] for key in ("replicas", "minReplicas", "maxReplicas")}
+        assert sizes == {config.cluster.num_workers}
     volumes = {each["name"]: each["emptyDir"] for each in group["template"]["spec"]["volumes"]}
     assert int(volumes["cache"]["sizeLimit"].removesuffix("Gi")) > config.data.cache_gib
     shm_bytes = int(volumes["shm"]["sizeLimit"].removesuffix("Gi")) * 2**30
@@ -219,6 +227,7 @@ def test_the_cron_job_has_no_rights_and_knows_the_standing_cluster():
     assert container["command"] == [f"{IMAGE_FOLDER}infra/retrain.sh"]
     env = {each["name"]: each for each in container["env"]}
     cluster = document("raycluster.yaml", "RayCluster")["metadata"]["name"]
+    assert env["RAY_AUTH_MODE"]["value"] == "token"
     assert env["RAY_ADDRESS"]["value"] == f"http://{cluster}-head-svc:8265"
     # The operator names the token's secret after the cluster.
     secret = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
@@ -229,7 +238,9 @@ def test_the_cron_job_has_no_rights_and_knows_the_standing_cluster():
         if "onExitCodes" in rule
     ]
     assert codes["containerName"] == container["name"]
-    assert codes["values"] == [2, 75]
+    assert codes["values"] == [2, LOCKED_EXIT_CODE]
+    assert MlflowUnavailable.exit_code not in codes["values"]  # It may answer the next time.
+    assert spec["jobTemplate"]["spec"]["backoffLimit"] >= 2
 
 
 @pytest.mark.parametrize("place", PODS)
@@ -261,7 +272,12 @@ def test_policies_choose_the_right_pods():
     for place, template in PODS.items():
         assert chosen <= template["metadata"]["labels"].items(), place
     assert policy["policyTypes"] == ["Ingress"]
-    assert all(rule["from"] for rule in policy["ingress"])
+    selectors = [each for rule in policy["ingress"] for each in rule["from"]]
+    assert len(selectors) >= 3
+    for each in selectors:  # An empty one is everybody.
+        assert any(selector.get("matchLabels") for selector in each.values()), each
+    ports = [{port["port"] for port in rule.get("ports", [])} for rule in policy["ingress"]]
+    assert ports == [set(), {8265}, {8080}]  # Its own pods, the operator, Prometheus.
     budget = document("policies.yaml", "PodDisruptionBudget")["spec"]
     # KubeRay labels each pod with its kind of node.
     assert budget["selector"]["matchLabels"] == dict(chosen) | {"ray.io/node-type": "head"}

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from ray.scripts.scripts import start
 
 from jobs.cli import build_parser, parse
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.mlflow_run import MlflowUnavailable
+from pipeline.training.retraining.lock import LOCKED_EXIT_CODE
 from tests.infra.deployment import INFRA, ROOT, documents, project, tool
 
 SCRIPT = INFRA / "retrain.sh"
@@ -38,7 +41,7 @@ def test_every_file_of_infra_has_a_test():
 def test_the_runbook_is_a_page_and_names_what_there_is():
     text = (INFRA / "RUNBOOK.md").read_text()
     assert text.count("\n") <= 65
-    assert "None was run on a cluster" in text
+    assert "None was run on a cluster, no image was built, and no tag was pulled" in text
     quoted = re.findall(r"`([^`\n]+)`", text)
     words = [word for each in quoted for word in each.split()]
     folders = ("infra/", "jobs/", "docs/", "tests/")
@@ -54,6 +57,24 @@ def test_the_runbook_is_a_page_and_names_what_there_is():
     metrics = re.findall(r"`((?:train|val)/\w+)`", text)
     assert len(metrics) > 5
     assert [name for name in metrics if f'"{name}"' not in source] == []
+
+
+def test_every_compose_command_finds_its_file_and_may_be_piped():
+    texts = {path.name: path.read_text() for path in (INFRA / "RUNBOOK.md", ROOT / "README.md")}
+    texts["compose.yaml"] = (INFRA / "compose.yaml").read_text()
+    texts["compose.gpu.yaml"] = (INFRA / "compose.gpu.yaml").read_text()
+    commands = [
+        (name, command.split())
+        for name, text in texts.items()
+        for command in re.findall(r"docker[ -]compose (?!config)([^`\n]+)", text)
+    ]
+    assert sum(name == "RUNBOOK.md" for name, _ in commands) == 2
+    for name, words in commands:
+        assert words[0] == "-f", (name, words)
+        files = [after for word, after in pairwise(words) if word == "-f"]
+        assert [file for file in files if not (ROOT / file).is_file()] == [], (name, words)
+        if "exec" in words and {"<", ">", "|"} & set(words):
+            assert words[words.index("exec") + 1] == "-T", (name, words)
 
 
 def run_script(tmp_path: Path, exit_code: int = 0, says: str = "", **variables: str):
@@ -80,6 +101,7 @@ def test_script_submits_the_job(tmp_path, monkeypatch):
     assert words[:4] == ["job", "submit", "--working-dir", "."]
     variables = json.loads(words[words.index("--runtime-env-json") + 1])["env_vars"]
     assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    assert float(variables["LSEG_CLUSTER_WAIT_S"]) >= 600
     assert words[job + 1 : job + 3] == ["python", "jobs/retrain.py"]
     monkeypatch.chdir(ROOT)
     arguments = words[job + 3 :]
@@ -93,7 +115,7 @@ def test_script_takes_other_arguments(tmp_path):
     assert words[-4:] == ["--config", "a.yaml", "--margin", "0.5"]
 
 
-@pytest.mark.parametrize("code", [2, 75, 143])
+@pytest.mark.parametrize("code", [2, 69, 75, 143])
 def test_script_passes_the_exit_code_of_the_job_on(tmp_path, code):
     says = f"Status message: Job entrypoint command failed with exit code {code}, last logs"
     assert run_script(tmp_path, 1, says)[0].returncode == code
@@ -124,7 +146,11 @@ def test_service_calls_the_script_as_a_confined_user():
     assert service["ExecStart"] == INSTALLED + SCRIPT.relative_to(ROOT).as_posix()
     assert service["User"] not in ("", "root")
     assert service["Type"] == "oneshot"
-    assert service["SuccessExitStatus"] == "75"
+    assert service["SuccessExitStatus"] == str(LOCKED_EXIT_CODE)
+    assert service["Restart"] == "on-failure"  # Such as when MLflow does not answer.
+    never = [int(code) for code in service["RestartPreventExitStatus"].split()]
+    assert {2, 143} <= set(never)
+    assert MlflowUnavailable.exit_code not in never
     for key in ("NoNewPrivileges", "PrivateTmp", "ProtectHome", "RestrictNamespaces"):
         assert service[key] == "true", key
     assert service["ProtectSystem"] == "strict"
@@ -170,14 +196,20 @@ def test_launcher_file_follows_rays_own_schema():
     head = types.pop(config["head_node_type"])
     assert head["resources"] == {"CPU": 0}
     assert "InstanceMarketOptions" not in head["node_config"]
+    profile = head["node_config"]["IamInstanceProfile"]["Name"]  # May start and end instances.
     for worker in types.values():
+        assert worker["node_config"]["IamInstanceProfile"]["Name"] not in ("", profile)
         assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
         assert worker["max_workers"] <= config["max_workers"]
 
 
 def test_launcher_starts_ray_with_options_that_exist():
     (config,) = documents(INFRA / "ray" / "cluster.yaml")
-    assert any("RAY_AUTH_MODE=token" in option for option in config["docker"]["run_options"])
+    options = config["docker"]["run_options"]
+    assert any("RAY_AUTH_MODE=token" in option for option in options)
+    assert any(re.search(r"MLFLOW_TRACKING_URI=http://[^@]+$", option) for option in options)
+    # Where Ray looks for its token by itself.
+    assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         stop, command = config[key]
         assert stop == "ray stop"

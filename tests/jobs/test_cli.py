@@ -270,7 +270,9 @@ def test_waits_for_nodes_no_longer_than_allowed(local_ray, monkeypatch):
     began = time.monotonic()
     with pytest.raises(UserError, match="cluster CPUs=4: this job holds 64 at once"):
         start_ray(64)
-    assert 1.5 <= time.monotonic() - began < 10
+    with pytest.raises(UserError, match="cluster GPUs=0: this job holds 1 at once"):
+        start_ray(1, 1)
+    assert 3 <= time.monotonic() - began < 10
     start_ray(4)
 
 

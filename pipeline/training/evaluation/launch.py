@@ -7,10 +7,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -35,6 +34,13 @@ from pipeline.training.resolvers import pinned
 logger = logging.getLogger(__name__)
 
 
+class StartRay(Protocol):
+    """Connects to Ray, or starts it, and waits for what a job needs at once."""
+
+    def __call__(self, num_cpus: float, num_gpus: int = 0) -> None:
+        """Raises UserError where the cluster is smaller."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation leaves behind."""
@@ -48,15 +54,13 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(
-    config: EvaluateConfig, start_ray: Callable[[float], None] | None = None
-) -> Evaluation:
+def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evaluation:
     """Scores a checkpoint by a protocol, writes the report, and records it.
 
     Args:
         config: What, and how.
-        start_ray: Called with the number of CPUs once Ray is needed, which is after all that can be
-            checked without it; None where it is running.
+        start_ray: Called with the numbers of CPUs and GPUs once Ray is needed, which is after all
+            that can be checked without it; None where it is running.
 
     Raises:
         UserError: Data, checkpoint or settings do not fit each other.
@@ -93,12 +97,13 @@ def _evaluate(
     provenance: Provenance,
     out: str,
     work: Path,
-    start_ray: Callable[[float], None] | None,
+    start_ray: StartRay | None,
 ) -> dict[str, Any]:
     plan = make_plan(config, provenance.labels)
     leak = check_leaks(config, plan, provenance)
     if start_ray is not None:
-        start_ray(config.workers.num_workers * config.workers.cpus_per_worker)
+        least = max(1, config.workers.num_workers)
+        start_ray(least * config.workers.cpus_per_worker, least if config.workers.use_gpu else 0)
     workers = resolve_workers(config.workers)
     total = sum(len(part.source) for part in plan.parts)
     logger.info(

@@ -265,7 +265,7 @@ def resolve_workers(workers: WorkersConfig) -> WorkersConfig:
     use_gpu = bool(gpus) if workers.use_gpu is None else workers.use_gpu
     if use_gpu and not gpus:
         raise UserError("workers.use_gpu=true: the cluster has no GPU: set it to false")
-    room = int(resources.get("CPU", 1) // workers.cpus_per_worker)
+    room = int(resources.get("CPU", 0) // workers.cpus_per_worker)
     most = min(gpus, room) if use_gpu else room
     if most < max(1, workers.num_workers):  # They would be waited for for ever.
         raise UserError(

@@ -27,6 +27,8 @@ class ComparisonConfig:
     max_bad_share: float = 0.001
     """An evaluation ends when more than this share of the pictures does not decode."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
+    """What `num_workers` 0 and `use_gpu` null leave open is as in `cluster`: what the cluster has
+    at the moment may be nothing but a head."""
 
     @property
     def key(self) -> str:

@@ -3,19 +3,25 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
+from model.errors import ModelError
 from pipeline.data.ingest import build_mixture
 from pipeline.data.shards import find_manifests
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.evaluation.config import EvaluateConfig
-from pipeline.training.evaluation.launch import evaluate
+from pipeline.training.evaluation.config import EvaluateConfig, WorkersConfig
+from pipeline.training.evaluation.launch import StartRay, evaluate
 from pipeline.training.job import open_tracker
 from pipeline.training.launch import absolute, manifest_tags, train, training_corpus
-from pipeline.training.mlflow_run import patient, prepare_environment
+from pipeline.training.mlflow_run import (
+    MlflowUnavailable,
+    is_unavailable,
+    patient,
+    prepare_environment,
+)
 from pipeline.training.redaction import redact_text
 from pipeline.training.registry import Registry
 from pipeline.training.retraining.config import RetrainConfig
@@ -25,32 +31,33 @@ from pipeline.training.retraining.runner import Result, Retraining, Trained, Wor
 from pipeline.training.retraining.state import Attempt
 from pipeline.training.tracking_config import server_uri
 
-StartRay = Callable[[float], None] | None
-
 _ANSWER_WITHIN_S = 60
 """How long MLflow may take for one answer. Tracking waits less, but can send later."""
 _RUN_KNOWN_S = 60.0
 """How long to wait for MLflow to name the run of a training that could not reach it."""
 
 
-def retrain(config: RetrainConfig, start_ray: StartRay = None) -> Result:
+def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
     """Re-trains a registered model if there is reason to, or rolls it back.
 
     Args:
         config: What is asked for.
-        start_ray: As for `pipeline.training.launch.train`.
+        start_ray: As for `pipeline.training.evaluation.launch.evaluate`.
 
     Raises:
-        UserError: Something does not fit, or MLflow does not answer; the next call goes on.
+        UserError: Something does not fit.
+        MlflowUnavailable: MLflow does not answer; the next call goes on.
         RetrainLocked: Another call is at it.
     """
     prepare_environment()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
 
     base = training_config(config)
     config = replace(config, run=base.run, data=base.data, tracking=base.tracking)
     uri, name = server_uri(base.tracking), config.registry.name
+    _check_shared(uri, base.run.storage)
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         os.environ[variable] = uri  # What `models:/` means, here and in the workers.
     storage = open_storage(state_folder(config))
@@ -64,12 +71,28 @@ def retrain(config: RetrainConfig, start_ray: StartRay = None) -> Result:
     try:
         with patient(_ANSWER_WITHIN_S):
             return retraining.rollback() if config.rollback else retraining.run()
-    except MlflowException as error:
+    except (MlflowException, OperationalError, ModelError) as error:
+        unavailable = is_unavailable(error)
+        if isinstance(error, ModelError) and not unavailable:
+            raise
         reason = redact_text(" ".join(str(error).split()))[:400]
-        raise UserError(
+        raise (MlflowUnavailable if unavailable else UserError)(
             f"tracking.uri={redact_text(uri)}: the registry failed ({reason}): "
             f"{retraining.champion_now()}; the same command goes on where this one ended"
         ) from error
+
+
+def _check_shared(uri: str, storage: str) -> None:
+    """Refuses a registry in a file of this machine for models that lie where all machines see them.
+
+    The nodes of a cluster, and the next call on another head, would each have one of their own.
+    """
+    if storage.startswith("s3://") and uri.partition(":")[0] in ("sqlite", "file", ""):
+        raise UserError(
+            f"tracking.uri={redact_text(uri)}: must be a server, since run.storage={storage} is "
+            "shared by machines that cannot share a file: set tracking.uri or MLFLOW_TRACKING_URI "
+            "to http://HOST:5000, or run.storage to a folder"
+        )
 
 
 def training_config(config: RetrainConfig) -> TrainMixConfig:
@@ -92,7 +115,7 @@ def data_now(config: TrainMixConfig) -> DataState:
     return DataState(manifest_tags(used), validation_tags(manifest_tags(val)))
 
 
-def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay) -> Trained:
+def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | None) -> Trained:
     """Trains the run of an attempt, or resumes it.
 
     Raises:
@@ -120,7 +143,7 @@ def _run_id(config: TrainMixConfig) -> str:
     finally:
         tracker.close()
     if run_id is None:
-        raise UserError(
+        raise MlflowUnavailable(
             f"tracking.uri={redact_text(config.tracking.uri)}: MLflow does not answer, and the "
             f"model of {config.run.name} cannot be registered: the same command goes on from here"
         )
@@ -128,7 +151,7 @@ def _run_id(config: TrainMixConfig) -> str:
 
 
 def run_evaluation(
-    config: RetrainConfig, checkpoint: str, start_ray: StartRay
+    config: RetrainConfig, checkpoint: str, start_ray: StartRay | None
 ) -> Mapping[str, float]:
     """Figures of one model on the validation shards."""
     asked = config.comparison
@@ -145,9 +168,24 @@ def run_evaluation(
             geometry=asked.geometry,
             precision=asked.precision,
             max_bad_share=asked.max_bad_share,
-            workers=asked.workers,
+            workers=evaluation_workers(config),
             tracking=config.tracking,
         ),
         start_ray,
     )
     return done.report["figures"]
+
+
+def evaluation_workers(config: RetrainConfig) -> WorkersConfig:
+    """The workers of a comparison; where it leaves them open, as many as the training can have.
+
+    A call that goes on after a training may find a cluster whose nodes are gone until they are
+    asked for.
+    """
+    asked = config.comparison.workers
+    room = int(config.logical_cpus // asked.cpus_per_worker)
+    return replace(
+        asked,
+        num_workers=asked.num_workers or max(1, min(config.cluster.num_workers, room)),
+        use_gpu=config.cluster.use_gpu if asked.use_gpu is None else asked.use_gpu,
+    )

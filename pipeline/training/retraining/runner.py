@@ -311,6 +311,8 @@ class Retraining:
             tags={PREFIX + tag: value for tag, value in tags.items()} | attempt.training,
         )
         self._models.set_alias(CANDIDATE, version.version)
+        # So that a person who changes the champion takes the same lock (`registry_job`).
+        self._models.set_state_folder(self._storage.uri)
         return replace(attempt, phase="registered", candidate=version.version)
 
     def _evaluate(self, attempt: Attempt, lease: Lease) -> Attempt:

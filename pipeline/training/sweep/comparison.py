@@ -15,6 +15,7 @@ from rich.table import Table
 
 from pipeline.training.sweep.diagnosis import Diagnosis, History
 from pipeline.training.sweep.results import Result
+from pipeline.training.sweep.trials import cell, short_names
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Row:
 
     params: dict[str, Any]
     by_repetition: dict[str, float]
-    """The metric of each trial that has it, by what tells it from the others of the row."""
+    """The metric of each trial that finished, by what tells it from the others of the row."""
+    missing: tuple[str, ...]
+    """Repetitions that the sweep has and this row has no finished trial of."""
     outcomes: dict[str, int]
     """How many trials came to what."""
     names: tuple[str, ...]
@@ -31,8 +34,14 @@ class Row:
 
     @property
     def values(self) -> list[float]:
-        """The metric of each trial that has it."""
+        """The metric of each trial that finished."""
         return list(self.by_repetition.values())
+
+    @property
+    def count(self) -> str:
+        """How many repetitions the mean is over, and of how many if some are missing."""
+        finished = len(self.by_repetition)
+        return f"{finished} of {finished + len(self.missing)}" if self.missing else str(finished)
 
     @property
     def mean(self) -> float:
@@ -62,7 +71,7 @@ class Comparison:
     name: str
     metric: str
     rows: tuple[Row, ...]
-    """The best first."""
+    """The best first; those with all repetitions before those without."""
     trials: tuple[Judged, ...]
 
     @property
@@ -71,9 +80,19 @@ class Comparison:
         return tuple(dict.fromkeys(key for row in self.rows for key in row.params))
 
     @property
+    def short(self) -> dict[str, str]:
+        """Their short names, those of `average_over` included."""
+        return short_names(key for one in self.trials for key in one.result.params)
+
+    def words(self, params: Mapping[str, Any]) -> str:
+        """Settings in words."""
+        short = self.short
+        return ", ".join(f"{short[k]} {cell(v)}" for k, v in params.items()) or "the recipe"
+
+    @property
     def verdict(self) -> str:
         """The outcome in words, a sentence a line."""
-        lines = [self._best(), *self._collapses()]
+        lines = [self._best(), *self._incomplete(), *self._collapses()]
         failed = [j for j in self.trials if j.diagnosis.outcome == "failed"]
         if failed:
             first = failed[0]
@@ -84,27 +103,31 @@ class Comparison:
         return "\n".join(lines)
 
     def _best(self) -> str:
-        ranked = [row for row in self.rows if row.values]
+        complete = [row for row in self.rows if not row.missing]
+        ranked = complete or [row for row in self.rows if row.values]
         if not ranked:
-            return f"No trial has a {self.metric}."
+            return f"No trial finished with a {self.metric}."
         best = ranked[0]
-        text = f"Best {self.metric}: {_figure(best)} with {_words(best.params)}"
+        whole = "" if complete else " of those with some repetitions"
+        tied = [row for row in ranked if math.isclose(row.mean, best.mean, abs_tol=1e-9)]
+        if len(tied) > 1:
+            words = "; ".join(self.words(row.params) for row in tied)
+            return f"Best {self.metric}{whole}: {best.mean:.3f}, a tie of {len(tied)}: {words}."
+        text = f"Best {self.metric}{whole}: {_figure(best)} with {self.words(best.params)}"
         if len(ranked) == 1:
             return text + "."
         second = ranked[1]
-        text += f"; next {_figure(second)} with {_words(second.params)}"
-        # Repetitions are paired: what makes one fold or seed harder does so for both rows.
-        shared = best.by_repetition.keys() & second.by_repetition.keys()
-        gaps = [best.by_repetition[key] - second.by_repetition[key] for key in sorted(shared)]
-        if len(gaps) < 2:
-            return text + ". One trial each says nothing about the spread: add seeds."
-        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
-        half = float(scipy.stats.t.ppf(0.975, len(gaps) - 1)) * error
-        word = "more" if statistics.fmean(gaps) > half else "less"
         return (
-            f"{text}. The difference, {statistics.fmean(gaps):.3f}, is {word} than half its 95 % "
-            f"interval ({half:.3f}, {len(gaps)} pairs)."
+            f"{text}; next {_figure(second)} with {self.words(second.params)}. {_gap(best, second)}"
         )
+
+    def _incomplete(self) -> list[str]:
+        return [
+            f"Incomplete, so ranked after the complete: {self.words(row.params)}: {row.count} "
+            f"repetitions finished ({_counts(row)})."
+            for row in self.rows
+            if row.missing and row.values
+        ]
 
     def _collapses(self) -> list[str]:
         lines = []
@@ -118,7 +141,7 @@ class Comparison:
                 )
                 total = sum(row.outcomes.values())
                 lines.append(
-                    f"Collapsed, {count} of {total}: {_words(row.params)}: "
+                    f"Collapsed, {count} of {total}: {self.words(row.params)}: "
                     f"{example.diagnosis.words}."
                 )
         return lines
@@ -127,24 +150,23 @@ class Comparison:
         """For the terminal."""
         table = Table(box=box.SIMPLE)
         for key in self.keys:
-            table.add_column(key.rsplit(".", 1)[-1])
-        for head in ("trials", self.metric, "outcome"):
+            table.add_column(self.short[key])
+        for head in ("finished", self.metric, "outcome"):
             table.add_column(head, justify="right")
         for row in self.rows:
-            cells = [_cell(row.params.get(key, "")) for key in self.keys]
-            counts = ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
-            table.add_row(*cells, str(sum(row.outcomes.values())), _figure(row), counts)
+            cells = [cell(row.params.get(key, "")) for key in self.keys]
+            table.add_row(*cells, row.count, _figure(row), _counts(row))
         return table
 
     def markdown(self) -> str:
         """Verdict and table, for MLflow's description of the run, which it shows the start of."""
-        heads = [*(f"`{key}`" for key in self.keys), "trials", f"`{self.metric}`", "outcome"]
+        settings = [f"`{self.short[key]}`" for key in self.keys]
+        heads = [*settings, "finished", f"`{self.metric}`", "outcome"]
         lines = [*(f"- {line}" for line in self.verdict.splitlines()), ""]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for row in self.rows:
-            counts = ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
-            cells = [_cell(row.params.get(key, "")) for key in self.keys]
-            cells += [str(sum(row.outcomes.values())), _figure(row), counts]
+            cells = [cell(row.params.get(key, "")) for key in self.keys]
+            cells += [row.count, _figure(row), _counts(row)]
             lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
         return "\n".join(lines) + "\n"
 
@@ -162,7 +184,7 @@ class Comparison:
             writer.writerow(
                 [
                     result.name,
-                    *(_cell(result.params.get(key, "")) for key in keys),
+                    *(cell(result.params.get(key, "")) for key in keys),
                     result.seed,
                     result.value(self.metric),
                     diagnosis.outcome,
@@ -193,6 +215,10 @@ def compare(
 ) -> Comparison:
     """Groups the trials by their settings; the best mean first.
 
+    Only finished trials count: a failed one, or one that was stopped early, may have a figure too,
+    of fewer steps. Settings whose repetitions have not all finished come after the others, since a
+    mean over the easier folds, or the seeds that did not fail, is not the mean of all.
+
     Args:
         name: Of the sweep.
         metric: What is compared.
@@ -202,20 +228,45 @@ def compare(
     groups: dict[str, list[Judged]] = {}
     for one in judged:
         groups.setdefault(_text(_split(one, average_over)[0]), []).append(one)
+    repetitions = list(dict.fromkeys(_text(_split(one, average_over)[1]) for one in judged))
     rows = []
     for group in groups.values():
-        values = {_text(_split(one, average_over)[1]): one.result.value(metric) for one in group}
+        values = {
+            _text(_split(one, average_over)[1]): one.result.value(metric)
+            for one in group
+            if one.result.status == "finished" and not math.isnan(one.result.value(metric))
+        }
         outcomes = [one.diagnosis.outcome for one in group]
         rows.append(
             Row(
                 _split(group[0], average_over)[0],
-                {key: value for key, value in values.items() if not math.isnan(value)},
+                values,
+                tuple(key for key in repetitions if key not in values),
                 {word: outcomes.count(word) for word in dict.fromkeys(outcomes)},
                 tuple(one.result.name for one in group),
             )
         )
-    rows.sort(key=lambda row: -math.inf if math.isnan(row.mean) else row.mean, reverse=True)
+    rows.sort(key=_rank, reverse=True)
     return Comparison(name, metric, tuple(rows), tuple(judged))
+
+
+def _rank(row: Row) -> tuple[bool, bool, float]:
+    return not row.missing, bool(row.values), row.mean if row.values else 0.0
+
+
+def _gap(best: Row, second: Row) -> str:
+    """What the difference between two rows is worth."""
+    # Repetitions are paired: what makes one fold or seed harder does so for both rows.
+    shared = best.by_repetition.keys() & second.by_repetition.keys()
+    gaps = [best.by_repetition[key] - second.by_repetition[key] for key in sorted(shared)]
+    if len(gaps) < 2:
+        return "One pair of trials says nothing about the spread: add seeds."
+    mean, num = statistics.fmean(gaps), len(gaps)
+    half = float(scipy.stats.t.ppf(0.975, num - 1)) * statistics.stdev(gaps) / math.sqrt(num)
+    return (
+        f"The difference, {mean:.3f}, is {'more' if mean > half else 'less'} than half its 95 % "
+        f"interval ({half:.3f}, {num} pairs)."
+    )
 
 
 def _split(one: Judged, average_over: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -238,15 +289,8 @@ def _figure(row: Row) -> str:
     return f"{row.mean:.3f}" + ("" if math.isnan(row.spread) else f" ± {row.spread:.3f}")
 
 
-def _words(params: Mapping[str, Any]) -> str:
-    short = (f"{key.rsplit('.', 1)[-1]} {_cell(value)}" for key, value in params.items())
-    return ", ".join(short) or "the recipe"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+def _counts(row: Row) -> str:
+    return ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
 
 
 def _finite(value: Any) -> Any:

@@ -48,11 +48,11 @@ class SweepConfig:
     """Folder for the trials' checkpoints and the comparison: a directory, or `s3://`."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings of the recipe, by dotted key, that hold for all trials."""
-    grid: dict[str, list[Any]] = field(default_factory=dict)
-    """Values by dotted key; every combination is tried."""
+    grid: dict[str, Any] = field(default_factory=dict)
+    """A list of values by dotted key; every combination is tried."""
     trials: list[dict[str, Any]] = field(default_factory=list)
     """Combinations one by one, instead of `grid` or besides it: values by dotted key."""
-    space: dict[str, dict[str, Any]] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
     """With `search` random or tpe, instead of `grid`: by dotted key one of {uniform: [a, b]},
     {log_uniform: [a, b]}, {integer: [a, b]}, {choice: [...]}."""
     search: Literal["grid", "random", "tpe"] = "grid"
@@ -90,6 +90,12 @@ class SweepConfig:
         self._check_choice()
         self._check_keys()
         self._check_metric()
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """The keys that differ between trials, besides the seed."""
+        keys = [*self.grid, *self.space, *(key for trial in self.trials for key in trial)]
+        return tuple(dict.fromkeys(keys))
 
     def _check_choice(self) -> None:
         if self.search == "grid":
@@ -129,16 +135,24 @@ class SweepConfig:
                     raise UserError(f"{place}.{key}: use seeds")
         for key, values in self.grid.items():
             if not isinstance(values, list) or not values:
-                raise UserError(f"grid.{key}={values!r}: must be a list of at least one value")
+                nested = isinstance(values, dict) and values
+                hint = f": write {key}.{next(iter(values))}: [...]" if nested else ""
+                raise UserError(f"grid.{key}={values!r}: must be a list of values{hint}")
             counts = Counter(json.dumps(value, sort_keys=True, default=str) for value in values)
             if twice := [text for text, count in counts.items() if count > 1]:
                 raise UserError(f"grid.{key}: holds {twice[0]} twice: leave one out")
-        varied = [*self.grid, *(key for trial in self.trials for key in trial)]
+        for key in self.overrides:
+            if key in self.grid or key in self.space:
+                place = "grid" if key in self.grid else "space"
+                raise UserError(
+                    f"overrides.{key}: would be ignored, since {place} sets it in every trial: "
+                    "leave one of them out"
+                )
         for key in self.average_over:
-            if key not in varied:
+            if key not in self.varied or key in self.space:
                 raise UserError(
                     f"average_over={key}: must be a key of grid or trials"
-                    f"{did_you_mean(key, varied)}"
+                    f"{did_you_mean(key, self.varied)}"
                 )
         for key in self.evaluate:
             if key in _OWN_EVALUATION_KEYS or key.startswith("tracking."):
@@ -163,9 +177,9 @@ class SweepConfig:
             )
 
 
-def _check_distribution(key: str, distribution: dict[str, Any]) -> None:
-    if len(distribution) != 1 or next(iter(distribution)) not in DISTRIBUTIONS:
-        given = next(iter(distribution), "")
+def _check_distribution(key: str, distribution: Any) -> None:
+    given = next(iter(distribution), "") if isinstance(distribution, dict) else ""
+    if given not in DISTRIBUTIONS or len(distribution) != 1:
         raise UserError(
             f"space.{key}={distribution}: must be one of {', '.join(DISTRIBUTIONS)} with its "
             f"values{did_you_mean(str(given), DISTRIBUTIONS)}"

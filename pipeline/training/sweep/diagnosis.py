@@ -14,9 +14,10 @@ from model.regularizer import DEAD_GAIN
 from pipeline.training import regularizer_watch
 from pipeline.training.sweep.results import Result
 
-Outcome = Literal["trained", "slow", "collapsed", "stopped", "failed"]
-"""`trained`: the loss went below 85 % of chance. `collapsed`: it did not, and the regulariser
-passes less than a hundredth of the differences between labels. `slow`: neither."""
+Outcome = Literal["trained", "slow", "collapsed", "stopped early", "failed"]
+"""`collapsed`: the loss stayed above 85 % of chance, and the regulariser passes less than a
+hundredth of the differences between labels. `stopped early`: it was behind the others. `trained`:
+the loss went below 85 % of chance. `slow`: none of these."""
 
 LOSS, CHANCE = "train/loss", "train/chance_loss"
 GAIN, BIAS = regularizer_watch.METRIC, regularizer_watch.BIAS_METRIC
@@ -58,12 +59,12 @@ def diagnose(result: Result, histories: Mapping[str, History]) -> Diagnosis:
     first_gain, last_gain = (gains[0][1], gains[-1][1]) if gains else (math.nan, math.nan)
     first_bias = biases[0][1] if biases else math.nan
     figures = (ratio, first_gain, last_gain, first_bias)
+    early = _early(result)
     if math.isnan(ratio):
-        return Diagnosis("slow", "MLflow has no losses of it: not judged", *figures)
-    at = f"loss at {ratio:.2f} of chance (ln K = {_tail(chances):.2f})"
-    if ratio < TRAINED:
-        return Diagnosis("trained", at, *figures)
-    if last_gain < DEAD_GAIN:
+        words = f"{early}MLflow has no losses of it: not judged"
+        return Diagnosis("stopped early" if early else "slow", words, *figures)
+    at = f"{early}loss at {ratio:.2f} of chance (ln K = {_tail(chances):.2f})"
+    if ratio >= TRAINED and last_gain < DEAD_GAIN:
         began = "from the first step" if first_gain < DEAD_GAIN else f"{first_gain:.1e} at first"
         return Diagnosis(
             "collapsed",
@@ -71,9 +72,19 @@ def diagnose(result: Result, histories: Mapping[str, History]) -> Diagnosis:
             f"({began}); {_cause(first_bias)}",
             *figures,
         )
-    if result.status == "stopped":
-        return Diagnosis("stopped", f"stopped early, behind the others; {at}", *figures)
+    if early:
+        return Diagnosis("stopped early", at, *figures)
+    if ratio < TRAINED:
+        return Diagnosis("trained", at, *figures)
     return Diagnosis("slow", f"{at}, not trained yet; no collapse", *figures)
+
+
+def _early(result: Result) -> str:
+    """The beginning of what is said of a trial that was stopped early; empty for others."""
+    if result.status != "stopped":
+        return ""
+    step = f" at step {result.metrics['step']:.0f}" if "step" in result.metrics else ""
+    return f"stopped early{step}, behind the others; "
 
 
 def _cause(first_bias: float) -> str:

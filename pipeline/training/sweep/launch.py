@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -21,7 +22,10 @@ from pipeline.training.sweep.comparison import Comparison, Judged, compare
 from pipeline.training.sweep.config import SweepConfig
 from pipeline.training.sweep.diagnosis import HISTORIES, Outcome, diagnose
 from pipeline.training.sweep.plots import draw_all
+from pipeline.training.sweep.results import Result
 from pipeline.training.sweep.runner import Builders, missing_metric, run_trials
+from pipeline.training.sweep.search import check_stopping
+from pipeline.training.sweep.settings import check_settings
 from pipeline.training.sweep.trial_runs import TrialRuns
 from pipeline.training.sweep.trials import Trial, examples, grid_trials
 from pipeline.training.tracking import Tracker
@@ -57,15 +61,17 @@ def run_sweep(
             running.
 
     Raises:
-        UserError: Settings do not fit each other, or another process runs the same sweep.
+        UserError: Settings do not fit each other or what an earlier start left, or another
+            process runs the same sweep.
     """
     began = time.monotonic()
     example = check_trials(config, build)
-    if start_ray is not None:
-        start_ray(example.logical_cpus * max(1, config.max_concurrent))
     trials = grid_trials(config) if config.search == "grid" else []
     root = f"{config.storage.rstrip('/')}/{config.name}"
     storage = open_storage(root)
+    check_settings(config, trials, build.training, storage)
+    if start_ray is not None:
+        start_ray(example.logical_cpus * max(1, config.max_concurrent))
     scratch = Path(tempfile.mkdtemp(prefix="lseg-sweep-report-"))
     try:
         with Lease(storage, LOCK_NAME), _tracker(config, root) as tracker:
@@ -83,6 +89,38 @@ def run_sweep(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return SweepOutcome(comparison, f"{root}/{REPORT}", hint, time.monotonic() - began)
+
+
+def plan(config: SweepConfig, build: Builders) -> list[str]:
+    """What the sweep would do, a trial a line, after the checks that it begins with.
+
+    Args:
+        config: With absolute paths.
+        build: Of its trials.
+
+    Raises:
+        UserError: Settings do not fit each other or what an earlier start left.
+    """
+    example = check_trials(config, build)
+    trials = grid_trials(config) if config.search == "grid" else []
+    root = f"{config.storage.rstrip('/')}/{config.name}"
+    storage = open_storage(root)
+    check_settings(config, trials, build.training, storage)
+    found = results.read_all(storage)
+    names = [trial.name for trial in trials] or list(found)
+    done = sum(found[name].is_done for name in names if name in found)
+    gpus = example.cluster.num_workers * example.cluster.use_gpu
+    lines = [
+        f"{len(trials) or config.num_trials} trials in {root}, {done} of them done",
+        f"each holds {example.logical_cpus:g} logical CPUs" + (f", {gpus} GPUs" if gpus else ""),
+    ]
+    if not trials:
+        return [*lines, *(f"{key}: {values}" for key, values in config.space.items())]
+    for trial in trials:
+        status = found[trial.name].status if trial.name in found else "waits"
+        settings = ", ".join(f"{key}={value}" for key, value in trial.params.items())
+        lines.append(f"{status:8} {settings}, seed {trial.seed}")
+    return lines
 
 
 def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
@@ -107,8 +145,9 @@ def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
                     "`--overrides.data.shards DIR`"
                 )
             trainings.append(training)
+            check_stopping(config, training)
             if config.evaluate:
-                build.evaluation(training, "checkpoint")
+                _check_evaluation(build, training)
             elif training.train.test_fold is not None:
                 raise UserError(
                     f"metric={config.metric}: a training without a test fold's classes has no "
@@ -120,6 +159,13 @@ def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
         except ValueError as error:
             raise UserError(f"trial {trial.params}: {error}") from None
     return trainings[0]
+
+
+def _check_evaluation(build: Builders, training: TrainMixConfig) -> None:
+    try:
+        build.evaluation(training, "checkpoint")
+    except ValueError as error:
+        raise UserError(f"evaluate.{error}") from None
 
 
 def _tracker(config: SweepConfig, root: str) -> Tracker:
@@ -140,8 +186,13 @@ def _compare(
 ) -> Comparison:
     """Judges every trial by its result and its curves in MLflow."""
     found = results.read_all(open_storage(root))
+    for trial in trials:
+        if trial.name not in found or found[trial.name].status == "running":
+            found[trial.name] = Result(
+                trial.name, trial.params, trial.seed, "failed", error="it left no result"
+            )
     wanted = [trial.name for trial in trials] or sorted(found)
-    wanted = [name for name in wanted if name in found and found[name].status != "running"]
+    wanted = [name for name in wanted if found[name].status != "running"]
     ended = [found[name] for name in wanted if found[name].status == "finished"]
     if ended and all(math.isnan(result.value(config.metric)) for result in ended):
         raise missing_metric(config, list(ended[0].metrics))
@@ -167,7 +218,10 @@ def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
         tracker.log_artifact(path, "comparison")
     outcomes = [judged.diagnosis.outcome for judged in comparison.trials]
     # Those of none too: an earlier start may have logged some.
-    figures = {f"sweep/num_{word}": float(outcomes.count(word)) for word in get_args(Outcome)}
+    figures = {
+        f"sweep/num_{word.replace(' ', '_')}": float(outcomes.count(word))
+        for word in get_args(Outcome)
+    }
     best = next((row for row in comparison.rows if row.values), None)
     if best is not None:
         figures[f"best/{comparison.metric}"] = best.mean
@@ -189,9 +243,19 @@ def absolute(config: SweepConfig) -> SweepConfig:
     """Makes local paths absolute, and the tracking URI the same in every process.
 
     Raises:
-        UserError: `storage` is relative to a working folder that Ray uploaded for a job.
+        UserError: `storage` is relative to a working folder that Ray uploaded for a job, or cannot
+            be written to.
     """
     storage = absolute_place("storage", config.storage)
     folder = Path(storage) if "://" not in storage else Path.home() / ".lseg"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(folder, os.W_OK) else "permission denied"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise UserError(
+            f"storage={config.storage}: {folder} must be a folder that this user can write to "
+            f"({problem}): give another, or access to it"
+        )
     return replace(config, storage=storage, tracking=config.tracking.resolved(folder))

@@ -23,7 +23,7 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
     written = []
     for key in comparison.keys:
         if len({row.params.get(key) for row in _numeric(comparison.rows, key)}) > 1:
-            path = folder / f"{comparison.metric.replace('/', '_')}_by_{key.rsplit('.', 1)[-1]}.png"
+            path = folder / f"{comparison.metric.replace('/', '_')}_by_{comparison.short[key]}.png"
             _draw_setting(comparison, key, path)
             written.append(path)
     for metric in (LOSS, comparison.metric):
@@ -49,7 +49,7 @@ def _draw_setting(comparison: Comparison, key: str, path: Path) -> None:
     groups: dict[str, list[Row]] = {}
     for row in _numeric(comparison.rows, key):
         rest = {k: v for k, v in row.params.items() if k != key}
-        groups.setdefault(_label(rest), []).append(row)
+        groups.setdefault(_label(comparison, rest), []).append(row)
     positions = [float(row.params[key]) for rows in groups.values() for row in rows]
     for number, (label, rows) in enumerate(sorted(groups.items())):
         rows = sorted((row for row in rows if row.values), key=lambda row: row.params[key])
@@ -88,7 +88,7 @@ def _draw_curves(comparison: Comparison, metric: str, path: Path) -> None:
     axes = figure.subplots()
     cells: dict[str, list[Judged]] = {}
     for judged in comparison.trials:
-        cells.setdefault(_label(judged.result.params), []).append(judged)
+        cells.setdefault(_label(comparison, judged.result.params), []).append(judged)
     for number, (label, group) in enumerate(cells.items()):
         for position, judged in enumerate(group):
             history = judged.histories.get(metric, ())
@@ -111,9 +111,8 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": line}
 
 
-def _label(params: dict[str, Any]) -> str:
-    words = (f"{key.rsplit('.', 1)[-1]}={value}" for key, value in params.items())
-    return ", ".join(words)
+def _label(comparison: Comparison, params: dict[str, Any]) -> str:
+    return ", ".join(f"{comparison.short[key]}={value}" for key, value in params.items())
 
 
 def _finish(axes: Axes, x: str, y: str, num_lines: int) -> None:

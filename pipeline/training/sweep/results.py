@@ -27,6 +27,8 @@ class Result:
     seconds: float = 0.0
     error: str = ""
     """Why it failed, in a line."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What it was trained and scored with, of `settings_of`; empty where that is not known."""
 
     @property
     def is_done(self) -> bool:

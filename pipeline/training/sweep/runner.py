@@ -22,6 +22,7 @@ import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from model.errors import ModelError
 from pipeline.data.storage import Storage, open_storage
 from pipeline.errors import Terminated, UserError, did_you_mean
 from pipeline.training.config import TrainMixConfig
@@ -34,7 +35,8 @@ from pipeline.training.sweep import results
 from pipeline.training.sweep.config import SweepConfig
 from pipeline.training.sweep.results import Result
 from pipeline.training.sweep.search import num_to_deal, param_space, trial_of, tune_config
-from pipeline.training.sweep.trials import Trial, examples
+from pipeline.training.sweep.settings import settings_of
+from pipeline.training.sweep.trials import Trial, examples, setting_tags
 
 logger = logging.getLogger(__name__)
 
@@ -146,14 +148,17 @@ def _run_trial(
         return {**found.metrics, _ENDED: True}
     began = time.monotonic()
     started = Result(trial.name, trial.params, trial.seed, "running")
-    results.write(storage, started)
     try:
-        outcome, metrics = _train(trial, sweep, build, parent)
+        config = replace(build.training(trial), tracking=sweep.tracking)
+        started = replace(started, settings=settings_of(sweep, config))
+        results.write(storage, started)
+        outcome, metrics = _train(trial, config, sweep, build, parent)
     except Exception as error:
         found = results.read(storage, trial.name)
         if found is not None and found.is_done:  # Stopped early, which ends what it waits for.
             return {}
-        logger.exception("trial %s failed", trial.name)
+        defect = error if not isinstance(error, UserError | ModelError) else None
+        logger.error("trial %s failed: %s", trial.name, error, exc_info=defect)
         seconds = round(time.monotonic() - began, 1)
         failed = replace(started, status="failed", seconds=seconds, error=_last_line(error))
         results.write(storage, failed)
@@ -170,12 +175,11 @@ def _run_trial(
 
 
 def _train(
-    trial: Trial, sweep: SweepConfig, build: Builders, parent: str
+    trial: Trial, config: TrainMixConfig, sweep: SweepConfig, build: Builders, parent: str
 ) -> tuple[Outcome, dict[str, float]]:
     """Trains a trial, and scores its checkpoint where the sweep says how."""
-    tags = {"sweep": sweep.name, "sweep.trial": trial.name, "sweep.seed": str(trial.seed)}
-    tags |= {f"sweep.{key}": str(value) for key, value in trial.params.items()}
-    config = replace(build.training(trial), tracking=sweep.tracking)
+    tags = {"sweep": sweep.name, "sweep.trial": trial.name}
+    tags |= setting_tags(trial.params, trial.seed, sweep.varied)
     outcome = train(config, lineage=Lineage(parent, tags), callbacks=[TuneReportCallback()])
     metrics = _numbers(outcome.metrics)
     if sweep.evaluate:
@@ -212,8 +216,8 @@ class _Ledger(tune.Callback):
         ours, last = trial_of(self._config, trial.config), trial.last_result or {}
         result = results.read(self._storage, ours.name)
         if result is None or (result.status != "finished" and not last.get(_ENDED)):
-            metrics = _numbers(last)
-            result = Result(ours.name, ours.params, ours.seed, status, metrics, error=error)
+            known = result or Result(ours.name, ours.params, ours.seed, status)
+            result = replace(known, status=status, metrics=_numbers(last), error=error)
             self._written.append(result)
             results.write(self._storage, result)
         self.num_ended += 1

@@ -65,7 +65,7 @@ def tune_config(
         concurrent: Trials side by side.
 
     Raises:
-        UserError: A setting does not go with early stopping, or optuna is not installed.
+        UserError: optuna is not installed.
     """
     scheduler = _scheduler(config, example)
     if config.search == "tpe":
@@ -97,10 +97,15 @@ def _domain(distribution: dict[str, Any]) -> Any:
     return (tune.uniform if kind == "uniform" else tune.loguniform)(*map(float, values))
 
 
-def _scheduler(config: SweepConfig, example: TrainMixConfig) -> ASHAScheduler | None:
-    stopping, train = config.early_stopping, in_steps(example.train, 0)
+def check_stopping(config: SweepConfig, training: TrainMixConfig) -> None:
+    """Makes sure that a trial has figures to be stopped early by.
+
+    Raises:
+        UserError: It has none on its way, or ends before it could be stopped.
+    """
+    stopping, train = config.early_stopping, in_steps(training.train, 0)
     if not stopping.grace_steps:
-        return None
+        return
     if not train.validate_every or train.validate_every != train.checkpoint_every:
         raise UserError(
             f"early_stopping.grace_steps={stopping.grace_steps}: trials are compared at "
@@ -113,6 +118,12 @@ def _scheduler(config: SweepConfig, example: TrainMixConfig) -> ASHAScheduler | 
             f"early_stopping.grace_steps={stopping.grace_steps}: must be below "
             f"train.steps={train.steps}, or no trial is stopped: set train.steps in overrides"
         )
+
+
+def _scheduler(config: SweepConfig, example: TrainMixConfig) -> ASHAScheduler | None:
+    stopping, train = config.early_stopping, in_steps(example.train, 0)
+    if not stopping.grace_steps:
+        return None
     return ASHAScheduler(
         time_attr="step",
         metric=config.metric,

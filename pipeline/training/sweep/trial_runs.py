@@ -16,8 +16,9 @@ from typing import Any
 from pipeline.training.mlflow_run import prepare_environment
 from pipeline.training.sweep.comparison import Comparison
 from pipeline.training.sweep.config import SweepConfig
-from pipeline.training.sweep.diagnosis import GAIN, LOSS, Diagnosis, History
+from pipeline.training.sweep.diagnosis import LOSS, Diagnosis, History
 from pipeline.training.sweep.results import Result
+from pipeline.training.sweep.trials import setting_tags, short_names
 from pipeline.training.tracking_config import server_uri
 
 logger = logging.getLogger(__name__)
@@ -88,15 +89,19 @@ class TrialRuns:
         """Writes the judgement to the trial's run, where the UI shows it as columns."""
         if not run_id or self._client is None:
             return
-        metric = self._config.metric
+        metric, run = self._config.metric, self._runs[result.name]
+        # Their short names may be others since an earlier start, which varied less.
+        tags = setting_tags(result.params, result.seed, [*self._config.varied, *result.params])
         with suppress(Exception):
+            for key, value in tags.items():
+                if run.data.tags.get(key) != value:
+                    self._client.set_tag(run_id, key, value)
             self._client.set_tag(run_id, OUTCOME, diagnosis.outcome)
             self._client.set_tag(run_id, WORDS, diagnosis.words)
             if result.status == "stopped":  # Its process was ended before it could say so.
                 self._client.set_terminated(run_id, "KILLED")
             # The evaluation logs its figures below its protocol's name, which is not the metric's.
-            known = self._runs[result.name].data.metrics
-            if not math.isnan(value := result.value(metric)) and metric not in known:
+            if not math.isnan(value := result.value(metric)) and metric not in run.data.metrics:
                 self._client.log_metric(run_id, metric, value)
 
     def save_view(self, comparison: Comparison) -> str:
@@ -107,11 +112,14 @@ class TrialRuns:
         """
         if self._client is None:
             return ""
-        varied = dict.fromkeys(key for one in comparison.trials for key in one.result.params)
+        # Not the parameters of these names, which a column is too narrow for.
+        short = short_names(
+            [*self._config.varied, *(key for one in comparison.trials for key in one.result.params)]
+        )
         order = f"metrics.`{comparison.metric}`"
-        columns = [f"params.`{key}`" for key in (*varied, "run.seed")]
-        columns += [order, f"metrics.`{LOSS}`", f"metrics.`{GAIN}`"]
-        columns += [f"tags.`{OUTCOME}`", f"tags.`{WORDS}`", "attributes.`Duration`"]
+        columns = [order, f"metrics.`{LOSS}`", "attributes.`Duration`"]
+        columns += [f"tags.`sweep.{name}`" for name in (*short.values(), "seed")]
+        columns += [f"tags.`{OUTCOME}`", f"tags.`{WORDS}`"]
         state = {
             "searchFilter": self._filter,
             "orderByKey": order,

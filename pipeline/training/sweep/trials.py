@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,50 @@ def grid_trials(config: SweepConfig) -> list[Trial]:
             raise UserError(f"trials: {trial.params} is there twice: leave one out")
         seen.add(trial.name)
     return trials
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """What tables and MLflow's narrow columns call settings: the end of each that no other has.
+
+    Args:
+        keys: Dotted keys; one may come several times.
+
+    Returns:
+        By key, in the same order: its last word, or more where that is `name` or not the only one.
+    """
+    keys = list(dict.fromkeys(keys))
+    found = {}
+    for key in keys:
+        words = key.split(".")
+        ends = (".".join(words[-count:]) for count in range(1, len(words)))
+        others = [f".{other}" for other in keys if other != key]
+        own = (
+            end
+            for end in ends
+            if end != "name" and not any(other.endswith(f".{end}") for other in others)
+        )
+        found[key] = next(own, key)
+    return found
+
+
+def setting_tags(params: Mapping[str, Any], seed: int, keys: Iterable[str]) -> dict[str, str]:
+    """A trial's settings as tags of its MLflow run, whose UI shows them as columns.
+
+    Args:
+        params: What it sets, by dotted key.
+        seed: Of the trial.
+        keys: All keys of the sweep.
+    """
+    short = short_names(keys)
+    tags = {f"sweep.{short[key]}": cell(value) for key, value in params.items()}
+    return {**tags, "sweep.seed": str(seed)}
+
+
+def cell(value: Any) -> str:
+    """A setting's value in a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def examples(config: SweepConfig) -> list[Trial]:

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import ray.train
 
-from pipeline.training import checkpoint, launch
+from pipeline.training import checkpoint, patience
 from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
-from pipeline.training.failures import FailureReporter
+from pipeline.training.failures import FailureReporter, explained
+from pipeline.training.stream import patient_latest_step
 
 
 class Outage:
@@ -32,7 +34,8 @@ class Outage:
 
 
 @pytest.mark.parametrize(
-    ("failures", "words"), [(0, "from step 8"), (1, "from its newest checkpoint")]
+    ("failures", "words"),
+    [(0, "from checkpoint runs/mine/step_00000008"), (1, "from its newest checkpoint")],
 )
 def test_a_failure_is_told_with_or_without_the_storage(monkeypatch, capsys, failures, words):
     monkeypatch.setattr(checkpoint, "open_storage", Outage(failures).open)
@@ -42,18 +45,31 @@ def test_a_failure_is_told_with_or_without_the_storage(monkeypatch, capsys, fail
     assert words in said
 
 
+@pytest.mark.parametrize(
+    ("failures", "words"),
+    [(0, "from checkpoint runs/lseg/step_00000008"), (1, "the storage does not answer: no answer")],
+)
+def test_what_is_told_at_the_end_is_the_failure_and_not_the_storage(
+    monkeypatch, caplog, failures, words
+):
+    monkeypatch.setattr(checkpoint, "open_storage", Outage(failures).open)
+    failure = ray.train.TrainingFailedError("gone")
+    assert explained(failure, TrainMixConfig()) is failure
+    assert words in caplog.messages[-1]
+
+
 def test_the_stream_outlasts_an_outage(monkeypatch, caplog):
     outage = Outage(3)
     monkeypatch.setattr(checkpoint, "open_storage", outage.open)
-    monkeypatch.setattr(launch, "_FIRST_PAUSE_S", 0.01)
-    assert launch._patient_latest_step(TrainMixConfig()) == 8
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.01)
+    assert patient_latest_step(TrainMixConfig()) == 8
     assert outage.asked == 4
     assert sum("does not answer, again in" in line for line in caplog.messages) == 3
 
 
 def test_patience_has_an_end(monkeypatch):
     monkeypatch.setattr(checkpoint, "open_storage", Outage(1000).open)
-    monkeypatch.setattr(launch, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.01)
     config = replace(TrainMixConfig(), train=TrainConfig(storage_patience_s=0.05))
     with pytest.raises(OSError, match="no answer"):
-        launch._patient_latest_step(config)
+        patient_latest_step(config)

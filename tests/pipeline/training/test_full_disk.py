@@ -10,24 +10,18 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray.train
-import torch
 import yaml
-from ray.train.v2._internal.execution.storage import StorageContext
 
 from model.checkpoint import load_checkpoint
 from pipeline.errors import UserError
-from pipeline.training import checkpoint, saving
-from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
-from pipeline.training.labels import label_space
+from pipeline.training import checkpoint
 from pipeline.training.launch import absolute
 from pipeline.training.saving import Saver
-from pipeline.training.state import build_state
-from tests.mini_shards import MiniShards, tiny_model
+from tests.local_saver import local_saver
+from tests.mini_shards import MiniShards
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 MIB = 1 << 20
@@ -55,22 +49,6 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def saver(disk: Path, monkeypatch, patience_s: float) -> Saver:
-    """Of worker 0 of a run on this disk, with Ray's own storage."""
-    config = TrainMixConfig(
-        run=RunConfig(name="mine", storage=str(disk)),
-        model=tiny_model(),
-        train=TrainConfig(steps=9, storage_patience_s=patience_s, keep_best=""),
-    )
-    store = StorageContext(storage_path=str(disk), experiment_dir_name="mine")
-    monkeypatch.setattr(
-        ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: store)
-    )
-    monkeypatch.setattr(saving, "_FIRST_PAUSE_S", 0.1)
-    job: Any = SimpleNamespace(config=config, labels=label_space(["road"]), tags={})
-    return Saver(job, build_state(config, 512, torch.device("cpu")), 0)
-
-
 def local(mine: Saver) -> ray.train.Checkpoint:
     folder = mine._written(checkpoint.save, {"step": 0}, True)
     assert folder
@@ -78,7 +56,7 @@ def local(mine: Saver) -> ray.train.Checkpoint:
 
 
 def test_a_checkpoint_is_stored_once_there_is_room(small_disk, monkeypatch, caplog):
-    mine = saver(small_disk, monkeypatch, 60)
+    mine = local_saver(small_disk, monkeypatch, 60)
     source, ballast = local(mine), fill(small_disk)
     thread = threading.Thread(target=mine._upload, args=(source, "step_00000000"))
     thread.start()
@@ -97,7 +75,7 @@ def test_a_checkpoint_is_stored_once_there_is_room(small_disk, monkeypatch, capl
 
 
 def test_a_disk_that_stays_full_is_told(small_disk, monkeypatch):
-    mine = saver(small_disk, monkeypatch, 0.5)
+    mine = local_saver(small_disk, monkeypatch, 0.5)
     source = local(mine)
     fill(small_disk)
     with pytest.raises(UserError) as error:
@@ -108,7 +86,7 @@ def test_a_disk_that_stays_full_is_told(small_disk, monkeypatch):
 
 
 def test_no_room_for_the_local_folder_is_told_at_the_end_alone(small_disk, monkeypatch, caplog):
-    mine = saver(small_disk, monkeypatch, 0.5)
+    mine = local_saver(small_disk, monkeypatch, 0.5)
     fill(small_disk)
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     assert mine._written(checkpoint.save, {"step": 0}, False) is None

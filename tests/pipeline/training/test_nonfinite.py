@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,78 +13,19 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
-from torch import Tensor
-from torch import distributed as dist
 
-from model.text import build_text_encoder
-from pipeline.data.ingest import Timed, build_mixture, open_corpus
 from pipeline.training import checkpoint, loop
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.job import Job, Verdict
-from pipeline.training.labels import training_labels
+from pipeline.training.job import Verdict
 from pipeline.training.launch import absolute
-from pipeline.training.state import build_state
 from pipeline.training.tracking_config import server_uri
+from tests.lone_worker import LoneWorker, process_group  # noqa: F401
 from tests.mini_shards import MiniShards
 
-CPU = torch.device("cpu")
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture(autouse=True)
-def alone(tmp_path) -> Iterator[None]:
-    """A process group of this process."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-class Worker:
-    """A real `Loop` on batches made here, some of which are poisoned."""
-
-    def __init__(self, config: TrainMixConfig, poisoned: set[int]) -> None:
-        corpus = open_corpus(config.data.shards, "train")
-        mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
-        labels = training_labels(corpus.manifests.values(), "present", corpus.taxonomy)
-        encoder = build_text_encoder(config.model.text)
-        self.state = build_state(config, encoder.dim, CPU)
-        job = Job(config, labels, corpus, mixture, None)
-        lseg = self.state.lseg
-        self.loop = loop.Loop(job, self.state, lseg, encoder, CPU, None, None)
-        self.batches = Timed(self._batches(config))
-
-        def poison(_: object, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
-            return (args[0] * float("nan"), args[1]) if self.state.step in poisoned else None
-
-        lseg.register_forward_pre_hook(poison)
-
-    def _batches(self, config: TrainMixConfig) -> Iterator[dict]:
-        rng, count, t = np.random.default_rng(0), config.train.batch_size, 0
-        while True:
-            image = rng.integers(0, 256, (count, 48, 48, 3), dtype=np.uint8)
-            label = rng.integers(0, 200, (count, 48, 48), dtype=np.uint8)
-            yield {
-                "image": torch.from_numpy(image),
-                "label": torch.from_numpy(label),
-                "t": t + np.arange(count),
-                "crc32": np.zeros(count, np.int64),
-                "bad": np.zeros(count, bool),
-            }
-            t += count
-
-    def step(self) -> float:
-        return self.loop.step(self.batches)[1]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies of the weights, the batch-norm statistics, the average and the momentum."""
-        average = self.state.average
-        assert average
-        found = {f"now.{k}": v for k, v in self.state.lseg.state_dict().items()}
-        found |= {f"average.{k}": v for k, v in average.state_dict().items()}
-        for number, values in self.state.optimizer.state_dict()["state"].items():
-            found[f"momentum.{number}"] = values["momentum_buffer"]
-        # How many batches a norm has seen is counted, and used by nothing.
-        return {k: v.clone() for k, v in found.items() if not k.endswith("batches_tracked")}
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture
@@ -96,7 +36,7 @@ def config(mini_shards: MiniShards, tmp_path, monkeypatch) -> TrainMixConfig:
 
 
 def test_a_skipped_step_leaves_no_trace_and_the_next_goes_on(config):
-    worker = Worker(config, {1, 2, 4, 5})
+    worker = LoneWorker(config, {1, 2, 4, 5})
     assert np.isfinite(worker.step())
     before = worker.tensors()
     assert any("running_mean" in name for name in before)
@@ -120,7 +60,7 @@ def test_a_skipped_step_leaves_no_trace_and_the_next_goes_on(config):
 
 
 def test_one_more_than_allowed_ends_with_a_diagnosis(config):
-    worker = Worker(config, set(range(1, 30)))
+    worker = LoneWorker(config, set(range(1, 30)))
     for _ in range(3):
         worker.step()
         assert worker.loop.verdict == Verdict()
@@ -142,7 +82,7 @@ def test_one_more_than_allowed_ends_with_a_diagnosis(config):
 
 
 def test_weights_that_are_damaged_themselves_are_told(config):
-    worker = Worker(config, set())
+    worker = LoneWorker(config, set())
     name, weight = next(iter(worker.state.lseg.named_parameters()))
     weight.data.view(-1)[0] = float("nan")
     for _ in range(3):

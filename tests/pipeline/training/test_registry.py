@@ -294,3 +294,21 @@ def test_the_job_registers_promotes_rolls_back_and_lists(filled, folders, capsys
 def test_the_job_tells_what_is_wrong_with_its_words(filled, capsys, words, message):
     assert job(*words, f"--tracking.uri={filled.tracking_uri}") == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+def test_another_store_of_the_process_changes_nothing(folders, tmp_path, monkeypatch, name):
+    """MLflow's client asks the process for what its arguments say."""
+    uri, other = (f"sqlite:///{tmp_path / file}.db" for file in ("mlflow", "other"))
+    with mlflow_is(other):
+        monkeypatch.setenv(name, other)
+        client = MlflowClient(uri, registry_uri=uri)
+        experiment = client.create_experiment("lseg", (tmp_path / "artifacts").as_uri())
+        registry, elsewhere = Registry(uri), Registry(other)
+        assert elsewhere.versions() == []
+        run_id = client.create_run(experiment).info.run_id
+        version = registry.register(folders[0], run_id=run_id)
+        registry.set_alias(CHAMPION, version)
+        assert (open_checkpoint("models:/lseg@champion")[0] / "config.yaml").is_file()
+        assert elsewhere.versions() == []
+        assert [found.version for found in registry.versions()] == ["1"]

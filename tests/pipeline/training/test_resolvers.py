@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
 
@@ -172,3 +173,30 @@ def test_a_plain_python_session_finds_s3_where_the_project_is_installed(
         assert done.stdout.strip() == str(TEXTS)
     else:
         assert "import pipeline.training.resolvers before" in done.stderr
+
+
+PASSWORD = "a-password-of-mlflow"
+
+
+def test_a_worker_gets_addresses_from_ray_and_logins_from_its_surroundings(
+    local_ray, registry, monkeypatch
+):
+    """Ray shows runtime environments in its dashboard and logs."""
+    for name, value in (("USERNAME", "me"), ("PASSWORD", PASSWORD), ("TOKEN", PASSWORD)):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    runtime_env = resolvers.worker_runtime_env("models:/lseg@champion")
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    assert runtime_env == {"env_vars": {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri}}
+    remote = ray.remote(runtime_env=runtime_env)(lambda: dict(os.environ))
+    there = ray.get(remote.remote())
+    assert there["MLFLOW_REGISTRY_URI"] == uri
+    # Set before that Ray was started, and in no runtime environment.
+    assert there["AWS_SECRET_ACCESS_KEY"] == os.environ["AWS_SECRET_ACCESS_KEY"]
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+def test_an_address_with_a_login_in_it_is_not_given_to_ray(registry, monkeypatch, name):
+    monkeypatch.setenv(name, f"http://me:{PASSWORD}@mlflow:5000")
+    found = {**resolvers.mlflow_variables(), **resolvers.worker_runtime_env("models:/lseg/1")}
+    assert name not in found["env_vars"]
+    assert PASSWORD not in str(found)

@@ -8,10 +8,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
+from pipeline.training.registry import RegistryConfig
+from pipeline.training.registry_job import Action, RegistryJobConfig, change_registry
 from pipeline.training.retraining.config import ComparisonConfig, LockConfig
 from pipeline.training.retraining.lock import RetrainLocked, locked
 from pipeline.training.retraining.record import DecisionRecord
 from pipeline.training.retraining.runner import Retraining
+from pipeline.training.tracking_config import TrackingConfig
 from tests.pipeline.training.retraining.world import World
 
 pytestmark = pytest.mark.timeout(240)
@@ -340,3 +343,39 @@ def test_a_held_lock_refuses_and_says_who(file_world):
             world.call()
     assert RetrainLocked.exit_code == 75
     assert world.call().kind == "unchanged"
+
+
+def test_a_person_changes_the_champion_under_the_same_lock(file_world):
+    world = file_world
+
+    def by_hand(action: Action, **words: str) -> str:
+        config = RegistryJobConfig(
+            action=action,
+            registry=RegistryConfig(name=world.name),
+            tracking=TrackingConfig(uri=world.uri),
+            **words,
+        )
+        (version,) = change_registry(config) or [None]
+        return version.version if version else ""
+
+    world.arrive("new", 0.6, 0.6, 0.6)
+    assert world.call().version == "2"
+    changes: list[tuple[Action, dict[str, str]]] = [
+        ("promote", {"version": "1"}),
+        ("roll_back", {}),
+        ("remove_alias", {"alias": "champion"}),
+        ("register", {"checkpoint": str(world.checkpoint), "alias": "champion"}),
+    ]
+    with locked(world.storage, "champion.lock", LockConfig(), "the champion"):
+        for action, words in changes:
+            with pytest.raises(RetrainLocked, match=r"process \d+ on .*, since 20.*, until 20"):
+                by_hand(action, **words)
+        assert by_hand("promote", version="1", alias="candidate") == "1"
+    assert world.champion() == "2"
+    assert (by_hand("roll_back"), world.champion()) == ("1", "1")
+    assert (by_hand("promote", version="2"), world.champion()) == ("2", "2")
+    assert list(world.storage.list("champion.lock")) == []
+    world.models.set_state_folder(str(world.folder / "of another machine"))
+    with pytest.raises(UserError, match=r"its locks in .*of another machine, which is not on this"):
+        by_hand("roll_back")
+    assert world.champion() == "2"

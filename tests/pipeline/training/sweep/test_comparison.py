@@ -42,7 +42,10 @@ def trial(depth: int, seed: int, value: float | None, status="finished", error="
         ({"loss": LN_K, "gain": 1e-6, "bias": -0.2}, "finished", "collapsed", "began negative"),
         ({"loss": LN_K, "gain": 1e-6, "first_gain": 0.5}, "finished", "collapsed", "overshot"),
         ({"loss": LN_K, "gain": 0.3}, "finished", "slow", "no collapse"),
-        ({"loss": LN_K, "gain": 0.3}, "stopped", "stopped", "behind the others"),
+        ({"loss": LN_K, "gain": 0.3}, "stopped", "stopped early", "behind the others"),
+        ({"loss": 1.0, "gain": 2.0}, "stopped", "stopped early", "behind the others"),
+        ({"loss": LN_K, "gain": 1e-6}, "stopped", "collapsed", "stopped early, behind the others"),
+        ({}, "stopped", "stopped early", "not judged"),
         ({}, "finished", "slow", "not judged"),
     ],
 )
@@ -66,6 +69,7 @@ def test_rows_are_ranked_and_a_failed_trial_does_not_hide_the_others():
     assert found.rows[0].spread == pytest.approx(0.0283, abs=1e-4)
     assert found.rows[0].names == ("d1-s0", "d1-s1")
     assert found.rows[1].outcomes == {"collapsed": 1, "trained": 1}
+    assert (found.rows[0].missing, found.rows[2].count) == ((), "0 of 2")
     assert "Collapsed, 1 of 2: depth 4" in found.verdict
     assert "OutOfMemory: 80 GiB" in found.verdict
     assert "is less than half its 95 % interval" in found.verdict
@@ -85,7 +89,49 @@ def test_a_clear_difference_is_called_one_and_a_single_seed_none():
     near = [trial(d, s, v, loss=1.0, gain=1.0) for d, s, v in NEAR]
     assert "is less than half its 95 % interval" in compare("s", METRIC, near).verdict
     assert "add seeds" in compare("s", METRIC, far[::2]).verdict
-    assert "No trial has a val/miou" in compare("s", METRIC, [trial(1, 0, None)]).verdict
+    assert [row.spread for row in compare("s", METRIC, far[::2]).rows] == [
+        pytest.approx(math.nan, nan_ok=True)
+    ] * 2
+    assert "±" not in compare("s", METRIC, far[::2]).markdown()
+    assert "No trial finished with a val/miou" in compare("s", METRIC, [trial(1, 0, None)]).verdict
+
+
+def test_trials_that_did_not_finish_do_not_count():
+    """Though they have a figure: that of their last validation, after fewer steps."""
+    judged = [trial(1, 0, 0.5, loss=1.0, gain=1.0), trial(1, 1, 0.6, loss=1.0, gain=1.0)]
+    judged += [trial(2, 0, 0.9, loss=1.0, gain=1.0), trial(2, 1, 0.1, status="stopped")]
+    judged += [trial(4, 0, 0.9, status="failed", error="gone"), trial(4, 1, None, status="failed")]
+    found = compare("s", METRIC, judged)
+    rows = [(row.params["depth"], row.count, row.values) for row in found.rows]
+    assert rows == [(1, "2", [0.5, 0.6]), (2, "1 of 2", [0.9]), (4, "0 of 2", [])]
+    assert found.verdict.splitlines()[:2] == [
+        "Best val/miou: 0.550 ± 0.071 with depth 1.",
+        "Incomplete, so ranked after the complete: depth 2: 1 of 2 repetitions finished "
+        "(1 trained, 1 stopped early).",
+    ]
+    assert "| 2 | 1 of 2 | 0.900 | 1 trained, 1 stopped early |" in found.markdown()
+    assert "| 4 | 0 of 2 | - | 2 failed |" in found.markdown()
+
+
+def test_a_fold_that_only_some_settings_have_makes_the_others_incomplete():
+    def fold(lr: float, number: int, value: float) -> Judged:
+        result = Result(f"{lr}{number}", {"lr": lr, "fold": number}, 0, "finished", {METRIC: value})
+        return Judged(result, diagnose(result, {}), {})
+
+    judged = [fold(0.1, 0, 0.5), fold(0.1, 1, 0.3), fold(0.2, 0, 0.6)]
+    found = compare("s", METRIC, judged, ["fold"])
+    assert [row.params["lr"] for row in found.rows] == [0.1, 0.2]
+    assert "lr 0.2: 1 of 2 repetitions" in found.verdict
+    without = compare("s", METRIC, judged[1:], ["fold"]).verdict
+    assert "Best val/miou of those with some repetitions: 0.600 with lr 0.2" in without
+    assert "says nothing about the spread" in without
+
+
+def test_a_tie_names_all_and_has_no_interval():
+    tied = [trial(d, s, 0.5, loss=1.0, gain=1.0) for d in (1, 2, 4) for s in (0, 1)]
+    tied += [trial(8, s, 0.4, loss=1.0, gain=1.0) for s in (0, 1)]
+    verdict = compare("s", METRIC, tied).verdict
+    assert verdict == "Best val/miou: 0.500, a tie of 3: depth 1; depth 2; depth 4."
 
 
 def test_folds_are_averaged_over_and_compared_pair_by_pair():

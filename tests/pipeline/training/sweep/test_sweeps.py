@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from pipeline.training.sweep.config import EarlyStopping, SweepConfig
 from pipeline.training.sweep.launch import SweepOutcome, run_sweep
 from pipeline.training.sweep.results import Result
 from pipeline.training.sweep.runner import Builders
+from pipeline.training.sweep.settings import settings_of
+from pipeline.training.sweep.trials import grid_trials
 from pipeline.training.tracking import TrackingConfig
 from tests.mini_shards import MiniShards, tiny_model
 
@@ -63,25 +67,41 @@ def written(config: SweepConfig) -> dict[str, int]:
     return {path.stem: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-# Four trainings and two evaluations, which other tests could not share.
-@pytest.mark.slow
-def test_a_failed_trial_ends_nothing_and_is_named_and_tried_again(mini_shards, tmp_path):
+@pytest.fixture(scope="module")
+def one_fails(
+    mini_shards: MiniShards, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SweepConfig, SweepOutcome]:
+    """A sweep of three trials: one trained, one with a result already, and one that fails."""
     evaluate = {"protocol": "unified", "shards": str(mini_shards.folder), "labels": "checkpoint"}
     config = sweep(
         mini_shards,
-        tmp_path,
+        tmp_path_factory.mktemp("one-fails"),
         name="one-fails",
         grid={LR: [0.01, 0.02]},
         trials=[{"data.train_split": "nothing"}],
         evaluate={**evaluate, "max_images": 2},
         metric="eval/miou",
     )
-    outcome = run(mini_shards, config)
-    by_status = {result.status: result for result in found(config).values()}
-    assert set(by_status) == {"finished", "failed"}, found(config)
-    assert 0 <= by_status["finished"].metrics["eval/miou"] <= 1
-    assert by_status["finished"].metrics["step"] == 4
-    failed = by_status["failed"]
+    _, known, _ = grid_trials(config)
+    training = build_trial(config, recipe_text(mini_shards), known)
+    settings, metrics = settings_of(config, training), {"eval/miou": 0.001}
+    storage = open_storage(f"{config.storage}/{config.name}")
+    results.write(
+        storage,
+        Result(known.name, known.params, 0, "finished", metrics, settings=settings),
+    )
+    return config, run(mini_shards, config)
+
+
+# One training and one evaluation, which the next two tests share.
+@pytest.mark.slow
+def test_a_failed_trial_ends_nothing_and_is_named(mini_shards, one_fails):
+    config, outcome = one_fails
+    fresh, known, failed = (found(config)[trial.name] for trial in grid_trials(config))
+    assert (fresh.status, failed.status) == ("finished", "failed"), found(config)
+    assert 0 <= fresh.metrics["eval/miou"] <= 1
+    assert fresh.metrics["step"] == 4
+    assert fresh.settings == known.settings | {LR: 0.01}
     assert "no manifest of split 'nothing'" in failed.error
     verdict = outcome.comparison.verdict
     assert f"1 of 3 trials failed; the first, {failed.name}: {failed.error}" in verdict
@@ -96,27 +116,58 @@ def test_a_failed_trial_ends_nothing_and_is_named_and_tried_again(mini_shards, t
     }
 
     client = MlflowClient(mini_shards.tracking_uri)
-    (parent, children) = runs_of(client, config)
+    (parent, (child,)) = runs_of(client, config)
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["mlflow.note.content"] == outcome.comparison.markdown()
     assert parent.data.metrics["sweep/num_failed"] == 1
-    assert [c.data.tags["sweep.outcome"] for c in children] == ["slow", "slow"]
-    assert {child.data.tags["sweep.train.lr"] for child in children} == {"0.01", "0.02"}
-    assert all("eval/unified" in " ".join(child.data.metrics) for child in children)
-    assert_view(
-        client, parent, ["params.`train.lr`", "metrics.`eval/miou`", "tags.`sweep.outcome`"]
-    )
+    assert child.data.tags["sweep.outcome"] == "slow"
+    assert child.data.tags["sweep.lr"] == "0.01"
+    assert "eval/unified" in " ".join(child.data.metrics)
+    assert_view(client, parent, ["tags.`sweep.lr`", "metrics.`eval/miou`", "tags.`sweep.outcome`"])
     assert {file.path for file in client.list_artifacts(parent.info.run_id, "comparison")} >= {
         "comparison/verdict.txt",
         "comparison/eval_miou_by_lr.png",
     }
 
+
+@pytest.mark.slow
+def test_a_second_start_tries_the_failed_trial_alone_and_refuses_other_settings(
+    mini_shards, one_fails
+):
+    config, _ = one_fails
+    (failed,) = (result for result in found(config).values() if result.status == "failed")
+    client = MlflowClient(mini_shards.tracking_uri)
+    parent, _ = runs_of(client, config)
     before = written(config)
+    other = replace(config, overrides={"train.momentum": 0.5})
+    with pytest.raises(UserError, match=r"with other settings \(train.momentum 0.9, now 0.5\)"):
+        run(mini_shards, other)
+    assert written(config) == before
     run(mini_shards, config)
     changed = {name for name, when in written(config).items() if when != before[name]}
     assert changed == {failed.name}
     assert runs_of(client, config)[0].info.run_id == parent.info.run_id
-    assert len(runs_of(client, config)[1]) == 2
+    assert len(runs_of(client, config)[1]) == 1
+
+
+@pytest.mark.slow
+def test_a_metric_that_no_trial_reports_ends_the_sweep_after_the_first(
+    mini_shards, one_fails, tmp_path
+):
+    """Of two that were killed: the first after its last step, which is not trained again."""
+    settings = {"name": "unknown", "grid": {LR: [0.01, 0.02]}, "max_concurrent": 1}
+    config = sweep(mini_shards, tmp_path, metric="val/citiscapes/miou", **settings)
+    earlier, _ = one_fails
+    shutil.copytree(f"{earlier.storage}/{earlier.name}", tmp_path / "unknown")
+    for trial in grid_trials(config):
+        killed = Result(trial.name, trial.params, 0, "running")
+        training = build_trial(config, recipe_text(mini_shards), trial)
+        killed = replace(killed, settings=settings_of(config, training))
+        results.write(open_storage(str(tmp_path / "unknown")), killed)
+    with pytest.raises(UserError, match=r"no trial reports it; .*mean 'val/cityscapes/miou'"):
+        run(mini_shards, config)
+    statuses = [found(config)[trial.name].status for trial in grid_trials(config)]
+    assert statuses == ["finished", "running"]
 
 
 def assert_view(client: MlflowClient, parent, columns: list[str]) -> None:
@@ -127,7 +178,7 @@ def assert_view(client: MlflowClient, parent, columns: list[str]) -> None:
     assert view["name"] == f"sweep {parent.info.run_name}"
     assert set(columns) <= set(state["selectedColumns"])
     assert state["orderByKey"] == "metrics.`eval/miou`"
-    assert len(client.search_runs([parent.info.experiment_id], state["searchFilter"])) == 2
+    assert len(client.search_runs([parent.info.experiment_id], state["searchFilter"])) == 1
 
 
 def runs_of(client: MlflowClient, config: SweepConfig):
@@ -163,7 +214,7 @@ def test_a_trial_behind_the_others_is_stopped(mini_shards, tmp_path):
     run(mini_shards, config)  # Nothing is left to do.
     assert written(config) == before
     _, children = runs_of(MlflowClient(mini_shards.tracking_uri), config)
-    by_rate = {child.data.tags["sweep.train.lr"]: child for child in children}
+    by_rate = {child.data.tags["sweep.lr"]: child for child in children}
     assert by_rate["1e-09"].info.status == "KILLED"
     assert by_rate["0.05"].info.status == "FINISHED"
 
@@ -187,16 +238,6 @@ def test_a_search_that_is_started_again_goes_on(mini_shards, tmp_path, search):
         assert 0.001 <= result.params[LR] <= 0.1
         assert result.params["train.batch_size"] in (2, 4)
         assert result.status == "finished"
-
-
-# One training, of two.
-@pytest.mark.slow
-def test_a_metric_that_no_trial_reports_ends_the_sweep_after_the_first(mini_shards, tmp_path):
-    settings = {"name": "unknown", "grid": {LR: [0.01, 0.02]}, "max_concurrent": 1}
-    config = sweep(mini_shards, tmp_path, metric="val/citiscapes/miou", **settings)
-    with pytest.raises(UserError, match=r"no trial reports it; .*mean 'val/cityscapes/miou'"):
-        run(mini_shards, config)
-    assert [result.status for result in found(config).values()] == ["finished"]
 
 
 def test_a_search_is_told_what_earlier_starts_found(tmp_path):

@@ -1,6 +1,6 @@
 """Trials have names that stay; a sweep's mistakes are told; drawn ones are drawn alike."""
 
-import functools
+import json
 import re
 import sys
 from dataclasses import replace
@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main, parse
-from jobs.sweep import build_evaluation, build_trial, merge_overrides, recipe_path, run
+from jobs.sweep import JobConfig, build_trial, builders, main_run, merge_overrides, recipe_path, run
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
+from pipeline.training import checkpoint
+from pipeline.training.sweep import results
 from pipeline.training.sweep.config import EarlyStopping, SweepConfig
-from pipeline.training.sweep.launch import check_trials
-from pipeline.training.sweep.runner import Builders
-from pipeline.training.sweep.search import tune_config
-from pipeline.training.sweep.trials import Trial, arguments, examples, grid_trials
+from pipeline.training.sweep.launch import absolute, check_trials
+from pipeline.training.sweep.results import Result
+from pipeline.training.sweep.search import check_stopping, tune_config
+from pipeline.training.sweep.settings import check_settings, settings_of
+from pipeline.training.sweep.trials import Trial, arguments, examples, grid_trials, short_names
 
+LR = "train.lr"
 DEPTH, INIT = "model.regularizer.depth", "model.regularizer.init"
 SWEEPS = sorted((Path(__file__).parents[4] / "jobs" / "sweeps").glob("*.yaml"))
 
@@ -25,14 +29,6 @@ SWEEPS = sorted((Path(__file__).parents[4] / "jobs" / "sweeps").glob("*.yaml"))
 def sweep(**settings) -> SweepConfig:
     defaults = {"name": "s", "base": "jobs/recipes/sweep_demo.yaml"}
     return SweepConfig(**{**defaults, "overrides": {"data.shards": "/shards"}, **settings})
-
-
-def builders(config: SweepConfig) -> Builders:
-    recipe = recipe_path(config.base).read_text()
-    return Builders(
-        functools.partial(build_trial, config, recipe),
-        functools.partial(build_evaluation, config),
-    )
 
 
 def test_the_grid_is_every_combination_with_every_seed():
@@ -48,6 +44,22 @@ def test_a_name_does_not_depend_on_the_other_trials():
     assert few[0].name in {trial.name for trial in many}
     assert Trial({DEPTH: 2, INIT: "a"}, 0).name == Trial({INIT: "a", DEPTH: 2}, 0).name
     assert Trial({DEPTH: 2}, 0).name != Trial({DEPTH: 2}, 1).name != Trial({DEPTH: 2.5}, 1).name
+
+
+@pytest.mark.parametrize(
+    ("keys", "short"),
+    [
+        ([DEPTH, INIT, DEPTH], ["depth", "init"]),
+        (["model.backbone.name"], ["backbone.name"]),
+        (
+            [DEPTH, "model.head.depth", "a.head.depth"],
+            ["regularizer.depth", "model.head.depth", "a.head.depth"],
+        ),
+        (["data.weights", "weights"], ["data.weights", "weights"]),
+    ],
+)
+def test_short_names_are_the_shortest_that_no_other_setting_has(keys, short):
+    assert list(short_names(keys).values()) == short
 
 
 def test_twice_the_same_trial_is_refused():
@@ -75,7 +87,13 @@ def test_values_reach_the_training(tmp_path):
     ("settings", "message"),
     [
         ({}, "nothing to vary"),
-        ({"grid": {DEPTH: []}}, rf"grid\.{DEPTH}=\[\]: must be a list of at least one"),
+        ({"grid": {DEPTH: []}}, rf"grid\.{DEPTH}=\[\]: must be a list of values"),
+        ({"grid": {"train": {"lr": [1]}}}, r"grid\.train=.*: write train\.lr: \[\.\.\.\]"),
+        (
+            {"grid": {LR: [1]}, "overrides": {LR: 2}},
+            r"overrides\.train\.lr: would be ignored, since grid sets it",
+        ),
+        ({"search": "tpe", "space": {"a": 1}, "num_trials": 1}, r"space\.a=1: must be one of"),
         ({"grid": {DEPTH: 3}}, rf"grid\.{DEPTH}=3: must be a list"),
         ({"grid": {DEPTH: [1, 2, 1]}}, rf"grid\.{DEPTH}: holds 1 twice"),
         ({"grid": {DEPTH: [1]}, "average_over": ("a",)}, "average_over=a: must be a key of grid"),
@@ -126,10 +144,107 @@ def test_a_trial_that_cannot_work_is_told_before_any_is_trained(trial, message, 
         check_trials(config, builders(config))
 
 
+def test_what_is_wrong_with_the_evaluation_or_early_stopping_is_told_too(tmp_path):
+    given = {"storage": str(tmp_path), "grid": {LR: [0.1]}}
+    evaluation = {"evaluate": {"protocl": "unified"}, "metric": "eval/miou"}
+    config = sweep(**given, **evaluation)
+    with pytest.raises(UserError, match=r"evaluate\.protocl: no such key.*'protocol'"):
+        check_trials(config, builders(config))
+    config = sweep(**given, early_stopping=EarlyStopping(grace_steps=500))
+    with pytest.raises(UserError, match=r"must be below train\.steps=200"):
+        check_trials(config, builders(config))
+
+
 def test_trials_without_shards_are_refused_before_any_is_trained(tmp_path):
     config = sweep(storage=str(tmp_path), overrides={}, grid={"train.lr": [0.1]})
     with pytest.raises(UserError, match=r"overrides\.data\.shards: is not set.*--overrides\.data"):
         check_trials(config, builders(config))
+
+
+def left(config: SweepConfig, status: str = "finished", settings=None) -> Trial:
+    """Writes what an earlier start of the sweep left of its first trial."""
+    (trial, *_) = grid_trials(config)
+    known = settings_of(config, builders(config).training(trial)) if settings is None else settings
+    result = Result(trial.name, trial.params, 0, status, settings=known)  # type: ignore[arg-type]
+    results.write(open_storage(f"{config.storage}/s"), result)
+    return trial
+
+
+def check(config: SweepConfig) -> None:
+    storage = open_storage(f"{config.storage}/s")
+    trials = grid_trials(config) if config.search == "grid" else []
+    check_settings(config, trials, builders(config).training, storage)
+
+
+def take_a_step(config: SweepConfig, trial: Trial, step: int) -> None:
+    """Writes the file in which Ray Train names a trial's newest checkpoint."""
+    folder = Path(config.storage) / "s" / trial.name
+    (folder / f"step_{step}").mkdir(parents=True)
+    (folder / f"step_{step}" / checkpoint.TRAINER).touch()
+    latest = {"checkpoint_dir_name": f"step_{step}"}
+    snapshot = {"latest_checkpoint_result": latest, "checkpoint_results": [latest]}
+    (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"base": "jobs/recipes/one_gpu.yaml"}, r"\d+ more"),
+        ({"overrides": {"data.shards": "/other"}}, 'data.shards "/shards", now "/other"'),
+        (
+            {"overrides": {"data.shards": "/shards", "train.warmup_steps": 5}},
+            "train.warmup_steps 0, now 5",
+        ),
+        (  # The recipe has batch norm over each worker's share alone.
+            {"overrides": {"data.shards": "/shards", "cluster.num_workers": 2}},
+            "cluster.num_workers 1, now 2",
+        ),
+        (
+            {"evaluate": {"protocol": "unified", "max_images": 9}},
+            'evaluate.max_images "nothing", now 9; evaluate.protocol "nothing", now "unified"',
+        ),
+    ],
+)
+def test_results_of_other_settings_are_refused(change, difference, tmp_path):
+    config = sweep(storage=str(tmp_path), grid={LR: [0.1, 0.2]})
+    trial = left(config)
+    check(config)
+    check(replace(config, grid={LR: [0.1, 0.4]}, seeds=(0, 1), max_concurrent=3))
+    elsewhere = {"cluster.use_gpu": True, "data.loader_cpus": 1, "train.log_every": 7}
+    check(replace(config, overrides=config.overrides | elsewhere))
+    with pytest.raises(UserError, match=rf"^name=s: .*result of trial {trial.name} .*{difference}"):
+        check(replace(config, **change))
+
+
+def test_drawn_results_of_other_settings_are_refused(tmp_path):
+    config = sweep(storage=str(tmp_path), grid={LR: [0.02]})
+    left(config)
+    space = {LR: {"log_uniform": [0.001, 0.1]}}
+    drawing = replace(config, grid={}, search="random", space=space, num_trials=2)
+    check(drawing)
+    with pytest.raises(UserError, match=r"train\.momentum 0\.9, now 0\.5"):
+        check(replace(drawing, overrides={"data.shards": "/shards", "train.momentum": 0.5}))
+
+
+def test_a_trial_that_failed_may_get_other_settings_unless_it_would_resume(tmp_path):
+    config = sweep(storage=str(tmp_path), grid={LR: [0.1, 0.2]})
+    trial = left(config, "failed")
+    other = replace(config, overrides={"data.shards": "/shards", "train.momentum": 0.5})
+    check(other)
+    take_a_step(config, trial, 30)
+    check(config)
+    with pytest.raises(UserError, match=r"holds the checkpoint of step 30 of trial .*momentum"):
+        check(other)
+    (tmp_path / "s" / "results" / f"{trial.name}.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint of step 30, but its result, .* is gone"):
+        check(config)
+
+
+def test_results_that_do_not_say_their_settings_are_taken_with_a_warning(tmp_path, caplog):
+    config = sweep(storage=str(tmp_path), grid={LR: [0.1, 0.2]})
+    trial = left(config, settings={})
+    check(config)
+    assert f"1 results, such as {trial.name}, are of a version" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -215,7 +330,7 @@ def test_early_stopping_needs_figures_on_the_way(overrides, grace, message, tmp_
     config = sweep(overrides=overrides, grid={"train.lr": [0.1]}, early_stopping=stopping)
     example = builders(replace(config, storage=str(tmp_path))).training(grid_trials(config)[0])
     with pytest.raises(UserError, match=message):
-        tune_config(config, open_storage(str(tmp_path)), example, 1, 1)
+        check_stopping(config, example)
 
 
 def test_tpe_without_optuna_says_what_to_install(tmp_path, monkeypatch):
@@ -247,9 +362,32 @@ def test_a_wrong_sweep_file_is_one_error_line(text, message, tmp_path, capsys):
     assert printed.count("\n") == 1
 
 
+def test_a_storage_that_cannot_be_written_to_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    config = sweep(storage=str(tmp_path / "file" / "runs"), grid={LR: [0.1]})
+    with pytest.raises(UserError, match=r"^storage=.*/file/runs must be a folder .*give another"):
+        absolute(config)
+
+
 def test_an_unknown_recipe_is_told():
     with pytest.raises(UserError, match=r"base=nothing\.yaml: no such recipe"):
         recipe_path("nothing.yaml")
+
+
+def test_a_dry_run_lists_the_trials_and_what_is_left_of_them(tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "name: s\nbase: jobs/recipes/sweep_demo.yaml\ngrid: {train.lr: [0.1, 0.2]}\n"
+        f"storage: {tmp_path}\noverrides: {{data.shards: /shards}}\n"
+    )
+    left(sweep(storage=str(tmp_path), grid={LR: [0.1, 0.2]}))
+    assert main(JobConfig, main_run, ["--config", str(path), "--dry_run", "true"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"2 trials in {tmp_path}/s, 1 of them done",
+        "each holds 0.75 logical CPUs",
+        "finished train.lr=0.1, seed 0",
+        "waits    train.lr=0.2, seed 0",
+    ]
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
