@@ -58,7 +58,7 @@ class LoneWorker:
         job = Job(config, labels, corpus, mixture, None)
         lseg = self.state.lseg
         self.loop = loop.Loop(job, self.state, lseg, encoder, CPU, None, stop)
-        self.config, self.labels = config, labels.names
+        self.config, self.labels = config, labels
         self.batches = Timed(on_device(self.blocks(), CPU))
 
         def poison(_: object, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
