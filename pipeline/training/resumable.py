@@ -71,9 +71,10 @@ def check_resumable(
         )
 
 
-def _at(tree: dict[str, Any], key: str) -> Any:
+def _at(tree: Any, key: str) -> Any:
+    """A setting or a group of them; None where an older program did not know it."""
     for name in key.split("."):
-        tree = tree.get(name, {})
+        tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
 
 

@@ -470,7 +470,8 @@ def test_another_node_goes_on_with_the_run_and_what_was_left(sqlite, dead, tmp_p
     assert _steps(sqlite, run.info.run_id) == list(range(8))
 
 
-def test_a_storage_that_does_not_answer_holds_nothing_up(dead, tmp_path, monkeypatch, caplog):
+@pytest.mark.usefixtures("s3_endpoint")
+def test_a_storage_that_fails_holds_nothing_up(dead, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(sender, "_LAST_COPY_S", 0.4)
     tracker = _outage(dead, tmp_path, "s3://no-such-bucket-anywhere", 0, 3)
     begin = time.monotonic()
