@@ -160,12 +160,8 @@ class Comparison:
 
     def markdown(self) -> str:
         """Verdict and table, for MLflow's description of the run, which it shows the start of."""
-        heads = [
-            *(f"`{self.short[key]}`" for key in self.keys),
-            "finished",
-            f"`{self.metric}`",
-            "outcome",
-        ]
+        settings = [f"`{self.short[key]}`" for key in self.keys]
+        heads = [*settings, "finished", f"`{self.metric}`", "outcome"]
         lines = [*(f"- {line}" for line in self.verdict.splitlines()), ""]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for row in self.rows:
