@@ -18,7 +18,7 @@ from typing import Any
 
 from model.checkpoint import local
 from pipeline.errors import UserError
-from pipeline.training.evaluation.provenance import Provenance, read_provenance
+from pipeline.training.evaluation.provenance import read_provenance
 from pipeline.training.evaluation.runner import checkpoint_fingerprint
 from pipeline.training.mlflow_run import (
     MlflowUnavailable,
@@ -26,7 +26,13 @@ from pipeline.training.mlflow_run import (
     patient,
     prepare_environment,
 )
-from pipeline.training.redaction import redact_text, redact_values
+from pipeline.training.redaction import redact_text
+from pipeline.training.registry_facts import (
+    described,
+    description,
+    key_for_mlflow,
+    tags_for_mlflow,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +49,6 @@ ROLLED_BACK_TAG = "rolled_back"
 """When this version lost the alias `champion` by `Registry.roll_back`, in UTC."""
 
 _MANIFEST = "manifest."
-_MAX_TAG_CHARS = 5000
-_BAD_KEY_CHARACTERS = re.compile(r"[^/\w.\- ]")
 _DESCRIPTION = (
     "LSeg: segments pictures with labels given at call time. The alias `champion` is in service, "
     "`candidate` under trial."
@@ -156,7 +160,7 @@ class Registry:
         except FileNotFoundError as error:
             raise UserError(f"checkpoint={checkpoint}: {error}") from None
         provenance = read_provenance(folder, str(checkpoint))
-        given = _tags({**_described(provenance), **(tags or {}), WEIGHTS_TAG: digest})
+        given = tags_for_mlflow({**described(provenance), **(tags or {}), WEIGHTS_TAG: digest})
         with self._answers():
             run = self._client.get_run(run_id)
         there = self.find(run_id=run_id, tags={WEIGHTS_TAG: digest})
@@ -183,7 +187,7 @@ class Registry:
                 source=f"models:/{model.model_id}",
                 run_id=run_id,
                 tags=given,
-                description=_description(provenance, metrics or {}),
+                description=description(provenance, metrics or {}),
                 model_id=model.model_id,
             )
         logger.info("registered %s as models:/%s/%s", checkpoint, self.name, made.version)
@@ -302,7 +306,7 @@ class Registry:
         """Sets tags of a version; secrets are left out."""
         number = version.version if isinstance(version, ModelVersion) else str(version)
         with self._answers():
-            for key, value in _tags(tags).items():
+            for key, value in tags_for_mlflow(tags).items():
                 self._client.set_model_version_tag(self.name, number, key, value)
 
     def state_folder(self) -> str:
@@ -351,7 +355,7 @@ class Registry:
 
         now_ms, model = int(time.time() * 1000), model_id or None
         values = [
-            Metric(_BAD_KEY_CHARACTERS.sub("_", key), float(value), now_ms, step, model_id=model)
+            Metric(key_for_mlflow(key), float(value), now_ms, step, model_id=model)
             for key, value in metrics.items()
         ]
         if values:
@@ -430,38 +434,3 @@ def _logged_model_id(source: str) -> str:
     """Of a version whose source is a logged model; else empty (made by other means)."""
     found = re.fullmatch(r"models:/+(m-\w+)", source or "")
     return found[1] if found else ""
-
-
-def _described(provenance: Provenance) -> dict[str, str]:
-    """What a checkpoint's files tell, as tags."""
-    network: dict[str, Any] = provenance.config.get("model") or {}
-    tags = {
-        "step": str(provenance.step),
-        "num_labels": str(len(provenance.labels)),
-        "backbone": str((network.get("backbone") or {}).get("name", "")),
-        "text_encoder": str((network.get("text") or {}).get("encoder", "")),
-        "run_name": str((provenance.config.get("run") or {}).get("name", "")),
-    }
-    return {**provenance.tags, **{key: value for key, value in tags.items() if value}}
-
-
-def _description(provenance: Provenance, metrics: Mapping[str, float]) -> str:
-    """A version's, in Markdown, as the UI shows it."""
-    tags = _described(provenance)
-    lines = [
-        f"Trained for {provenance.step} steps on {', '.join(provenance.datasets) or 'unknown data'}"
-        f" ({tags['num_labels']} labels), code {tags.get('git_commit', 'unknown')}.",
-        "",
-        f"- backbone: `{tags.get('backbone', 'unknown')}`",
-        f"- text encoder: `{tags.get('text_encoder', 'unknown')}`",
-    ]
-    lines += [f"- {key}: {value:.4g}" for key, value in sorted(metrics.items())]
-    return "\n".join(lines)
-
-
-def _tags(tags: Mapping[str, Any]) -> dict[str, str]:
-    """As MLflow takes them."""
-    return {
-        _BAD_KEY_CHARACTERS.sub("_", key): str(value)[:_MAX_TAG_CHARS]
-        for key, value in redact_values(tags, _MAX_TAG_CHARS).items()
-    }

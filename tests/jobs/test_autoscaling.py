@@ -96,6 +96,5 @@ def test_a_job_gets_the_nodes_that_it_waits_for(tmp_path):
         assert "cluster CPUs=0: this job holds 2 at once" in without.stderr
         waiting = job("120")
         assert "waiting up to 120 s for nodes: 0 of 2 CPUs, 0 of 1 GPUs" in waiting.stderr
-        assert (waiting.returncode, waiting.stdout.strip()) == (0, "CPUs: 2.0 GPUs: 1.0"), (
-            waiting.stderr
-        )
+        assert waiting.returncode == 0, waiting.stderr
+        assert "CPUs: 2.0 GPUs: 1.0" in waiting.stdout.splitlines()  # Ray prints there, too.

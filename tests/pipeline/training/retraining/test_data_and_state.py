@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import mlflow
 import pytest
 
 from jobs.cli import main, parse
@@ -134,9 +135,13 @@ def test_a_state_of_an_unknown_phase_is_told(tmp_path):
         (["--data.shards", ""], "data.shards: not set"),
     ],
 )
-def test_a_wrong_setting_is_one_plain_message(words, message, capsys, tmp_path):
+def test_a_wrong_setting_is_one_plain_message(words, message, capsys, tmp_path, monkeypatch):
     from jobs.retrain import run
 
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, uri)  # The job sets them, and later tests must not see it.
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
     words = ["--run.storage", str(tmp_path), *words]
     assert main(RetrainConfig, run, with_values(words)) == 2
     assert message in capsys.readouterr().err
