@@ -41,8 +41,9 @@ demo: $(STAMP)
 sweep-demo: $(STAMP)
 	$(BIN)/python jobs/sweep_demo.py --seed $(SEED)
 
+# In two processes, a file at a time: many tests wait for processes that start.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
