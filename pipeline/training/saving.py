@@ -27,6 +27,7 @@ from pipeline.training.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 _LOST_IN_A_ROW = 3
+_RUN_WAIT_S = 10.0
 _MOST_ON_THEIR_WAY = 2
 
 
@@ -115,7 +116,7 @@ class Saver:
     ) -> Path | None:
         """A local folder with a checkpoint; None where the local disk has no room for it."""
         job, folder = self._job, None
-        tags = job.tags | {"mlflow_run_id": (self._tracker and self._tracker.run_id) or ""}
+        tags = job.tags | {"mlflow_run_id": self._mlflow_run_id()}
         try:
             folder = self._folders.new()
             write(folder, self._state, job.config, job.labels, metrics, tags)
@@ -139,6 +140,14 @@ class Saver:
             return None
         self._lost = 0
         return folder
+
+    def _mlflow_run_id(self) -> str:
+        """Of the run, for those who evaluate the checkpoint; empty while MLflow does not answer."""
+        if self._tracker is None:
+            return ""
+        # A run of seconds ends before a new server has made its run.
+        is_last = self._state.step == self._train.steps
+        return self._tracker.wait_for_run(_RUN_WAIT_S if is_last else 0.0) or ""
 
     def _store_and_forget(self, local: ray.train.Checkpoint, name: str) -> Any:
         """Copies a checkpoint to the storage and removes it here; on a thread of Ray Train."""
