@@ -59,7 +59,7 @@ class BestModel:
         upload: Callable[[ray.train.Checkpoint, str], Any],
         folders: LocalFolders,
     ) -> None:
-        self._run, self._train = config.run, config.train
+        self._run, self._train, self._data = config.run, config.train, config.data
         self._store, self._upload, self._folders = store, upload, folders
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best")
@@ -114,7 +114,8 @@ class BestModel:
     def _replace(self, candidate: _Candidate, folder: Path) -> None:
         self._upload(ray.train.Checkpoint.from_directory(folder), candidate.name)
         entry = {"step": candidate.step, "metric": self._train.keep_best, "value": candidate.value}
-        data = json.dumps(entry | {"folder": candidate.name}, indent=1) + "\n"
+        entry |= {"folder": candidate.name, "validation": self._validation}
+        data = json.dumps(entry, indent=1) + "\n"
         patiently(
             lambda: open_storage(self._run.storage).write(self._path, data.encode()),
             self._train.storage_patience_s,
@@ -129,6 +130,18 @@ class BestModel:
                 self._store.storage_filesystem.delete_dir(gone)
             except Exception as error:
                 logger.warning("%s, no longer the best model, was not removed: %s", before, error)
+
+    @property
+    def _validation(self) -> dict[str, Any]:
+        """Of which pictures the metric is: values of others cannot be compared."""
+        train, data = self._train, self._data
+        sets = train.val_datasets
+        return {
+            "datasets": sets if isinstance(sets, str) else list(sets),
+            "split": data.val_split,
+            "images": train.val_images,
+            "base_px": data.augment.base_px,
+        }
 
     @property
     def _path(self) -> str:
@@ -154,6 +167,7 @@ class BestModel:
             logger.warning("%s cannot be read (%s): it does not count", self._path, error)
             return
         self._folder = folder
+        validation = entry.get("validation")
         if metric != self._train.keep_best:
             logger.warning(
                 "%s is by %s, and train.keep_best is now %s: it does not count",
@@ -161,5 +175,14 @@ class BestModel:
                 metric,
                 self._train.keep_best,
             )
-        elif not math.isnan(value):
+        elif math.isnan(value):
+            return
+        elif validation != self._validation:
+            logger.warning(
+                "%s is of another validation (%s, now %s): it does not count",
+                self._path,
+                validation,
+                self._validation,
+            )
+        else:
             self._stored = _Candidate(step, value)

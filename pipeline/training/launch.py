@@ -96,7 +96,7 @@ def train(
     distractor_texts(config.train.distractors, labels)
     checkpoint.repair(config.run)
     shards = manifest_tags(used)
-    check_resumable(config, labels.names, shards)
+    check_resumable(config, labels, shards)
     first = checkpoint.latest_step(config.run)
     if first >= config.train.steps:
         logger.info("run %s is finished: it has %d steps", config.run.name, first)

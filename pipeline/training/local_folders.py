@@ -50,7 +50,14 @@ class LocalFolders:
             # Who removes what was left may have come between these lines; then it is gone.
             with contextlib.suppress(FileNotFoundError):
                 lock = os.open(folder, os.O_RDONLY)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                except OSError as error:  # Some file systems, such as NFS, lock no folders.
+                    os.close(lock)
+                    logger.debug(
+                        "%s cannot be locked (%s): left alone if it is left", folder, error
+                    )
+                    return folder
                 if folder.is_dir():
                     self._locks[folder] = lock
                     return folder

@@ -111,10 +111,12 @@ class Loop:
         assert shard is not None
         rows = self.config.rows_per_pass
         batches = Timed(on_device(batches_of(shard, rows), self.device))
-        progress = Progress(self.state.step, self.train.steps, self.train.batch_size)
         if self.rank == 0:
             logger.info("%d workers from step %d", self.world, self.state.step)
-        metrics = self.validate() if self.state.owes_validation else {}
+        metrics: dict[str, float] = {}
+        if self.state.owes_validation:
+            metrics, self.state.owes_validation = self.validate(), False
+        progress = Progress(self.state.step, self.train.steps, self.train.batch_size)
         while self.state.step < self.train.steps and self.verdict == Verdict():
             loss, grad_norm = self.step(batches)
             done = self.state.step
@@ -127,7 +129,8 @@ class Loop:
             # Who is about to end has no minutes for a validation, which whoever resumes makes up
             # for. The last one is part of the result: nothing would resume after its checkpoint.
             hurries = self.verdict != Verdict() or (noticed and not last)
-            self.state.owes_validation = validates and hurries
+            if validates:  # Else an earlier one may still be owed: training goes on after a notice.
+                self.state.owes_validation = hurries
             if validates and not hurries:
                 metrics |= self.validate()
                 progress.skip()

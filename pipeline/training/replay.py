@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -94,8 +95,9 @@ def _replay_stored(storage: Storage, path: str, config: TrackingConfig) -> Repla
                 earlier = storage.read(target) if ending and storage.exists(target) else b""
                 storage.write(target, earlier + kept.read_bytes())
         # A training that still runs may have written more in the meantime.
-        if not local.exists() and storage.read(path) == before:
-            storage.delete(path)
+        with suppress(FileNotFoundError):  # Or has sent it all by itself.
+            if not local.exists() and storage.read(path) == before:
+                storage.delete(path)
     return counts
 
 

@@ -7,15 +7,17 @@ only watches: logging, validation, checkpoints, tracking. Shards may move if the
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
+from model.checkpoint import TEXTS
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.checkpoint import PROVENANCE, latest_step, name_of, plain
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.labels import LabelSpace
 
 _FIXED = (
     "run.seed",
@@ -38,14 +40,12 @@ _SHARDS = "manifest"
 """How the tags begin that tell the fingerprint of a dataset's shards, or of many."""
 
 
-def check_resumable(
-    config: TrainMixConfig, labels: Sequence[str], shards: Mapping[str, str]
-) -> None:
+def check_resumable(config: TrainMixConfig, labels: LabelSpace, shards: Mapping[str, str]) -> None:
     """Refuses to resume a run whose network, labels or data are others than now configured.
 
     Args:
         config: Of the run.
-        labels: Names of what it is to be trained on.
+        labels: What it is to be trained on.
         shards: Tag -> fingerprint of the training shards, as in the provenance of checkpoints.
 
     Raises:
@@ -57,9 +57,15 @@ def check_resumable(
     storage = open_storage(config.run.storage)
     folder = f"{config.run.name}/{name_of(step)}"
     saved, now = yaml.safe_load(storage.read(f"{folder}/config.yaml")), plain(config)
+    saved = _completed(saved, plain(TrainMixConfig()))
     found = [d for key in _FIXED for d in _differences(key, _at(saved, key), _at(now, key))]
     before = storage.read(f"{folder}/labels.txt").decode().splitlines()
-    found += _differences("train.labels", before, list(labels))
+    names = list(labels.names)
+    found += _differences("train.labels", before, names)
+    if before == names and storage.exists(f"{folder}/{TEXTS}"):
+        asked = storage.read(f"{folder}/{TEXTS}").decode().splitlines()
+        others = [(old, new) for old, new in zip(asked, labels.texts, strict=True) if old != new]
+        found += [f"words for a label ({old!r}, now {new!r})" for old, new in others[:1]]
     provenance = json.loads(storage.read(f"{folder}/{PROVENANCE}"))
     stored = {tag: value for tag, value in provenance.items() if tag.startswith(_SHARDS)}
     if stored:  # A checkpoint from elsewhere may not say.
@@ -71,10 +77,18 @@ def check_resumable(
         )
 
 
+def _completed(tree: Any, defaults: Any) -> Any:
+    """Settings that an older program did not know are as if left at their defaults."""
+    if not (isinstance(tree, dict) and isinstance(defaults, dict)):
+        return tree
+    known = {name: _completed(value, defaults.get(name)) for name, value in tree.items()}
+    return {**defaults, **known}
+
+
 def _at(tree: Any, key: str) -> Any:
-    """A setting or a group of them; None where an older program did not know it."""
+    """A setting or a group of them."""
     for name in key.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
+        tree = tree[name]
     return tree
 
 

@@ -148,9 +148,13 @@ class Sender:
         copy = self._copy
         if copy is None or self._spill is None:
             return
+        if not copy.is_stored and time.monotonic() < self._next_copy:
+            return
         try:
             with self._lock:
-                rest = b"" if self._abandoned else self._spill.rest()
+                if self._abandoned:
+                    return
+                rest = self._spill.rest()
         except OSError:  # Reported where it is written.
             return
         if not rest and not copy.is_stored:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -69,12 +70,14 @@ def run_sweep(
     trials = grid_trials(config) if config.search == "grid" else []
     root = f"{config.storage.rstrip('/')}/{config.name}"
     storage = open_storage(root)
-    check_settings(config, trials, build.training, storage)
-    if start_ray is not None:
-        start_ray(example.logical_cpus * max(1, config.max_concurrent))
     scratch = Path(tempfile.mkdtemp(prefix="lseg-sweep-report-"))
     try:
-        with Lease(storage, LOCK_NAME), _tracker(config, root) as tracker:
+        with ExitStack() as stack:
+            stack.enter_context(Lease(storage, LOCK_NAME))
+            check_settings(config, trials, build.training, storage)
+            if start_ray is not None:
+                start_ray(example.logical_cpus * max(1, config.max_concurrent))
+            tracker = stack.enter_context(_tracker(config, root))
             parent = tracker.wait_for_run(_WAIT_S) or ""
             if not parent:
                 logger.warning("MLflow does not answer: the trials will not be nested in the sweep")
@@ -105,7 +108,7 @@ def plan(config: SweepConfig, build: Builders) -> list[str]:
     trials = grid_trials(config) if config.search == "grid" else []
     root = f"{config.storage.rstrip('/')}/{config.name}"
     storage = open_storage(root)
-    check_settings(config, trials, build.training, storage)
+    check_settings(config, trials, build.training, storage, repair=False)
     found = results.read_all(storage)
     names = [trial.name for trial in trials] or list(found)
     done = sum(found[name].is_done for name in names if name in found)

@@ -31,6 +31,9 @@ _WITHOUT_INFLUENCE = (
     "data.loader_",
     "data.cache_",
     "train.log_every",
+    "train.keep_checkpoints",
+    "train.storage_patience_s",
+    "model.activation_checkpointing",
     "evaluate.workers.",
 )
 _SHOWN = 3
@@ -57,6 +60,8 @@ def check_settings(
     trials: Sequence[Trial],
     training: Callable[[Trial], TrainMixConfig],
     storage: Storage,
+    *,
+    repair: bool = True,
 ) -> None:
     """Makes sure that what earlier starts left is of the settings that this one has.
 
@@ -67,6 +72,8 @@ def check_settings(
         trials: Of a grid; empty with the other kinds of search, whose results all count.
         training: Of a trial.
         storage: Of the sweep.
+        repair: Mend what a full disk left, as the training does; only for who holds the sweep's
+            lease.
 
     Raises:
         UserError: A result or a checkpoint is of other settings; names them.
@@ -78,8 +85,15 @@ def check_settings(
         result, what = found.get(trial.name), "result"
         if result is None or not result.is_done:
             run = RunConfig(name=trial.name, storage=storage.uri)
-            checkpoint.repair(run)  # Of a disk that was full: as the training does.
-            if not (step := checkpoint.latest_step(run)):
+            if repair:
+                checkpoint.repair(run)
+            try:
+                step = checkpoint.latest_step(run)
+            except ValueError:
+                if repair:
+                    raise
+                step = 0  # Perhaps it is being written at this moment.
+            if not step:
                 continue
             what = f"checkpoint of step {step}"
         if result is None:

@@ -102,6 +102,17 @@ def test_a_notice_is_asked_for_and_served_before_a_validation(recorder, tmp_path
     assert recorder.events == [("validate", 4), ("validate", 6), ("save", 6)]
 
 
+def test_a_later_checkpoint_still_owes_the_validation(mini_shards, tmp_path, monkeypatch):
+    settings = {"steps": 6, "validate_every": 4, "checkpoint_every": 5}
+    recorder = Recorder(mini_shards.config(tmp_path, "owes", **settings), tmp_path, monkeypatch)
+    recorder.notice_from = 3
+    recorder.run()
+    assert recorder.events == [("save", 4), ("save", 5), ("validate", 6), ("save", 6)]
+    recorder.notice_from = 10**9
+    recorder.run(tmp_path / "5")
+    assert recorder.events == [("validate", 5), ("validate", 6), ("save", 6)]
+
+
 def test_a_notice_at_the_last_step_does_not_cost_the_validation(recorder):
     recorder.notice_from = 5
     recorder.run()

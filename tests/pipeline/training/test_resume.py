@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
@@ -19,6 +21,7 @@ from pipeline.data.augment import JitterConfig
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import OtherConfig, RunConfig, TrainMixConfig
+from pipeline.training.labels import LabelSpace, label_space
 from pipeline.training.launch import Outcome, absolute, manifest_tags, train, training_corpus
 from pipeline.training.resumable import check_resumable
 from pipeline.training.tracking_config import server_uri
@@ -163,11 +166,11 @@ def test_another_run_of_the_same_name_is_refused(undisturbed, change, words):
 
 
 @pytest.fixture(scope="module")
-def trained(undisturbed) -> tuple[TrainMixConfig, list[str], dict[str, str]]:
+def trained(undisturbed) -> tuple[TrainMixConfig, LabelSpace, dict[str, str]]:
     """Configuration, labels and shards of the finished run, as a later call would give them."""
     config, outcome = undisturbed
     labels = (Path(outcome.checkpoint) / "labels.txt").read_text().splitlines()
-    return config, labels, manifest_tags(training_corpus(config).manifests)
+    return config, label_space(labels), manifest_tags(training_corpus(config).manifests)
 
 
 def test_settings_that_do_not_change_the_past_may_change(trained):
@@ -185,7 +188,25 @@ def test_settings_that_do_not_change_the_past_may_change(trained):
     )
     check_resumable(later, labels, shards)
     with pytest.raises(UserError, match=r"train\.labels"):
-        check_resumable(later, labels[1:], shards)
+        check_resumable(later, label_space(labels.names[1:]), shards)
+    with pytest.raises(UserError, match=r"words for a label \('\w.*', now '\w.*'\)"):
+        check_resumable(later, replace(labels, verbatim=True), shards)
+
+
+def test_a_checkpoint_of_an_older_program_has_the_defaults(trained, tmp_path):
+    config, labels, shards = trained
+    whole = Path(config.run.storage) / config.run.name
+    shutil.copytree(whole, tmp_path / config.run.name)
+    config = replace(config, run=replace(config.run, storage=str(tmp_path)))
+    path = tmp_path / config.run.name / checkpoint.name_of(STEPS) / "config.yaml"
+    saved = yaml.safe_load(path.read_text())
+    for group, key in (("train", "other"), ("train", "label_sets"), ("data", "caps")):
+        del saved[group][key]
+    path.write_text(yaml.safe_dump(saved))
+    check_resumable(config, labels, shards)
+    other = replace(config, train=replace(config.train, label_sets="own"))
+    with pytest.raises(UserError, match=r"train\.label_sets \('union', now 'own'\)"):
+        check_resumable(other, labels, shards)
 
 
 def test_every_difference_in_the_data_is_named_with_both_values(trained):

@@ -85,6 +85,9 @@ def test_the_best_model_is_stored_and_replaces_the_one_before(tmp_path, local, m
         mine.wait()
     names, entry = stored(tmp_path)
     assert names == ["best_00000002"]
+    assert entry
+    validation = entry.pop("validation")
+    assert validation == {"datasets": "trained", "split": "val", "images": 200, "base_px": 520}
     assert entry == {"step": 2, "metric": METRIC, "value": 0.5, "folder": "best_00000002"}
     assert load_checkpoint(tmp_path / "mine/best_00000002")[1] == ("road",)
     assert list(local.iterdir()) == []
@@ -127,16 +130,24 @@ def test_a_best_model_that_was_not_stored_does_not_count(tmp_path, local, monkey
     assert list(local.iterdir()) == []
 
 
-@pytest.mark.parametrize("nothing", [math.nan, 0.9])
-def test_what_is_no_best_value_of_this_metric_can_be_beaten(tmp_path, monkeypatch, caplog, nothing):
-    mine, _ = saver(tmp_path, monkeypatch, METRIC if math.isnan(nothing) else "val/coco/miou")
+@pytest.mark.parametrize(
+    ("metric", "value", "told"),
+    [
+        (METRIC, math.nan, []),
+        ("val/coco/miou", 0.9, ["is by val/coco/miou"]),
+        (METRIC, 0.9, ["is of another validation"]),  # An entry of old does not say of which.
+    ],
+)
+def test_what_is_no_best_value_of_this_metric_can_be_beaten(
+    tmp_path, monkeypatch, caplog, metric, value, told
+):
     folder = tmp_path / "mine/best_00000001"
-    folder.mkdir()
-    metric = METRIC if math.isnan(nothing) else "val/coco/miou"
-    entry = {"step": 1, "metric": metric, "value": nothing, "folder": folder.name}
+    folder.mkdir(parents=True)
+    entry = {"step": 1, "metric": metric, "value": value, "folder": folder.name}
     (tmp_path / "mine/best.json").write_text(json.dumps(entry))
     mine, _ = saver(tmp_path, monkeypatch)
-    assert len(caplog.messages) == (0 if math.isnan(nothing) else 1)
+    assert len(caplog.messages) == len(told)
+    assert all(words in message for words, message in zip(told, caplog.messages, strict=True))
     offer(mine, 2, math.nan)  # Which is never the best.
     mine.wait()
     assert stored(tmp_path)[0] == ["best_00000001"]
