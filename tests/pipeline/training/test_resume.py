@@ -125,10 +125,11 @@ def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbe
 def test_a_finished_run_has_nothing_left_to_do(undisturbed):
     config, outcome = undisturbed
     folder = Path(outcome.checkpoint)
-    assert sorted(path.name for path in folder.parent.glob("step_*")) == [
-        checkpoint.name_of(STEPS - 4),
-        checkpoint.name_of(STEPS),
-    ]
+    kept = sorted(path.name for path in folder.parent.glob("step_*"))
+    # The one before may be older than four steps: where two were still on their way, it was left
+    # out.
+    assert len(kept) == 2
+    assert kept[-1] == checkpoint.name_of(STEPS)
     # An evaluation, wherever it runs, writes to the MLflow run that made the checkpoint.
     run_id = json.loads((folder / "provenance.json").read_text())["mlflow_run_id"]
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
