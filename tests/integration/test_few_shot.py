@@ -87,4 +87,4 @@ def test_a_recipe_trains_what_its_protocol_tests(tmp_path, benchmark, recipe, tr
     assert tested in next(tmp_path.glob("evaluation/**/per_class.csv")).read_text()
     # Every class is bright on dark noise, also the one that was never trained. The class everywhere
     # would score its share of the pixels, a quarter in FSS-1000's pictures.
-    assert report["summary"]["miou"] > 0.5
+    assert report["figures"]["miou"] > 0.5
