@@ -26,12 +26,12 @@ BEST = "best.json"
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A model that was the best when it was written."""
+    """A model that was the best when it was written, on its way to the storage."""
 
     step: int
     value: float
-    folder: Path | None = None
-    """On this node; None once it is stored."""
+    folder: Path
+    """On this node."""
 
     @property
     def name(self) -> str:
@@ -66,15 +66,15 @@ class BestModel:
         self._pending: Future[None] | None = None
         self._sending: _Candidate | None = None
         self._waiting: _Candidate | None = None
-        self._stored: _Candidate | None = None
-        self._folder = ""  # In the storage, that BEST names; also if its value does not count.
+        self._stored = -math.inf  # The value of the model in the storage, if it counts.
+        self._folder = ""  # Of that model, which BEST names; also if its value does not count.
         self._read()
 
     def is_beaten_by(self, value: float) -> bool:
         """Whether a model would be the best: also of those that are on their way."""
         with self._lock:
-            known = [self._stored, self._sending, self._waiting]
-        return not math.isnan(value) and all(value > each.value for each in known if each)
+            under_way = [each.value for each in (self._sending, self._waiting) if each]
+            return value > max([self._stored, *under_way])  # Not so for NaN.
 
     def keep(self, step: int, value: float, folder: Path) -> None:
         """Stores a model soon, instead of the one that waits.
@@ -88,7 +88,7 @@ class BestModel:
             before, self._waiting = self._waiting, _Candidate(step, value, folder)
             if self._sending is None:
                 self._pending = self._thread.submit(self._send)
-        if before and before.folder:
+        if before:
             self._folders.remove(before.folder)
 
     def wait(self) -> None:
@@ -103,16 +103,15 @@ class BestModel:
                 candidate = self._sending
             if candidate is None:
                 return
-            assert candidate.folder
             try:
-                self._replace(candidate, candidate.folder)
+                self._replace(candidate)
             except Exception as error:  # The run does not depend on it.
                 logger.error("the best model, of step %d, was not kept: %s", candidate.step, error)
             finally:
                 self._folders.remove(candidate.folder)
 
-    def _replace(self, candidate: _Candidate, folder: Path) -> None:
-        self._upload(ray.train.Checkpoint.from_directory(folder), candidate.name)
+    def _replace(self, candidate: _Candidate) -> None:
+        self._upload(ray.train.Checkpoint.from_directory(candidate.folder), candidate.name)
         entry = {"step": candidate.step, "metric": self._train.keep_best, "value": candidate.value}
         entry |= {"folder": candidate.name, "validation": self._validation}
         data = json.dumps(entry, indent=1) + "\n"
@@ -123,7 +122,7 @@ class BestModel:
         )
         before, self._folder = self._folder, candidate.name
         with self._lock:
-            self._stored = _Candidate(candidate.step, candidate.value)
+            self._stored = candidate.value
         if before and before != candidate.name:
             try:
                 gone = self._store.build_checkpoint_path_from_name(before)
@@ -160,13 +159,14 @@ class BestModel:
         try:
             entry = json.loads(data)
             metric, value, folder = entry["metric"], float(entry["value"]), entry["folder"]
-            step = int(entry["step"])
             if not re.fullmatch(r"best_\d+", folder):
                 raise ValueError(f"folder={folder!r}")
         except (ValueError, TypeError, KeyError) as error:
             logger.warning("%s cannot be read (%s): it does not count", self._path, error)
             return
         self._folder = folder
+        if math.isnan(value):
+            return
         validation = entry.get("validation")
         if metric != self._train.keep_best:
             logger.warning(
@@ -175,8 +175,6 @@ class BestModel:
                 metric,
                 self._train.keep_best,
             )
-        elif math.isnan(value):
-            return
         elif validation != self._validation:
             logger.warning(
                 "%s is of another validation (%s, now %s): it does not count",
@@ -185,4 +183,4 @@ class BestModel:
                 self._validation,
             )
         else:
-            self._stored = _Candidate(step, value)
+            self._stored = value

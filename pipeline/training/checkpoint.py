@@ -130,9 +130,9 @@ def latest_step(run: RunConfig) -> int:
     return int(match.group(1)) if match else 0
 
 
-def latest_folder(run: RunConfig) -> str:
-    """The newest complete checkpoint of a run, which has one: a path or an s3:// address."""
-    return f"{run.storage}/{run.name}/{name_of(latest_step(run))}"
+def address_of(run: RunConfig, step: int) -> str:
+    """The checkpoint of a run after `step` steps: a path or an s3:// address."""
+    return f"{run.storage}/{run.name}/{name_of(step)}"
 
 
 def metrics_of(run: RunConfig, step: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def way_on(run: RunConfig) -> str:
         return f"from its newest checkpoint (the storage does not answer: {error})"
     if not step:
         return "from the start: it has no checkpoint"
-    return f"from checkpoint {run.storage}/{run.name}/{checkpoint.name_of(step)}"
+    return f"from checkpoint {checkpoint.address_of(run, step)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -200,8 +200,9 @@ def _trainer(
 
 
 def _outcome(config: TrainMixConfig, began: float) -> Outcome:
-    metrics = checkpoint.metrics_of(config.run, checkpoint.latest_step(config.run))
-    return Outcome(checkpoint.latest_folder(config.run), metrics, time.perf_counter() - began)
+    run, step = config.run, checkpoint.latest_step(config.run)
+    metrics = checkpoint.metrics_of(run, step)
+    return Outcome(checkpoint.address_of(run, step), metrics, time.perf_counter() - began)
 
 
 def absolute(config: TrainMixConfig) -> TrainMixConfig:

@@ -95,14 +95,15 @@ def flatten_config(config: Any) -> dict[str, str]:
     Returns:
         Values as text by dotted key, without secrets, cut to MLflow's limit.
     """
-    return redact_values(dict(_leaves(redact_tree(config), "")), MAX_VALUE_CHARS)
+    return redact_values(dict(leaves(redact_tree(config))), MAX_VALUE_CHARS)
 
 
-def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration tree by dotted key; see `flatten_config`."""
     if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
         tree = {str(index): item for index, item in enumerate(tree)}
     if isinstance(tree, dict) and (tree or not prefix):
         for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+            yield from leaves(value, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, tree

@@ -148,8 +148,6 @@ class Sender:
         copy = self._copy
         if copy is None or self._spill is None:
             return
-        if not copy.is_stored and time.monotonic() < self._next_copy:
-            return
         try:
             with self._lock:
                 if self._abandoned:
@@ -158,8 +156,6 @@ class Sender:
         except OSError:  # Reported where it is written.
             return
         if not rest and not copy.is_stored:
-            return
-        if rest and time.monotonic() < self._next_copy:
             return
         if copy.begin({copy.identity: identity_bytes(self._run.identity), copy.lines: rest}):
             self._next_copy = time.monotonic() + _COPY_EVERY_S
@@ -173,7 +169,8 @@ class Sender:
             if time.monotonic() < self._next_try and not closing:
                 with self._lock:
                     self._save()
-                self._copy_out()
+                if time.monotonic() >= self._next_copy:
+                    self._copy_out()
                 continue
             try:
                 self._send_all()

@@ -166,22 +166,23 @@ class SpillFile:
 
     def append(self, identity: RunIdentity, records: Sequence[Record]) -> None:
         """Adds records; all of them or, when the disk is full, none (OSError)."""
-        data = b"".join(to_line(identity, record) for record in records)
-        file = self._open()
-        size = os.fstat(file.fileno()).st_size
-        try:
-            _write_all(file, data)
-        except OSError:
-            file.truncate(size)
-            raise
+        self._add([to_line(identity, record) for record in records])
 
     def add_lines(self, data: bytes) -> None:
-        """Adds those lines of a copy of the file that are not in it."""
+        """Adds those lines of a copy of the file that are not in it; all or none, as `append`."""
         file = self._open()
         file.seek(0)
         known = set(file.readall().splitlines())
-        lines = [line + b"\n" for line in data.splitlines() if line not in known]
-        _write_all(file, b"".join(lines))
+        self._add([line + b"\n" for line in data.splitlines() if line not in known])
+
+    def _add(self, lines: Sequence[bytes]) -> None:
+        file = self._open()
+        size = os.fstat(file.fileno()).st_size
+        try:
+            _write_all(file, b"".join(lines))
+        except OSError:
+            file.truncate(size)
+            raise
 
     def rest(self) -> bytes:
         """The lines that `advance` has not passed; reads the whole file."""

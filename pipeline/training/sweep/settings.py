@@ -8,7 +8,7 @@ what it runs on) is left out, so that a sweep can go on elsewhere.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.data.storage import Storage
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.redaction import leaves
 from pipeline.training.sweep import results
 from pipeline.training.sweep.config import SweepConfig
 from pipeline.training.sweep.trials import Trial
@@ -42,9 +43,9 @@ _SHOWN = 3
 
 def settings_of(config: SweepConfig, training: TrainMixConfig) -> dict[str, Any]:
     """What a trial's outcome depends on and is not the default, by dotted key; fit for JSON."""
-    found = dict(_leaves(checkpoint.plain(training), ""))
+    found = dict(leaves(checkpoint.plain(training)))
     for key, value in json.loads(json.dumps(config.evaluate, default=str)).items():
-        found |= _leaves(value, f"evaluate.{key}")
+        found |= leaves(value, f"evaluate.{key}")
     kept = {
         key: value
         for key, value in sorted(found.items())
@@ -133,13 +134,4 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    return dict(_leaves(checkpoint.plain(TrainMixConfig()), ""))
-
-
-def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Values by dotted key."""
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, tree
+    return dict(leaves(checkpoint.plain(TrainMixConfig())))

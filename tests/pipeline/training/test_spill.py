@@ -156,6 +156,23 @@ def test_a_copy_adds_what_the_file_lacks_and_a_torn_end_costs_only_itself(tmp_pa
     spill.close()
 
 
+@pytest.mark.parametrize("add", ["append", "add_lines"])
+def test_a_full_disk_leaves_no_torn_line(tmp_path, monkeypatch, add):
+    spill = SpillFile(tmp_path / "s.jsonl")
+    spill.append(IDENTITY, [_metrics(0)])
+    before = spill.rest()
+
+    def full(file, data):
+        file.write(data[:9])
+        raise OSError(28, "No space left on device")
+
+    arguments = {"append": (IDENTITY, [_metrics(1)]), "add_lines": (b"one\ntwo\n",)}
+    monkeypatch.setattr("pipeline.training.spill._write_all", full)
+    with pytest.raises(OSError, match="No space left"):
+        getattr(spill, add)(*arguments[add])
+    assert spill.rest() == before
+
+
 def test_two_processes_cannot_use_one_file(tmp_path):
     first, second = SpillFile(tmp_path / "s.jsonl"), SpillFile(tmp_path / "s.jsonl")
     first.append(IDENTITY, [_metrics(0)])
