@@ -1,15 +1,18 @@
 """What a training image costs to load: ours against the loaders of the field.
 
-    python -m tests.benchmarks.ingest [--images 1600] [--places local,s3] [--cases ours,...]
-        [--streaming-python PYTHON]
+    python -m tests.benchmarks.ingest [--images 1600] [--rounds 1] [--places local,s3]
+        [--cases ours,...] [--streaming-python PYTHON]
 
 All cases read the same samples, made here: JPEGs of 1024x683 (one in five upright) of about 160 KB
 and their label PNGs, in WebDataset tars; MosaicML's gets the same bytes in its own format. All
 scale by 0.5 to 2.0 of 520, crop 480x480, flip, and collate batches of 16. `cv2` and `PIL` are the
 usual transforms, which resize the whole picture; `crop` alone is our decoding and cropping in one
-process without a loader, `crop-usual` the usual cv2 one.
+process without a loader, `crop-usual` the usual cv2 one. `floor` is what no decoder of JPEGs can
+leave out: it reads, undoes the entropy coding (libjpeg-turbo at an eighth of the size, which still
+takes every bit of the file) and inflates the label, and cuts nothing.
 
-Each case runs in a process of its own. CPU is that of its whole process tree (with Ray's servers)
+Each case runs in a process of its own, all of them once a round; the tables show medians over the
+rounds. CPU is that of its whole process tree (with Ray's servers)
 from the first batch to the end of the data; `all CPU` counts from the start. Memory is the highest
 sum of the processes' proportional set sizes. Ours and Ray Data find a Ray that runs already, as
 jobs on a cluster do. With S3, a SeaweedFS server on loopback, whose own work is not counted.
@@ -21,6 +24,7 @@ import argparse
 import functools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -136,9 +140,16 @@ def ours(uri: str, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield batch["image"], batch["label"]
 
 
-def crop_alone(uri: str, images: int, usual: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads, decodes and crops in this process, one after the other, without a loader."""
+def crop_alone(uri: str, images: int, how: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reads, decodes and crops in this process, one after the other, without a loader.
+
+    Args:
+        uri: Folder of the shards.
+        images: How many.
+        how: `ours`, `usual`, or `floor`: nothing but reading and entropy decoding.
+    """
     from pipeline.data.augment import AugmentConfig, load_crop
+    from pipeline.data.decode import decode_jpeg, decode_label
     from pipeline.data.ingest import SampleReader, open_corpus
 
     corpus = open_corpus(uri, "train")
@@ -149,8 +160,10 @@ def crop_alone(uri: str, images: int, usual: bool) -> Iterator[tuple[np.ndarray,
         label = np.full((BATCH, 480, 480), 255, np.uint8)
         for row in range(BATCH):
             stored = reader.read_stored(name, (start + row) * 7919 % size)
-            if usual:
+            if how == "usual":
                 image[row], label[row] = peers.transform_cv2(stored.jpeg, stored.png)
+            elif how == "floor":
+                decode_jpeg(stored.jpeg, decode_label(stored.png).shape, 8)
             else:
                 seed = start + row
                 load_crop(stored.jpeg, stored.png, seed, config, image[row], label[row])
@@ -165,8 +178,9 @@ def cases() -> dict[str, Callable[[str, int], Iterator[Any]]]:
         "wds-pil": functools.partial(peers.webdataset_loader, transform=peers.transform_pil),
         "ray-wds": peers.ray_webdataset,
         "mosaicml": peers.mosaicml,
-        "crop": functools.partial(crop_alone, usual=False),
-        "crop-usual": functools.partial(crop_alone, usual=True),
+        "crop": functools.partial(crop_alone, how="ours"),
+        "crop-usual": functools.partial(crop_alone, how="usual"),
+        "floor": functools.partial(crop_alone, how="floor"),
     }
 
 
@@ -208,9 +222,35 @@ def in_own_process(name: str, uri: str, images: int, python: str) -> dict[str, f
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def show(place: str, rows: dict[str, dict[str, float] | None]) -> None:
+def in_rounds(
+    uri: str, images: int, rounds: int, pythons: dict[str, str]
+) -> dict[str, dict[str, float] | None]:
+    """The medians of each case over the rounds; None for one that never finished.
+
+    Args:
+        uri: Folder of the shards.
+        images: How many each case loads.
+        rounds: How often.
+        pythons: The interpreter of each case, by its name.
+    """
+    found: dict[str, list[dict[str, float]]] = {case: [] for case in pythons}
+    for at in range(rounds):
+        for case, python in pythons.items():
+            row = in_own_process(case, uri, images, python)
+            print(f"round {at + 1}: {case} {json.dumps(row)}", file=sys.stderr, flush=True)
+            if row:
+                found[case].append(row)
+    return {
+        case: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        if rows
+        else None
+        for case, rows in found.items()
+    }
+
+
+def show(place: str, rows: dict[str, dict[str, float] | None], rounds: int) -> None:
     """Prints the table of one place and which targets are reached."""
-    print(f"\n{place}, batches of {BATCH}, {os.cpu_count()} cores")
+    print(f"\n{place}, batches of {BATCH}, {os.cpu_count()} cores, medians of {rounds} round(s)")
     heads = ("CPU ms/image", "all CPU", "images/s", "PSS MiB", "first batch s", "images")
     keys = ("cpu_ms", "all_cpu_ms", "images_per_s", "peak_mib", "first_batch_s", "images")
     print(f"{'':12}" + "".join(f"{head:>15}" for head in heads))
@@ -237,6 +277,7 @@ def main() -> None:
     """Makes the samples, runs the cases, prints the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=1600)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--places", default="local,s3")
     parser.add_argument("--cases", default=",".join(cases()))
     parser.add_argument("--streaming-python", default=sys.executable)
@@ -261,12 +302,10 @@ def main() -> None:
                 for path in sorted((folder / "shards").rglob("*.*")):
                     remote.upload(path.relative_to(folder / "shards").as_posix(), path)
                 uri = remote.uri
-            rows = {}
-            for case in args.cases.split(","):
-                python = args.streaming_python if case == "mosaicml" else sys.executable
-                rows[case] = in_own_process(case, uri, args.images, python)
-                print(place, case, json.dumps(rows[case]), file=sys.stderr, flush=True)
-            show(place, rows)
+            pythons = dict.fromkeys(args.cases.split(","), sys.executable)
+            if "mosaicml" in pythons:
+                pythons["mosaicml"] = args.streaming_python
+            show(place, in_rounds(uri, args.images, args.rounds, pythons), args.rounds)
 
 
 if __name__ == "__main__":

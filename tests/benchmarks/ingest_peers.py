@@ -68,10 +68,10 @@ def webdataset_loader(uri: str, images: int, transform: Transform) -> Iterator[A
     """WebDataset's tars through torch's DataLoader; batches are made in its workers."""
     import webdataset
     from torch.utils.data import DataLoader
-    from webdataset import gopen
+    from webdataset.gopen import gopen_schemes
 
     if uri.startswith("s3://"):
-        gopen.gopen_schemes["s3"] = _open_s3
+        gopen_schemes["s3"] = _open_s3
     urls = [f"{uri}/bench/train/bench-train-{i:06d}.tar" for i in range(12)]
 
     def crop(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
