@@ -1,6 +1,6 @@
 """What an MLflow server that does not answer costs a training: no time and no metric.
 
-    python -m tests.integration.mlflow_faults [--seconds 20] [--cycles 3] [--out DIR]
+    python -m tests.integration.mlflow_faults [--seconds 9] [--cycles 9] [--out DIR]
 
 One run of a tiny LSeg, whose server is refused from the start, then answers, is frozen (SIGSTOP of
 all its processes) in the middle, killed and started again, and is dead when the run is stopped.
@@ -201,8 +201,8 @@ def report(faults: Faults) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Runs it and prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--cycles", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=9.0)
+    parser.add_argument("--cycles", type=int, default=9)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="mlflow-faults-") as temporary:
