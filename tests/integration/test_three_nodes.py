@@ -141,17 +141,21 @@ def test_a_killed_node_costs_little_and_another_is_made_use_of(cluster: Nodes, r
     print(f"killed: {seconds:.1f} s from a new node to 3 workers, at {workers(process)[-1][1]}")
     assert process.wait() == 0, "\n".join(process.lines[-60:])
     found = compare(recipe.parent / "runs", "whole", "killed", STEPS)
-    # Sums of other numbers of workers are rounded otherwise, and training amplifies that in the
-    # end; a state that was not restored as it was, or a wrong share of a batch, shows at once.
-    watched = workers(process)[-1][1] + 10
+    # Sums of other numbers of workers are rounded otherwise, and training amplifies that: runs of
+    # 3 and 2 workers that nothing disturbs differ by 1e-7 at step 8 and by 1e-3 at step 32. What
+    # was not restored as it was, or a wrong share of a batch, shows at once and by far more.
     pairs = zip(losses(recipe, "whole"), losses(recipe, "killed"), strict=True)
     apart = [abs(one - other) / one for one, other in pairs]
+    at_once = max(apart[first : first + 10])
     print(
-        f"killed: same order {found.same_order}, losses differ by {max(apart[:watched]):.1e} up to "
-        f"step {watched} and by {max(apart):.1e} at most, weights by {found.relative:.1e}"
+        f"killed: same order {found.same_order}, losses differ by {at_once:.1e} in the next ten "
+        f"steps and by {max(apart):.1e} at most, all weights by {found.overall:.1e} of their norm, "
+        f"the worst tensor by {found.relative:.1e}"
     )
     assert found.same_order
-    assert max(apart[:watched]) < 1e-5
+    assert at_once < 1e-5
+    assert max(apart) < 1e-3
+    assert found.overall < 1e-4
 
 
 def test_a_node_that_is_announced_to_leave_calls_for_a_checkpoint(cluster: Nodes, recipe: Path):

@@ -1,5 +1,6 @@
 """Real runs of `jobs/train_mix.py` in processes of their own, to be disturbed from outside."""
 
+import math
 import os
 import re
 import signal
@@ -193,6 +194,8 @@ class Difference:
     """Largest over all weights and buffers."""
     relative: float
     """Largest over all tensors of the distance divided by the norm (at least 1e-3)."""
+    overall: float
+    """Distance divided by norm, of all tensors as one vector."""
 
 
 def compare(runs: Path, one: str, other: str, steps: int) -> Difference:
@@ -202,10 +205,11 @@ def compare(runs: Path, one: str, other: str, steps: int) -> Difference:
     assert orders[0].count("\n") == steps
     first, second = (load_file(folder / "model.safetensors") for folder in folders)
     assert first.keys() == second.keys()
-    absolute = relative = 0.0
+    absolute = relative = distance = norm = 0.0
     for name, value in first.items():
         difference = (second[name].double() - value.double()).abs()
         absolute = max(absolute, float(difference.max()) if difference.numel() else 0.0)
-        scale = max(float(value.double().norm()), 1e-3)
-        relative = max(relative, float(torch.linalg.vector_norm(difference)) / scale)
-    return Difference(orders[0] == orders[1], absolute, relative)
+        far, long = float(difference.norm()), float(value.double().norm())
+        relative = max(relative, far / max(long, 1e-3))
+        distance, norm = math.hypot(distance, far), math.hypot(norm, long)
+    return Difference(orders[0] == orders[1], absolute, relative, distance / norm)
