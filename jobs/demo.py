@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.demo_report import Report, evaluate
 from pipeline.training.launch import absolute, train
+from pipeline.training.places import make_writable
 from pipeline.training.progress import duration
 
 logger = logging.getLogger("jobs.demo")
@@ -79,7 +80,7 @@ def run(config: DemoConfig) -> Report:
     began = time.perf_counter()
     out = Path(config.out).resolve()
     work = out / f"seed-{config.seed}{'-s3' if config.s3 else ''}"
-    work.mkdir(parents=True, exist_ok=True)
+    make_writable("out", config.out, work)
     watch = Stopwatch()
     server = local_s3(work / "s3", ("lseg",)) if config.s3 else nullcontext()
     with server:

@@ -15,6 +15,7 @@ from model.checkpoint import load_checkpoint
 from model.official import export_official
 from model.open_clip_tower import load_open_clip
 from pipeline.errors import UserError
+from pipeline.training.places import make_writable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def run(config: ExportConfig) -> None:
     clip = None
     if config.clip == "include":
         clip = load_open_clip(lseg.config.text, keep_image_tower=True).state_dict()
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    make_writable("out", config.out, Path(config.out).parent)
     export_official(lseg, config.out, clip)
     print(f"written: {config.out}")
 

@@ -189,9 +189,11 @@ class LSeg(nn.Module):
             image_BHWC: (B, H, W, 3) uint8 RGB.
 
         Returns:
-            (B, 3, H, W) float32, normalised as the backbone was trained.
+            (B, 3, H, W), normalised as the backbone was trained; float32, or float64 where the
+            weights are.
         """
-        image = image_BHWC.to(self.mean_C.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        image = image_BHWC.to(self.mean_C.device, non_blocking=True).permute(0, 3, 1, 2)
+        image = image.to(_at_least_float32(self.mean_C))
         scale = 1 / (255 * self.std_C)
         shift = self.mean_C / self.std_C
         image = image * scale[:, None, None] - shift[:, None, None]
@@ -208,7 +210,8 @@ class LSeg(nn.Module):
             pixels_BChw: (B, C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C.
         """
         trunk = self.trunk(image_BCHW)
-        embedded = upsample(self.decoder.head(trunk.features_BFhw).float(), trunk.size)
+        embedded = self.decoder.head(trunk.features_BFhw)
+        embedded = upsample(embedded.to(_at_least_float32(embedded)), trunk.size)
         with _full_precision(embedded):
             return functional.normalize(trunk.crop(embedded), dim=1)
 
@@ -254,7 +257,8 @@ class LSeg(nn.Module):
     def _cosines(self, trunk: Trunk, text_KC: Tensor) -> Tensor:
         features, head = trunk.features_BFhw, self.decoder.head
         with _full_precision(features):
-            text = functional.normalize(text_KC.to(features.device).float(), dim=-1) * LOGIT_SCALE
+            text_KC = text_KC.to(features.device, _at_least_float32(features))
+            text = functional.normalize(text_KC, dim=-1) * LOGIT_SCALE
             scores = cosine_scores(
                 features, head.weight.flatten(1), cast(Tensor, head.bias), text, trunk.size
             )
@@ -330,6 +334,10 @@ def _evaluating(lseg: LSeg) -> Iterator[None]:
 def _full_precision(tensor: Tensor) -> torch.autocast:
     """Switches off the caller's autocast: lengths, scores and softmax need float32."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def build_lseg(config: ModelConfig, embed_dim: int) -> LSeg:

@@ -127,8 +127,9 @@ class TrainConfig:
     """How the word "other" is taught."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
     """Labels of classes that are nowhere."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """Of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs. `fp64` is for comparing
+    runs, weights included: rounding depends on the number of workers, and training amplifies it."""
     compile: bool = False
     """Compile forward and backward of the network with torch.compile: faster on GPUs, after some
     minutes at the start. Ray workers need a C++ compiler for it."""

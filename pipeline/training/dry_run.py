@@ -120,7 +120,8 @@ def dry_run(config: TrainMixConfig) -> Estimate:
         config.train.precision == "auto" and config.cluster.use_gpu
     )
     activations = sum(kept) * (0.5 if bf16 else 1.0)
-    memory = 4 * (copies * num_parameters + moments) + activations
+    width = 8 if config.train.precision == "fp64" else 4
+    memory = width * (copies * num_parameters + moments) + activations
     per_image = flops.get_total_flops() / config.rows_per_pass
     speed = (GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS) * 1e12
     seconds = per_image / (speed * config.cluster.num_workers)

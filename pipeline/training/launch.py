@@ -32,6 +32,7 @@ from pipeline.training.failures import FailureReporter, explained, way_on
 from pipeline.training.job import Job, Lineage, Verdict
 from pipeline.training.labels import LabelSpace, training_labels
 from pipeline.training.loop import train_worker
+from pipeline.training.places import absolute_place, make_writable
 from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
@@ -210,7 +211,8 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
 
     Raises:
         UserError: A path is relative to a working folder that Ray uploaded for a job: what is
-            written there is lost, and what is not in the upload is not there.
+            written there is lost, and what is not in the upload is not there. Or the storage
+            cannot be written to.
     """
     run = replace(config.run, storage=absolute_place("run.storage", config.run.storage))
     if run.start_from:
@@ -221,21 +223,8 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
     if data.shards:
         data = replace(data, shards=absolute_place("data.shards", data.shards))
     folder = Path(run.storage) if "://" not in run.storage else Path.home() / ".lseg"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable("run.storage", config.run.storage, folder)
     return replace(config, run=run, data=data, tracking=config.tracking.resolved(folder))
-
-
-def absolute_place(key: str, uri: str) -> str:
-    """A local path made absolute; see `absolute`."""
-    if "://" in uri:
-        return uri
-    path = Path(uri).expanduser()
-    if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
-        raise UserError(
-            f"{key}={uri}: is relative to the folder that Ray made for this job; give an absolute "
-            "path that all nodes share, or an s3:// address"
-        )
-    return str(path.resolve())
 
 
 def _worker_environment(config: TrainMixConfig) -> dict[str, str]:

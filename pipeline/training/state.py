@@ -52,6 +52,8 @@ def build_state(
         lseg = build_warm(config, embed_dim, resumes).to(device)
     else:
         lseg = build_lseg(config.model, embed_dim).to(device)
+    if config.train.precision == "fp64":
+        lseg = lseg.double()
     optimizer = build_optimizer(lseg, config.train)
     schedule = build_schedule(optimizer, config.train)
     return TrainingState(lseg, optimizer, schedule, average_of(lseg, config.train))

@@ -1,6 +1,7 @@
 """Validation during training: whole pictures at one scale, over all workers."""
 
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -71,15 +72,20 @@ class Validation:
     """Pictures that could not be read, and count nowhere."""
 
     def metrics(self) -> dict[str, float]:
-        """`val/<dataset>/miou` and `/pixel_accuracy`, and their means as `val/miou`, ..."""
+        """`val/<dataset>/miou` and `/pixel_accuracy`, and their means as `val/miou`, ...
+
+        A dataset of which nothing could be scored (it shows none of the labels) is left out; the
+        means are NaN where that is true of all.
+        """
         metrics = {}
         for name, matrix in self.matrices.items():
             # Over the classes that the dataset shows: it is not blamed for those it lacks.
-            metrics[f"val/{name}/miou"] = matrix.miou(over="target")
-            metrics[f"val/{name}/pixel_accuracy"] = matrix.pixel_accuracy()
+            if matrix.counts.any():
+                metrics[f"val/{name}/miou"] = matrix.miou(over="target")
+                metrics[f"val/{name}/pixel_accuracy"] = matrix.pixel_accuracy()
         for figure in ("miou", "pixel_accuracy"):
-            values = [metrics[f"val/{name}/{figure}"] for name in self.matrices]
-            metrics[f"val/{figure}"] = float(np.mean(values))
+            values = [value for name, value in metrics.items() if name.endswith(f"/{figure}")]
+            metrics[f"val/{figure}"] = float(np.mean(values)) if values else math.nan
         metrics["val/bad_samples"] = float(self.num_bad)
         return metrics
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
 from tests.integration.training_runs import (
@@ -103,23 +102,11 @@ def wait_for(process: Process, condition: Callable[[], bool], timeout_s: float =
 def recipe(cluster: Nodes, mini_shards: MiniShards, tmp_path_factory) -> Path:
     """Of all runs; one of the name `whole` is there, undisturbed."""
     folder = tmp_path_factory.mktemp("three")
-    recipe = write_recipe(folder, mini_shards.folder, STEPS, EVERY)
+    recipe = write_recipe(folder, mini_shards.folder, STEPS, EVERY, "fp64")  # See `same_weights`.
     process = train(cluster, recipe, "whole")
     assert process.wait() == 0, "\n".join(process.lines[-60:])
     assert workers(process) == [(3, 0)]
     return recipe
-
-
-def losses(recipe: Path, name: str) -> list[float]:
-    """Of each step of a run; where steps were made twice, the later ones."""
-    folder = recipe.parent / "runs"
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    (run,) = client.search_runs(ids, f"attributes.run_name = '{name}'")
-    history = client.get_metric_history(run.info.run_id, "train/loss")
-    by_step = {point.step: point.value for point in sorted(history, key=lambda m: m.timestamp)}
-    assert sorted(by_step) == list(range(1, STEPS + 1))
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def test_a_killed_node_costs_little_and_another_is_made_use_of(cluster: Nodes, recipe: Path):
@@ -141,21 +128,12 @@ def test_a_killed_node_costs_little_and_another_is_made_use_of(cluster: Nodes, r
     print(f"killed: {seconds:.1f} s from a new node to 3 workers, at {workers(process)[-1][1]}")
     assert process.wait() == 0, "\n".join(process.lines[-60:])
     found = compare(recipe.parent / "runs", "whole", "killed", STEPS)
-    # Sums of other numbers of workers are rounded otherwise, and training amplifies that: runs of
-    # 3 and 2 workers that nothing disturbs differ by 1e-7 at step 8 and by 1e-3 at step 32. What
-    # was not restored as it was, or a wrong share of a batch, shows at once and by far more.
-    pairs = zip(losses(recipe, "whole"), losses(recipe, "killed"), strict=True)
-    apart = [abs(one - other) / one for one, other in pairs]
-    at_once = max(apart[first : first + 10])
     print(
-        f"killed: same order {found.same_order}, losses differ by {at_once:.1e} in the next ten "
-        f"steps and by {max(apart):.1e} at most, all weights by {found.overall:.1e} of their norm, "
-        f"the worst tensor by {found.relative:.1e}"
+        f"killed: same order {found.same_order}, weights differ by {found.relative:.1e} of a "
+        f"tensor's norm, by {found.overall:.1e} of that of all"
     )
     assert found.same_order
-    assert at_once < 1e-5
-    assert max(apart) < 1e-3
-    assert found.overall < 1e-4
+    assert found.relative < 1e-4
 
 
 def test_a_node_that_is_announced_to_leave_calls_for_a_checkpoint(cluster: Nodes, recipe: Path):

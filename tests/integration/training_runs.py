@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import torch
 from safetensors.torch import load_file
 
 from pipeline.data.prepare import prepare
@@ -40,7 +39,6 @@ model:
 train:
   steps: {steps}
   batch_size: {batch}
-  # Rounding differs by the number of workers, and large steps amplify it: the published rate.
   lr: 0.004
   warmup_steps: 5
   clip_norm: 1.0
@@ -49,6 +47,7 @@ train:
   validate_every: 0
   val_images: 1
   checkpoint_every: {every}
+  precision: {precision}
 cluster: {{num_workers: 2, cpus_per_worker: 0.5, threads_per_worker: 1}}
 """
 
@@ -75,13 +74,14 @@ def write_shards(folder: Path, per_dataset: int = 12) -> Path:
     return folder / "shards"
 
 
-def write_recipe(folder: Path, shards: Path, steps: int, every: int) -> Path:
+def write_recipe(
+    folder: Path, shards: Path, steps: int, every: int, precision: str = "fp32"
+) -> Path:
     """The recipe of all runs below `folder`."""
     path = folder / "recipe.yaml"
     storage = folder / "runs"
-    path.write_text(
-        RECIPE.format(storage=storage, shards=shards, steps=steps, batch=BATCH, every=every)
-    )
+    given = {"steps": steps, "batch": BATCH, "every": every, "precision": precision}
+    path.write_text(RECIPE.format(storage=storage, shards=shards, **given))
     return path
 
 

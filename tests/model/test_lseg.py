@@ -85,6 +85,26 @@ def test_bfloat16_autocast_keeps_lengths_scores_and_loss_in_float32(tiny_lseg):
     torch.testing.assert_close(logits, tiny_lseg(image, text), rtol=0, atol=0.5)
 
 
+def test_weights_in_float64_give_scores_and_gradients_in_float64(tiny_lseg):
+    (image,) = images((48, 64))
+    image, text = torch.from_numpy(image)[None], torch.randn(4, 512)
+    label = torch.randint(0, 4, (1, 48, 64))
+    narrow, narrow_pixels = (
+        tiny_lseg(tiny_lseg.normalize(image), text),
+        tiny_lseg.embed(tiny_lseg.normalize(image)),
+    )
+    lseg = tiny_lseg.double()
+    wide, pixels = lseg(lseg.normalize(image), text), lseg.embed(lseg.normalize(image))
+    loss, _ = segmentation_loss(wide, label)
+    loss.backward()
+    assert wide.dtype == pixels.dtype == loss.dtype == torch.float64
+    torch.testing.assert_close(wide.float(), narrow, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pixels.float(), narrow_pixels, rtol=1e-4, atol=1e-4)
+    # Rounded to float32 anywhere on the way, the lengths would be off by 1e-8.
+    torch.testing.assert_close(pixels.norm(dim=1) - 1, 0 * pixels[:, 0], rtol=0, atol=1e-14)
+    assert all(p.grad is None or p.grad.dtype == torch.float64 for p in lseg.parameters())
+
+
 def test_compiled_step_is_one_graph_and_equals_the_eager_one(tiny_lseg):
     image, text = torch.randn(1, 3, 64, 64), torch.randn(4, 512)
     label = torch.randint(0, 4, (1, 64, 64))

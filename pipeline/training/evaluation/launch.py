@@ -29,6 +29,7 @@ from pipeline.training.evaluation.runner import (
     checkpoint_fingerprint,
     resolve_workers,
 )
+from pipeline.training.places import make_writable
 from pipeline.training.resolvers import pinned
 
 logger = logging.getLogger(__name__)
@@ -195,8 +196,5 @@ def _local_folder(out: str) -> Path:
     if "://" in out:
         return Path(tempfile.mkdtemp(prefix="lseg-evaluation-"))
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out}: must be a folder that can be written to: {error}") from None
+    make_writable("out", out, folder)
     return folder

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -16,7 +15,7 @@ from pipeline.data.lease import Lease
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.launch import absolute_place
+from pipeline.training.places import absolute_place, make_writable
 from pipeline.training.preflight import check_model
 from pipeline.training.sweep import results
 from pipeline.training.sweep.comparison import Comparison, Judged, compare
@@ -251,14 +250,5 @@ def absolute(config: SweepConfig) -> SweepConfig:
     """
     storage = absolute_place("storage", config.storage)
     folder = Path(storage) if "://" not in storage else Path.home() / ".lseg"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        problem = "" if os.access(folder, os.W_OK) else "permission denied"
-    except OSError as error:
-        problem = error.strerror or str(error)
-    if problem:
-        raise UserError(
-            f"storage={config.storage}: {folder} must be a folder that this user can write to "
-            f"({problem}): give another, or access to it"
-        )
+    make_writable("storage", config.storage, folder)
     return replace(config, storage=storage, tracking=config.tracking.resolved(folder))

@@ -14,12 +14,13 @@ from pipeline.training.state import Statistics, build_state
 from tests.mini_shards import tiny_model
 
 CPU = torch.device("cpu")
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 CONFIG = TrainMixConfig(model=tiny_model(), train=TrainConfig(ema_decay=0.9, steps=50, lr=0.1))
 
 
 def one_step(state, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    image = torch.randn(2, 3, 48, 48, generator=generator)
+    image = torch.randn(2, 3, 48, 48, generator=generator).to(state.lseg.mean_C.dtype)
     text = torch.randn(4, 512, generator=generator)
     state.optimizer.zero_grad()
     state.lseg(image, text).square().mean().backward()
@@ -45,11 +46,13 @@ def test_the_average_lags_behind_by_its_decay():
     assert all(torch.equal(one, other) for one, other in buffers)
 
 
-def test_a_resumed_state_goes_on_as_the_one_it_was_saved_from(tmp_path):
-    whole, resumed = build_state(CONFIG, 512, CPU), build_state(CONFIG, 512, CPU)
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_a_resumed_state_goes_on_as_the_one_it_was_saved_from(tmp_path, precision):
+    config = replace(CONFIG, train=replace(CONFIG.train, precision=precision))
+    whole, resumed = build_state(config, 512, CPU), build_state(config, 512, CPU)
     for step in range(3):
         one_step(whole, step)
-    checkpoint.save(tmp_path, whole, CONFIG, label_space(["road", "sky"]), {"step": 3}, {})
+    checkpoint.save(tmp_path, whole, config, label_space(["road", "sky"]), {"step": 3}, {})
     checkpoint.restore(ray.train.Checkpoint.from_directory(tmp_path), resumed, CPU)
     assert (resumed.step, resumed.order) == (3, [0, 1, 2])
     for step in (3, 4):
@@ -58,7 +61,10 @@ def test_a_resumed_state_goes_on_as_the_one_it_was_saved_from(tmp_path):
     for which in ("lseg", "evaluated"):
         first, second = (getattr(s, which).state_dict() for s in (whole, resumed))
         assert all(torch.equal(first[name], second[name]) for name in first)
+        assert first["backbone.vit.cls_token"].dtype == DTYPES[precision]
     assert whole.schedule.get_last_lr() == resumed.schedule.get_last_lr()
+    # Who loads the checkpoint afterwards gets the usual float32.
+    assert load_checkpoint(tmp_path)[0].mean_C.dtype == torch.float32
 
 
 def test_a_resumed_state_takes_rates_that_were_changed(tmp_path):

@@ -1,16 +1,19 @@
 """Which datasets a run validates on."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.cli import parse
+from model.metrics import ConfusionMatrix
 from pipeline.data.ingest import Corpus, DataConfig, open_corpus
 from pipeline.errors import UserError
 from pipeline.training.config import TrainConfig, TrainMixConfig
-from pipeline.training.validation import validation_corpus
+from pipeline.training.validation import Validation, validation_corpus
 from tests.mini_shards import write_manifests
 
 
@@ -61,3 +64,15 @@ def test_what_is_not_there_is_told(shards):
 )
 def test_the_command_line_takes_words_and_lists(word, value):
     assert parse(TrainMixConfig, ["--train.val_datasets", word]).train.val_datasets == value
+
+
+def test_a_dataset_that_shows_no_label_leaves_the_means_alone():
+    shown, empty = ConfusionMatrix(2), ConfusionMatrix(2)
+    shown.update(torch.tensor([[0, 0, 1, 0]]), torch.tensor([[0, 0, 1, 1]]))
+    empty.update(torch.tensor([[0, 1]]), torch.tensor([[255, 255]]))
+    metrics = Validation(("road", "sky"), {"idd": shown, "ade20k": empty}).metrics()
+    assert metrics["val/miou"] == metrics["val/idd/miou"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert metrics["val/pixel_accuracy"] == 0.75
+    assert not any("ade20k" in name for name in metrics)
+    nothing = Validation(("road", "sky"), {"ade20k": empty}).metrics()
+    assert math.isnan(nothing["val/miou"])

@@ -1,0 +1,46 @@
+"""Folders that settings name."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.launch import absolute
+from pipeline.training.places import absolute_place, make_writable
+
+
+def test_a_storage_that_cannot_be_made_is_a_users_mistake(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    config = TrainMixConfig(run=RunConfig(name="mine", storage=str(file / "runs")))
+    with pytest.raises(UserError, match=r"run\.storage=.*file/runs: .*must be a folder"):
+        absolute(config)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_of_somebody_else_is_told(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="permission denied"):
+        make_writable("out", "there", tmp_path)
+
+
+def test_folders_are_made_with_those_above(tmp_path):
+    make_writable("out", "a/b", tmp_path / "a/b")
+    assert (tmp_path / "a/b").is_dir()
+
+
+def test_only_local_paths_change(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_place("out", "s3://bucket/runs") == "s3://bucket/runs"
+    assert absolute_place("out", "runs") == str(tmp_path / "runs")
+    assert absolute_place("out", "~/runs") == str(Path.home() / "runs")
+
+
+def test_no_path_may_be_relative_to_what_ray_uploaded(monkeypatch, tmp_path):
+    folder = tmp_path / "working_dir_files" / "x"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="out=runs: is relative to the folder that Ray made"):
+        absolute_place("out", "runs")
