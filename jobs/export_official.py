@@ -40,6 +40,10 @@ def run(config: ExportConfig) -> None:
         UserError: a file is missing.
         ModelError: the published form cannot hold this network, or CLIP cannot be had.
     """
+    out = Path(config.out)
+    make_writable("out", config.out, out.parent)
+    if out.is_dir():
+        raise UserError(f"out={out}: is a folder: name a file in it, such as {out / 'lseg.ckpt'}")
     try:
         lseg, _ = load_checkpoint(config.checkpoint)
     except FileNotFoundError as error:
@@ -47,7 +51,6 @@ def run(config: ExportConfig) -> None:
     clip = None
     if config.clip == "include":
         clip = load_open_clip(lseg.config.text, keep_image_tower=True).state_dict()
-    make_writable("out", config.out, Path(config.out).parent)
     export_official(lseg, config.out, clip)
     print(f"written: {config.out}")
 

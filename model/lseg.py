@@ -4,6 +4,9 @@ Li et al. 2022 (Language-driven Semantic Segmentation). A trained image encoder 
 decoder) embeds pixels at half the input's resolution; a frozen text encoder embeds labels; the
 scores are cosines over the constant temperature 0.07, smoothed by the spatial regulariser.
 
+Vectors and scores are float32, also under autocast; float64 where the weights are
+(`lseg.double()`).
+
 Shapes: B batch, C embedding, K labels, H W input pixels, h w half resolution (rounded up).
 """
 

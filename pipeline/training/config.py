@@ -129,7 +129,8 @@ class TrainConfig:
     """Labels of classes that are nowhere."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """Of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs. `fp64` is for comparing
-    runs, weights included: rounding depends on the number of workers, and training amplifies it."""
+    runs, weights included (checkpoints are twice as large): rounding depends on the number of
+    workers, and training amplifies it."""
     compile: bool = False
     """Compile forward and backward of the network with torch.compile: faster on GPUs, after some
     minutes at the start. Ray workers need a C++ compiler for it."""
@@ -154,7 +155,7 @@ class TrainConfig:
     """Images of each dataset to validate on; 0 takes all."""
     val_datasets: tuple[str, ...] | Literal["trained", "all"] = "trained"
     """Datasets to validate on: those that are trained, all that the shards have, or some by name.
-    `val/miou` is the mean over them."""
+    `val/miou` is the mean over those that show any of the labels."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2

@@ -119,9 +119,11 @@ def dry_run(config: TrainMixConfig) -> Estimate:
     bf16 = config.train.precision == "bf16" or (
         config.train.precision == "auto" and config.cluster.use_gpu
     )
+    fp64 = config.train.precision == "fp64"
     activations = sum(kept) * (0.5 if bf16 else 1.0)
-    width = 8 if config.train.precision == "fp64" else 4
-    memory = width * (copies * num_parameters + moments) + activations
+    memory = 4 * (copies * num_parameters + moments) + activations
+    if fp64:  # Weights and moments too. The estimate of the time is that of fp32.
+        memory *= 2
     per_image = flops.get_total_flops() / config.rows_per_pass
     speed = (GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS) * 1e12
     seconds = per_image / (speed * config.cluster.num_workers)

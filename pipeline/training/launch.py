@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import ray
 import ray.data
@@ -32,7 +31,7 @@ from pipeline.training.failures import FailureReporter, explained, way_on
 from pipeline.training.job import Job, Lineage, Verdict
 from pipeline.training.labels import LabelSpace, training_labels
 from pipeline.training.loop import train_worker
-from pipeline.training.places import absolute_place, make_writable
+from pipeline.training.places import absolute_place, bookkeeping_folder
 from pipeline.training.preflight import check_model
 from pipeline.training.provenance import git_commit, library_versions, ray_job_id
 from pipeline.training.questions import distractor_texts
@@ -222,8 +221,7 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
     data = config.data
     if data.shards:
         data = replace(data, shards=absolute_place("data.shards", data.shards))
-    folder = Path(run.storage) if "://" not in run.storage else Path.home() / ".lseg"
-    make_writable("run.storage", config.run.storage, folder)
+    folder = bookkeeping_folder("run.storage", config.run.storage, run.storage)
     return replace(config, run=run, data=data, tracking=config.tracking.resolved(folder))
 
 

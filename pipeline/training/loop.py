@@ -135,9 +135,10 @@ class Loop:
                 metrics |= self.validate()
                 progress.skip()
             stopped = bool(self.verdict.stopped)
-            # Weights that give no finite gradient must not push out the last good checkpoint.
-            due = _every(done, self.train.checkpoint_every) and not self.nonfinite
-            if (last or stopped or due or noticed) and not self.verdict.failed:
+            # Weights that give no finite gradient must not push out the last good checkpoint,
+            # but for the one that the end of a run promises.
+            due = (noticed or _every(done, self.train.checkpoint_every)) and not self.nonfinite
+            if (last or stopped or due) and not self.verdict.failed:
                 self.saver.save(metrics, must=last or stopped, urgent=noticed)
         self.saver.wait()
         return self.verdict
@@ -260,6 +261,8 @@ class Loop:
             self.tracker.log_metrics(metrics, done)
             self.tracker.log_text(result.table(), f"validation/step_{done:08d}.txt")
             logger.info("step %d  validation mIoU %.3f", done, metrics["val/miou"])
+            if result.unscored:
+                logger.warning("none of the labels is in val of %s", ", ".join(result.unscored))
         self.saver.keep_best(metrics)
         return metrics
 

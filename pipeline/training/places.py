@@ -1,6 +1,7 @@
 """Local folders that settings name: made absolute, and made."""
 
 import os
+import re
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -15,17 +16,49 @@ def absolute_place(key: str, uri: str) -> str:
 
     Raises:
         UserError: It is relative to a working folder that Ray uploaded for a job: what is written
-            there is lost, and what is not in the upload is not there.
+            there is lost, and what is not in the upload is not there. Or it is no place at all.
     """
     if "://" in uri:
         return uri
-    path = Path(uri).expanduser()
+    if re.match(r"[a-z][a-z0-9]+:/", uri):
+        raise UserError(
+            f"{key}={uri}: an address has two slashes: write {uri.replace(':/', '://')}"
+        )
+    try:
+        path = Path(uri).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}={uri}: {error}: write the path without ~") from None
     if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
         raise UserError(
             f"{key}={uri}: is relative to the folder that Ray made for this job; give an absolute "
             "path that all nodes share, or an s3:// address"
         )
     return str(path.resolve())
+
+
+def bookkeeping_folder(key: str, given: str, storage: str) -> Path:
+    """Where this machine keeps what goes with a storage: metrics that wait, a sqlite MLflow.
+
+    Args:
+        key: Of the setting of the storage.
+        given: Its value as the user wrote it.
+        storage: The same, absolute: a local folder, which is the answer, or a URI.
+
+    Raises:
+        UserError: The folder cannot be made or written to.
+    """
+    if "://" not in storage:
+        make_writable(key, given, Path(storage))
+        return Path(storage)
+    home = os.environ.get("HOME", "")
+    try:
+        folder = Path.home() / ".lseg"
+    except RuntimeError as error:
+        raise UserError(
+            f"HOME={home}: {error}: set it to a folder that can be written to"
+        ) from None
+    make_writable("HOME", home, folder)
+    return folder
 
 
 def make_writable(key: str, given: str, folder: Path) -> None:
@@ -36,7 +69,7 @@ def make_writable(key: str, given: str, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        problem = "" if os.access(folder, os.W_OK) else "permission denied"
+        problem = "" if os.access(folder, os.W_OK | os.X_OK) else "not writable"
     except OSError as error:
         problem = error.strerror or str(error)
     if problem:

@@ -74,20 +74,25 @@ class Validation:
     def metrics(self) -> dict[str, float]:
         """`val/<dataset>/miou` and `/pixel_accuracy`, and their means as `val/miou`, ...
 
-        A dataset of which nothing could be scored (it shows none of the labels) is left out; the
-        means are NaN where that is true of all.
+        Figures of a dataset of which nothing could be scored (see `unscored`) are NaN, and do not
+        enter the means unless there are no others.
         """
         metrics = {}
         for name, matrix in self.matrices.items():
             # Over the classes that the dataset shows: it is not blamed for those it lacks.
-            if matrix.counts.any():
-                metrics[f"val/{name}/miou"] = matrix.miou(over="target")
-                metrics[f"val/{name}/pixel_accuracy"] = matrix.pixel_accuracy()
+            metrics[f"val/{name}/miou"] = matrix.miou(over="target")
+            metrics[f"val/{name}/pixel_accuracy"] = matrix.pixel_accuracy()
+        scored = [name for name in self.matrices if name not in self.unscored]
         for figure in ("miou", "pixel_accuracy"):
-            values = [value for name, value in metrics.items() if name.endswith(f"/{figure}")]
+            values = [metrics[f"val/{name}/{figure}"] for name in scored]
             metrics[f"val/{figure}"] = float(np.mean(values)) if values else math.nan
         metrics["val/bad_samples"] = float(self.num_bad)
         return metrics
+
+    @property
+    def unscored(self) -> list[str]:
+        """Datasets without a pixel of any label."""
+        return [name for name, matrix in self.matrices.items() if not matrix.counts.any()]
 
     def table(self) -> str:
         """IoU of each class in each dataset, as aligned text."""

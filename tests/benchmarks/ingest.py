@@ -7,12 +7,12 @@ All cases read the same samples, made here: JPEGs of 1024x683 (one in five uprig
 and their label PNGs, in WebDataset tars; MosaicML's gets the same bytes in its own format. All
 scale by 0.5 to 2.0 of 520, crop 480x480, flip, and collate batches of 16. `cv2` and `PIL` are the
 usual transforms, which resize the whole picture; `crop` alone is our decoding and cropping in one
-process without a loader, `crop-usual` the usual cv2 one. `floor` is what no decoder of JPEGs can
-leave out: it reads, undoes the entropy coding (libjpeg-turbo at an eighth of the size, which still
-takes every bit of the file) and inflates the label, and cuts nothing.
+process without a loader, `crop-usual` the usual cv2 one. `entropy` is about
+what reading and entropy decoding cost: the JPEG at an eighth of its size, for which libjpeg-turbo
+still takes every bit of the file and does little else, and the label inflated.
 
 Each case runs in a process of its own, all of them once a round; the tables show medians over the
-rounds. CPU is that of its whole process tree (with Ray's servers)
+rounds in which it ended. CPU is that of its whole process tree (with Ray's servers)
 from the first batch to the end of the data; `all CPU` counts from the start. Memory is the highest
 sum of the processes' proportional set sizes. Ours and Ray Data find a Ray that runs already, as
 jobs on a cluster do. With S3, a SeaweedFS server on loopback, whose own work is not counted.
@@ -146,7 +146,7 @@ def crop_alone(uri: str, images: int, how: str) -> Iterator[tuple[np.ndarray, np
     Args:
         uri: Folder of the shards.
         images: How many.
-        how: `ours`, `usual`, or `floor`: nothing but reading and entropy decoding.
+        how: `ours`, `usual`, or `entropy`: nothing but reading and entropy decoding.
     """
     from pipeline.data.augment import AugmentConfig, load_crop
     from pipeline.data.decode import decode_jpeg, decode_label
@@ -162,7 +162,7 @@ def crop_alone(uri: str, images: int, how: str) -> Iterator[tuple[np.ndarray, np
             stored = reader.read_stored(name, (start + row) * 7919 % size)
             if how == "usual":
                 image[row], label[row] = peers.transform_cv2(stored.jpeg, stored.png)
-            elif how == "floor":
+            elif how == "entropy":
                 decode_jpeg(stored.jpeg, decode_label(stored.png).shape, 8)
             else:
                 seed = start + row
@@ -180,7 +180,7 @@ def cases() -> dict[str, Callable[[str, int], Iterator[Any]]]:
         "mosaicml": peers.mosaicml,
         "crop": functools.partial(crop_alone, how="ours"),
         "crop-usual": functools.partial(crop_alone, how="usual"),
-        "floor": functools.partial(crop_alone, how="floor"),
+        "entropy": functools.partial(crop_alone, how="entropy"),
     }
 
 
@@ -242,6 +242,7 @@ def in_rounds(
                 found[case].append(row)
     return {
         case: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        | {"rounds": len(rows)}
         if rows
         else None
         for case, rows in found.items()
@@ -253,9 +254,10 @@ def show(place: str, rows: dict[str, dict[str, float] | None], rounds: int) -> N
     print(f"\n{place}, batches of {BATCH}, {os.cpu_count()} cores, medians of {rounds} round(s)")
     heads = ("CPU ms/image", "all CPU", "images/s", "PSS MiB", "first batch s", "images")
     keys = ("cpu_ms", "all_cpu_ms", "images_per_s", "peak_mib", "first_batch_s", "images")
-    print(f"{'':12}" + "".join(f"{head:>15}" for head in heads))
+    print(f"{'':12}" + "".join(f"{head:>15}" for head in (*heads, "rounds")))
     for name, row in rows.items():
         cells = [f"{row[key]:15.1f}" for key in keys] if row else ["   did not run"]
+        cells += [f"{row['rounds']:11.0f} of {rounds}"] if row else []
         print(f"{name:12}" + "".join(cells))
     for words, one, other, key, target, at_least in TARGETS:
         if one == "crop" and place == "s3":
@@ -286,6 +288,8 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--uri", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.rounds < 1 or args.images < 2 * BATCH:
+        parser.error(f"at least 1 round and {2 * BATCH} images")
     if args.case:
         print(json.dumps(run_case(args.case, args.uri, args.images)), flush=True)
         os._exit(0)  # Loaders' and Ray's processes need no goodbye.

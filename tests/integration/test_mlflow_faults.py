@@ -4,10 +4,7 @@ import os
 
 import pytest
 
-from tests.integration.mlflow_faults import run_faults
-
-NO_CALL_WAITED_S = 4.0
-"""A call to a frozen server ends after 5 s: a step that waited for one would take longer."""
+from tests.integration.mlflow_faults import NO_CALL_WAITED_S, run_faults
 
 
 # Slow: a training and four starts of an MLflow server, of some ten seconds each.

@@ -78,6 +78,7 @@ def write_recipe(
     folder: Path, shards: Path, steps: int, every: int, precision: str = "fp32"
 ) -> Path:
     """The recipe of all runs below `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     storage = folder / "runs"
     given = {"steps": steps, "batch": BATCH, "every": every, "precision": precision}
@@ -199,7 +200,7 @@ class Difference:
 
 
 def compare(runs: Path, one: str, other: str, steps: int) -> Difference:
-    """Compares the last checkpoints of two runs below `runs`."""
+    """Compares the last checkpoints of two runs below `runs`; all weights must be finite."""
     folders = [runs / name / f"step_{steps:08d}" for name in (one, other)]
     orders = [(folder / "order.txt").read_text() for folder in folders]
     assert orders[0].count("\n") == steps
@@ -207,6 +208,9 @@ def compare(runs: Path, one: str, other: str, steps: int) -> Difference:
     assert first.keys() == second.keys()
     absolute = relative = distance = norm = 0.0
     for name, value in first.items():
+        assert value.dtype == second[name].dtype, name
+        assert value.isfinite().all(), name
+        assert second[name].isfinite().all(), name
         difference = (second[name].double() - value.double()).abs()
         absolute = max(absolute, float(difference.max()) if difference.numel() else 0.0)
         far, long = float(difference.norm()), float(value.double().norm())

@@ -11,6 +11,7 @@ from jobs.train_mix import JobConfig, run
 from pipeline.data.ingest import build_mixture, open_corpus
 from pipeline.data.taxonomy import DATASETS
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.dry_run import dry_run
 from pipeline.training.validation import validation_corpus
 from tests.mini_shards import write_manifests
 
@@ -44,6 +45,16 @@ def test_a_recipe_makes_a_dry_step(recipe, capsys):
         memory >= int(10 * 3 * 4 * parameters * 1e6 / 2**30) / 10
     )  # Weights, gradients, a moment.
     assert re.search(r"ETA +\d+[hms]", text)
+
+
+def test_memory_depends_on_the_precision(capsys):
+    recipe = next(path for path in RECIPES if path.stem == "demo")
+    memory = {}
+    for precision in ("bf16", "fp32", "fp64"):
+        config = parse(TrainMixConfig, ["--config", str(recipe), "--train.precision", precision])
+        memory[precision] = dry_run(config).memory_gib
+    assert memory["fp64"] == 2 * memory["fp32"]
+    assert memory["bf16"] < 0.7 * memory["fp32"]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pipeline.data.lease import Lease
 from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.places import absolute_place, make_writable
+from pipeline.training.places import absolute_place, bookkeeping_folder
 from pipeline.training.preflight import check_model
 from pipeline.training.sweep import results
 from pipeline.training.sweep.comparison import Comparison, Judged, compare
@@ -171,8 +171,7 @@ def _check_evaluation(build: Builders, training: TrainMixConfig) -> None:
 
 
 def _tracker(config: SweepConfig, root: str) -> Tracker:
-    folder = Path.home() / ".lseg" if "://" in root else Path(root)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = bookkeeping_folder("storage", root, root)
     params = {"sweep": {k: v for k, v in asdict(config).items() if k != "tracking"}}
     return Tracker.start(
         config.tracking,
@@ -249,6 +248,5 @@ def absolute(config: SweepConfig) -> SweepConfig:
             be written to.
     """
     storage = absolute_place("storage", config.storage)
-    folder = Path(storage) if "://" not in storage else Path.home() / ".lseg"
-    make_writable("storage", config.storage, folder)
+    folder = bookkeeping_folder("storage", config.storage, storage)
     return replace(config, storage=storage, tracking=config.tracking.resolved(folder))

@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.launch import absolute
-from pipeline.training.places import absolute_place, make_writable
+from pipeline.training.places import absolute_place, bookkeeping_folder, make_writable
 
 
 def test_a_storage_that_cannot_be_made_is_a_users_mistake(tmp_path):
@@ -19,11 +19,32 @@ def test_a_storage_that_cannot_be_made_is_a_users_mistake(tmp_path):
         absolute(config)
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_folder_of_somebody_else_is_told(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="permission denied"):
+def test_a_folder_of_somebody_else_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # Root may write everywhere.
+    with pytest.raises(UserError, match=r"out=there: .* \(not writable\): give another"):
         make_writable("out", "there", tmp_path)
+
+
+def test_beside_a_storage_in_s3_it_is_the_home_that_is_to_blame(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert bookkeeping_folder("storage", "s3://b/r", "s3://b/r") == tmp_path / ".lseg"
+    assert bookkeeping_folder("storage", "r", str(tmp_path / "r")) == tmp_path / "r"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"^HOME=.*file: .*\.lseg must be a folder"):
+        bookkeeping_folder("storage", "s3://b/r", "s3://b/r")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("s3:/bucket/runs", "two slashes: write s3://bucket/runs"),
+        ("~nosuchuser/runs", r"out=~nosuchuser/runs: .*write the path without ~"),
+    ],
+)
+def test_what_is_no_place_is_told(place, message):
+    with pytest.raises(UserError, match=message):
+        absolute_place("out", place)
 
 
 def test_folders_are_made_with_those_above(tmp_path):
