@@ -7,9 +7,9 @@ All cases read the same samples, made here: JPEGs of 1024x683 (one in five uprig
 and their label PNGs, in WebDataset tars; MosaicML's gets the same bytes in its own format. All
 scale by 0.5 to 2.0 of 520, crop 480x480, flip, and collate batches of 16. `cv2` and `PIL` are the
 usual transforms, which resize the whole picture; `crop` alone is our decoding and cropping in one
-process without a loader, `crop-usual` the usual cv2 one. `entropy` is about
-what reading and entropy decoding cost: the JPEG at an eighth of its size, for which libjpeg-turbo
-still takes every bit of the file and does little else, and the label inflated.
+process without a loader, `crop-usual` the usual cv2 one. `entropy` is about what reading and
+entropy decoding cost: the JPEG at an eighth of its size, for which libjpeg-turbo still takes every
+bit of the file and does little else, and the label inflated.
 
 Each case runs in a process of its own, all of them once a round; the tables show medians over the
 rounds in which it ended. CPU is that of its whole process tree (with Ray's servers)
