@@ -18,17 +18,17 @@ from rich.console import Console
 from jobs.cli import main, parse, start_ray
 from jobs.local_s3 import local_s3
 from model.stand_in import stand_in_semantics
-from pipeline.data.prepare import prepare
-from pipeline.data.prepare_config import PrepareConfig, RootsConfig
-from pipeline.data.synthetic import world_classes
-from pipeline.data.synthetic_layout import write_mini_seven
+from pipeline.data.prepare.config import PrepareConfig, RootsConfig
+from pipeline.data.prepare.run import prepare
 from pipeline.data.taxonomy import label_text
+from pipeline.demo.layouts import write_mini_seven
+from pipeline.demo.report import Report, evaluate
+from pipeline.demo.world import world_classes
 from pipeline.errors import UserError
+from pipeline.progress import duration
+from pipeline.storage.places import make_writable
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.demo_report import Report, evaluate
-from pipeline.training.launch import absolute, train
-from pipeline.training.places import make_writable
-from pipeline.training.progress import duration
+from pipeline.training.driver.launch import absolute, train
 
 logger = logging.getLogger("jobs.demo")
 

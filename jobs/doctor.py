@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.cli import main
-from pipeline.data.check_report import Report
 from pipeline.data.datasets.own import OwnDataset, check_own_name
-from pipeline.data.prepare_config import RootsConfig
-from pipeline.data.root_check import check_roots, split_names
-from pipeline.data.shard_check import check_shards
+from pipeline.data.inspect.report import Report
+from pipeline.data.inspect.roots import check_roots, split_names
+from pipeline.data.inspect.shards import check_shards
+from pipeline.data.prepare.config import RootsConfig
 from pipeline.errors import UserError
 
 

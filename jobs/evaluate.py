@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
-from pipeline.training.evaluation.config import EvaluateConfig
-from pipeline.training.evaluation.launch import Evaluation, evaluate
-from pipeline.training.progress import duration
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.launch import Evaluation, evaluate
+from pipeline.progress import duration
 
 logger = logging.getLogger("jobs.evaluate")
 

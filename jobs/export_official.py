@@ -15,7 +15,7 @@ from model.checkpoint import load_checkpoint
 from model.official import export_official
 from model.open_clip_tower import load_open_clip
 from pipeline.errors import UserError
-from pipeline.training.places import make_writable
+from pipeline.storage.places import make_writable
 
 
 @dataclass(frozen=True, kw_only=True)

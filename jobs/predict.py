@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
-from pipeline.training.progress import duration
-from pipeline.training.segment_config import PredictConfig
-from pipeline.training.segmentation import Summary, segment_photos
+from pipeline.inference.config import PredictConfig
+from pipeline.inference.run import Summary, segment_photos
+from pipeline.progress import duration
 
 logger = logging.getLogger("jobs.predict")
 

@@ -10,8 +10,8 @@ import sys
 from rich.console import Console
 
 from jobs.cli import main, start_ray
-from pipeline.data.prepare import Summary, prepare
-from pipeline.data.prepare_config import PrepareConfig
+from pipeline.data.prepare.config import PrepareConfig
+from pipeline.data.prepare.run import Summary, prepare
 
 
 def run(config: PrepareConfig) -> Summary:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.cli import main
-from pipeline.data.preview import load_chapters
-from pipeline.data.preview_page import render_page
+from pipeline.data.inspect.page import render_page
+from pipeline.data.inspect.samples import load_chapters
 from pipeline.errors import UserError
 
 

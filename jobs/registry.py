@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main
-from pipeline.training.registry_job import RegistryJobConfig, change_registry, describe
+from pipeline.registry.actions import RegistryJobConfig, change_registry, describe
 
 _SECOND_WORD = {"register": "checkpoint", "promote": "version", "remove_alias": "alias"}
 

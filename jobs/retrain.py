@@ -20,9 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
-from pipeline.training.retraining.config import RetrainConfig
-from pipeline.training.retraining.launch import retrain
-from pipeline.training.retraining.runner import Result
+from pipeline.retraining.config import RetrainConfig
+from pipeline.retraining.launch import retrain
+from pipeline.retraining.runner import Result
 
 logger = logging.getLogger("jobs.retrain")
 

@@ -26,14 +26,14 @@ from rich.console import Console
 
 from jobs.cli import main, parse, start_ray
 from pipeline.errors import UserError
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.progress import duration
+from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.launch import SweepOutcome, absolute, plan, run_sweep
+from pipeline.sweep.runner import Builders
+from pipeline.sweep.trials import Trial, arguments, settings_words
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.evaluation.config import EvaluateConfig
-from pipeline.training.launch import absolute as absolute_run
-from pipeline.training.progress import duration
-from pipeline.training.sweep.config import SweepConfig
-from pipeline.training.sweep.launch import SweepOutcome, absolute, plan, run_sweep
-from pipeline.training.sweep.runner import Builders
-from pipeline.training.sweep.trials import Trial, arguments, settings_words
+from pipeline.training.driver.launch import absolute as absolute_run
 
 logger = logging.getLogger("jobs.sweep")
 

@@ -16,8 +16,8 @@ from jobs import sweep
 from jobs.cli import main, parse, start_ray
 from jobs.demo import convert, render
 from pipeline.errors import UserError
-from pipeline.training.sweep.config import SweepConfig
-from pipeline.training.sweep.launch import SweepOutcome
+from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.launch import SweepOutcome
 
 logger = logging.getLogger("jobs.sweep_demo")
 

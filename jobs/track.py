@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from jobs.cli import main
 from pipeline.errors import UserError
-from pipeline.training.replay import replay_all
-from pipeline.training.tracking_config import TrackingConfig
+from pipeline.tracking.config import TrackingConfig
+from pipeline.tracking.replay import replay_all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ import sys
 from dataclasses import dataclass, fields
 
 from jobs.cli import main, start_ray
+from pipeline.progress import duration
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.dry_run import dry_run
-from pipeline.training.launch import Outcome, absolute, train
-from pipeline.training.progress import duration
+from pipeline.training.driver.dry_run import dry_run
+from pipeline.training.driver.launch import Outcome, absolute, train
 
 logger = logging.getLogger("jobs.train_mix")
 

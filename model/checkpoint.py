@@ -156,7 +156,7 @@ def local(source: Path | str) -> Path:
     if scheme not in resolvers:
         raise ModelError(
             f"{source}: nothing here can fetch {scheme}: URIs (known: {sorted(resolvers)}): "
-            "install this project (`make setup`), or import pipeline.training.resolvers before, "
+            "install this project (`make setup`), or import pipeline.checkpoints.resolvers before, "
             "or fetch the directory yourself"
         )
     return resolvers[scheme](str(source))

@@ -13,7 +13,7 @@ Shapes: B batch, C embedding, K labels, H W input pixels, h w half resolution (r
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from model.backbone import LEVEL_STRIDES, TokenBackbone, build_backbone
 from model.config import ModelConfig
 from model.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.errors import ModelError
+from model.network import Trunk
 from model.prediction import NO_LABEL, as_batches
 from model.regularizer import Regularizer
 from model.scoring import cosine_scores
@@ -33,21 +34,6 @@ from model.upsampling import upsample
 
 LOGIT_SCALE = 1 / 0.07
 """A constant, as published: neither trained nor stored."""
-
-
-class Trunk(NamedTuple):
-    """What the network makes of images before it is told any label."""
-
-    features_BFhw: Tensor
-    """The decoder's features, F channels, at stride 4 of the padded input."""
-    size: tuple[int, int]
-    """Half of the padded input, rounded up."""
-    cropped: tuple[int, int]
-    """Half of the input, rounded up."""
-
-    def crop(self, map_BChw: Tensor) -> Tensor:
-        """Cuts a half-resolution map to the half of the unpadded input."""
-        return map_BChw[:, :, : self.cropped[0], : self.cropped[1]]
 
 
 class LSeg(nn.Module):
@@ -99,7 +85,7 @@ class LSeg(nn.Module):
 
         Args:
             source: a checkpoint directory; or, where this project is installed or
-                `pipeline.training.resolvers` was imported, `s3://bucket/folder` or
+                `pipeline.checkpoints.resolvers` was imported, `s3://bucket/folder` or
                 `models:/name@alias` (or `/version`) of an MLflow registry.
             device: where the network goes.
 

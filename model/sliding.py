@@ -32,7 +32,8 @@ from model.prediction import NO_LABEL
 from model.upsampling import source_rows, upsample_rows
 
 if TYPE_CHECKING:
-    from model.lseg import LSeg, Trunk
+    from model.lseg import LSeg
+    from model.network import Trunk
 
 BAND_MIB_CPU, BAND_MIB_GPU = 32, 512
 """Size of the float32 scores of one band of rows."""

@@ -9,8 +9,8 @@ import pytest
 from boto3.session import Session
 from moto.server import ThreadedMotoServer
 
-from tests.mini_shards import mini_shards as mini_shards
-from tests.ray_fixtures import local_ray as local_ray
+from tests.support.mini_shards import mini_shards as mini_shards
+from tests.support.ray_fixtures import local_ray as local_ray
 
 _BUCKET_NUMBERS = itertools.count()
 

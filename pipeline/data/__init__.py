@@ -1,1 +1,1 @@
-"""From official downloads to uint8 batches: numpy and bytes, no torch, no model."""
+"""From official downloads to uint8 batches: taxonomy, shards, and the training stream."""

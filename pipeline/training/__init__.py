@@ -1,1 +1,1 @@
-"""From batches to models: where data, model, Ray Train and MLflow meet."""
+"""Distributed training of LSeg with Ray Train."""

@@ -3,15 +3,16 @@
 Units are in the names: `_px` pixels, `_s` seconds. Counts of steps are optimiser steps.
 """
 
+import json
 import math
 import re
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from model.config import ModelConfig
-from pipeline.data.ingest import DataConfig
+from pipeline.data.ingest.stream import DataConfig
 from pipeline.errors import UserError
-from pipeline.training.tracking import TrackingConfig
+from pipeline.tracking.tracker import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,3 +301,8 @@ class TrainMixConfig:
         """Logical CPUs that the workers and the loaders hold at once."""
         workers = self.cluster.num_workers * self.cluster.cpus_per_worker
         return workers + self.data.num_loaders * self.data.loader_cpus
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as YAML and JSON know it: dicts, lists, numbers, strings."""
+    return json.loads(json.dumps(asdict(config), default=str))

@@ -14,14 +14,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-from pipeline.data.fewshot.training import class_of
-from pipeline.data.ingest import Corpus
-from pipeline.data.mixture import Mixture
-from pipeline.data.run_taxonomy import pixels_in
-from pipeline.training import checkpoint
-from pipeline.training.config import TrainMixConfig
-from pipeline.training.labels import LabelSpace
-from pipeline.training.tracking import Tracker
+from pipeline.data.datasets.few_shot.training import class_of
+from pipeline.data.ingest.mixture import Mixture
+from pipeline.data.ingest.stream import Corpus
+from pipeline.data.shards.union import pixels_in
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.config import TrainMixConfig, plain
+from pipeline.training.questions.labels import LabelSpace
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def open_tracker(
         parent_run_id: MLflow run to nest a new one in.
     """
     storage = config.run.storage
-    params = json.loads(json.dumps(checkpoint.plain(config)))
+    params = json.loads(json.dumps(plain(config)))
     return Tracker.start(
         config.tracking,
         run_name=config.run.name,

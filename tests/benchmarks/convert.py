@@ -100,8 +100,8 @@ def plain_loop(root: Path, out: Path) -> int:
 
 def our_job(root: Path, out: Path, workers: int) -> int:
     """The whole job, in a Ray that runs already."""
-    from pipeline.data.prepare import prepare
-    from pipeline.data.prepare_config import PrepareConfig, RootsConfig
+    from pipeline.data.prepare.config import PrepareConfig, RootsConfig
+    from pipeline.data.prepare.run import prepare
 
     given = RootsConfig(ade20k=str(root))
     config = PrepareConfig(

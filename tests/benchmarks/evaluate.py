@@ -38,7 +38,7 @@ def habits(
     from torch.nn import functional
 
     from model.dpt import upsample_x2
-    from tests.model.plain_sliding import summed_logits
+    from tests.support.plain_sliding import summed_logits
 
     count = 0
 
@@ -146,9 +146,9 @@ def accuracy(demo: Path, pictures: int) -> None:
     from model.lseg import LSeg
     from model.metrics import ConfusionMatrix
     from model.sliding import PUBLISHED, SINGLE_SCALE, WHOLE, sliding_label_ids
-    from pipeline.data.ingest import SampleReader, open_corpus
+    from pipeline.data.ingest.stream import SampleReader, open_corpus
     from pipeline.data.taxonomy import label_text, universal
-    from pipeline.training.segment_config import PredictConfig, sliding_of
+    from pipeline.inference.config import PredictConfig, sliding_of
 
     checkpoints = sorted(demo.glob("train/*/step_*"))
     if not checkpoints:

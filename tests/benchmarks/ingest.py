@@ -120,7 +120,7 @@ def measure(batches: Iterator[Any], began: float, meter: Meter, cpu_before: floa
 
 def ours(uri: str, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Through Ray Data and the split that Ray Train makes for its workers."""
-    from pipeline.data.ingest import (
+    from pipeline.data.ingest.stream import (
         DataConfig,
         batches_of,
         build_mixture,
@@ -148,9 +148,9 @@ def crop_alone(uri: str, images: int, how: str) -> Iterator[tuple[np.ndarray, np
         images: How many.
         how: `ours`, `usual`, or `entropy`: nothing but reading and entropy decoding.
     """
-    from pipeline.data.augment import AugmentConfig, load_crop
-    from pipeline.data.decode import decode_jpeg, decode_label
-    from pipeline.data.ingest import SampleReader, open_corpus
+    from pipeline.data.ingest.augment import AugmentConfig, load_crop
+    from pipeline.data.ingest.stream import SampleReader, open_corpus
+    from pipeline.data.pixels.decode import decode_jpeg, decode_label
 
     corpus = open_corpus(uri, "train")
     reader, config = SampleReader(corpus), AugmentConfig()
@@ -301,7 +301,7 @@ def main() -> None:
             uri = str(folder / "shards")
             if place == "s3":
                 from jobs.local_s3 import local_s3
-                from pipeline.data.storage import open_storage
+                from pipeline.storage.open import open_storage
 
                 stack.enter_context(local_s3(folder / "s3", ("bench",)))
                 remote = open_storage("s3://bench/shards")

@@ -12,7 +12,7 @@ NUM_DISTINCT, NUM_SHARDS, PER_SHARD = 48, 12, 32
 _STREAMING = """
 import sys
 from streaming import MDSWriter
-from pipeline.data.ingest import SampleReader, open_corpus
+from pipeline.data.ingest.stream import SampleReader, open_corpus
 corpus = open_corpus(sys.argv[1], "train")
 reader = SampleReader(corpus)
 with MDSWriter(out=sys.argv[1] + "/mds", columns={"jpg": "bytes", "png": "bytes"}) as out:
@@ -28,10 +28,10 @@ def write_samples(folder: Path, streaming_python: str) -> tuple[int, float, floa
     Returns:
         Number of samples, and the mean sizes of their JPEGs and PNGs in KB.
     """
-    from pipeline.data.encode import encode_jpeg, encode_label
-    from pipeline.data.shards import FORMAT_VERSION, EncodedSample, Manifest, ShardWriter
-    from pipeline.data.storage import open_storage
+    from pipeline.data.pixels.encode import encode_jpeg, encode_label
+    from pipeline.data.shards.format import FORMAT_VERSION, EncodedSample, Manifest, ShardWriter
     from pipeline.data.taxonomy import universal
+    from pipeline.storage.open import open_storage
 
     rng = np.random.default_rng(0)
     pictures = []

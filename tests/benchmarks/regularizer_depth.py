@@ -36,8 +36,8 @@ from model.loss import segmentation_loss
 from model.lseg import LSeg, build_lseg
 from model.regularizer import DEAD_GAIN, Regularizer
 from model.stand_in import STAND_IN_DIM, stand_in_semantics, stand_in_vectors
-from pipeline.data.synthetic import WORLDS, rasterise, render_scene, world_classes
 from pipeline.data.taxonomy import IGNORE, label_text
+from pipeline.demo.world import WORLDS, rasterise, render_scene, world_classes
 
 CROP_PX = 48
 BATCH_SIZE = 4

@@ -12,7 +12,7 @@ from tests.golden import plain_lseg
 from tests.golden.fill_rule import fill
 from tests.golden.run_case import published_shapes
 from tests.golden.run_sliding import INPUTS, main
-from tests.model.plain_sliding import summed_logits
+from tests.support.plain_sliding import summed_logits
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 

@@ -15,8 +15,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from ray.scripts.scripts import start
 
-from tests.infra.deployment import INFRA, SECRET_NAME, pinned, project, tool
 from tests.integration.same_weights import free_ports
+from tests.support.deployment import INFRA, SECRET_NAME, pinned, project, tool
 
 COMPOSE = INFRA / "compose.yaml"
 NAMES = re.findall(r"^([A-Z0-9_]+)=", (INFRA / ".env.example").read_text(), re.M)

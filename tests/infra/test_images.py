@@ -9,7 +9,7 @@ import boto3
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from tests.infra.deployment import INFRA, ROOT, pinned, project, tool
+from tests.support.deployment import INFRA, ROOT, pinned, project, tool
 
 DOCKER = INFRA / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*ockerfile"))

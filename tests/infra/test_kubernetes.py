@@ -14,10 +14,10 @@ import yaml
 from ray.scripts.scripts import start
 
 from jobs.cli import parse
+from pipeline.registry.locks import LOCKED_EXIT_CODE
+from pipeline.tracking.mlflow_run import MlflowUnavailable
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.mlflow_run import MlflowUnavailable
-from pipeline.training.retraining.lock import LOCKED_EXIT_CODE
-from tests.infra.deployment import (
+from tests.support.deployment import (
     KUBERAY,
     ROOT,
     SECRET_NAME,
@@ -60,7 +60,7 @@ def config_of(words: list[str], monkeypatch) -> TrainMixConfig:
     monkeypatch.chdir(ROOT)
     if words[0] == "jobs/train_mix.py":
         return parse(TrainMixConfig, words[1:])
-    module = pytest.importorskip("pipeline.training.retraining.config")
+    module = pytest.importorskip("pipeline.retraining.config")
     return parse(module.RetrainConfig, words[1:])
 
 

@@ -15,10 +15,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
 from jobs.cli import build_parser, parse
+from pipeline.registry.locks import LOCKED_EXIT_CODE
+from pipeline.tracking.mlflow_run import MlflowUnavailable
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.mlflow_run import MlflowUnavailable
-from pipeline.training.retraining.lock import LOCKED_EXIT_CODE
-from tests.infra.deployment import INFRA, ROOT, documents, project, tool
+from tests.support.deployment import INFRA, ROOT, documents, project, tool
 
 SCRIPT = INFRA / "retrain.sh"
 UNITS = INFRA / "systemd"
@@ -53,7 +53,7 @@ def test_the_runbook_is_a_page_and_names_what_there_is():
     named = re.findall(r"`((?:train|data|run|cluster)\.\w+)`", text)
     assert len(named) > 5
     assert [key for key in named if key not in keys] == []
-    source = "".join(path.read_text() for path in (ROOT / "pipeline/training").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "pipeline/training").rglob("*.py"))
     metrics = re.findall(r"`((?:train|val)/\w+)`", text)
     assert len(metrics) > 5
     assert [name for name in metrics if f'"{name}"' not in source] == []

@@ -31,7 +31,7 @@ from tests.integration.training_runs import (
     train,
     write_recipe,
 )
-from tests.mlflow_server import MlflowServer
+from tests.support.mlflow_server import MlflowServer
 
 NAME = "mlflow_faults"
 LIMIT = 1.05

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from jobs.cli import parse
-from pipeline.data.prepare import prepare
-from pipeline.data.prepare_config import PrepareConfig
+from pipeline.data.prepare.config import PrepareConfig
+from pipeline.data.prepare.run import prepare
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.launch import evaluate
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.evaluation.config import EvaluateConfig
-from pipeline.training.evaluation.launch import evaluate
-from pipeline.training.launch import train
-from tests.few_shot_roots import write_fss, write_voc
+from pipeline.training.driver.launch import train
+from tests.support.few_shot_roots import write_fss, write_voc
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 BACKBONE = "{patch_size: 8, depth: 4, embed_dim: 32, num_heads: 2, img_size: 48}"

@@ -12,17 +12,17 @@ from PIL import Image
 
 from model.checkpoint import load_checkpoint
 from model.text import build_text_encoder
-from pipeline.data.augment import AugmentConfig
 from pipeline.data.datasets import open_reader
-from pipeline.data.ingest import SampleReader, open_corpus
-from pipeline.data.prepare import prepare
-from pipeline.data.prepare_config import PrepareConfig, RootsConfig
+from pipeline.data.ingest.augment import AugmentConfig
+from pipeline.data.ingest.stream import SampleReader, open_corpus
+from pipeline.data.prepare.config import PrepareConfig, RootsConfig
+from pipeline.data.prepare.run import prepare
 from pipeline.data.taxonomy import DATASETS, IGNORE, label_text, lookup_table
+from pipeline.evaluation.behaviours.questions import Asker
+from pipeline.evaluation.overlay import Row, draw
 from pipeline.training.config import RunConfig
-from pipeline.training.labels import label_space
-from pipeline.training.launch import train
-from pipeline.training.overlay import Row, draw
-from pipeline.training.zero_shot import Asker
+from pipeline.training.driver.launch import train
+from pipeline.training.questions.labels import label_space
 
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
 

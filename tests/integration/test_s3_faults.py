@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from jobs.local_s3 import local_s3
-from pipeline.data.storage import open_storage
-from tests.fault_proxy import fault_proxy
-from tests.mini_shards import MiniShards
+from pipeline.storage.open import open_storage
+from tests.support.fault_proxy import fault_proxy
+from tests.support.mini_shards import MiniShards
 
 pytestmark = [
     # A real server and two whole runs of the command, one with pauses before requests are repeated.

@@ -9,10 +9,10 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.training import checkpoint
 from pipeline.training.config import RunConfig
+from pipeline.training.saving import checkpoint
 from tests.integration.training_runs import REPOSITORY, Process
-from tests.pipeline.training.sweep.test_sweeps import recipe_text
+from tests.pipeline.sweep.test_sweeps import recipe_text
 
 
 # Slow: two starts of a Ray of its own, which is what is killed.

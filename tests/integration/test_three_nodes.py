@@ -25,7 +25,7 @@ from tests.integration.training_runs import (
     environment,
     write_recipe,
 )
-from tests.mini_shards import MiniShards
+from tests.support.mini_shards import MiniShards
 
 pytestmark = [
     # Opt-in: three Rays beside that of the tests, and GCS takes half a minute to miss a node.

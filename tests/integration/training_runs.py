@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 from safetensors.torch import load_file
 
-from pipeline.data.prepare import prepare
-from pipeline.data.prepare_config import PrepareConfig, RootsConfig
-from pipeline.data.synthetic_layout import write_mini_seven
-from tests.mini_shards import paint_vectors
+from pipeline.data.prepare.config import PrepareConfig, RootsConfig
+from pipeline.data.prepare.run import prepare
+from pipeline.demo.layouts import write_mini_seven
+from tests.support.mini_shards import paint_vectors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BATCH = 12

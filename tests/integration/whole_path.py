@@ -27,12 +27,12 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from jobs.local_s3 import local_s3
-from pipeline.data.synthetic_layout import write_mini_seven
+from pipeline.demo.layouts import write_mini_seven
 from tests.integration.same_weights import head_node
 from tests.integration.training_runs import REPOSITORY
-from tests.mini_shards import paint_vectors
-from tests.mlflow_server import MlflowServer
-from tests.postgres_server import missing_for_postgres, postgres_server
+from tests.support.mini_shards import paint_vectors
+from tests.support.mlflow_server import MlflowServer
+from tests.support.postgres_server import missing_for_postgres, postgres_server
 
 DATASETS = ("ade20k", "cityscapes", "coco_panoptic")
 JOBS = ("prepare", "train", "evaluate", "sweep", "retrain")

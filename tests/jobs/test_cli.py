@@ -9,7 +9,7 @@ import yaml
 
 from jobs.cli import build_parser, main, parse, start_ray
 from model.errors import ModelError
-from pipeline.data.prepare_config import PrepareConfig
+from pipeline.data.prepare.config import PrepareConfig
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from jobs import doctor
-from pipeline.data.prepare import prepare
-from pipeline.data.prepare_config import PrepareConfig, RootsConfig
-from tests.tiny_roots import (
+from pipeline.data.prepare.config import PrepareConfig, RootsConfig
+from pipeline.data.prepare.run import prepare
+from tests.support.tiny_roots import (
     cityscapes_files,
     encode,
     noise,
@@ -283,7 +283,7 @@ class TestShards:
         assert list(self.check(monkeypatch, shards, 1)) == ["unfinished"]
 
     def test_in_s3_by_the_command(self, shards, s3_bucket):
-        from pipeline.data.storage import open_storage
+        from pipeline.storage.open import open_storage
 
         storage = open_storage(f"{s3_bucket}/mix")
         for path in shards.rglob("*.*"):

@@ -16,11 +16,11 @@ from model.checkpoint import save_checkpoint
 from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.lseg import LSeg, build_lseg
 from model.sliding import PUBLISHED, SlidingConfig, sliding_logits
-from pipeline.data.storage import open_storage
 from pipeline.errors import UserError
-from pipeline.training.palettes import label_colours
-from pipeline.training.segment_config import PredictConfig, other_policy, read_labels, sliding_of
-from pipeline.training.segmenter import encode_index, seen_image
+from pipeline.inference.config import PredictConfig, other_policy, read_labels, sliding_of
+from pipeline.inference.palettes import label_colours
+from pipeline.inference.segmenter import encode_index, seen_image
+from pipeline.storage.open import open_storage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 AUGMENT = {"data": {"augment": {"base_px": 60, "crop_px": 48}}}

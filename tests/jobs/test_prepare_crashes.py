@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.file_reads import FileReads, count_reads
-from tests.tiny_roots import write_cityscapes
+from tests.support.file_reads import FileReads, count_reads
+from tests.support.tiny_roots import write_cityscapes
 
 pytestmark = [
     # Each runs the command several times, and a Ray takes about ten seconds to start.

@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 
 from jobs.cli import main
 from jobs.prepare_shards import run
-from pipeline.data.prepare_config import PrepareConfig
-from pipeline.data.shards import find_manifests, load_manifest, read_sample
-from pipeline.data.storage import open_storage
+from pipeline.data.prepare.config import PrepareConfig
+from pipeline.data.shards.format import find_manifests, load_manifest, read_sample
 from pipeline.data.taxonomy import IGNORE, lookup_table, native_table
-from tests.official_archives import OFFICIAL, below, pack_coco, write_archive
-from tests.tiny_roots import write, write_ade20k
+from pipeline.storage.open import open_storage
+from tests.support.official_archives import OFFICIAL, below, pack_coco, write_archive
+from tests.support.tiny_roots import write, write_ade20k
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -10,12 +10,12 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.prepare_shards import run
-from pipeline.data.prepare_config import PrepareConfig
-from pipeline.data.shards import Manifest, StoredSample, load_manifest, read_sample
-from pipeline.data.storage import open_storage
+from pipeline.data.prepare.config import PrepareConfig
+from pipeline.data.shards.format import Manifest, StoredSample, load_manifest, read_sample
 from pipeline.data.taxonomy import IGNORE, lookup_table, native_table, universal
-from tests.pipeline.data.test_relabel import COLUMNS, Case, idd
-from tests.tiny_roots import encode, noise, write, write_ade20k, write_cityscapes
+from pipeline.storage.open import open_storage
+from tests.pipeline.data.prepare.test_relabel import COLUMNS, Case, idd
+from tests.support.tiny_roots import encode, noise, write, write_ade20k, write_cityscapes
 
 COCO_IMAGE = "000000000139"
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from jobs.local_s3 import local_s3
-from pipeline.data.storage import Storage, open_storage
-from tests.fault_proxy import SHARES, fault_proxy
-from tests.tiny_roots import encode, write_ade20k, write_cityscapes
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
+from tests.support.fault_proxy import SHARES, fault_proxy
+from tests.support.tiny_roots import encode, write_ade20k, write_cityscapes
 
 pytestmark = [
     # A real server, two runs of the command, and hundreds of pauses before requests are repeated.

@@ -13,11 +13,11 @@ import yaml
 
 from jobs.cli import main
 from jobs.prepare_shards import run
-from pipeline.data.prepare_config import PrepareConfig
-from pipeline.data.shards import find_manifests, load_manifest, read_sample
-from pipeline.data.storage import open_storage
+from pipeline.data.prepare.config import PrepareConfig
+from pipeline.data.shards.format import find_manifests, load_manifest, read_sample
 from pipeline.data.taxonomy import universal
-from tests.tiny_roots import cityscapes_files, encode, write, write_ade20k, write_cityscapes
+from pipeline.storage.open import open_storage
+from tests.support.tiny_roots import cityscapes_files, encode, write, write_ade20k, write_cityscapes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.preview import PreviewConfig, run
-from pipeline.data.prepare import prepare
-from pipeline.data.prepare_config import PrepareConfig, RootsConfig
-from pipeline.data.preview import load_chapters
-from pipeline.data.preview_page import render_page, run_lengths
+from pipeline.data.inspect.page import render_page, run_lengths
+from pipeline.data.inspect.samples import load_chapters
+from pipeline.data.prepare.config import PrepareConfig, RootsConfig
+from pipeline.data.prepare.run import prepare
 from pipeline.data.taxonomy import universal
-from tests.tiny_roots import encode, write, write_ade20k, write_cityscapes
+from tests.support.tiny_roots import encode, write, write_ade20k, write_cityscapes
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import pytest
 
 from jobs.cli import main, parse
 from jobs.train_mix import JobConfig, run
-from pipeline.data.ingest import build_mixture, open_corpus
+from pipeline.data.ingest.stream import build_mixture, open_corpus
 from pipeline.data.taxonomy import DATASETS
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.dry_run import dry_run
-from pipeline.training.validation import validation_corpus
-from tests.mini_shards import write_manifests
+from pipeline.training.driver.dry_run import dry_run
+from pipeline.training.worker.validation import validation_corpus
+from tests.support.mini_shards import write_manifests
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "jobs" / "recipes").glob("*.yaml"))
 

@@ -19,7 +19,7 @@ from model.sliding import (
     sliding_logits,
     window_grid,
 )
-from tests.model.plain_sliding import summed_logits
+from tests.support.plain_sliding import summed_logits
 
 SMALL = replace(PUBLISHED, base_px=52, window_px=48)
 """The published protocol, ten times smaller."""

@@ -11,13 +11,14 @@ from pipeline.data.datasets.cityscapes import Cityscapes
 from pipeline.data.datasets.coco_panoptic import COCOPanoptic
 from pipeline.data.datasets.idd import IDD
 from pipeline.data.datasets.mapillary import Mapillary
-from pipeline.data.datasets.pixels import BadSample
 from pipeline.data.datasets.sunrgbd import SUNRGBD
-from pipeline.data.storage import Storage, open_storage
-from pipeline.data.storage_archive import SUFFIXES
-from pipeline.data.storage_packed import PackedStorage, open_packed
+from pipeline.data.pixels.official import BadSample
 from pipeline.data.taxonomy import require_dataset
 from pipeline.errors import UserError
+from pipeline.storage.archives.archive import SUFFIXES
+from pipeline.storage.archives.packed import PackedStorage, open_packed
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 
 __all__ = [
     "READERS",

@@ -22,14 +22,15 @@ from pipeline.data.datasets.base import (
     pair,
     safe_key,
 )
-from pipeline.data.datasets.pixels import (
+from pipeline.data.pixels.official import (
     BadSample,
     bad_sample_errors,
     decode_index_png,
     decode_rgb_png,
 )
-from pipeline.data.storage import Storage, open_storage
-from pipeline.data.storage_packed import Packing
+from pipeline.storage.archives.packed import Packing
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 
 _FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
 

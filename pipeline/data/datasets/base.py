@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 import cv2
 import numpy as np
 
-from pipeline.data.datasets.pixels import MAX_PIXELS, BadSample
-from pipeline.data.storage import DamagedFile, Storage
-from pipeline.data.storage_packed import PackedStorage, Packing
+from pipeline.data.pixels.official import MAX_PIXELS, BadSample
 from pipeline.data.taxonomy import IGNORE, native_table
+from pipeline.storage.archives.packed import PackedStorage, Packing
+from pipeline.storage.base import DamagedFile, Storage
 
 Masks = dict[int, np.ndarray]
 """Segment -> (H, W) bool."""

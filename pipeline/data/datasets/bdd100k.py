@@ -15,9 +15,9 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
-from pipeline.data.datasets.pixels import decode_index_png
-from pipeline.data.storage import Storage
-from pipeline.data.storage_packed import Packing
+from pipeline.data.pixels.official import decode_index_png
+from pipeline.storage.archives.packed import Packing
+from pipeline.storage.base import Storage
 
 _MASKS = "labels/sem_seg/masks"
 _COLORMAPS = "labels/sem_seg/colormaps"

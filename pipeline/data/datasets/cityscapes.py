@@ -23,10 +23,10 @@ from pipeline.data.datasets.base import (
     pair,
     safe_key,
 )
-from pipeline.data.datasets.pixels import decode_index_png
 from pipeline.data.datasets.polygons import polygon_masks
-from pipeline.data.storage import Storage
-from pipeline.data.storage_packed import Packing
+from pipeline.data.pixels.official import decode_index_png
+from pipeline.storage.archives.packed import Packing
+from pipeline.storage.base import Storage
 
 _LABEL_FILE = re.compile(r"[^/]+_\d{6}_\d{6}_gtFine_\w+\.(png|json)")
 

@@ -27,11 +27,11 @@ from pipeline.data.datasets.base import (
     pair,
     safe_key,
 )
-from pipeline.data.datasets.pixels import BadSample, decode_rgb_png
-from pipeline.data.storage import Storage
-from pipeline.data.storage_packed import Packing
+from pipeline.data.pixels.official import BadSample, decode_rgb_png
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
+from pipeline.storage.archives.packed import Packing
+from pipeline.storage.base import Storage
 
 
 class COCOPanoptic(Reader):

@@ -33,12 +33,12 @@ from pipeline.data.datasets.base import (
     safe_key,
 )
 from pipeline.data.datasets.cityscapes import Cityscapes
-from pipeline.data.datasets.pixels import BadSample, bad_sample_errors, check_size
 from pipeline.data.datasets.polygons import LIMIT_PX, polygon_masks
-from pipeline.data.storage import Storage
-from pipeline.data.storage_packed import Packing
+from pipeline.data.pixels.official import BadSample, bad_sample_errors, check_size
 from pipeline.data.taxonomy import native_table
 from pipeline.errors import did_you_mean
+from pipeline.storage.archives.packed import Packing
+from pipeline.storage.base import Storage
 
 _LABEL = "_gtFine_polygons.json"
 _PART_II = "idd20kII"

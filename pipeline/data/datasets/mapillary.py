@@ -23,9 +23,9 @@ from pipeline.data.datasets.base import (
     pair,
     safe_key,
 )
-from pipeline.data.datasets.pixels import decode_16bit_png, decode_index_png
-from pipeline.data.storage import Storage
-from pipeline.data.storage_packed import Packing
+from pipeline.data.pixels.official import decode_16bit_png, decode_index_png
+from pipeline.storage.archives.packed import Packing
+from pipeline.storage.base import Storage
 
 _FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
 

@@ -21,11 +21,12 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
-from pipeline.data.datasets.pixels import MAX_PIXELS, decode_index_png
-from pipeline.data.labelling import OwnClass
-from pipeline.data.storage import Storage, open_storage
+from pipeline.data.pixels.official import MAX_PIXELS, decode_index_png
 from pipeline.data.taxonomy import DATASETS, IGNORE, VARIANTS, universal
+from pipeline.data.taxonomy.labelling import OwnClass
 from pipeline.errors import UserError
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _IGNORED = "-"

@@ -12,16 +12,16 @@ import numpy as np
 
 from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
 from pipeline.data.datasets.matlab import LabelMats
-from pipeline.data.datasets.pixels import BadSample, decode_index_png
 from pipeline.data.datasets.sunrgbd_layouts import (
     by_number,
     official_listing,
     over_both_splits,
     toolbox_folder,
 )
-from pipeline.data.storage import Storage
-from pipeline.data.storage_packed import Packing, local_copy
+from pipeline.data.pixels.official import BadSample, decode_index_png
 from pipeline.data.taxonomy import IGNORE
+from pipeline.storage.archives.packed import Packing, local_copy
+from pipeline.storage.base import Storage
 
 _FOLDERS: dict[Split, str] = {"train": "train", "val": "test"}
 _SHIFTED = "semseg-label37"

@@ -25,9 +25,9 @@ from collections.abc import Mapping
 
 from pipeline.data.datasets.base import LeftOut, Listing, Source, Split, safe_key
 from pipeline.data.datasets.matlab import read_strings
-from pipeline.data.storage import Storage
-from pipeline.data.storage_packed import local_copy
 from pipeline.errors import UserError
+from pipeline.storage.archives.packed import local_copy
+from pipeline.storage.base import Storage
 
 NUM_TEST = 5_050
 """Test images, whose labels come first in the numbering over both splits."""

@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import Reader, open_reader
-from pipeline.data.storage_packed import PackedStorage
-from pipeline.data.synthetic_layout import write_mini_seven
 from pipeline.data.taxonomy import DATASETS, universal
-from tests.official_archives import OFFICIAL, below, pack_official, upload_tree, write_archive
+from pipeline.demo.layouts import write_mini_seven
+from pipeline.storage.archives.packed import PackedStorage
+from tests.support.official_archives import (
+    OFFICIAL,
+    below,
+    pack_official,
+    upload_tree,
+    write_archive,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.datasets import READERS, BadSample, open_reader
-from pipeline.data.storage import open_storage
 from pipeline.data.taxonomy import DATASETS
 from pipeline.errors import UserError
+from pipeline.storage.open import open_storage
 
 from .conftest import Put, png
 

@@ -9,7 +9,7 @@ import scipy.io
 
 from pipeline.data.datasets import BadSample, LeftOut, open_reader
 from pipeline.errors import UserError
-from tests.official_archives import below, write_archive
+from tests.support.official_archives import below, write_archive
 
 from .conftest import Put, jpg, png
 
@@ -118,7 +118,7 @@ def test_official_in_its_zips(put: Put, tmp_path: Path):
 
 
 def test_official_in_s3(put: Put, tmp_path: Path, s3_bucket: str):
-    from tests.official_archives import upload_tree
+    from tests.support.official_archives import upload_tree
 
     write_official(put, tmp_path)
     upload_tree(tmp_path, f"{s3_bucket}/sun")

@@ -1,0 +1,1 @@
+"""Checkpoint folders: their files, where they are fetched from, and what they say of their past."""

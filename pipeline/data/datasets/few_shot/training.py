@@ -1,0 +1,185 @@
+"""The training pairs of the few-shot benchmarks, as datasets that the conversion can store.
+
+LSeg trains zero-shot on pairs of a picture and one class: the pixels of that class against all
+others, which are background, whatever they show: other trained classes, those of the test fold, and
+PASCAL's borders too. Each class becomes one dataset of stored labels 0 and 1, such as
+`pascal_5i_006`, so that a fold is a choice of datasets, and COCO's uniform draw of classes are
+equal weights. Which word stands for 1 is said by the taxonomy's name in the manifest.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.data.datasets.base import LeftOut, Listing, Reader, Source, Split, safe_key
+from pipeline.data.datasets.few_shot import FEW_SHOT_SETS, open_few_shot
+from pipeline.data.datasets.few_shot.base import Episode, FewShotSet
+from pipeline.data.shards.format import Manifest
+from pipeline.data.taxonomy import IGNORE, Taxonomy
+from pipeline.data.taxonomy.labelling import Labelling
+from pipeline.errors import UserError
+from pipeline.storage.base import Storage
+
+logger = logging.getLogger(__name__)
+
+OTHERS = "others"
+"""LSeg's word for all that is not the class of a pair."""
+_TAXONOMY = "episode:"
+
+
+@dataclass(frozen=True)
+class PairsOfClass:
+    """How to open one class's pairs; travels to the workers of a conversion."""
+
+    benchmark: str
+    root: str
+    class_id: int
+
+    @property
+    def dataset(self) -> str:
+        """The name of the shards' dataset."""
+        return f"{self.benchmark.replace('-', '_')}_{self.class_id:03d}"
+
+
+class PairReader(Reader):
+    """Reads the training pairs of one class."""
+
+    layout = "see pipeline.data.datasets.few_shot"
+    inner_folders: ClassVar = ()
+    splits: ClassVar[tuple[Split, ...]] = ("train",)
+
+    def __init__(
+        self, few_shot: FewShotSet, pairs: PairsOfClass, lists: "TrainingLists | None" = None
+    ) -> None:
+        """Creates a reader; a list is only needed by `listing`."""
+        self.name = pairs.dataset  # type: ignore[misc]
+        self.root, self.base, self.more_bases = few_shot.root, "", ()
+        self.pairs, self._few_shot, self._lists = pairs, few_shot, lists
+        self._native = np.full(256, IGNORE, np.uint8)
+        self._native[:2] = (0, 1)
+
+    @classmethod
+    def recognises(cls, root: Storage, base: str = "") -> bool:
+        """Never: a few-shot benchmark is always named by the user."""
+        return False
+
+    @property
+    def labelling(self) -> Labelling:
+        """Stored labels: 0 the others, 1 the class."""
+        assert self._lists is not None
+        name = self._lists.names[self.pairs.class_id]
+        lut = np.full(256, IGNORE, np.uint8)
+        lut[:2] = (0, 1)
+        return Labelling(Taxonomy(f"{_TAXONOMY}{name}", (OTHERS, "class")), lut.tobytes())
+
+    def listing(self, split: Split) -> Listing:
+        """The pairs of the class, by picture."""
+        if split != "train":
+            return Listing((), ())
+        assert self._lists is not None
+        sources, left_out = [], []
+        for pair in self._lists.by_class.get(self.pairs.class_id, ()):
+            name = pair.image.rpartition("/")[2].rpartition(".")[0]
+            if pair.mask in self._lists.there:
+                sources.append(Source(safe_key(name), pair.image, pair.mask))
+            else:
+                left_out.append(LeftOut(pair.image, "is in HSNet's list, but has no mask here"))
+        sources.sort(key=lambda source: source.key)
+        return Listing(tuple(sources), tuple(left_out))
+
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        episode = Episode(source.image, source.label, self.pairs.class_id)
+        mask = self._few_shot.mask(data, episode)
+        # In training a border is background: the reference's loss ignores nothing.
+        return (mask == 1).astype(np.uint8)
+
+
+class TrainingLists:
+    """HSNet's training lists of a benchmark; read once for all of its classes.
+
+    Args:
+        few_shot: The benchmark's data.
+        splits: HSNet's `splits` folder.
+    """
+
+    def __init__(self, few_shot: FewShotSet, splits: Storage) -> None:
+        self.few_shot, self.splits = few_shot, splits
+
+    @cached_property
+    def by_class(self) -> dict[int, list[Episode]]:
+        """The pairs of each training class of any fold.
+
+        Raises:
+            UserError: A list is missing or damaged.
+        """
+        return self.few_shot.training_pairs(self.splits)
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """The word of each class."""
+        return self.few_shot.training_names(self.splits)
+
+    @cached_property
+    def there(self) -> frozenset[str]:
+        """The masks that the download has."""
+        folders = {pair.mask.rpartition("/")[0] for p in self.by_class.values() for pair in p}
+        root = self.few_shot.root
+        return frozenset(entry.path for folder in folders for entry in root.list(folder))
+
+
+def open_training(benchmark: str, root: str, splits: Storage) -> Iterator[PairReader]:
+    """Opens a reader for each class of a benchmark that any fold trains on.
+
+    Args:
+        benchmark: `pascal-5i`, `coco-20i` or `fss-1000`.
+        root: As `open_few_shot` takes it.
+        splits: HSNet's `splits` folder.
+
+    Raises:
+        UserError: The root or a list does not look as it should.
+    """
+    few_shot = open_few_shot(benchmark, root)
+    lists = TrainingLists(few_shot, splits)
+    class_ids = sorted(lists.by_class)
+    for note in few_shot.notes:
+        logger.warning("few_shot.%s=%s: %s", benchmark, root, note)
+    for class_id in class_ids:
+        yield PairReader(few_shot, PairsOfClass(benchmark, root, class_id), lists)
+
+
+def reopen(pairs: PairsOfClass) -> PairReader:
+    """Opens a reader that decodes but has no list, on a worker."""
+    return PairReader(open_few_shot(pairs.benchmark, pairs.root), pairs)
+
+
+def class_of(manifest: Manifest) -> str | None:
+    """The word of the class whose pairs a manifest holds; None for any other manifest."""
+    if not manifest.taxonomy.startswith(_TAXONOMY):
+        return None
+    return manifest.taxonomy.removeprefix(_TAXONOMY)
+
+
+def without_fold(manifests: Mapping[str, Manifest], fold: int) -> dict[str, Manifest]:
+    """The manifests of the classes that a test fold leaves for training.
+
+    Raises:
+        UserError: Some are not of a benchmark with such a fold.
+    """
+    kept = {}
+    for name, manifest in manifests.items():
+        match = re.fullmatch(r"(\w+)_(\d{3})", name)
+        few_shot = FEW_SHOT_SETS.get(match[1].replace("_", "-")) if match else None
+        if match is None or few_shot is None or not 0 <= fold < few_shot.num_folds:
+            raise UserError(
+                f"train.test_fold={fold}: {name} is not of a few-shot benchmark with such a fold "
+                "(pascal-5i and coco-20i have 0 to 3, fss-1000 has 0): leave it out, or give the "
+                "shards of one benchmark"
+            )
+        if int(match[2]) not in few_shot.test_ids(fold):
+            kept[name] = manifest
+    return kept

@@ -1,0 +1,1 @@
+"""Looking at data: what the doctor checks and what the preview shows."""

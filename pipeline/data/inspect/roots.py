@@ -1,0 +1,219 @@
+"""Checks datasets' downloads before hours are spent on their conversion.
+
+Reads what the conversion would read, by the same readers and decoders, so a sample without a
+finding is one that the conversion takes.
+"""
+
+import functools
+import hashlib
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.datasets import SPLITS, BadSample, Reader, Source, Split, open_reader
+from pipeline.data.datasets.own import OwnDataset, open_own
+from pipeline.data.inspect.local_pool import map_in_pool
+from pipeline.data.inspect.report import Finding, Report, Section
+from pipeline.data.pixels.encode import decode_image
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+from pipeline.storage.open import open_storage
+
+logger = logging.getLogger(__name__)
+
+SAMPLES_PER_TASK = 64
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class _Task:
+    dataset: str
+    root: str
+    split: str
+    sources: tuple[Source, ...]
+    own: OwnDataset | None = None
+
+
+@dataclass(frozen=True)
+class _Checked:
+    findings: tuple[Finding, ...]
+    digests: tuple[tuple[bytes, str], ...]
+    """Content hash and path of each image."""
+
+
+def check_roots(
+    roots: dict[str, str],
+    splits: tuple[str, ...] | None,
+    share: float,
+    workers: int | None,
+    own: Mapping[str, OwnDataset] | None = None,
+) -> Report:
+    """Checks downloads.
+
+    Args:
+        roots: URI of each dataset's root.
+        splits: Which splits; None takes those that are there.
+        share: Share of the samples to read, spread evenly; listings are checked whole.
+        workers: Processes; None takes one for each CPU.
+        own: Datasets of the user's own, by name.
+
+    Raises:
+        UserError: A root does not exist, or a storage fails.
+    """
+    report = Report("roots")
+    sections: dict[tuple[str, str], Section] = {}
+    tasks: list[_Task] = []
+    given: dict[str, OwnDataset | None] = dict.fromkeys(roots) | dict(own or {})
+    for dataset, spec in given.items():
+        root = spec.root if spec else roots[dataset]
+        for section, chosen in _listed(dataset, root, spec, splits, share):
+            report.sections.append(section)
+            sections[dataset, section.split] = section
+            for start in range(0, len(chosen), SAMPLES_PER_TASK):
+                part = chosen[start : start + SAMPLES_PER_TASK]
+                tasks.append(_Task(dataset, root, section.split, part, spec))
+    progress = Progress(sum(len(task.sources) for task in tasks), "samples")
+    first_seen: dict[tuple[str, bytes], tuple[str, str]] = {}
+    for task, checked in map_in_pool(_check_task, tasks, workers):
+        section = sections[task.dataset, task.split]
+        section.checked += len(task.sources)
+        section.findings.extend(checked.findings)
+        for digest, path in checked.digests:
+            split, twin = first_seen.setdefault((task.dataset, digest), (task.split, path))
+            if split != task.split:
+                later = sections[task.dataset, max(split, task.split)]
+                pair = sorted(((split, twin), (task.split, path)))
+                later.findings.append(Finding("duplicate", pair[1][1], f"is {pair[0][1]}"))
+        progress.add(len(task.sources), f"{task.dataset}/{task.split}")
+    return report
+
+
+def _listed(
+    dataset: str,
+    root: str,
+    own: OwnDataset | None,
+    splits: tuple[str, ...] | None,
+    share: float,
+) -> Iterator[tuple[Section, tuple[Source, ...]]]:
+    """A section for each split with what its listing shows, and the samples to read."""
+    if open_storage(root).is_empty():
+        key = f"own.{dataset}.root" if own else f"roots.{dataset}"
+        raise UserError(f"{key}={root}: does not exist or is empty; correct the address")
+    try:
+        reader = open_own(dataset, own) if own else open_reader(dataset, root)
+    except UserError as error:
+        found = [Finding("layout", root, str(error))]
+        yield Section(dataset, "", findings=found), ()
+        return
+    empty = []
+    for split in SPLITS:
+        if splits is not None and split not in splits:
+            continue
+        section = Section(dataset, split)
+        try:
+            listing = reader.listing(split)
+        except UserError as error:
+            section.findings.append(Finding("layout", f"{root} ({split})", str(error)))
+            yield section, ()
+            continue
+        section.samples = len(listing.sources) + len(listing.left_out)
+        section.findings += [Finding("pair", bad.name, bad.reason) for bad in listing.left_out]
+        section.findings += [Finding("note", text) for text in getattr(listing, "notes", ())]
+        if not listing.sources:
+            section.findings.append(Finding("empty", f"{root} ({split})"))
+            empty.append(section)
+            continue
+        count = max(1, round(share * len(listing.sources)))
+        places = {i * len(listing.sources) // count for i in range(count)}
+        yield section, tuple(listing.sources[i] for i in sorted(places))
+    all_missing = len(empty) == len(splits or SPLITS)
+    for section in empty:
+        # A download of one split alone is usual, unless the other was asked for.
+        if splits is not None or all_missing or section.samples:
+            yield section, ()
+
+
+@functools.lru_cache(maxsize=8)
+def _open_once(dataset: str, root: str, own: OwnDataset | None) -> tuple[Reader, np.ndarray]:
+    """The reader, and (256,) bool: the ids that its labels may hold."""
+    reader = open_own(dataset, own) if own else open_reader(dataset, root)
+    known = reader.known_ids()
+    reader.keep_unknown_ids()
+    return reader, known
+
+
+def _check_task(task: _Task) -> _Checked:
+    reader, known = _open_once(task.dataset, task.root, task.own)
+    findings: list[Finding] = []
+    digests: list[tuple[bytes, str]] = []
+    for source in task.sources:
+        size = None
+        try:
+            data = reader.root.read(source.image)
+            digests.append((hashlib.sha256(data).digest()[:16], source.image))
+            size = decode_image(data).size
+            findings += _remarks(source.image, data)
+        except FileNotFoundError:
+            findings.append(Finding("image", source.image, "was there when it was listed"))
+        except UserError:
+            raise
+        except ValueError as error:
+            findings.append(Finding("image", source.image, str(error)))
+        findings += _check_label(reader, source, size, known)
+    return _Checked(tuple(findings), tuple(digests))
+
+
+def _check_label(
+    reader: Reader, source: Source, size: tuple[int, int] | None, known: np.ndarray
+) -> Iterator[Finding]:
+    try:
+        label = reader.native_label(source)
+    except UserError:
+        raise
+    except Exception as error:  # As in the conversion: one file's surprise ends nothing.
+        text = str(error) if isinstance(error, BadSample) else f"{type(error).__name__}: {error}"
+        yield Finding("label", source.image, text)
+        return
+    if size is not None and label.shape != size:
+        text = f"the image is {size[1]}x{size[0]} pixels, its label {_named(label.shape)}"
+        yield Finding("size", source.image, text)
+    counts = np.bincount(label.ravel(), minlength=256)
+    if unknown := np.flatnonzero((counts > 0) & ~known).tolist():
+        shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+        text = f"ids {shown} in {int(counts[unknown].sum()):,} pixels"
+        yield Finding("unknown id", source.label, text)
+
+
+def _named(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"
+
+
+def _remarks(path: str, data: bytes) -> Iterator[Finding]:
+    """What is unusual about an image that decodes."""
+    image = Image.open(io.BytesIO(data))
+    try:
+        turn = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Damaged EXIF matters to nobody here.
+        turn = 1
+    if turn not in (0, 1):
+        yield Finding("rotated", path, f"EXIF orientation {turn}")
+    if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
+        yield Finding("grey", path)
+    if image.mode == "CMYK":
+        yield Finding("CMYK", path)
+
+
+def split_names(splits: tuple[str, ...]) -> tuple[Split, ...]:
+    """Checks names of splits.
+
+    Raises:
+        UserError: One is unknown.
+    """
+    for split in splits:
+        if split not in SPLITS:
+            raise UserError(f"splits={split!r}: must be among {', '.join(SPLITS)}")
+    return tuple(split for split in SPLITS if split in splits)

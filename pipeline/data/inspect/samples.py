@@ -1,0 +1,167 @@
+"""Chooses stored samples that show many classes, and shrinks them for a page."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pipeline.data.ingest.augment import BadSample, decode
+from pipeline.data.pixels.encode import encode_jpeg
+from pipeline.data.shards.format import (
+    Manifest,
+    SampleRecord,
+    ShardError,
+    ShardRecord,
+    StoredSample,
+    load_manifest,
+    read_sample,
+)
+from pipeline.data.taxonomy import universal
+from pipeline.errors import UserError, did_you_mean
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
+
+logger = logging.getLogger(__name__)
+
+_CANDIDATES = 4
+"""So many samples are read for each one that is shown."""
+_JPEG_QUALITY = 82
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A shrunk sample."""
+
+    key: str
+    source: str
+    """Path of the image in the download."""
+    original_size: tuple[int, int]
+    """Height and width of the source image."""
+    jpeg: bytes
+    label: np.ndarray
+    """(H, W) uint8, universal ids or IGNORE; as large as the picture."""
+    classes: tuple[int, ...]
+    """Universal ids in the label before it was shrunk."""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What a page shows of one split of a dataset."""
+
+    manifest: Manifest
+    names: tuple[str, ...]
+    """Class names by id."""
+    pictures: tuple[Picture, ...]
+
+
+def load_chapters(
+    uri: str,
+    datasets: tuple[str, ...] | None,
+    splits: tuple[str, ...] | None,
+    count: int,
+    long_side_px: int,
+    seed: int,
+) -> list[Chapter]:
+    """Reads what a page shows.
+
+    Args:
+        uri: Root of the shards.
+        datasets: Which datasets; None takes all that are finished.
+        splits: Which splits; None takes all that are finished.
+        count: Pictures of each split.
+        long_side_px: Their size.
+        seed: Another one shows other pictures.
+
+    Raises:
+        UserError: There is nothing such, or the storage fails.
+    """
+    storage = open_storage(uri)
+    finished = sorted(
+        (parts[0], parts[1])
+        for parts in (entry.path.split("/") for entry in storage.list())
+        if len(parts) == 3 and parts[2] == "manifest.json"
+    )
+    if not finished:
+        raise UserError(
+            f"shards={uri}: no <dataset>/<split>/manifest.json below it: give the folder that "
+            "prepare_shards.py wrote to the end"
+        )
+    for option, wanted, there in (
+        ("datasets", datasets, sorted({dataset for dataset, _ in finished})),
+        ("splits", splits, sorted({split for _, split in finished})),
+    ):
+        for name in wanted or ():
+            if name not in there:
+                raise UserError(
+                    f"{option}={name!r}: not in {uri}, which has {', '.join(there)}"
+                    + did_you_mean(name, there)
+                )
+    chapters = []
+    for dataset, split in finished:
+        if (datasets is None or dataset in datasets) and (splits is None or split in splits):
+            manifest = load_manifest(storage, dataset, split)
+            logger.info("%s/%s: choosing %d pictures", dataset, split, count)
+            chosen = _choose(storage, manifest, count, seed)
+            pictures = tuple(_shrink(*sample, long_side_px) for sample in chosen)
+            chapters.append(Chapter(manifest, class_names(manifest), pictures))
+    if not chapters:
+        raise UserError(f"shards={uri}: has none of these datasets in these splits")
+    return chapters
+
+
+def class_names(manifest: Manifest) -> tuple[str, ...]:
+    """The names of a manifest's classes by id; numbers when they are of an unknown taxonomy."""
+    if manifest.classes or manifest.taxonomy_fingerprint == universal().fingerprint:
+        return manifest.class_names
+    return tuple(f"class {number}" for number in range(len(manifest.class_pixels)))
+
+
+_Decoded = tuple[StoredSample, np.ndarray, np.ndarray]
+"""A sample, its image (H, W, 3) uint8 RGB and its label (H, W) uint8."""
+
+
+def _choose(storage: Storage, manifest: Manifest, count: int, seed: int) -> list[_Decoded]:
+    """Of a few times as many random samples those that show the most classes not yet shown."""
+    places = [(shard, record) for shard in manifest.shards for record in shard.samples]
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(places))[: count * _CANDIDATES].tolist()
+    candidates = [_read(storage, manifest, *places[i]) for i in order]
+    left = [sample for sample in candidates if sample is not None]
+    shown: Counter[int] = Counter()
+    chosen: list[_Decoded] = []
+    while left and len(chosen) < count:
+        gains = [sum(1 / (1 + shown[i]) ** 2 for i in s.meta.get("classes", ())) for s, *_ in left]
+        best = left.pop(int(np.argmax(gains)))
+        shown.update(best[0].meta.get("classes", ()))
+        chosen.append(best)
+    return chosen
+
+
+def _read(
+    storage: Storage, manifest: Manifest, shard: ShardRecord, record: SampleRecord
+) -> _Decoded | None:
+    try:
+        stored = read_sample(storage, manifest.dataset, manifest.split, shard, record)
+        return stored, *decode(stored.jpeg, stored.png)
+    except (ShardError, BadSample) as error:
+        logger.warning("%s, %s: left out of the page: %s", shard.name, record.key, error)
+        return None
+
+
+def _shrink(
+    stored: StoredSample, image: np.ndarray, label: np.ndarray, long_side_px: int
+) -> Picture:
+    height, width = label.shape
+    scale = min(1.0, long_side_px / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return Picture(
+        key=stored.key,
+        source=str(stored.meta.get("source", "")),
+        original_size=tuple(stored.meta.get("original_size", (height, width))),
+        jpeg=encode_jpeg(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _JPEG_QUALITY),
+        label=cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT),
+        classes=tuple(map(int, stored.meta.get("classes", ()))),
+    )

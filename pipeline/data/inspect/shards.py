@@ -1,0 +1,198 @@
+"""Checks finished shards against their manifests: bytes, places, pictures and histogram."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.ingest.augment import BadSample, decode
+from pipeline.data.inspect.local_pool import map_in_pool
+from pipeline.data.inspect.report import Finding, Report, Section
+from pipeline.data.shards.format import (
+    MANIFEST_NAME,
+    Manifest,
+    SampleRecord,
+    ShardError,
+    ShardRecord,
+    folder,
+    read_sample,
+)
+from pipeline.data.taxonomy import IGNORE
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class _Task:
+    uri: str
+    dataset: str
+    split: str
+    shard: ShardRecord
+    samples: tuple[SampleRecord, ...]
+    """Those to decode."""
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class _Checked:
+    findings: tuple[Finding, ...]
+    class_pixels: tuple[int, ...]
+
+
+def check_shards(
+    uri: str, splits: tuple[str, ...] | None, share: float, workers: int | None
+) -> Report:
+    """Checks all folders of shards below a root.
+
+    Args:
+        uri: Root of the shards.
+        splits: Which splits; None takes all.
+        share: Share of the samples to decode, spread evenly; every shard's bytes are hashed. The
+            histogram is compared only when all are decoded.
+        workers: Processes; None takes one for each CPU.
+
+    Raises:
+        UserError: There are no shards, or the storage fails.
+    """
+    storage = open_storage(uri)
+    report = Report("shards")
+    sections: dict[tuple[str, str], Section] = {}
+    manifests: dict[tuple[str, str], Manifest] = {}
+    tasks: list[_Task] = []
+    for dataset, split, paths in _folders(storage, splits):
+        section = sections[dataset, split] = Section(dataset, split)
+        report.sections.append(section)
+        manifest = _manifest(storage, section, paths)
+        if manifest is None:
+            continue
+        manifests[dataset, split] = manifest
+        section.samples = manifest.num_samples
+        named = {shard.name for shard in manifest.shards}
+        for path in paths:
+            name = path.rpartition("/")[2]
+            if name.endswith(".tar") and name not in named:
+                section.findings.append(Finding("stray", path))
+        for shard in manifest.shards:
+            count = max(1, round(share * len(shard.samples)))
+            places = {i * len(shard.samples) // count for i in range(count)}
+            chosen = tuple(shard.samples[i] for i in sorted(places) if i < len(shard.samples))
+            tasks.append(
+                _Task(storage.uri, dataset, split, shard, chosen, len(manifest.class_pixels))
+            )
+    if not report.sections:
+        raise UserError(
+            f"shards={uri}: no <dataset>/<split>/ with shards below it: give the folder that "
+            "prepare_shards.py wrote"
+        )
+    totals = {key: np.zeros(len(m.class_pixels), np.int64) for key, m in manifests.items()}
+    progress = Progress(sum(len(task.samples) for task in tasks), "samples")
+    for task, checked in map_in_pool(_check_shard, tasks, workers):
+        key = (task.dataset, task.split)
+        sections[key].checked += len(task.samples)
+        sections[key].findings.extend(checked.findings)
+        totals[key] += np.array(checked.class_pixels, np.int64)
+        progress.add(len(task.samples), task.shard.name)
+    for key, manifest in manifests.items():
+        if share == 1 and sections[key].lost == 0:
+            sections[key].findings += _compared(totals[key], manifest)
+    return report
+
+
+def _folders(
+    storage: Storage, splits: tuple[str, ...] | None
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Dataset, split and files of each folder that holds tars or a manifest."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in storage.list():
+        parts = entry.path.split("/")
+        if len(parts) == 3 and (parts[2].endswith(".tar") or parts[2] == MANIFEST_NAME):
+            found.setdefault((parts[0], parts[1]), []).append(entry.path)
+    for (dataset, split), paths in sorted(found.items()):
+        if splits is None or split in splits:
+            yield dataset, split, paths
+
+
+def _manifest(storage: Storage, section: Section, paths: list[str]) -> Manifest | None:
+    path = f"{section.name}/{MANIFEST_NAME}"
+    if path not in paths:
+        section.findings.append(Finding("unfinished", section.name, "run prepare_shards.py again"))
+        return None
+    try:
+        return Manifest.from_json(storage.read(path), path)
+    except UserError as error:
+        section.findings.append(Finding("manifest", path, str(error)))
+        return None
+
+
+def _check_shard(task: _Task) -> _Checked:
+    storage = open_storage(task.uri)
+    path = f"{folder(task.dataset, task.split)}/{task.shard.name}"
+    pixels = np.zeros(256, np.int64)
+    findings = list(_check_bytes(storage, path, task.shard))
+    if any(finding.detail == _MISSING for finding in findings):
+        return _Checked(tuple(findings), (0,) * task.num_classes)
+    for record in task.samples:
+        name = f"{path}, key {record.key}"
+        try:
+            stored = read_sample(storage, task.dataset, task.split, task.shard, record)
+            _, label = decode(stored.jpeg, stored.png)
+            if stored.native_png is not None:
+                decode(stored.jpeg, stored.native_png)
+        except ShardError as error:
+            findings.append(Finding("offset", name, str(error)))
+            continue
+        except BadSample as error:
+            findings.append(Finding("decode", name, str(error)))
+            continue
+        except UserError as error:
+            if not findings:  # The shard's own size was right, so it is the storage that fails.
+                raise
+            findings.append(Finding("offset", name, str(error)))
+            continue
+        if label.shape != (record.height, record.width):
+            text = f"{label.shape[1]}x{label.shape[0]} pixels, not {record.width}x{record.height}"
+            findings.append(Finding("decode", name, text))
+        counts = np.bincount(label.ravel(), minlength=256)
+        unknown = [i for i in np.flatnonzero(counts).tolist() if task.num_classes <= i != IGNORE]
+        if unknown:
+            findings.append(Finding("decode", name, f"ids {unknown[:8]} are no classes"))
+        pixels += counts
+    return _Checked(tuple(findings), tuple(pixels[: task.num_classes].tolist()))
+
+
+_MISSING = "is missing"
+
+
+def _check_bytes(storage: Storage, path: str, shard: ShardRecord) -> Iterator[Finding]:
+    try:
+        size = storage.size(path)
+    except FileNotFoundError:
+        yield Finding("shard", path, _MISSING)
+        return
+    if size != shard.size:
+        yield Finding("shard", path, f"has {size:,} bytes, not {shard.size:,}")
+        return
+    digest = hashlib.sha256()
+    for start in range(0, size, _READ_BYTES):
+        digest.update(storage.read_range(path, start, min(_READ_BYTES, size - start)))
+    if digest.hexdigest() != shard.sha256:
+        yield Finding("shard", path, f"has SHA-256 {digest.hexdigest()}, not {shard.sha256}")
+
+
+def _compared(found: np.ndarray, manifest: Manifest) -> Iterator[Finding]:
+    wanted = np.array(manifest.class_pixels, np.int64)
+    for universal_id in np.flatnonzero(found != wanted).tolist():
+        yield Finding(
+            "histogram",
+            f"class {universal_id}",
+            f"{found[universal_id]:,} pixels in the labels, {wanted[universal_id]:,} in the "
+            "manifest",
+        )

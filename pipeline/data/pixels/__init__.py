@@ -1,0 +1,1 @@
+"""Images and label maps: decoding, encoding, and the colours that labels are shown in."""

@@ -1,0 +1,1 @@
+"""The conversion of datasets to shards."""

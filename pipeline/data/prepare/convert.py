@@ -1,0 +1,421 @@
+"""Converts work units: one unit is one shard, a fixed slice of a dataset's sorted listing.
+
+What a unit writes depends on its sources and settings alone, so any number of workers gives the
+same bytes, and a finished unit is recognised by its fingerprint. Until the manifest is written each
+finished shard has a record beside it (`<shard>.json`), which a restarted conversion trusts instead
+of the work; the manifest takes the records over, and then they are deleted.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import pickle
+import traceback
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import ray.data
+from ray._private.worker import global_worker
+
+from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
+from pipeline.data.datasets.few_shot.training import PairsOfClass, reopen
+from pipeline.data.datasets.own import OwnDataset, open_own
+from pipeline.data.pixels.encode import (
+    SourceImage,
+    decode_image,
+    encode_jpeg,
+    encode_label,
+    keep_jpeg,
+    resize_image,
+    resize_label,
+    shrunk_size,
+)
+from pipeline.data.prepare.relabel import DECISIONS, relabel
+from pipeline.data.shards.format import (
+    FORMAT_VERSION,
+    EncodedSample,
+    ShardRecord,
+    ShardWriter,
+    folder,
+    shard_name,
+)
+from pipeline.data.taxonomy import IGNORE
+from pipeline.data.taxonomy.labelling import Labelling
+from pipeline.errors import UserError
+from pipeline.storage.base import DamagedFile
+from pipeline.storage.open import open_storage
+
+RECORD_SUFFIX = ".json"
+"""A finished shard's record is named as the shard, plus this."""
+WORKER_DEATHS = 4
+"""A unit whose worker died so often is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSettings:
+    """Everything besides the sources that decides which bytes are stored."""
+
+    short_side_px: int
+    jpeg_quality: int
+    samples_per_shard: int
+    taxonomy_fingerprint: str
+    table: str
+    """The dataset's table from native to universal ids, as `lookup_table` takes it."""
+    lookup: str
+    """Fingerprint of what turns native ids into stored ones."""
+    native: bool = False
+    """Whether native ids are stored too."""
+    relabel: str = ""
+    """Fingerprint of the relabelling."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One shard to write. Travels to the worker, which opens the storages there."""
+
+    dataset: str
+    split: str
+    index: int
+    root: str
+    """URI of the dataset's root."""
+    out: str
+    """URI of the shards' root."""
+    sources: tuple[Source, ...]
+    settings: ConvertSettings
+    labelling: Labelling
+    fingerprint: str
+    own: OwnDataset | PairsOfClass | None = None
+    """How to open the dataset if it is one of the user's own, or a class of a benchmark."""
+
+    @property
+    def path(self) -> str:
+        """Where the shard lies, relative to `out`."""
+        return f"{folder(self.dataset, self.split)}/{self.name}"
+
+    @property
+    def name(self) -> str:
+        """The shard's file name."""
+        return shard_name(self.dataset, self.split, self.index)
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What became of one unit."""
+
+    fingerprint: str
+    settings: dict[str, Any]
+    shard: ShardRecord | None
+    """None when no sample of the unit was usable; no file is written then."""
+    class_pixels: tuple[int, ...]
+    left_out: tuple[LeftOut, ...]
+    relabelled: tuple[int, int] = (0, 0)
+    """Decisions of the relabelling that changed pixels, and those that found none."""
+
+    def to_json(self) -> str:
+        """The record that lies beside a finished shard."""
+        values = dict(vars(self))
+        values["shard"] = self.shard.to_dict() if self.shard else None
+        values["left_out"] = [[bad.name, bad.reason] for bad in self.left_out]
+        return json.dumps(values, separators=(",", ":"), ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "UnitResult":
+        """The inverse of `to_json`; KeyError, TypeError or ValueError when it is not one."""
+        values = json.loads(text)
+        shard = values["shard"]
+        return cls(
+            fingerprint=values["fingerprint"],
+            settings=dict(values["settings"]),
+            shard=ShardRecord.from_dict(shard) if shard else None,
+            class_pixels=tuple(map(int, values["class_pixels"])),
+            left_out=tuple(LeftOut(name, reason) for name, reason in values["left_out"]),
+            relabelled=(int(values["relabelled"][0]), int(values["relabelled"][1])),
+        )
+
+
+@dataclass(frozen=True)
+class ConvertedSample:
+    """An encoded sample and the pixels of each of the 256 label ids in it."""
+
+    encoded: EncodedSample
+    id_pixels: np.ndarray
+    relabelled: tuple[int, int] = (0, 0)
+
+
+def make_units(
+    dataset: str,
+    split: str,
+    root: str,
+    out: str,
+    sources: tuple[Source, ...],
+    sizes: dict[str, int],
+    settings: ConvertSettings,
+    labelling: Labelling,
+    own: OwnDataset | PairsOfClass | None = None,
+) -> list[Unit]:
+    """Cuts a listing into units.
+
+    Args:
+        dataset: Dataset to convert.
+        split: Split to convert.
+        root: URI of the dataset's root.
+        out: URI of the shards' root.
+        sources: All samples, sorted by key.
+        sizes: Bytes of the source files by path; a file that changed its size is converted anew.
+        settings: How to convert.
+        labelling: What the stored labels mean.
+        own: How to open the dataset if it is one of the user's own, or a class of a benchmark.
+    """
+    units = []
+    step = settings.samples_per_shard
+    for index, start in enumerate(range(0, len(sources), step)):
+        part = sources[start : start + step]
+        digest = fingerprint_sources(
+            part, sizes, FORMAT_VERSION, dataset, split, index, dataclasses.asdict(settings)
+        )
+        units.append(Unit(dataset, split, index, root, out, part, settings, labelling, digest, own))
+    return units
+
+
+def fingerprint_sources(sources: Iterable[Source], sizes: dict[str, int], *context: object) -> str:
+    """16 hex digits over the sources, the sizes of their files, and whatever else is given."""
+    digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
+    for source in sources:
+        row = (
+            source.key,
+            source.image,
+            sizes.get(source.image, -1),
+            source.label,
+            sizes.get(source.label, -1),
+            source.extra,
+        )
+        digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
+    return digest.hexdigest()[:16]
+
+
+def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSample:
+    """Reads, checks, maps, shrinks and encodes one sample.
+
+    Raises:
+        BadSample: It cannot be used.
+        UserError: The storage fails, which is not the sample's fault.
+    """
+    data = _read_image(reader, source)
+    image = None
+    if kept := keep_jpeg(data, unit.settings.short_side_px):
+        jpeg, original = kept
+    else:
+        jpeg, image = b"", decode_image(data)
+        original = image.size
+    native = _read_label(reader, source)
+    if native.ndim != 2 or native.dtype != np.uint8:
+        raise BadSample(f"the label is {native.dtype} of shape {native.shape}, not 8-bit ids")
+    if original != native.shape:
+        (height, width), (label_height, label_width) = original, native.shape
+        raise BadSample(
+            f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
+        )
+    label = cv2.LUT(native, unit.labelling.table)
+    decisions = source.extra.get(DECISIONS)
+    relabelled = relabel(label, native, decisions, reader, source) if decisions else (0, 0)
+    size = shrunk_size(*original, unit.settings.short_side_px)
+    if size != original:
+        label, native = resize_label(label, size), resize_label(native, size)
+    if image is not None:
+        jpeg = _stored_jpeg(image, size, unit.settings.jpeg_quality)
+    id_pixels = count_ids(label)
+    meta = {
+        "dataset": unit.dataset,
+        "split": unit.split,
+        "source": source.image,
+        "original_size": list(original),
+        "classes": [int(i) for i in np.flatnonzero(id_pixels) if i != IGNORE],
+    }
+    native_png = encode_label(native) if unit.settings.native else None
+    encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size, native_png)
+    return ConvertedSample(encoded, id_pixels, relabelled)
+
+
+def _stored_jpeg(image: SourceImage, size: tuple[int, int], quality: int) -> bytes:
+    if size != image.size:
+        return encode_jpeg(resize_image(image.pixels, size), quality)
+    return image.jpeg or encode_jpeg(image.pixels, quality)
+
+
+def count_ids(label: np.ndarray) -> np.ndarray:
+    """Counts the pixels of each id.
+
+    Args:
+        label: (H, W) uint8.
+
+    Returns:
+        (256,) int64.
+    """
+    # Ten times as fast as np.bincount, but it counts in float32, which is exact below 2**24.
+    counts = np.zeros(256, np.int64)
+    rows = max(1, (1 << 23) // label.shape[1])
+    for top in range(0, label.shape[0], rows):
+        part = cv2.calcHist([label[top : top + rows]], [0], None, [256], [0, 256])
+        counts += part.reshape(256).astype(np.int64)
+    return counts
+
+
+def convert_unit(unit: Unit) -> UnitResult:
+    """Writes one shard and its record.
+
+    Raises:
+        UserError: A storage fails.
+    """
+    cv2.setNumThreads(1)  # The units are the parallelism; more threads only fight over cores.
+    out = open_storage(unit.out)
+    reader = _open_once(unit.dataset, unit.root, unit.own)
+    id_pixels = np.zeros(256, np.int64)
+    changed = missed = 0
+    left_out: list[LeftOut] = []
+    with ShardWriter(out, unit.dataset, unit.split, unit.index) as writer:
+        for source in unit.sources:
+            try:
+                sample = convert_sample(reader, source, unit)
+            except BadSample as error:
+                left_out.append(LeftOut(source.image, str(error)))
+                continue
+            writer.write(sample.encoded)
+            id_pixels += sample.id_pixels
+            changed, missed = changed + sample.relabelled[0], missed + sample.relabelled[1]
+        shard = writer.finish() if len(left_out) < len(unit.sources) else None
+    result = UnitResult(
+        unit.fingerprint,
+        dataclasses.asdict(unit.settings),
+        shard,
+        tuple(id_pixels[: len(unit.labelling.taxonomy.classes)].tolist()),
+        tuple(left_out),
+        (changed, missed),
+    )
+    out.write(unit.path + RECORD_SUFFIX, result.to_json().encode())
+    return result
+
+
+def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit, UnitResult]]:
+    """Converts units by Ray Data tasks, in whatever order they finish.
+
+    Each unit is a task of its own. One whose worker dies is done again, alone, a few times; the
+    others go on meanwhile, and after them the ones that could not be done are an error.
+
+    Args:
+        units: What to convert.
+        workers: Tasks at once; None takes every CPU of the cluster.
+
+    Raises:
+        UserError: A storage fails, or units killed their workers again and again.
+        RuntimeError: A defect of ours, with the worker's traceback.
+    """
+    given_up = []
+    with _quiet_context():
+        # Packed, since paths and ids repeat: the whole plan of 118,000 images takes a few MB.
+        rows = [{"number": i, "unit": _pack(unit)} for i, unit in enumerate(units)]
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _convert_row,
+            compute=ray.data.TaskPoolStrategy(size=workers),
+            num_cpus=1,
+        )
+        del rows
+        for row in results.iter_rows():
+            unit = units[row["number"]]
+            if row["given_up"]:
+                given_up.append(unit.name)
+                continue
+            if row["defect"]:
+                raise RuntimeError(f"{unit.name}: {row['defect']}")
+            if row["error"]:
+                raise UserError(row["error"])
+            yield unit, UnitResult.from_json(row["result"])
+    if given_up:
+        raise UserError(
+            f"{', '.join(given_up[:5])}{' ...' if len(given_up) > 5 else ''}: their workers died "
+            f"{WORKER_DEATHS} times, most likely for lack of memory: lower workers or give the "
+            "nodes more memory, then start again; all other shards are kept"
+        )
+
+
+def _pack(unit: Unit) -> bytes:
+    return zlib.compress(pickle.dumps(unit, pickle.HIGHEST_PROTOCOL), 1)
+
+
+def _convert_row(row: dict[str, Any]) -> dict[str, Any]:
+    unit: Unit = pickle.loads(zlib.decompress(row["unit"]))  # Our own driver packed it.
+    result = error = defect = ""
+    given_up = _deaths() >= WORKER_DEATHS
+    try:
+        if not given_up:
+            result = convert_unit(unit).to_json()
+    except UserError as caught:  # As a value: Ray would wrap it into its own exceptions.
+        error = str(caught)
+    except OSError as caught:
+        error = f"{unit.out}/{unit.path}: {caught}: see to the disk of the worker or the output"
+    except Exception:
+        defect = traceback.format_exc()
+    return {
+        "number": row["number"],
+        "result": result,
+        "error": error,
+        "defect": defect,
+        "given_up": given_up,
+    }
+
+
+def _deaths() -> int:
+    """How many workers this task has cost so far.
+
+    Ray Data repeats a task whose worker died for ever, and its public interface does not say how
+    often that was.
+    """
+    worker: Any = global_worker
+    return worker.core_worker.get_current_task_attempt_number()
+
+
+@contextmanager
+def _quiet_context() -> Iterator[None]:
+    """Turns off Ray Data's own progress bars and chatter for a while; the job has its own."""
+    context = ray.data.DataContext.get_current()
+    saved = (context.enable_progress_bars, context.print_on_execution_start)
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Warns that the bars are off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = saved
+
+
+@functools.lru_cache(maxsize=8)
+def _open_once(dataset: str, root: str, own: OwnDataset | PairsOfClass | None) -> Reader:
+    # One per worker process: opening one may list files or parse large annotations.
+    if isinstance(own, PairsOfClass):
+        return reopen(own)
+    return open_own(dataset, own) if own else open_reader(dataset, root)
+
+
+def _read_image(reader: Reader, source: Source) -> bytes:
+    try:
+        return reader.root.read(source.image)
+    except FileNotFoundError:
+        raise BadSample("the image file is missing") from None
+    except DamagedFile as error:
+        raise BadSample(str(error)) from error
+
+
+def _read_label(reader: Reader, source: Source) -> np.ndarray:
+    try:
+        return reader.native_label(source)
+    except (BadSample, UserError):
+        raise
+    except Exception as error:  # A reader's surprise over one file must not end the whole job.
+        raise BadSample(f"{source.label}: {type(error).__name__}: {error}") from error

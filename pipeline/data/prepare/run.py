@@ -1,0 +1,276 @@
+"""The conversion as a whole: from dataset roots to folders of shards, each with its manifest.
+
+Lists every root first, so that whatever the user got wrong is told before any work starts. Then one
+pool of workers takes the units of all datasets; a split's manifest is written when its last unit
+is in.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+from rich import box
+from rich.table import Table
+
+from pipeline.data.datasets import READERS, SPLITS, Listing, Reader, Split, open_reader
+from pipeline.data.datasets.few_shot.training import open_training
+from pipeline.data.datasets.own import open_own
+from pipeline.data.prepare.config import PrepareConfig
+from pipeline.data.prepare.convert import Unit, convert_units
+from pipeline.data.prepare.relabel import (
+    Relabelling,
+    load_relabelling,
+    with_decisions,
+    with_full_ade20k,
+)
+from pipeline.data.prepare.split_job import SplitJob, SplitSummary, describe
+from pipeline.data.taxonomy import overrides
+from pipeline.errors import Terminated, UserError
+from pipeline.progress import Progress
+from pipeline.storage.base import Storage
+from pipeline.storage.lease import Lease
+from pipeline.storage.open import open_storage
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = "prepare.lock"
+"""In the output while a conversion writes there; see `Lease`."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a conversion made."""
+
+    splits: tuple[SplitSummary, ...]
+    images_converted: int
+    """Images of this run, without those that an earlier run had finished."""
+    classes_seen: int
+    """Classes with a pixel in any of the splits."""
+    seconds: float
+
+    def table(self) -> Table:
+        """The closing table for the terminal."""
+        table = Table(box=box.SIMPLE)
+        for name in ("dataset", "split"):
+            table.add_column(name, no_wrap=True)
+        for name in ("images", "shards", "GiB", "left out", "classes seen"):
+            table.add_column(name, justify="right")
+        table.add_column("")
+        for row in self.splits:
+            table.add_row(
+                row.dataset,
+                row.split,
+                f"{row.images:,}",
+                f"{row.shards:,}",
+                f"{row.gib:,.3f}",
+                f"{row.left_out:,}",
+                str(row.classes_seen),
+                "unchanged" if row.unchanged else "",
+            )
+        if len(self.splits) > 1:
+            table.add_section()
+            table.add_row(
+                "all",
+                "",
+                f"{sum(row.images for row in self.splits):,}",
+                f"{sum(row.shards for row in self.splits):,}",
+                f"{sum(row.gib for row in self.splits):,.3f}",
+                f"{sum(row.left_out for row in self.splits):,}",
+                str(self.classes_seen),
+                "",
+            )
+        return table
+
+
+def prepare(config: PrepareConfig, start_ray: Callable[[float], None] | None = None) -> Summary:
+    """Converts datasets to shards.
+
+    Args:
+        config: What to convert.
+        start_ray: Called with the number of CPUs needed once there is something to convert; None
+            leaves it to Ray Data to connect or start.
+
+    Raises:
+        UserError: The configuration does not fit the roots or the output, a storage fails, or too
+            many samples are bad. Shards finished until then are kept for the next attempt.
+    """
+    began = time.monotonic()
+    out = open_storage(config.out)
+    roots = list(_open_roots(config))
+    relabellings = _relabel(config, roots)
+    with Lease(out, LOCK_NAME) as lease:
+        jobs = _plan(config, out, roots, relabellings)
+        units = [unit for job in jobs for unit in job.waiting]
+        num_images = sum(len(unit.sources) for unit in units)
+        if units:
+            with _interruptible(jobs, out) as arm:
+                if start_ray is not None:
+                    start_ray(config.workers or 1)
+                    arm()  # Ray has put a handler of its own in place.
+                _convert(jobs, units, num_images, lease, config.workers)
+    seen = {i for job in jobs for i in job.classes_seen}
+    rows = tuple(job.summary() for job in jobs)
+    return Summary(rows, num_images, len(seen), time.monotonic() - began)
+
+
+def _plan(
+    config: PrepareConfig,
+    out: Storage,
+    roots: list[tuple[Reader, dict[Split, Listing]]],
+    relabellings: dict[str, Relabelling],
+) -> list[SplitJob]:
+    """All splits with what earlier runs left of them; finishes those that lack no shard."""
+    jobs = []
+    for reader, listings in roots:
+        for split in list(listings):
+            # Not kept a second time: a listing may hold 118,000 samples.
+            listing, table = listings.pop(split), relabellings.get(reader.name)
+            jobs.append(SplitJob(config, out, reader, split, listing, table))
+    for job in jobs:
+        if job.manifest is None and (count := out.clean(job.name)):
+            logger.info("%s: removed %d half-written files of an earlier run", job.name, count)
+        job.check_bad_fraction()
+        if job.manifest is None and not job.waiting:
+            job.finish()
+    return jobs
+
+
+def _convert(
+    jobs: list[SplitJob], units: list[Unit], num_images: int, lease: Lease, workers: int | None
+) -> None:
+    logger.info("converting %d images into %d shards", num_images, len(units))
+    progress = Progress(num_images, "images")
+    owners = {(job.dataset, job.split): job for job in jobs}
+    for unit, result in convert_units(units, workers):
+        lease.check()
+        job = owners[unit.dataset, unit.split]
+        progress.add(len(unit.sources), unit.name)
+        job.add(unit, result)
+        if not job.waiting:
+            job.finish()
+
+
+@contextmanager
+def _interruptible(jobs: list[SplitJob], out: Storage) -> Iterator[Callable[[], None]]:
+    """Turns SIGTERM into an exception, and says what is kept when that or Ctrl-C arrives.
+
+    Yields:
+        Puts the handler in place, again where something else has replaced it.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    def arm() -> None:
+        if is_main:
+            signal.signal(signal.SIGTERM, stop)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    arm()
+    try:
+        yield arm
+    except KeyboardInterrupt:
+        done = sum(job.num_units - len(job.waiting) for job in jobs)
+        total = sum(job.num_units for job in jobs)
+        logger.warning(
+            "interrupted: %d of %d shards are finished and kept in %s; the same command goes on "
+            "from there",
+            done,
+            total,
+            out.uri,
+        )
+        raise
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _relabel(
+    config: PrepareConfig, roots: list[tuple[Reader, dict[Split, Listing]]]
+) -> dict[str, Relabelling]:
+    """Loads MSeg's decisions and gives them to the listings, or notes what is done without them."""
+    readers = {reader.name: listings for reader, listings in roots if reader.name in READERS}
+    tables = {} if config.relabel is None else load_relabelling(config.relabel, readers)
+    if "ade20k" in tables and config.ade20k_full is None:
+        raise UserError(
+            "ade20k_full: not set; the decisions over ADE20K name segments of its full release "
+            "(ADE20K_2016_07_26): give that folder, or `none` to leave ADE20K as it is"
+        )
+    if config.ade20k_full == "none":
+        tables.pop("ade20k", None)
+    for dataset, listings in readers.items():
+        if dataset not in tables and config.taxonomy == "universal":
+            _note_overrides(config.tables.get(dataset, dataset), listings)
+    for dataset, table in tables.items():
+        for split, listing in readers[dataset].items():
+            listing = with_decisions(listing, split, table)
+            if dataset == "ade20k" and config.ade20k_full is not None:
+                listing = with_full_ade20k(listing, config.ade20k_full)
+            readers[dataset][split] = listing
+            logger.info("%s: %s", dataset, listing.notes[-1])
+    return tables
+
+
+def _note_overrides(table: str, listings: dict[Split, Listing]) -> None:
+    changed = [
+        f"{entry.native_name} ({entry.universal_name or 'ignored'})" for entry in overrides(table)
+    ]
+    if not changed:
+        return
+    note = f"without relabelling, not mapped as by MSeg: {', '.join(changed)}"
+    logger.info("%s: %s", table, note)
+    for split, listing in listings.items():
+        listings[split] = replace(listing, notes=(*listing.notes, note))
+
+
+def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Listing]]]:
+    """Each dataset's reader and its listings by split."""
+    opened: list[tuple[str, str, Callable[[], Reader]]] = [
+        (f"roots.{name}", root, partial(open_reader, name, root))
+        for name, root in config.roots.given.items()
+    ]
+    opened += [
+        (f"own.{name}.root", own.root, partial(open_own, name, own))
+        for name, own in config.own.items()
+    ]
+    for key, root, open_it in opened:
+        yield _listed(config, key, root, open_it())
+    for benchmark, root in config.few_shot.items():
+        splits = open_storage(config.few_shot_splits)
+        for reader in open_training(benchmark, root, splits):
+            yield _listed(config, f"few_shot.{benchmark}", root, reader)
+
+
+def _listed(
+    config: PrepareConfig, key: str, root: str, reader: Reader
+) -> tuple[Reader, dict[Split, Listing]]:
+    """A reader with what it lists for each split that is wanted."""
+    listings: dict[Split, Listing] = {}
+    problems = []
+    for split in SPLITS:
+        if split not in reader.splits:
+            continue
+        if config.splits is not None and split not in config.splits:
+            continue
+        listing = reader.listing(split)
+        for note in listing.notes:
+            logger.warning("%s=%s: %s", key, root, note)
+        if listing.sources:
+            listings[split] = listing
+            continue
+        reasons = describe(listing.left_out) or "no file of it"
+        problems.append(f"zero usable samples of split {split!r} ({reasons})")
+    if problems and (config.splits is not None or not listings):
+        raise UserError(
+            f"{key}={root}: {', '.join(problems)}: give the folder of the official "
+            "download, or set splits to those that it has"
+        )
+    for problem in problems:  # Nobody asked for this split: a download of the other is usual.
+        logger.warning("%s=%s: %s: skipped", key, root, problem)
+    return reader, listings

@@ -1,0 +1,284 @@
+"""Copies of remote shards on the disk of a node, shared by all processes on it.
+
+    <folder>/<sha256>.tar        a verified copy; its modification time is its last use
+    <folder>/<sha256>.partial    being fetched by whoever holds <sha256>.lock
+    <folder>/evict.lock          held while room is made
+
+A copy is named after its contents, so runs and buckets can share it, and a shard that was written
+anew is another one. A sample whose shard is not here yet is left to the caller,
+who reads its few bytes from afar, while a thread fetches the whole shard: the first batch does not
+wait for gigabytes. The random order of training uses every shard all the time, so throwing one out
+for the next would fetch each of them again and again: room is made only at the cost of copies that
+nobody has used for a while, the longest unused first. What does not fit stays remote.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import queue
+import shutil
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.data.shards.format import ShardRecord
+from pipeline.errors import UserError
+from pipeline.storage.base import Storage
+
+logger = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "LSEG_CACHE_DIR"
+IDLE_S = 900.0
+"""A copy used within this time is in use, and stays."""
+_CHUNK_BYTES = 8 << 20
+_RETRY_S = 60.0
+"""A shard that did not fit, or could not be fetched, is tried again after this time."""
+_DISK_RESERVE = 0.05
+"""Share of the disk that is left free, whatever the limit says."""
+_TOUCH_S = 30.0
+"""How often a copy that is read all the time is marked as used."""
+
+
+def default_folder() -> Path:
+    """Where copies lie unless told otherwise: `$LSEG_CACHE_DIR`, or one of the user in /tmp."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    return Path(given) if given else Path(tempfile.gettempdir(), f"lseg-cache-{os.getuid()}")
+
+
+class ShardCache:
+    """A size-bounded cache of shards in a folder of this node; threads may share one.
+
+    Args:
+        folder: Created if missing. Must belong to this user alone.
+        limit_bytes: Most bytes of all copies together.
+        idle_s: Copies that were used within this time are never thrown out.
+
+    Raises:
+        UserError: The folder cannot be made, or others could write into it.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int, idle_s: float = IDLE_S) -> None:
+        self.folder = folder
+        self._limit = limit_bytes
+        self._idle_s = idle_s
+        self._touched: dict[str, float] = {}
+        self._refused: dict[str, float] = {}
+        self._wanted: queue.SimpleQueue[tuple[Storage, str, ShardRecord]] = queue.SimpleQueue()
+        self._queued: set[str] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        _make_private(folder)
+
+    def read(
+        self, storage: Storage, path: str, shard: ShardRecord, offset: int, length: int
+    ) -> bytes | None:
+        """Bytes of a shard from this node; None when it is not here (yet).
+
+        Then a thread begins to fetch it, unless there is no room.
+
+        Args:
+            storage: Where the shard is.
+            path: Its path there.
+            shard: What the manifest says of it.
+            offset: First byte.
+            length: Number of bytes.
+        """
+        try:
+            # Opened for each read: thousands of shards would be more files than a process may hold,
+            # and an open file can be read to its end whoever throws it out meanwhile.
+            descriptor = os.open(self._copy(shard.sha256), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._want(storage, path, shard)
+            return None
+        except OSError as error:
+            return self._unreadable(path, error)
+        try:
+            data = os.pread(descriptor, length, offset)
+            self._touch(shard.sha256, descriptor)
+        except OSError as error:
+            return self._unreadable(path, error)
+        finally:
+            os.close(descriptor)
+        if len(data) == length:
+            return data
+        self.discard(shard)
+        return None
+
+    def discard(self, shard: ShardRecord) -> None:
+        """Throws a copy out, because its bytes are not what they were."""
+        self._copy(shard.sha256).unlink(missing_ok=True)
+
+    def fetch(self, storage: Storage, path: str, shard: ShardRecord) -> bool:
+        """Fetches a shard now, unless another process is about it or there is no room.
+
+        Returns:
+            Whether the shard is here.
+
+        Raises:
+            UserError: The storage does not answer.
+            FileNotFoundError: There is no such shard.
+        """
+        with self._locked(f"{shard.sha256}.lock") as is_mine:
+            if not is_mine:
+                return False
+            copy = self._copy(shard.sha256)
+            if copy.exists():
+                return True
+            partial = self.folder / f"{shard.sha256}.partial"
+            try:
+                if not self._make_room(partial, shard.size):
+                    return False
+                if not _download(storage, path, shard, partial):
+                    logger.warning("%s/%s: not as its manifest says; not kept", storage.uri, path)
+                    return False
+                os.replace(partial, copy)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                # A full or failing disk costs speed, not the run.
+                logger.warning("%s: no copy of %s: %s", self.folder, path, error)
+                return False
+            finally:
+                partial.unlink(missing_ok=True)
+            return True
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until everything asked for is here or refused; False when time ran out."""
+        deadline = time.monotonic() + timeout_s
+        while self._queued:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _unreadable(self, path: str, error: OSError) -> None:
+        # A failing disk of one node costs speed, not the run.
+        logger.warning("%s: the copy of %s cannot be read: %s", self.folder, path, error)
+
+    def _copy(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}.tar"
+
+    def _touch(self, sha256: str, descriptor: int) -> None:
+        now = time.monotonic()
+        if now - self._touched.get(sha256, -_TOUCH_S) >= _TOUCH_S:
+            self._touched[sha256] = now
+            os.utime(descriptor)
+
+    def _want(self, storage: Storage, path: str, shard: ShardRecord) -> None:
+        with self._lock:
+            again = self._refused.get(shard.sha256, 0.0)
+            if shard.sha256 in self._queued or time.monotonic() < again:
+                return
+            self._queued.add(shard.sha256)
+            self._wanted.put((storage, path, shard))
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._fetch_wanted, name="shard-cache", daemon=True
+                )
+                self._thread.start()
+
+    def _fetch_wanted(self) -> None:
+        while True:
+            storage, path, shard = self._wanted.get()
+            is_here = False
+            try:
+                is_here = self.fetch(storage, path, shard)
+            except (OSError, UserError) as error:
+                # No room for a lock; or else, whoever reads the sample itself meets the same error,
+                # and tells the user.
+                logger.warning("no copy of %s/%s: %s", storage.uri, path, error)
+            finally:
+                with self._lock:
+                    self._queued.discard(shard.sha256)
+                    if not is_here:
+                        self._refused[shard.sha256] = time.monotonic() + _RETRY_S
+
+    @contextmanager
+    def _locked(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Holds a lock among all processes of the node; the kernel lets go of a dead one's."""
+        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def _make_room(self, partial: Path, size: int) -> bool:
+        """Throws out what is not in use until `size` more bytes fit; False if they do not.
+
+        Where they do, `partial` takes that size at once, so that other writers reckon with it.
+        """
+        with self._locked("evict.lock", wait=True):
+            used, candidates = 0, []
+            for path in self.folder.iterdir():
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+                if path.suffix == ".tar":
+                    candidates.append((status.st_mtime, status.st_size, path))
+                elif path.suffix != ".partial":
+                    continue
+                elif path != partial and self._is_orphan(path):
+                    path.unlink(missing_ok=True)
+                    continue
+                used += status.st_size
+            disk = shutil.disk_usage(self.folder)
+            room = min(self._limit - used, int(disk.free - _DISK_RESERVE * disk.total))
+            for last_use, freed, path in sorted(candidates):
+                if room >= size or time.time() - last_use < self._idle_s:
+                    break
+                path.unlink(missing_ok=True)
+                room += freed
+            if room < size:
+                return False
+            with partial.open("wb") as file:
+                file.truncate(size)
+            return True
+
+    def _is_orphan(self, partial: Path) -> bool:
+        """Whether the writer of a half-written copy is gone."""
+        with self._locked(f"{partial.stem}.lock") as is_mine:
+            return is_mine
+
+
+def _download(storage: Storage, path: str, shard: ShardRecord, partial: Path) -> bool:
+    """Fetches a shard in pieces; False if it is not what its manifest says, twice."""
+    for _ in range(2):
+        found = hashlib.sha256()
+        with partial.open("r+b") as file:
+            for offset in range(0, shard.size, _CHUNK_BYTES):
+                length = min(_CHUNK_BYTES, shard.size - offset)
+                piece = storage.read_range(path, offset, length)
+                found.update(piece)
+                file.write(piece)
+        if found.hexdigest() == shard.sha256:
+            return True
+    return False
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir={folder}: cannot be made ({error.strerror}): give another folder, "
+            f"there or in ${FOLDER_VARIABLE}, or set data.cache_gib to 0"
+        ) from None
+    # In a folder like /tmp anybody could have made it first, and put images of theirs into it.
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UserError(
+            f"data.cache_dir={folder}: must be a folder that this user alone can write to: give "
+            f"another one, there or in ${FOLDER_VARIABLE}"
+        )

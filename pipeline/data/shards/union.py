@@ -1,0 +1,70 @@
+"""The one label space of a training run over shards whose labels are stored in several.
+
+Classes are the same when their names are. The universal classes come first, if any shards use them,
+so that a run over universal shards alone keeps their ids; then come those that a dataset of the
+user's, or a dataset in its own classes, adds.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from pipeline.data.shards.format import Manifest
+from pipeline.data.taxonomy import IGNORE, Taxonomy, universal
+from pipeline.errors import UserError
+
+
+def union_of(manifests: Mapping[str, Manifest]) -> Taxonomy:
+    """The classes of all manifests, by name.
+
+    Args:
+        manifests: By dataset; their order, and each one's own order of classes, is kept.
+
+    Raises:
+        UserError: There are more classes than an 8-bit label holds, or labels of an unknown space.
+    """
+    names: dict[str, None] = {}
+    known = universal()
+    for dataset, manifest in manifests.items():
+        if not manifest.classes and manifest.taxonomy_fingerprint != known.fingerprint:
+            raise UserError(
+                f"{dataset}/{manifest.split}: labels of taxonomy {manifest.taxonomy!r}, which this "
+                f"program does not know (it has {known.name}): convert the dataset again"
+            )
+        if manifest.classes[: len(known.classes)] in ((), known.classes):
+            names = dict.fromkeys((*known.classes, *names))
+        names |= dict.fromkeys(manifest.class_names)
+    if tuple(names) == known.classes:
+        return known
+    if len(names) > IGNORE:
+        counts = ", ".join(f"{d} {len(m.class_names)}" for d, m in manifests.items())
+        raise UserError(
+            f"data.shards: {len(names)} classes of different names ({counts}): must be at most "
+            f"{IGNORE} together: name fewer of them in data.weights, or use one taxonomy"
+        )
+    return Taxonomy("+".join(dict.fromkeys(m.taxonomy for m in manifests.values())), tuple(names))
+
+
+def ids_in(manifest: Manifest, taxonomy: Taxonomy) -> np.ndarray | None:
+    """The table from a manifest's stored ids to those of a taxonomy.
+
+    Returns:
+        (256,) uint8, IGNORE for what is no id and for classes that the taxonomy lacks; None where
+        the ids are the same.
+    """
+    if manifest.class_names == taxonomy.classes[: len(manifest.class_names)]:
+        return None
+    lut = np.full(256, IGNORE, np.uint8)
+    ids = {name: number for number, name in enumerate(taxonomy.classes)}
+    for stored, name in enumerate(manifest.class_names):
+        lut[stored] = ids.get(name, IGNORE)
+    return lut
+
+
+def pixels_in(manifests: Iterable[Manifest], taxonomy: Taxonomy) -> np.ndarray:
+    """Labelled pixels of each class of a taxonomy over some manifests: (K,) int64."""
+    pixels = np.zeros(len(taxonomy.classes), np.int64)
+    for manifest in manifests:
+        for name, count in zip(manifest.class_names, manifest.class_pixels, strict=True):
+            pixels[taxonomy.id_of(name)] += count
+    return pixels

@@ -1,0 +1,1 @@
+"""The rendered world of the demo, and the report on it."""

@@ -1,0 +1,244 @@
+"""Writes the mini-seven in the official on-disk layout and label encoding of each dataset.
+
+One writer a dataset, the counterpart of its reader: palette PNGs where the original has palettes,
+polygon JSON where it has polygons, RGB segment ids with their JSON where it has those.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.taxonomy import native_table
+from pipeline.demo.world import WORLDS, Region, Scene, rasterise, render_scene
+
+_SPLITS = {"train": "training", "val": "validation"}
+_VOID_ID = {
+    "ade20k": 0,
+    "bdd100k": 255,
+    "cityscapes": 0,
+    "coco_panoptic": 0,
+    "idd": 35,
+    "mapillary": 65,
+    "sunrgbd": 0,
+}
+"""What each dataset stores where nothing is labelled."""
+
+
+def write_mini_seven(
+    out: Path,
+    vectors: Mapping[str, np.ndarray],
+    seed: int,
+    num_train: int,
+    num_val: int,
+    datasets: Iterable[str] = tuple(WORLDS),
+) -> dict[str, Path]:
+    """Renders the scenes and writes seven dataset roots below `out`.
+
+    Args:
+        out: Folder to write into; one sub-folder a dataset.
+        vectors: Text vector (C,) float32 of each universal class that the worlds show.
+        seed: Changes every scene.
+        num_train: Training scenes of each dataset.
+        num_val: Validation scenes of each dataset.
+        datasets: Which of the seven.
+
+    Returns:
+        The root folder of each dataset, as `open_reader` takes it.
+    """
+    roots = {}
+    for dataset in datasets:
+        root = out / dataset
+        write = _WRITERS[dataset]
+        for split, count in (("train", num_train), ("val", num_val)):
+            scenes = (render_scene(dataset, split, i, vectors, seed) for i in range(count))
+            write(root, split, scenes)
+        roots[dataset] = root
+    return roots
+
+
+def native_ids(dataset: str, scene: Scene) -> np.ndarray:
+    """The label picture of a scene in a dataset's own ids: (H, W) uint8."""
+    height, width = scene.image.shape[:2]
+    ids = np.full((height, width), _VOID_ID[dataset], np.uint8)
+    for region in scene.regions:
+        ids[rasterise(region.polygon, width, height)] = _native_id(dataset, region)
+    return ids
+
+
+def _native_id(dataset: str, region: Region) -> int:
+    if region.universal_name is None:
+        return _VOID_ID[dataset]
+    return _native_class(dataset, region.universal_name)[0]
+
+
+def _native_class(dataset: str, universal_name: str) -> tuple[int, str]:
+    for entry in native_table(dataset, overridden=True):
+        if entry.universal_name == universal_name:
+            return entry.native_id, entry.native_name
+    raise KeyError(f"{dataset} has no class that maps to {universal_name}")
+
+
+def _write_ade20k(root: Path, split: str, scenes: Iterable[Scene]) -> None:
+    folder = _SPLITS[split]
+    for number, scene in enumerate(scenes, 1):
+        stem = f"ADE_{split}_{number:08d}"
+        _save_image(scene.image, root / "images" / folder / f"{stem}.jpg")
+        _save_grey(native_ids("ade20k", scene), root / "annotations" / folder / f"{stem}.png")
+    names = [f"{e.native_id}\t0.0\t0\t0\t{e.native_name}" for e in native_table("ade20k")]
+    info = ["Idx\tRatio\tTrain\tVal\tName", *(n for n in names if not n.startswith("0\t"))]
+    (root / "objectInfo150.txt").write_text("\n".join(info) + "\n")
+
+
+def _write_bdd100k(root: Path, split: str, scenes: Iterable[Scene]) -> None:
+    labels = root / "labels" / "sem_seg"
+    for number, scene in enumerate(scenes):
+        stem = f"{_hash(f'bdd/{split}/{number}', 8)}-{_hash(f'{split}/{number}', 8)}"
+        _save_image(scene.image, root / "images" / "10k" / split / f"{stem}.jpg")
+        ids = native_ids("bdd100k", scene)
+        _save_grey(ids, labels / "masks" / split / f"{stem}.png")
+        _save_palette(ids, labels / "colormaps" / split / f"{stem}.png")
+
+
+def _write_cityscapes(root: Path, split: str, scenes: Iterable[Scene]) -> None:
+    city = {"train": "aachen", "val": "frankfurt"}[split]
+    for number, scene in enumerate(scenes):
+        stem = f"{city}_{number:06d}_000019"
+        image = root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png"
+        _save_image(scene.image, image)
+        label = root / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png"
+        _save_grey(native_ids("cityscapes", scene), label)
+
+
+def _write_coco_panoptic(root: Path, split: str, scenes: Iterable[Scene]) -> None:
+    images, annotations = [], []
+    first = {"train": 9, "val": 139}[split]
+    for number, scene in enumerate(scenes):
+        stem = f"{first + 7 * number:012d}"
+        height, width = scene.image.shape[:2]
+        segment = np.zeros((height, width), np.int64)
+        categories = {}
+        for count, region in enumerate(scene.regions):
+            # Segment ids are colours in the original: large and without order.
+            segment_id = 3_001 + 70_001 * count if region.universal_name else 0
+            segment[rasterise(region.polygon, width, height)] = segment_id
+            if segment_id:
+                categories[segment_id] = _native_id("coco_panoptic", region)
+        colours = np.stack([segment & 255, segment >> 8 & 255, segment >> 16], -1)
+        _save_image(scene.image, root / f"{split}2017" / f"{stem}.jpg")
+        png = root / "annotations" / f"panoptic_{split}2017" / f"{stem}.png"
+        _save_image(colours.astype(np.uint8), png)
+        image_id = int(stem)
+        images.append(
+            {"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width}
+        )
+        infos = [
+            _segment_info(segment == key, key, category)
+            for key, category in categories.items()
+            if (segment == key).any()
+        ]
+        annotations.append(
+            {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": infos}
+        )
+    names = [{"id": e.native_id, "name": e.native_name} for e in native_table("coco_panoptic")]
+    document = {"images": images, "annotations": annotations, "categories": names}
+    (root / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(document))
+
+
+def _segment_info(mask: np.ndarray, segment_id: int, category: int) -> dict[str, object]:
+    rows, columns = np.nonzero(mask)
+    top, left = int(rows.min()), int(columns.min())
+    box = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
+    return {
+        "id": segment_id,
+        "category_id": category,
+        "area": int(mask.sum()),
+        "bbox": box,
+        "iscrowd": 0,
+    }
+
+
+def _write_idd(root: Path, split: str, scenes: Iterable[Scene]) -> None:
+    for number, scene in enumerate(scenes):
+        drive, stem = f"{number // 10 + 1}", f"{number * 15:06d}"
+        height, width = scene.image.shape[:2]
+        image = root / "leftImg8bit" / split / drive / f"{stem}_leftImg8bit.png"
+        _save_image(scene.image, image)
+        objects = [
+            {
+                "date": "01-Jan-2020 00:00:00",
+                "deleted": 0,
+                "draw": True,
+                "id": count,
+                "label": _native_class("idd", region.universal_name)[1]
+                if region.universal_name
+                else "unlabeled",
+                "polygon": [[float(x), float(y)] for x, y in region.polygon],
+                "user": "mini-seven",
+                "verified": 0,
+            }
+            for count, region in enumerate(scene.regions)
+        ]
+        document = {"imgHeight": height, "imgWidth": width, "objects": objects}
+        path = root / "gtFine" / split / drive / f"{stem}_gtFine_polygons.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document))
+
+
+def _write_mapillary(root: Path, split: str, scenes: Iterable[Scene]) -> None:
+    folder = root / _SPLITS[split]
+    for number, scene in enumerate(scenes):
+        # Keys of the original have 22 characters and may begin with a dash or an underscore.
+        key = "-_aB"[number % 4] + _hash(f"mapillary/{split}/{number}", 21)
+        _save_image(scene.image, folder / "images" / f"{key}.jpg")
+        _save_palette(native_ids("mapillary", scene), folder / "labels" / f"{key}.png")
+    labels = [
+        {"name": f"object--{e.native_name.lower()}", "readable": e.native_name}
+        for e in native_table("mapillary")
+    ]
+    (root / "config.json").write_text(json.dumps({"version": 1.2, "labels": labels}))
+
+
+def _write_sunrgbd(root: Path, split: str, scenes: Iterable[Scene]) -> None:
+    folder = {"train": "train", "val": "test"}[split]
+    for number, scene in enumerate(scenes, 1):
+        _save_image(scene.image, root / "image" / folder / f"img-{number:06d}.jpg")
+        _save_grey(native_ids("sunrgbd", scene), root / "label37" / folder / f"{number:08d}.png")
+
+
+_WRITERS: dict[str, Callable[[Path, str, Iterable[Scene]], None]] = {
+    "ade20k": _write_ade20k,
+    "bdd100k": _write_bdd100k,
+    "cityscapes": _write_cityscapes,
+    "coco_panoptic": _write_coco_panoptic,
+    "idd": _write_idd,
+    "mapillary": _write_mapillary,
+    "sunrgbd": _write_sunrgbd,
+}
+
+
+def _save_image(image: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No chroma subsampling: the paint of a class is fine colour texture.
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
+    Image.fromarray(image).save(path, **options)
+
+
+def _save_grey(ids: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(ids).save(path)
+
+
+def _save_palette(ids: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(ids)
+    picture.putpalette(np.random.Generator(np.random.PCG64(1)).bytes(768))
+    picture.save(path)
+
+
+def _hash(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -1,0 +1,1 @@
+"""The four behaviours of LSeg's first figure, as figures."""

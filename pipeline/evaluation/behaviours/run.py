@@ -1,0 +1,96 @@
+"""The four behaviours as a protocol of `jobs/evaluate.py`.
+
+The questions are drawn one after the other from one generator, so one process asks them all: the
+figures are those of the demo's report, whatever the number of workers.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from model.checkpoint import load_checkpoint
+from model.text import build_text_encoder
+from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from pipeline.checkpoints.provenance import Provenance
+from pipeline.data.taxonomy import universal
+from pipeline.errors import UserError
+from pipeline.evaluation.behaviours.classes import HELD_OUT, SUPER_CLASSES
+from pipeline.evaluation.behaviours.protocol import TITLES, FourBehaviours
+from pipeline.evaluation.behaviours.questions import OTHER, Asker
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.overlay import draw
+from pipeline.evaluation.protocols import open_shards
+
+logger = logging.getLogger(__name__)
+
+PICTURES = 20
+"""Pictures of each dataset where `max_images` is 0: the features of them all are held in memory."""
+
+
+def evaluate_behaviours(
+    config: EvaluateConfig, checkpoint: Path, provenance: Provenance, folder: Path
+) -> dict[str, Any]:
+    """Asks, writes report.json and behaviours.png, and shows a table.
+
+    Raises:
+        UserError: There are no shards, or the checkpoint names too few universal classes.
+    """
+    if config.other is not None or config.geometry is not None:
+        raise UserError(
+            "other, geometry: have no effect on protocol behaviours, whose questions are fixed: "
+            "leave them out"
+        )
+    if config.roots:
+        raise UserError("roots: protocol behaviours reads prepared shards: set shards instead")
+    corpus = replace(open_shards(config), wanted=universal())
+    known = set(universal().classes)
+    vocabulary = [name for name in provenance.labels if name in known]
+    if len(vocabulary) < 10:
+        raise UserError(
+            f"checkpoint={config.checkpoint}: must be trained on universal classes, of which its "
+            f"labels.txt names {len(vocabulary)}: protocol behaviours draws from them"
+        )
+    vocabulary += [name for name in HELD_OUT if name not in vocabulary]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lseg, _ = load_checkpoint(checkpoint, device)
+    asker = Asker(lseg, build_text_encoder(lseg.config.text))
+    behaviours = FourBehaviours(vocabulary, SUPER_CLASSES, config.seed)
+    augment = (provenance.config.get("data") or {}).get("augment") or {}
+    side_px = int(augment.get("base_px", 520))
+    pictures = []
+    for picture in asker.pictures(corpus, config.max_images or PICTURES, side_px):
+        behaviours.add(asker, picture)
+        pictures.append(picture)
+    draw(behaviours.rows(asker, pictures), folder / "behaviours.png")
+    report = behaviours.report()
+    content = {
+        "protocol": config.protocol,
+        "checkpoint": config.checkpoint,
+        "checkpoint_fingerprint": checkpoint_fingerprint(checkpoint),
+        "split": config.split,
+        "other": f"prompts: {OTHER}",
+        "zero_shot": "no",
+        "images": len(pictures),
+        "notes": [],
+        **report,
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8")
+    table = Table(title=f"behaviours: {config.checkpoint}", box=box.SIMPLE_HEAD)
+    for name in ("behaviour", "figure", "wanted", "holds"):
+        table.add_column(name, justify="left" if name == "behaviour" else "right")
+    for verdict in behaviours.verdicts():
+        sign = "<" if verdict.name == "absent" else ">"
+        wanted = f"{sign} {verdict.threshold:.2f}"
+        holds = "yes" if verdict.holds else "NO"
+        table.add_row(TITLES[verdict.name], f"{verdict.value:.3f}", wanted, holds)
+    Console(file=sys.stderr).print(table)
+    return content

@@ -1,0 +1,110 @@
+"""MSeg's held-out sets: universal predictions, mapped into each set's classes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.datasets import BadSample
+from pipeline.data.datasets.held_out import (
+    HELD_OUT_SETS,
+    HeldOutSource,
+    held_out_table,
+    open_held_out,
+)
+from pipeline.data.taxonomy import IGNORE, label_text, universal
+from pipeline.errors import UserError, did_you_mean
+from pipeline.evaluation.answers import DROPPED, AnswerSpace, space_of
+from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
+from pipeline.evaluation.items import Item, ItemSource, UnreadableItem, digest, spread
+from pipeline.evaluation.plan import Plan
+from pipeline.evaluation.scoring import Part
+
+
+@dataclass(frozen=True)
+class HeldOutItems(ItemSource):
+    """Pictures of one held-out set."""
+
+    dataset: str
+    root: str
+    sources: tuple[HeldOutSource, ...]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def keys(self) -> Sequence[str]:
+        """The pictures' paths."""
+        return [source.image for source in self.sources]
+
+    def fingerprint(self) -> str:
+        """Of the files' names."""
+        return digest(self.dataset, self.root, self.keys())
+
+    def open(self) -> Callable[[int], Item]:
+        """Opens the reader."""
+        reader = open_held_out(self.dataset, self.root)
+
+        def read(position: int) -> Item:
+            source = self.sources[position]
+            try:
+                return Item(source.image, *reader.read(source))
+            except BadSample as error:
+                raise UnreadableItem(str(error)) from None
+
+        return read
+
+
+def held_out_space(dataset: str) -> AnswerSpace:
+    """All universal classes are asked; each belongs to at most one class of the set."""
+    table = held_out_table(dataset)
+    lut = np.full(256, IGNORE, np.uint8)
+    owner: dict[str, int] = {}
+    for position, entry in enumerate(table):
+        lut[entry.stored_id] = position
+        owner |= dict.fromkeys(entry.universal_names, position)
+    names = [entry.name for entry in table]
+    texts = [label_text(name) for name in universal().classes]
+    text_class = [owner.get(name, DROPPED) for name in universal().classes]
+    rest = names.index("background") if "background" in names else None
+    return space_of(names, texts, lut, text_class, rest)
+
+
+def held_out_plan(config: EvaluateConfig) -> Plan:
+    """The sets whose roots are given.
+
+    Raises:
+        UserError: There are none, or one is not a held-out set.
+    """
+    for name in (*config.roots, *config.datasets):
+        if name not in HELD_OUT_SETS:
+            raise UserError(
+                f"roots.{name}: must be one of {', '.join(HELD_OUT_SETS)}"
+                f"{did_you_mean(name, HELD_OUT_SETS)}"
+            )
+    chosen = [n for n in HELD_OUT_SETS if n in config.roots]
+    chosen = [n for n in chosen if not config.datasets or n in config.datasets]
+    if not chosen:
+        raise UserError(
+            f"roots: protocol held-out needs the download of at least one of "
+            f"{', '.join(HELD_OUT_SETS)}: set roots.NAME"
+        )
+    parts, notes = [], []
+    policy = config.other or OtherPolicy()
+    geometry = config.geometry or Geometry()
+    for name in chosen:
+        reader = open_held_out(name, config.roots[name])
+        sources = reader.sources()
+        if not sources:
+            raise UserError(f"roots.{name}={config.roots[name]}: holds no picture with a label")
+        picked = tuple(sources[i] for i in spread(len(sources), config.max_images))
+        if len(picked) != reader.num_published:
+            notes.append(f"{name}: {len(picked)} pictures; published: {reader.num_published}")
+        source = HeldOutItems(name, config.roots[name], picked)
+        parts.append(Part(name, source, held_out_space(name).with_policy(policy), geometry))
+    if len(chosen) < len(HELD_OUT_SETS):
+        notes.append(f"harmonic mean over {len(chosen)} of {len(HELD_OUT_SETS)} sets")
+    notes.append(
+        f"one scale ({geometry.mode} at {geometry.base_px} px); MSeg takes the best of three"
+    )
+    # MSeg's mean is over all classes of a set.
+    return Plan(tuple(parts), "held-out", mean_over="all", notes=tuple(notes))

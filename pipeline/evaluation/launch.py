@@ -1,0 +1,182 @@
+"""One evaluation from its configuration to its report."""
+
+import contextlib
+import logging
+import re
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from model.checkpoint import is_uri
+from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from pipeline.checkpoints.provenance import Provenance, open_checkpoint
+from pipeline.checkpoints.resolvers import pinned
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.figures import figures_of
+from pipeline.evaluation.leak import check_leaks
+from pipeline.evaluation.page import write_page
+from pipeline.evaluation.protocols import make_plan
+from pipeline.evaluation.record import open_run, record
+from pipeline.evaluation.report import Report
+from pipeline.evaluation.runner import Runner, resolve_workers
+from pipeline.storage.open import open_storage
+from pipeline.storage.places import make_writable
+
+logger = logging.getLogger(__name__)
+
+
+class StartRay(Protocol):
+    """Connects to Ray, or starts it, and waits for what a job needs at once."""
+
+    def __call__(self, num_cpus: float, num_gpus: int = 0) -> None:
+        """Raises UserError where the cluster is smaller."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation leaves behind."""
+
+    report: dict[str, Any]
+    """The content of report.json."""
+    folder: str
+    """Where its files lie."""
+    ui_hint: str
+    """How to open the MLflow run."""
+    seconds: float
+
+
+def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evaluation:
+    """Scores a checkpoint by a protocol, writes the report, and records it.
+
+    Args:
+        config: What, and how.
+        start_ray: Called with the numbers of CPUs and GPUs once Ray is needed, which is after all
+            that can be checked without it; None where it is running.
+
+    Raises:
+        UserError: Data, checkpoint or settings do not fit each other.
+        ModelError: The checkpoint is damaged.
+    """
+    began = time.perf_counter()
+    config = absolute(config)
+    checkpoint, provenance = open_checkpoint(config.checkpoint)
+    name = folder_name(config)
+    out = f"{config.out}/{name}"
+    work = _local_folder(out)
+    if config.protocol == "behaviours":
+        from pipeline.evaluation.behaviours.run import evaluate_behaviours
+
+        content = evaluate_behaviours(config, checkpoint, provenance, work)
+    else:
+        content = _evaluate(config, checkpoint, provenance, out, work, start_ray)
+    tracker = open_run(config, provenance, work)
+    record(tracker, config, content, provenance.step, work)
+    tracker.wait_for_run(30)
+    hint = tracker.ui_hint()
+    tracker.close("FINISHED", 60.0)
+    if "://" in out:
+        storage = open_storage(out)
+        for path in sorted(work.iterdir()):
+            storage.upload(path.name, path)
+        shutil.rmtree(work)
+    return Evaluation(content, out, hint, time.perf_counter() - began)
+
+
+def _evaluate(
+    config: EvaluateConfig,
+    checkpoint: Path,
+    provenance: Provenance,
+    out: str,
+    work: Path,
+    start_ray: StartRay | None,
+) -> dict[str, Any]:
+    plan = make_plan(config, provenance.labels)
+    leak = check_leaks(config, plan, provenance)
+    if start_ray is not None:
+        least = max(1, config.workers.num_workers)
+        start_ray(least * config.workers.cpus_per_worker, least if config.workers.use_gpu else 0)
+    workers = resolve_workers(config.workers)
+    total = sum(len(part.source) for part in plan.parts)
+    logger.info(
+        "%s: %d images in %s, on %d %s",
+        config.protocol,
+        total,
+        ", ".join(part.name for part in plan.parts),
+        workers.num_workers,
+        "GPUs" if workers.use_gpu else "CPU workers",
+    )
+    if any(part.geometry.mode == "published" for part in plan.parts) and not workers.use_gpu:
+        logger.warning(
+            "six scales and flips on CPUs take some fifty forward passes for each picture; "
+            "--geometry.mode whole is one"
+        )
+    # Workers on this machine read what the driver fetched; others fetch for themselves.
+    with Runner(
+        config.checkpoint, plan.parts, workers, config.precision, out, config.max_bad_share
+    ) as runner:
+        counts = runner.run()
+        report = Report(
+            config,
+            plan,
+            figures_of(plan, counts),
+            counts,
+            leak,
+            runner.fingerprint,
+            checkpoint_fingerprint(checkpoint),
+        )
+        report.write(work)
+        write_page(report, runner.example, work)
+        runner.clean()
+        for empty in (work / "partial" / runner.fingerprint, work / "partial"):
+            with contextlib.suppress(OSError):  # Not there, or with counts of another evaluation.
+                empty.rmdir()
+    # A log is no terminal, and has no width of its own.
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
+    console.print(report.table())
+    if (published := report.published_table()) is not None:
+        console.print(published)
+    for line in (*leak.reasons, *plan.notes):
+        logger.info("note: %s", line)
+    return report.to_dict()
+
+
+def folder_name(config: EvaluateConfig) -> str:
+    """The folder below `out`: checkpoint, protocol, and what departs from it."""
+    parts = [part for part in re.split(r"[/\\]+", config.checkpoint.rstrip("/")) if part]
+    words = "-".join(parts[-2:]) if len(parts) > 1 else parts[0]
+    return re.sub(r"[^\w.\-]+", "-", f"{words}-{config.variant}").strip("-.")
+
+
+def absolute(config: EvaluateConfig) -> EvaluateConfig:
+    """Makes places mean the same in every process, and as long as the job runs.
+
+    The working folder of a Ray worker is another, and an alias of the registry may move.
+    """
+
+    def fix(uri: str) -> str:
+        if not uri or is_uri(uri):
+            return uri
+        return str(Path(uri).expanduser().resolve())
+
+    return replace(
+        config,
+        checkpoint=pinned(fix(config.checkpoint)),
+        out=fix(config.out),
+        shards=fix(config.shards),
+        splits=fix(config.splits),
+        roots={name: fix(root) for name, root in config.roots.items()},
+    )
+
+
+def _local_folder(out: str) -> Path:
+    if "://" in out:
+        return Path(tempfile.mkdtemp(prefix="lseg-evaluation-"))
+    folder = Path(out)
+    make_writable("out", out, folder)
+    return folder

@@ -1,0 +1,197 @@
+"""Whether a figure is zero-shot: which classes and which pictures the training has seen.
+
+By class: a tested class counts as seen when the checkpoint was trained on a label of the same
+words, or on the universal class that the benchmark's class is called in MSeg's taxonomy. By
+picture: the keys of the training shards are compared with the protocol's, where both come from the
+same dataset; COCO 2014's validation pictures are found in COCO 2017's training set by their number.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.checkpoints.provenance import Provenance
+from pipeline.data.taxonomy import DATASETS, label_text
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.few_shot import EpisodeItems
+from pipeline.evaluation.held_out import HeldOutItems
+from pipeline.evaluation.items import RootItems, ShardItems
+from pipeline.evaluation.plan import Plan
+from pipeline.evaluation.scoring import Part
+
+SYNONYMS = {
+    "aeroplane": "airplane",
+    "motorbike": "motorcycle",
+    "boat": "boat ship",
+    "chair": "chair other",
+    "diningtable": "table",
+    "tvmonitor": "television",
+    "tv": "television",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "cellphone": "cell phone",
+    "hairdrier": "hair dryer",
+    "counter": "counter other",
+    "curtain": "curtain other",
+    "water": "water other",
+    "food": "food other",
+    "stopsign": "traffic sign",
+    "handbag": "bag",
+    "doughnut": "donut",
+}
+"""Names of benchmarks -> words of MSeg's universal classes, where they differ by more than
+spaces."""
+
+
+FLICKR = (
+    "trained on COCO; COCO and PASCAL both took their pictures from Flickr, and the names do not "
+    "tell whether some are the same"
+)
+
+
+@dataclass
+class LeakReport:
+    """What the training has seen of what is tested."""
+
+    known: bool
+    """Whether the checkpoint says what it was trained on."""
+    seen_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By part."""
+    num_classes: dict[str, int] = field(default_factory=dict)
+    seen_images: dict[str, int | None] = field(default_factory=dict)
+    """By part; None where it cannot be decided."""
+    num_images: dict[str, int] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def zero_shot(self) -> str:
+        """`yes`, `no`, or `unknown`; `yes` only where no class and no picture was seen."""
+        if not self.known:
+            return "unknown"
+        if any(self.seen_classes.values()) or any(self.seen_images.values()):
+            return "no"
+        undecided = any(seen is None for seen in self.seen_images.values())
+        return "unknown" if undecided else "yes"
+
+
+def check_leaks(config: EvaluateConfig, plan: Plan, provenance: Provenance) -> LeakReport:
+    """Compares a checkpoint's past with a protocol."""
+    report = LeakReport(provenance.is_known)
+    if not provenance.is_known:
+        report.reasons.append("the checkpoint does not say what it was trained on")
+        return report
+    words = [label_text(label) for label in provenance.labels]
+    trained = {_plain(word) for word in words} | {_plain(_universal(word)) for word in words}
+    for part in plan.parts:
+        tested = _tested(plan, part)
+        seen = tuple(
+            name for name, words in tested.items() if any(_is_seen(w, trained) for w in words)
+        )
+        report.seen_classes[part.name] = seen
+        report.num_classes[part.name] = len(tested)
+        report.num_images[part.name] = len(part.source)
+        if seen:
+            report.reasons.append(
+                f"{part.name}: {len(seen)} of {len(tested)} classes were trained "
+                f"({', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''})"
+            )
+        report.seen_images[part.name], why = _seen_images(config, part, provenance)
+        if why:
+            report.reasons.append(f"{part.name}: {why}")
+    return report
+
+
+def _tested(plan: Plan, part: Part) -> dict[str, tuple[str, ...]]:
+    """The classes that are tested, and all words that stand for each."""
+    if plan.kind == "few-shot":
+        return {name: (name,) for name in part.strata}
+    words = {name: [name] for name in part.space.classes}
+    for text, number in zip(part.space.texts, part.space.text_class, strict=True):
+        if 0 <= number < len(part.space.classes):
+            words[part.space.classes[number]].append(text)
+    background = None if part.space.rest is None else part.space.classes[part.space.rest]
+    return {name: tuple(found) for name, found in words.items() if name != background}
+
+
+def _plain(words: str) -> str:
+    return re.sub(r"[\s_\-]", "", words.lower())
+
+
+def _is_seen(name: str, trained: set[str]) -> bool:
+    words = label_text(name)
+    return bool({_plain(words), _plain(_universal(words))} & trained)
+
+
+def _universal(words: str) -> str:
+    """The universal class's words for a benchmark's, however the latter are spaced."""
+    return SYNONYMS.get(words) or SYNONYMS.get(_plain(words)) or words
+
+
+def _seen_images(
+    config: EvaluateConfig, part: Part, provenance: Provenance
+) -> tuple[int | None, str]:
+    """How many of a part's pictures were in the training shards, and what to say about it."""
+    source = part.source
+    if provenance.has_many:
+        return None, "trained on many datasets, whose pictures are not compared with these"
+    own = sorted(set(provenance.datasets) - set(DATASETS))
+    if isinstance(source, EpisodeItems):
+        seen, why = _seen_episodes(source, provenance)
+        return (seen, why) if seen or not own else (None, why or _own(own))
+    if isinstance(source, HeldOutItems):
+        if own:
+            return None, _own(own)
+        if source.dataset.startswith(("voc", "pascal")) and "coco_panoptic" in provenance.datasets:
+            return None, FLICKR
+        return 0, ""
+    if not isinstance(source, ShardItems | RootItems):
+        return None, "pictures of an unknown kind"
+    dataset = source.dataset if isinstance(source, RootItems) else source.manifest.dataset
+    if dataset not in provenance.datasets:
+        return 0, ""
+    split = config.split if isinstance(source, RootItems) else source.manifest.split
+    trained_split = (provenance.config.get("data") or {}).get("train_split", "train")
+    if split != trained_split:
+        return 0, ""
+    manifest = provenance.manifests.get(dataset)
+    if manifest is None:
+        return len(source), f"the training used split {split} of {dataset}, as this evaluation does"
+    keys = {record.key for shard in manifest.shards for record in shard.samples}
+    seen = sum(key in keys for key in source.keys())
+    return seen, f"{seen} of {len(source)} pictures were trained" if seen else ""
+
+
+def _own(datasets: Sequence[str]) -> str:
+    return f"trained on {', '.join(datasets)}, of whose pictures nothing is known"
+
+
+def _seen_episodes(source: EpisodeItems, provenance: Provenance) -> tuple[int | None, str]:
+    if "coco_panoptic" not in provenance.datasets or source.benchmark == "fss-1000":
+        return 0, ""
+    if source.benchmark == "pascal-5i":
+        return None, FLICKR
+    manifest = provenance.manifests.get("coco_panoptic")
+    if manifest is None:
+        return None, (
+            "trained on COCO train2017, which holds most of val2014; the training shards are not "
+            "there any more to count how many of these pictures"
+        )
+    keys = [record.key for shard in manifest.shards for record in shard.samples]
+    trained = {number for key in keys if (number := coco_number(key)) is not None}
+    seen = sum(coco_number(key.partition("#")[0]) in trained for key in source.keys())
+    text = f"{seen} of {len(source)} episodes show pictures of the training" if seen else ""
+    return seen, text
+
+
+def coco_number(name: str) -> int | None:
+    """COCO's number of a picture: 12 digits at the end of the stem, in every release."""
+    match = re.search(r"(\d{12})(?:\.jpg)?$", name)
+    return int(match[1]) if match else None
+
+
+def seen_flags(report: LeakReport, part: str, names: Sequence[str]) -> list[bool | None]:
+    """For each class whether the training has seen it; None where unknown."""
+    if not report.known:
+        return [None] * len(names)
+    seen = set(report.seen_classes.get(part, ()))
+    return [name in seen for name in names]

@@ -1,0 +1,144 @@
+"""One HTML page of an evaluation: figures, the papers' rows, and its best and worst pictures."""
+
+import html
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.taxonomy import IGNORE
+from pipeline.evaluation.overlay import Row, draw
+from pipeline.evaluation.report import TITLES, Report
+from pipeline.evaluation.scoring import ItemScore
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; color: #222;
+       padding: 0 1em; }
+table { border-collapse: collapse; margin: 1em 0; }
+th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child, td.text { text-align: left; }
+img { max-width: 100%; border: 1px solid #ddd; }
+.warning { background: #fff4d6; padding: .6em 1em; border-left: 4px solid #d9a400; }
+"""
+
+
+def write_page(report: Report, example: Callable[[int, int], Any], folder: Path) -> None:
+    """Writes page.html and the pictures that it shows.
+
+    Args:
+        report: The evaluation.
+        example: (number of a part, position of a picture) -> item, target, prediction.
+        folder: Where.
+    """
+    sections = []
+    for number, part in enumerate(report.plan.parts):
+        worst, best = extremes(report.counts[part.name].scores, report.config.examples)
+        for kind, chosen in (("best", best), ("worst", worst)):
+            if not chosen:
+                continue
+            rows = [_row(report, number, score, example) for score in chosen]
+            name = f"{part.name}-{kind}.png".replace(os.sep, "_")
+            draw(rows, folder / name)
+            sections.append(
+                f"<h2>{html.escape(part.name)}: {kind} pictures</h2>\n"
+                f'<img src="{html.escape(name)}" alt="{kind} pictures of {html.escape(part.name)}">'
+            )
+    body = [
+        f"<h1>{html.escape(report.config.protocol)}</h1>",
+        f"<p>Checkpoint <code>{html.escape(report.config.checkpoint)}</code>, "
+        f"other: {html.escape(str(report.to_dict()['other']))}, split {report.config.split}.</p>",
+        *_warnings(report),
+        _figures(report),
+        _published(report),
+        "<h2>Confusion</h2>\n" + '<img src="confusion.png" alt="confusion matrices">',
+        *sections,
+    ]
+    text = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(report.config.protocol)}</title><style>{STYLE}</style></head>\n"
+        "<body>" + "\n".join(body) + "</body></html>\n"
+    )
+    (folder / "page.html").write_text(text, encoding="utf-8")
+
+
+def extremes(scores: Sequence[ItemScore], count: int) -> tuple[list[ItemScore], list[ItemScore]]:
+    """The worst and the best pictures by their own mIoU; none is in both."""
+    ranked = sorted((s for s in scores if s.miou is not None), key=lambda s: (s.miou, s.position))
+    count = min(count, len(ranked) // 2)
+    return ranked[:count], ranked[len(ranked) - count :][::-1]
+
+
+def _row(report: Report, part_number: int, score: ItemScore, example: Any) -> Row:
+    space = report.plan.parts[part_number].space
+    item, target, prediction = example(part_number, score.position)
+    image = item.image
+    if image.shape[:2] != target.shape:  # squashed
+        from pipeline.evaluation.views import network_input
+
+        image = network_input(image, report.plan.parts[part_number].geometry)
+    labels = space.classes if space.rest is not None else (*space.classes, "(none of them)")
+    if item.texts:
+        labels = (space.classes[0], item.texts[-1])
+    # Colours are few: only labels that are in the picture get one.
+    shown = np.union1d(np.unique(target[target < len(labels)]), np.unique(prediction)).astype(int)
+    place = np.full(256, IGNORE, np.int64)
+    place[shown] = np.arange(len(shown))
+    named = tuple(labels[number] for number in shown)
+    title = f"{score.key.rpartition('/')[2]}: {100 * (score.miou or 0):.1f}"
+    has_none = space.rest is None and bool((prediction == space.none).any())
+    return Row(title, image, place[target], place[prediction], named, has_other=has_none)
+
+
+def _warnings(report: Report) -> list[str]:
+    lines = [*report.leak.reasons, *report.plan.notes]
+    if report.leak.zero_shot != "yes":
+        lines.insert(0, f"Zero-shot: {report.leak.zero_shot}.")
+    if not lines:
+        return []
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return [f'<div class="warning"><ul>{items}</ul></div>']
+
+
+def _figures(report: Report) -> str:
+    parts = report.figures.parts
+    names = [name for name in TITLES if any(name in part for part in parts.values())]
+    head = "".join(f"<th>{html.escape(TITLES[name])}</th>" for name in names)
+    rows = [(part, values) for part, values in parts.items()]
+    if len(parts) > 1:
+        rows.append(("mean", report.figures.summary))
+    body = "".join(
+        f"<tr><td>{html.escape(part)}</td>"
+        + "".join(f"<td>{_number(name, values.get(name))}</td>" for name in names)
+        + "</tr>"
+        for part, values in rows
+    )
+    harmonic = report.figures.summary.get("harmonic_miou")
+    extra = f"<p>Harmonic mean of mIoU: {100 * harmonic:.2f}</p>" if harmonic is not None else ""
+    return f"<table><tr><th></th>{head}</tr>{body}</table>{extra}"
+
+
+def _published(report: Report) -> str:
+    table = report.to_dict()["published"]
+    if not table:
+        return ""
+    ours = report.values()
+    names = sorted({name for row in table for name in row["values"]})
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    rows = [{"model": "ours", "values": ours, "source": "this evaluation"}, *table]
+    body = "".join(
+        f"<tr><td>{html.escape(row['model'])}</td>"
+        + "".join(f"<td>{_number('miou', row['values'].get(name))}</td>" for name in names)
+        + f'<td class="text">{html.escape(row["source"])}</td></tr>'
+        for row in rows
+    )
+    return f"<h2>Published</h2><table><tr><th>model</th>{head}<th>source</th></tr>{body}</table>"
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None or value != value:
+        return "-"
+    return (
+        f"{value:.0f}" if name in ("images", "unreadable", "counted_px") else f"{100 * value:.2f}"
+    )

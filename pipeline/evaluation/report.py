@@ -1,0 +1,222 @@
+"""The files of an evaluation: report.json, per_class.csv, confusion.png, page.html, and a table.
+
+Everything in report.json is plain JSON; figures lie between 0 and 1.
+"""
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.figures import Figures, matrix_of, miou_over
+from pipeline.evaluation.leak import LeakReport, seen_flags
+from pipeline.evaluation.plan import Plan
+from pipeline.evaluation.published import published_rows
+from pipeline.evaluation.scoring import Counts
+
+MAX_CONFUSED = 40
+"""Classes that the confusion picture shows: those with the most pixels."""
+
+TITLES = {
+    "miou": "mIoU",
+    "miou_all": "mIoU, all classes",
+    "miou_merged": "mIoU, equal classes as one",
+    "harmonic_miou": "harmonic mean of mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "fb_iou": "FB-IoU",
+    "images": "images",
+    "unreadable": "unreadable",
+    "counted_px": "pixels",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One finished evaluation."""
+
+    config: EvaluateConfig
+    plan: Plan
+    figures: Figures
+    counts: dict[str, Counts]
+    leak: LeakReport
+    fingerprint: str
+    checkpoint_fingerprint: str
+
+    def values(self) -> dict[str, float]:
+        """All figures by name: `miou`, `fold0/miou`, `ade20k/pixel_accuracy`, ..."""
+        flat = dict(self.figures.summary)
+        for part, figures in self.figures.parts.items():
+            flat |= {f"{part}/{name}": value for name, value in figures.items()}
+        for part in self.figures.parts:
+            for kind, names in self._by_seen(part).items():
+                value = miou_over(self.figures.classes, names, part)
+                if value is not None:
+                    flat[f"{part}/miou_{kind}_classes"] = value
+        return {name: value for name, value in flat.items() if not math.isnan(value)}
+
+    def policies(self) -> dict[str, str]:
+        """How "other" was handled, by part."""
+        return {part.name: part.space.policy for part in self.plan.parts}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of report.json."""
+        policies = sorted(set(self.policies().values()))
+        return {
+            "protocol": self.config.protocol,
+            "checkpoint": self.config.checkpoint,
+            "checkpoint_fingerprint": self.checkpoint_fingerprint,
+            "evaluation_fingerprint": self.fingerprint,
+            "split": self.config.split,
+            "other": policies[0] if len(policies) == 1 else self.policies(),
+            "geometry": {part.name: vars(part.geometry) for part in self.plan.parts},
+            "precision": self.config.precision,
+            "figures": self.values(),
+            "zero_shot": self.leak.zero_shot,
+            "leak": {
+                "known": self.leak.known,
+                "reasons": self.leak.reasons,
+                "seen_classes": {k: list(v) for k, v in self.leak.seen_classes.items()},
+                "num_classes": self.leak.num_classes,
+                "seen_images": self.leak.seen_images,
+                "num_images": self.leak.num_images,
+            },
+            "notes": list(self.plan.notes),
+            "published": [vars(row) for row in published_rows(self.config.protocol)],
+            "unreadable": {k: list(map(list, c.unreadable)) for k, c in self.counts.items()},
+        }
+
+    def per_class_csv(self) -> str:
+        """One line for each class of each part."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        columns = ("part", "class", "iou", "target_px", "predicted_px", "hit_px")
+        writer.writerow((*columns, "seen_in_training", "other"))
+        policies = self.policies()
+        for row in self.figures.classes:
+            (seen,) = seen_flags(self.leak, row.part, [row.name])
+            iou = "" if row.iou is None else repr(row.iou)
+            flag = "unknown" if seen is None else "yes" if seen else "no"
+            if row.name in self._rest_of(row.part):
+                flag = ""  # A background is neither.
+            cells = (row.part, row.name, iou, row.target_px, row.predicted_px, row.hit_px)
+            writer.writerow((*cells, flag, policies[row.part]))
+        return buffer.getvalue()
+
+    def table(self) -> Table:
+        """What the terminal shows: our rows by part, then the papers'."""
+        names = self._columns()
+        checkpoint = "/".join(self.config.checkpoint.rstrip("/").split("/")[-2:])
+        title = f"{self.config.variant}: {checkpoint}"
+        caption = f"other: {self.to_dict()['other']}   zero-shot: {self.leak.zero_shot}"
+        table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+        table.add_column("", no_wrap=True, overflow="fold")
+        for name in names:
+            table.add_column(TITLES[name], justify="right")
+        for part, figures in self.figures.parts.items():
+            table.add_row(part, *(_cell(name, figures.get(name)) for name in names))
+        if len(self.figures.parts) > 1 or "harmonic_miou" in self.figures.summary:
+            table.add_section()
+            summary = self.figures.summary
+            table.add_row("mean", *(_cell(name, summary.get(name)) for name in names))
+            if "harmonic_miou" in summary:
+                table.add_row("harmonic mean", _cell("miou", summary["harmonic_miou"]))
+        return table
+
+    def _columns(self) -> list[str]:
+        """The figures that the terminal shows: what all parts say, without repetitions."""
+        parts = list(self.figures.parts.values())
+        hidden = {"counted_px", "miou_all"}
+        if not any(part.get("unreadable") for part in parts):
+            hidden.add("unreadable")
+        if all(part.get("miou_merged") == part["miou"] for part in parts):
+            hidden.add("miou_merged")
+        return [n for n in TITLES if n not in hidden and any(n in part for part in parts)]
+
+    def published_table(self) -> Table | None:
+        """The papers' rows beside ours, with their sources; None where there are none."""
+        rows = published_rows(self.config.protocol)
+        if not rows:
+            return None
+        ours = self.values()
+        columns = [name for name in ours if any(name in row.values for row in rows)]
+        columns += sorted({n for row in rows for n in row.values} - set(columns))
+        table = Table(title="published", box=box.SIMPLE_HEAD)
+        table.add_column("model", overflow="fold")
+        for name in columns:
+            table.add_column(name, justify="right")
+        table.add_column("source", overflow="fold")
+        table.add_row("ours", *(_cell("miou", ours.get(n)) for n in columns), _ours(self))
+        for row in rows:
+            cells = (_cell("miou", row.values.get(name)) for name in columns)
+            table.add_row(row.model, *cells, row.source)
+        return table
+
+    def write(self, folder: Path) -> None:
+        """Writes all files but the page's pictures."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        (folder / "report.json").write_text(text, encoding="utf-8")
+        (folder / "per_class.csv").write_text(self.per_class_csv(), encoding="utf-8")
+        self._draw_confusion(folder / "confusion.png")
+
+    def _by_seen(self, part: str) -> dict[str, set[str]]:
+        if not self.leak.known:
+            return {}
+        names = {row.name for row in self.figures.classes if row.part == part}
+        names -= self._rest_of(part)
+        seen = set(self.leak.seen_classes.get(part, ()))
+        # Where all classes are on one side, the mean over them says nothing new.
+        return {"seen": seen, "unseen": names - seen} if seen and names - seen else {}
+
+    def _rest_of(self, part: str) -> set[str]:
+        """The class that means "none of the others", where a part has one; few-shot rows do not."""
+        (space,) = (one.space for one in self.plan.parts if one.name == part)
+        return set() if space.rest is None else {space.classes[space.rest]}
+
+    def _draw_confusion(self, path: Path) -> None:
+        """Rows are what a pixel is, columns what it was called; each row sums to 1."""
+        parts = self.plan.parts
+        figure = Figure(figsize=(9, 8.2 * len(parts)), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
+        for axis, part in zip(axes, parts, strict=True):
+            counts = matrix_of(part, self.counts[part.name]).counts.numpy()
+            names = [*part.space.classes, "(none of them)"]
+            largest = np.argsort(-counts.sum(1), kind="stable")[:MAX_CONFUSED]
+            shown = np.sort(largest[counts.sum(1)[largest] > 0])
+            columns = np.append(shown, len(names) - 1) if counts[:, -1].any() else shown
+            share = counts[np.ix_(shown, columns)] / counts.sum(1)[shown, None]
+            image = axis.imshow(share, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            axis.set_xticks(range(len(columns)), [names[i] for i in columns], rotation=90)
+            axis.set_yticks(range(len(shown)), [names[i] for i in shown])
+            axis.tick_params(labelsize=7)
+            axis.set_xlabel("predicted")
+            axis.set_ylabel("labelled")
+            left = int((counts.sum(1) > 0).sum()) - len(shown)
+            more = f", the {len(shown)} largest classes of {left + len(shown)}" if left else ""
+            axis.set_title(f"{part.name}: share of a class's pixels{more}", fontsize=10)
+            figure.colorbar(image, ax=axis, shrink=0.6)
+        figure.savefig(path)
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    if name in ("images", "unreadable", "counted_px"):
+        return f"{value:.0f}"
+    return f"{100 * value:.2f}"
+
+
+def _ours(report: Report) -> str:
+    deviations = len(report.plan.notes)
+    return f"this evaluation{f'; {deviations} deviations, see notes' if deviations else ''}"

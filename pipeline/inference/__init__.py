@@ -1,0 +1,1 @@
+"""Images in, label maps out: prediction, overlays, and the served model."""

@@ -1,0 +1,210 @@
+"""The configuration of `jobs/predict.py`, and what it means for one checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from model.checkpoint import CONFIG
+from model.sliding import PUBLISHED, SlidingConfig
+from pipeline.errors import UserError
+from pipeline.inference.palettes import PaletteName
+
+MAX_LABELS = 65_535
+"""What an index PNG of 16 bits can tell apart, with one more for no label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Which pictures to segment, with which labels, into what."""
+
+    checkpoint: str
+    """A checkpoint directory, `s3://bucket/folder`, or `models:/name@alias`."""
+
+    images: tuple[str, ...] = ()
+    """Files, folders, patterns or `s3://` prefixes; may also be the first words of the command
+    line."""
+
+    labels: str = ""
+    """Any texts, separated by commas: "dog, grass, traffic light". Neither these nor a file: what
+    the checkpoint was trained on."""
+
+    labels_file: str | None = None
+    """A text file with one label a line."""
+
+    other: str = "none"
+    """Pixels of none of the labels: `none` gives each pixel its best label; a number (0.4) leaves
+    those out whose best label is less probable; any other texts, separated by commas ("other"),
+    compete as labels and leave out what they win."""
+
+    out: str = "predictions"
+    """Folder for the results, local or `s3://`. Pictures that it already holds are skipped."""
+
+    overlay: bool = True
+    """Also write a picture for people: NAME.overlay.jpg."""
+
+    palette: PaletteName = "distinct"
+    """Colours: `distinct`, or `colour-blind` (safe ones, with textures beyond eight labels)."""
+
+    probabilities: bool = False
+    """Also write each label's probability: NAME.probabilities.npy, (K, H, W) float16, with one more
+    row where `other` is texts."""
+
+    features: bool = False
+    """Also write the pixel vectors: NAME.features.npy, (C, h, w) float16 of length 1 over C, at
+    half the size that the network sees."""
+
+    view: Literal["single", "published", "whole"] = "single"
+    """`single`: windows at one scale; `published`: six scales and mirror images, as for the figures
+    on ADE20K, at some twenty times the cost; `whole`: one forward pass."""
+
+    base_px: int | None = None
+    """Long side at which the network sees a picture at scale 1; not set: as in the checkpoint's
+    training (520 where it does not say)."""
+
+    window_px: int | None = None
+    """Side of the windows; not set: as in the checkpoint's training (480)."""
+
+    full_size: bool = False
+    """Look at pictures at their own size instead of `base_px`: more detail, more cost."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` is for GPUs."""
+
+    batch_images: int = 8
+    """Pictures that are read at a time; those of one size go through the network together."""
+
+    workers: int | None = None
+    """Ray workers; not set: none for files and folders, as many as there are GPUs (or CPUs) for
+    `s3://` prefixes and for more than `ray_from` pictures."""
+
+    ray_from: int = 500
+    """More pictures than this are spread over Ray workers."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple(self.images))
+        if self.labels.strip() and self.labels_file:
+            raise UserError("labels_file: labels is set too: give one of them")
+        for name in ("batch_images", "ray_from"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("base_px", "window_px"):
+            value = getattr(self, name)
+            if value is not None and value < 8:
+                raise UserError(f"{name}={value}: must be at least 8 pixels")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"workers={self.workers}: must be at least 1")
+        if self.full_size and self.features:
+            raise UserError(
+                "features: full_size is set too, and the vectors of a whole photo at its own size "
+                "do not fit into memory: set one of them"
+            )
+        if self.full_size and self.base_px is not None:
+            raise UserError("base_px: full_size is set too, which does not use it: set one of them")
+        if self.view == "whole" and self.window_px is not None:
+            raise UserError("window_px: view=whole has no windows: leave it out")
+        other_policy(self.other)
+
+
+@dataclass(frozen=True)
+class Other:
+    """What becomes of pixels of none of the labels."""
+
+    texts: tuple[str, ...] = ()
+    """Labels that compete, and leave out what they win."""
+    threshold: float | None = None
+    """The least probability that a pixel's best label must have."""
+
+    def __str__(self) -> str:
+        if self.texts:
+            return f"words: {', '.join(self.texts)}"
+        return "none" if self.threshold is None else f"threshold {self.threshold:g}"
+
+
+def other_policy(value: str) -> Other:
+    """Reads `none`, a probability, or texts.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    if value.strip().lower() == "none":
+        return Other()
+    try:
+        threshold = float(value)
+    except ValueError:
+        return Other(texts=_split(value, "other"))
+    if not 0 < threshold < 1:
+        raise UserError(
+            f"other={value}: must be a probability between 0 and 1, texts, or none: a label that "
+            "is a number needs a text beside it"
+        )
+    return Other(threshold=threshold)
+
+
+def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...]:
+    """The labels to ask for.
+
+    Args:
+        config: Labels, or a file of them.
+        trained: Those of the checkpoint.
+
+    Raises:
+        UserError: There are none, or one twice, or one that is "other" too.
+    """
+    where = "labels"
+    if config.labels_file:
+        where = f"labels_file={config.labels_file}"
+        try:
+            lines = Path(config.labels_file).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{where}: cannot be read as UTF-8 text: {error}") from None
+        labels = tuple(line.strip() for line in lines if line.strip())
+    elif config.labels.strip():
+        labels = _split(config.labels, "labels")
+    else:
+        labels = tuple(trained)
+    if not 0 < len(labels) <= MAX_LABELS:
+        raise UserError(f"{where}: names {len(labels)} labels: must be 1 to {MAX_LABELS}")
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice and labels != tuple(trained):
+        raise UserError(f"{where}: names {twice[0]!r} twice: the second would never win: drop it")
+    both = [text for text in other_policy(config.other).texts if text in labels]
+    if both:
+        raise UserError(f"other={both[0]}: is one of the labels too: drop it from one of them")
+    return labels
+
+
+def sliding_of(config: PredictConfig, checkpoint: Path) -> SlidingConfig:
+    """How pictures are looked at: as the checkpoint was trained, unless told otherwise.
+
+    Args:
+        config: The job's.
+        checkpoint: A local checkpoint directory.
+    """
+    trained = _augmentation(checkpoint / CONFIG)
+    base_px = None if config.full_size else config.base_px or trained.get("base_px", 520)
+    window_px = config.window_px or trained.get("crop_px", 480)
+    published = config.view == "published"
+    return SlidingConfig(
+        scales=PUBLISHED.scales if published else (1.0,),
+        flip=published,
+        base_px=base_px,
+        window_px=None if config.view == "whole" else window_px,
+    )
+
+
+def _augmentation(path: Path) -> dict[str, Any]:
+    """The sizes of the training crops that a checkpoint's configuration tells, if it does."""
+    content = yaml.safe_load(path.read_text())
+    data = content.get("data") if isinstance(content, dict) else None
+    augment = data.get("augment") if isinstance(data, dict) else None
+    return augment if isinstance(augment, dict) else {}
+
+
+def _split(text: str, where: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not parts:
+        raise UserError(f"{where}={text!r}: names nothing: write texts separated by commas")
+    return parts

@@ -1,0 +1,228 @@
+"""From pictures to the files of their segmentation; one worker's work, knows no Ray.
+
+Of each picture NAME: `NAME.png`, whose values are positions in the list of labels (8 bits with a
+palette, 255 for no label; 16 bits and 65535 beyond 255 labels), and what else was asked for. The
+index is written last, so that a picture that has one is done.
+"""
+
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from PIL import Image
+from torch.nn import functional
+
+from model.lseg import LSeg
+from model.prediction import NO_LABEL
+from model.sliding import SlidingConfig, Views, sliding_label_ids, window_grid
+from pipeline.data.pixels.official import BadSample
+from pipeline.errors import UserError
+from pipeline.inference.overlay import draw_photo
+from pipeline.inference.palettes import NO_LABEL_COLOUR, PaletteName, label_colours
+from pipeline.inference.photos import Photo, decode_photo
+from pipeline.storage.open import open_storage
+
+MAX_BATCH_MPX = 24
+"""Megapixels of the pictures of one size that go through the network together."""
+
+OVERLAY_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is made of every picture."""
+
+    checkpoint: str
+    labels: tuple[str, ...]
+    text_TC: np.ndarray
+    """(T, C) float32: vectors of the labels, then of the texts that mean none of them."""
+    none_name: str
+    """The legend's name for pixels of no label."""
+    threshold: float | None
+    sliding: SlidingConfig
+    out: str
+    overlay: bool
+    palette: PaletteName
+    probabilities: bool
+    features: bool
+    precision: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one picture."""
+
+    uri: str
+    name: str
+    error: str = ""
+    """Why there is no result; empty when there is one."""
+
+
+class Segmenter:
+    """A loaded network that segments pictures.
+
+    Args:
+        task: What to make.
+        device: Where the network runs.
+    """
+
+    def __init__(self, task: Task, device: torch.device | str) -> None:
+        self._task = task
+        self._device = torch.device(device)
+        self._lseg = LSeg.load(task.checkpoint, self._device).eval()
+        self._text_TC = torch.from_numpy(np.array(task.text_TC)).to(self._device)
+        self._out = open_storage(task.out)
+
+    def segment(self, photos: Sequence[Photo]) -> list[Outcome]:
+        """Segments pictures and stores the results; what cannot be read is told, not raised."""
+        with ThreadPoolExecutor(4, thread_name_prefix="decode") as pool:
+            decoded = list(pool.map(_decode, photos))
+        outcomes = [
+            Outcome(photo.uri, photo.name, image)
+            for photo, image in zip(photos, decoded, strict=True)
+            if isinstance(image, str)
+        ]
+        whole = [
+            (photo, image)
+            for photo, image in zip(photos, decoded, strict=True)
+            if not isinstance(image, str)
+        ]
+        for batch in _of_one_size(whole):
+            self._segment([photo for photo, _ in batch], [image for _, image in batch])
+            outcomes += [Outcome(photo.uri, photo.name) for photo, _ in batch]
+        return outcomes
+
+    def _segment(self, photos: list[Photo], images: list[np.ndarray]) -> None:
+        task, size = self._task, (images[0].shape[0], images[0].shape[1])
+        seen = np.stack([seen_image(image, task.sliding) for image in images])
+        amp = torch.autocast(self._device.type, torch.bfloat16, enabled=task.precision == "bf16")
+        with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(), amp:
+            batch = self._lseg.normalize(torch.from_numpy(seen))
+            files = [Path(scratch) / f"{number}.npy" for number in range(len(photos))]
+            if task.probabilities:
+                ids = self._with_probabilities(batch, size, files)
+            else:
+                ids = sliding_label_ids(
+                    self._lseg, batch, self._text_TC, task.sliding, size, task.threshold
+                )
+                ids = ids.where(ids < len(task.labels), NO_LABEL).cpu().numpy()
+            for number, photo in enumerate(photos):
+                if task.probabilities:
+                    self._out.upload(f"{photo.name}.probabilities.npy", files[number])
+                if task.features:
+                    np.save(files[number], self._features(batch[number : number + 1]))
+                    self._out.upload(f"{photo.name}.features.npy", files[number])
+                if task.overlay:
+                    drawn = self._overlay(images[number], ids[number])
+                    self._out.write(f"{photo.name}.overlay.jpg", drawn)
+                index = encode_index(ids[number], len(task.labels), task.palette)
+                self._out.write(f"{photo.name}.png", index)
+
+    def _with_probabilities(
+        self, batch: torch.Tensor, size: tuple[int, int], files: Sequence[Path]
+    ) -> np.ndarray:
+        """Writes the probabilities by bands of rows; returns the ids (B, H, W)."""
+        task, num_labels = self._task, len(self._task.labels)
+        num_rows = num_labels + (len(self._text_TC) > num_labels)
+        maps = [
+            open_memmap(path, mode="w+", dtype=np.float16, shape=(num_rows, *size))
+            for path in files
+        ]
+        ids = np.empty((len(files), *size), np.int64)
+        for rows, band in Views(self._lseg, batch, task.sliding, size).bands(self._text_TC):
+            probability = (band / task.sliding.num_views).softmax(1)
+            best_probability, best = probability.max(1)
+            best = best.where(best < num_labels, NO_LABEL)
+            if task.threshold is not None:
+                best = best.where(best_probability >= task.threshold, NO_LABEL)
+            ids[:, rows] = best.cpu().numpy()
+            kept = probability[:, :num_labels]
+            if num_rows > num_labels:
+                kept = torch.cat([kept, probability[:, num_labels:].sum(1, keepdim=True)], dim=1)
+            for target, source in zip(maps, kept.half().cpu().numpy(), strict=True):
+                target[:, rows] = source
+        for target in maps:
+            target.flush()
+        return ids
+
+    def _features(self, image_1CHW: torch.Tensor) -> np.ndarray:
+        """(C, h, w) float16: the pixel vectors of the whole picture at scale 1."""
+        grid = window_grid((image_1CHW.shape[2], image_1CHW.shape[3]), 1.0, self._task.sliding)
+        if image_1CHW.shape[2:] != (grid.height, grid.width):
+            image_1CHW = functional.interpolate(
+                image_1CHW, (grid.height, grid.width), mode="bilinear", align_corners=True
+            )
+        return self._lseg.embed(image_1CHW)[0].half().cpu().numpy()
+
+    def _overlay(self, image: np.ndarray, ids: np.ndarray) -> bytes:
+        task = self._task
+        drawn = draw_photo(image, ids, task.labels, task.none_name, task.palette)
+        buffer = io.BytesIO()
+        drawn.save(buffer, "JPEG", quality=OVERLAY_QUALITY, subsampling=0)
+        return buffer.getvalue()
+
+
+def seen_image(image: np.ndarray, sliding: SlidingConfig) -> np.ndarray:
+    """The picture as the network gets it: never larger than the largest scale needs.
+
+    The protocol's own resizing takes single pixels, of which a large photo loses most; here each
+    pixel becomes the mean of its area first.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        sliding: How it will be looked at.
+    """
+    height, width = image.shape[:2]
+    grid = window_grid((height, width), max(sliding.scales), sliding)
+    if max(grid.height, grid.width) >= max(height, width):
+        return image
+    return cv2.resize(image, (grid.width, grid.height), interpolation=cv2.INTER_AREA)
+
+
+def encode_index(ids: np.ndarray, num_labels: int, palette: PaletteName) -> bytes:
+    """Writes label ids as a PNG.
+
+    Args:
+        ids: (H, W) integers, 0..num_labels-1, or NO_LABEL.
+        num_labels: Up to 255: 8 bits with a palette, 255 for no label; more: 16 bits, 65535.
+        palette: Colours.
+    """
+    buffer = io.BytesIO()
+    if num_labels <= 255:
+        image = Image.fromarray(np.where(ids == NO_LABEL, 255, ids).astype(np.uint8), "P")
+        colours = np.zeros((256, 3), np.uint8)
+        colours[:num_labels] = label_colours(num_labels, palette)
+        colours[255] = NO_LABEL_COLOUR
+        image.putpalette(colours.tobytes())
+    else:
+        image = Image.fromarray(np.where(ids == NO_LABEL, 65_535, ids).astype(np.uint16))
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _decode(photo: Photo) -> np.ndarray | str:
+    """The picture, or why it cannot be had."""
+    try:
+        return decode_photo(photo.read())
+    except (BadSample, FileNotFoundError, UserError) as error:
+        return str(error)
+
+
+def _of_one_size(
+    pictures: Sequence[tuple[Photo, np.ndarray]],
+) -> Iterator[list[tuple[Photo, np.ndarray]]]:
+    """Batches of pictures of one size, up to MAX_BATCH_MPX."""
+    ordered = sorted(pictures, key=lambda pair: pair[1].shape)
+    for shape, group in groupby(ordered, key=lambda pair: pair[1].shape):
+        pairs = list(group)
+        together = max(1, int(MAX_BATCH_MPX * 1e6 / (shape[0] * shape[1])))
+        for first in range(0, len(pairs), together):
+            yield pairs[first : first + together]

@@ -1,0 +1,358 @@
+"""The network as an MLflow pyfunc: pictures and labels in, label masks out.
+
+Saved as code (`served_entry`) beside the checkpoint's safetensors and this project's packages, so
+that loading it unpickles nothing and needs no installation of the project. What comes over the wire
+is not trusted: pictures are bytes, never paths or addresses, and sizes have limits
+(`Limits`, MLflow's `model_config`).
+"""
+
+import base64
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel
+from PIL import Image
+
+import model
+import pipeline
+from model.checkpoint import CONFIG
+from model.errors import ModelError
+from model.lseg import LSeg
+from model.prediction import NO_LABEL
+from model.sliding import SlidingConfig, sliding_label_ids
+from pipeline.checkpoints.resolvers import FILES
+from pipeline.data.pixels.official import BadSample
+from pipeline.errors import UserError
+from pipeline.inference.config import Other, PredictConfig, other_policy, sliding_of
+from pipeline.inference.photos import decode_photo
+from pipeline.inference.segmenter import encode_index, seen_image
+
+CHECKPOINT = "checkpoint"
+"""Name of the artifact that is the checkpoint's folder."""
+ENTRY = Path(__file__).with_name("served_entry.py")
+
+REQUIRED = (
+    "boto3",
+    "h5py",
+    "isal",
+    "matplotlib",
+    "mlflow",
+    "numpy",
+    "opencv-python-headless",
+    "open_clip_torch",
+    "pandas",
+    "pillow",
+    "PyYAML",
+    "psutil",
+    "safetensors",
+    "scipy",
+    "simplejpeg",
+    "timm",
+    "torch",
+    "torchvision",
+)
+"""Distributions that serving imports; their versions are those of the process that saves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one call may ask for; a value larger than these is refused before any work."""
+
+    max_images: int = 32
+    max_image_mib: float = 32
+    """Of one file."""
+    max_image_mpx: float = 24
+    """Of one picture, read from its header."""
+    max_labels: int = 1000
+    max_label_chars: int = 200
+    max_base_px: int = 2048
+    """Of the parameter `base_px`; half of it with `view` = `whole`, whose memory is its square."""
+
+
+class SegmentationModel(PythonModel):
+    """Segments pictures with any labels.
+
+    Input: a table with the column `image`: bytes of a JPEG, PNG, WebP, TIFF, BMP or PPM (base64
+    over REST). Parameters and outputs: see `signature`.
+    """
+
+    def load_context(self, context: Any) -> None:
+        """Loads the network, and the text encoder too, so that a service fails early."""
+        values = dict(context.model_config or {})
+        device = values.pop("device", "auto")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._limits = Limits(**values)
+        self._folder = Path(context.artifacts[CHECKPOINT])
+        self._lseg = LSeg.load(self._folder, device).eval()
+        self._lseg.embed_text(["other"])
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Segments each row's picture; see `signature` for what comes out.
+
+        Raises:
+            MlflowException: INVALID_PARAMETER_VALUE; the message says which row or parameter.
+        """
+        try:
+            images = self._decode(model_input)
+            labels, other, sliding = self._asked(params or {})
+            return [self._answer(image, labels, other, sliding) for image in images]
+        except (UserError, ModelError) as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def segment(
+        self,
+        image: np.ndarray,
+        labels: Sequence[str] = (),
+        other: Other | None = None,
+        sliding: SlidingConfig | None = None,
+    ) -> np.ndarray:
+        """Segments one decoded picture; for Python callers (`unwrap_python_model().segment`).
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            labels: What to look for; none: what the network was trained on.
+            other: What becomes of pixels of none of them; None: each gets its best label.
+            sliding: How to look; None: as in training.
+
+        Returns:
+            (H, W) int64: positions in `labels`, or -1.
+        """
+        labels = tuple(labels) or self._lseg.labels
+        other = other or Other()
+        sliding = sliding or sliding_of(PredictConfig(checkpoint=""), self._folder)
+        size = (image.shape[0], image.shape[1])
+        seen = torch.from_numpy(seen_image(image, sliding))[None]
+        text_TC = self._lseg.embed_text([*labels, *other.texts])
+        with torch.inference_mode():
+            batch = self._lseg.normalize(seen)
+            ids = sliding_label_ids(self._lseg, batch, text_TC, sliding, size, other.threshold)
+            return ids.where(ids < len(labels), NO_LABEL)[0].cpu().numpy()
+
+    def _answer(
+        self,
+        image: np.ndarray,
+        labels: tuple[str, ...],
+        other: Other,
+        sliding: SlidingConfig,
+    ) -> dict[str, Any]:
+        ids = self.segment(image, labels, other, sliding)
+        counts = np.bincount(ids.ravel() + 1, minlength=len(labels) + 1)
+        shares = (counts / ids.size).round(6).tolist()
+        mask = encode_index(ids, len(labels), "distinct")
+        return {
+            "mask": base64.b64encode(mask).decode("ascii"),
+            "labels": list(labels),
+            "shares": shares[1:],
+            "no_label_share": shares[0],
+            "no_label_id": 255 if len(labels) <= 255 else 65_535,
+            "height": ids.shape[0],
+            "width": ids.shape[1],
+        }
+
+    def _decode(self, table: pd.DataFrame) -> list[np.ndarray]:
+        """The pictures of a table, once all of it is known to be within the limits."""
+        limits = self._limits
+        rows = table["image"].tolist()
+        if not 0 < len(rows) <= limits.max_images:
+            raise UserError(
+                f"image: {len(rows)} rows: must be 1 to {limits.max_images}: send more calls"
+            )
+        files = []
+        for number, value in enumerate(rows):
+            if not isinstance(value, bytes | bytearray | memoryview) or not len(value):
+                raise UserError(
+                    f"image[{number}]: must be the bytes of a picture file (base64 over REST), "
+                    f"not {type(value).__name__}: paths and addresses are not read here"
+                )
+            data = bytes(value)
+            if len(data) > limits.max_image_mib * 2**20:
+                raise UserError(
+                    f"image[{number}]: {len(data) / 2**20:.1f} MiB: must be at most "
+                    f"{limits.max_image_mib:g} MiB: shrink it"
+                )
+            files.append(data)
+        images = []
+        for number, data in enumerate(files):
+            try:
+                images.append(decode_photo(data, int(limits.max_image_mpx * 1e6)))
+            except BadSample as error:
+                raise UserError(
+                    f"image[{number}]: {error}: must be a JPEG, PNG, WebP, TIFF, BMP or PPM of at "
+                    f"most {limits.max_image_mpx:g} megapixels"
+                ) from None
+        return images
+
+    def _asked(self, params: Mapping[str, Any]) -> tuple[tuple[str, ...], Other, SlidingConfig]:
+        """Labels, policy and geometry of the parameters.
+
+        Raises:
+            UserError: One of them is not allowed.
+        """
+        other = other_policy(str(params.get("other", "none")))
+        labels = self._labels(params.get("labels", ()), other)
+        view, base_px = str(params.get("view", "single")), int(params.get("base_px", 0))
+        if view not in ("single", "published", "whole"):
+            raise UserError(f"view={view}: must be single, published or whole: correct it")
+        largest = self._limits.max_base_px // (2 if view == "whole" else 1)
+        if base_px and not 8 <= base_px <= largest:
+            raise UserError(
+                f"base_px={base_px}: must be 8 to {largest}, or 0 for that of the training"
+            )
+        config = PredictConfig(checkpoint="", view=view, base_px=base_px or None)
+        return labels, other, sliding_of(config, self._folder)
+
+    def _labels(self, given: Any, other: Other) -> tuple[str, ...]:
+        limits = self._limits
+        labels = tuple(" ".join(str(label).split()) for label in given)
+        if not labels:
+            if not self._lseg.labels:
+                raise UserError("labels: none given, and the model brings none: name some")
+            labels = self._lseg.labels
+        elif len(labels) > limits.max_labels:
+            raise UserError(
+                f"labels: {len(labels)} given: must be at most {limits.max_labels}: ask in parts"
+            )
+        else:
+            seen: set[str] = set()
+            for number, label in enumerate(labels):
+                if not 0 < len(label) <= limits.max_label_chars:
+                    raise UserError(
+                        f"labels[{number}]: {len(label)} characters: must be 1 to "
+                        f"{limits.max_label_chars}: shorten it"
+                    )
+                if label in seen:
+                    raise UserError(f"labels[{number}]={label!r}: is named twice: drop one")
+                seen.add(label)
+        if len(other.texts) > limits.max_labels or any(
+            len(text) > limits.max_label_chars for text in other.texts
+        ):
+            raise UserError(
+                f"other: must be at most {limits.max_labels} texts of {limits.max_label_chars} "
+                "characters: shorten it"
+            )
+        both = [text for text in other.texts if text in labels]
+        if both:
+            raise UserError(f"other={both[0]}: is one of the labels too: drop it from one of them")
+        return labels
+
+
+def signature() -> Any:
+    """The pyfunc's signature: an MLflow `ModelSignature`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    outputs: list[Any] = [
+        ColSpec(DataType.string, "mask"),  # base64 of a PNG with a palette; values: positions
+        ColSpec(Array(DataType.string), "labels"),
+        ColSpec(Array(DataType.double), "shares"),  # of all pixels, one a label
+        ColSpec(DataType.double, "no_label_share"),
+        ColSpec(DataType.long, "no_label_id"),
+        ColSpec(DataType.long, "height"),
+        ColSpec(DataType.long, "width"),
+    ]
+    params = [
+        ParamSpec("labels", DataType.string, [], (-1,)),
+        ParamSpec("other", DataType.string, "none"),
+        ParamSpec("view", DataType.string, "single"),
+        ParamSpec("base_px", DataType.long, 0),
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema(outputs),
+        params=ParamSchema(params),
+    )
+
+
+def requirements(encoder: str = "") -> list[str]:
+    """Pinned requirements of a served model, from the versions that are installed here.
+
+    Args:
+        encoder: Name of the text encoder, which may need one more.
+    """
+    extra = ("sentence-transformers",) if encoder.startswith("sentence-transformers/") else ()
+    pins = []
+    for name in (*REQUIRED, *extra):
+        try:
+            # Local parts (2.11.0+cu128) name builds that no index has.
+            pins.append(f"{name}=={metadata.version(name).partition('+')[0]}")
+        except metadata.PackageNotFoundError:
+            pins.append(name)
+    return pins
+
+
+def save_served(checkpoint: Path, target: Path, *, logged: Any = None, run_id: str = "") -> None:
+    """Writes the pyfunc of a checkpoint.
+
+    Args:
+        checkpoint: Its folder on this machine; only `FILES` of it go along.
+        target: A folder that does not exist.
+        logged: MLflow's `LoggedModel` that it becomes.
+        run_id: MLflow run of it.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    described = None
+    if logged is not None:
+        described = Model(
+            artifact_path=logged.artifact_location,
+            model_uuid=logged.model_id,
+            run_id=run_id,
+            model_id=logged.model_id,
+        )
+    with tempfile.TemporaryDirectory(prefix="lseg-serve-") as scratch:
+        staged = Path(scratch) / CHECKPOINT
+        staged.mkdir()
+        for name in FILES:
+            if (checkpoint / name).is_file():
+                _link_or_copy(checkpoint / name, staged / name)
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            mlflow_model=described,
+            python_model=str(ENTRY),
+            artifacts={CHECKPOINT: str(staged)},
+            code_paths=[str(Path(package.__path__[0])) for package in (model, pipeline)],
+            signature=signature(),
+            input_example=_example(),
+            pip_requirements=requirements(_encoder(checkpoint)),
+            model_config={"device": "auto", **asdict(Limits())},
+        )
+    # MLflow runs the entry to check it.
+    for unwanted in list(target.rglob("__pycache__")):
+        shutil.rmtree(unwanted)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """MLflow copies it in any case, and refuses symbolic links."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def _encoder(checkpoint: Path) -> str:
+    settings = yaml.safe_load((checkpoint / CONFIG).read_text())
+    return str(settings.get("model", {}).get("text", {}).get("encoder", ""))
+
+
+def _example() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """An input that the UI shows as the request to send."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 24), (70, 130, 180)).save(buffer, "PNG")
+    table = pd.DataFrame({"image": [buffer.getvalue()]})
+    return table, {"labels": ["sky", "grass", "dog"], "other": "other"}

@@ -1,0 +1,59 @@
+"""Tells how far a long job is: one line every few seconds, with its rate and the time left."""
+
+import logging
+import time
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Counts what is done and logs it.
+
+    Args:
+        total: Items to do.
+        unit: What the items are, in the plural.
+        every_s: Seconds between two lines; the last item is always told.
+    """
+
+    def __init__(self, total: int, unit: str, every_s: float = 5.0) -> None:
+        self._total = total
+        self._unit = unit
+        self._every_s = every_s
+        self._done = 0
+        self._began = self._told = time.monotonic()
+
+    def add(self, count: int, note: str = "") -> None:
+        """Counts items as done.
+
+        Args:
+            count: How many.
+            note: Ends the line, such as what was just finished.
+        """
+        self._done += count
+        now = time.monotonic()
+        if now - self._told < self._every_s and self._done < self._total:
+            return
+        self._told = now
+        rate = self._done / max(now - self._began, 1e-9)
+        minutes, seconds = divmod(round((self._total - self._done) / max(rate, 1e-9)), 60)
+        logger.info(
+            "%d/%d %s  %.1f %s/s  ETA %d:%02d  %s",
+            self._done,
+            self._total,
+            self._unit,
+            rate,
+            self._unit,
+            minutes,
+            seconds,
+            note,
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `45s`, `3m20s`, `2h05m`."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m{total % 60:02d}s"
+    return f"{total // 3600}h{total % 3600 // 60:02d}m"

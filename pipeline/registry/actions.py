@@ -1,0 +1,198 @@
+"""The registry by hand: register, promote, roll back, list; what `jobs/registry.py` does."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from pipeline.checkpoints.provenance import open_checkpoint
+from pipeline.errors import UserError
+from pipeline.registry.locks import CHAMPION_LOCK, LockConfig, locked
+from pipeline.registry.registry import (
+    CHAMPION,
+    WEIGHTS_TAG,
+    ModelVersion,
+    Registry,
+    RegistryConfig,
+)
+from pipeline.storage.open import open_storage
+from pipeline.tracking.config import TrackingConfig, server_uri
+from pipeline.tracking.mlflow_run import MlflowRun
+from pipeline.tracking.spill import RunIdentity, now_ms
+
+Action = Literal["list", "register", "promote", "roll_back", "remove_alias"]
+
+_TAKES = {
+    "list": (),
+    "register": ("checkpoint", "alias", "run_id", "tags"),
+    "promote": ("version", "alias"),
+    "roll_back": (),
+    "remove_alias": ("alias",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryJobConfig:
+    """What to do with the registry."""
+
+    action: Action = "list"
+    """`list` versions; `register` a checkpoint; `promote` a version; `roll_back` to the version
+    that the champion replaced; `remove_alias`. May also be the first word of the command line."""
+
+    checkpoint: str = ""
+    """To register: a folder, or `s3://bucket/folder`; also the word after `register`."""
+
+    version: str = ""
+    """To promote: its number, or `@alias`; also the word after `promote`."""
+
+    alias: str = ""
+    """To give or to remove. `promote` gives `champion` unless told otherwise, `register` none."""
+
+    run_id: str = ""
+    """MLflow run to register for; empty: the one that trained the checkpoint if this server knows
+    it, else a new one."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    """Further tags of the version to register."""
+
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    lock: LockConfig = field(default_factory=LockConfig)
+    """Of changes of the champion; as in `jobs/retrain.py`."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint", "version", "alias", "run_id", "tags"):
+            if getattr(self, name) and name not in _TAKES[self.action]:
+                takes = ", ".join(_TAKES[self.action]) or "nothing"
+                raise UserError(f"{name}: {self.action} takes {takes}: leave it out")
+        needed = {"register": "checkpoint", "promote": "version", "remove_alias": "alias"}
+        name = needed.get(self.action)
+        if name and not getattr(self, name):
+            raise UserError(f"{name}='': {self.action} must be told which: write it after it")
+
+
+def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
+    """Does it.
+
+    Returns:
+        The version that was registered or put in service; for `list` all; for `remove_alias` none.
+
+    Raises:
+        UserError: The server refuses, or there is no such checkpoint or version.
+        MlflowUnavailable: The server does not answer.
+        RetrainLocked: A re-training is just changing the champion.
+        ModelError: The checkpoint cannot be fetched.
+    """
+    registry = Registry(server_uri(config.tracking), config.registry.name)
+    if config.action == "list":
+        return registry.versions()
+    if config.action == "register":
+        return [_register(registry, config)]
+    alias = config.alias or CHAMPION
+    with _champion_lock(registry, config) if alias == CHAMPION else nullcontext():
+        if config.action == "promote":
+            version = _named(registry, config.version)
+            registry.set_alias(alias, version)
+            return [registry.get(version.version)]
+        if config.action == "roll_back":
+            return [registry.roll_back()]
+        registry.remove_alias(alias)
+    return []
+
+
+@contextmanager
+def _champion_lock(registry: Registry, config: RegistryJobConfig) -> Iterator[None]:
+    """The lock that a re-training of this model holds while it changes the champion.
+
+    Raises:
+        RetrainLocked: It is held; the message says by whom, and until when.
+        UserError: It lies on another machine.
+    """
+    place = registry.state_folder()
+    if not place:  # Nothing re-trains it.
+        yield
+        return
+    if "://" not in place and not Path(place).is_dir():
+        raise UserError(
+            f"registry.name={config.registry.name}: is re-trained with its locks in {place}, which "
+            "is not on this machine: do it there, or set the alias in the MLflow UI while no "
+            "re-training is at work"
+        )
+    what = f"the champion of {config.registry.name}"
+    with locked(open_storage(place), CHAMPION_LOCK, config.lock, what) as lease:
+        lease.check()
+        yield
+
+
+def describe(version: ModelVersion) -> str:
+    """One line about a version."""
+    made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(version.created_ms / 1000))
+    words = [version.uri, ",".join(f"@{alias}" for alias in version.aliases) or "-", f"{made} UTC"]
+    words += [f"step {version.tags.get('step', '?')}", f"run {version.run_id or '-'}"]
+    if "val/miou" in version.metrics:
+        words.append(f"val/miou {version.metrics['val/miou']:.4f}")
+    return "  ".join(words)
+
+
+def _register(registry: Registry, config: RegistryJobConfig) -> ModelVersion:
+    folder, provenance = open_checkpoint(config.checkpoint)
+    run_id = config.run_id or _known_run(registry, folder, provenance.tags)
+    version = registry.register(
+        # Fetched once; the tags say where from.
+        folder,
+        run_id=run_id or _new_run(config),
+        metrics=_metrics(folder),
+        tags={"checkpoint": config.checkpoint, **config.tags},
+    )
+    if config.alias:
+        with _champion_lock(registry, config) if config.alias == CHAMPION else nullcontext():
+            registry.set_alias(config.alias, version)
+    return registry.get(version.version)
+
+
+def _known_run(registry: Registry, folder: Path, tags: dict[str, str]) -> str:
+    """The run of these weights' version, else the run that trained them, else none."""
+    there = registry.find(tags={WEIGHTS_TAG: checkpoint_fingerprint(folder)})
+    if there is not None:
+        return there.run_id
+    trained = tags.get("mlflow_run_id", "")
+    return trained if trained and registry.knows_run(trained) else ""
+
+
+def _new_run(config: RegistryJobConfig) -> str:
+    identity = RunIdentity(
+        experiment=config.tracking.experiment,
+        run_name=f"register {Path(config.checkpoint).name}",
+        run_key=uuid4().hex,
+        run_id="",
+        parent_run_id="",
+    )
+    run = MlflowRun(server_uri(config.tracking), identity, artifacts=config.tracking.artifacts)
+    run.open(resume=False)
+    run.end("FINISHED", now_ms())
+    return run.identity.run_id
+
+
+def _metrics(folder: Path) -> dict[str, float]:
+    """Of its validation, as the checkpoint remembers them."""
+    path = folder / "metrics.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return {
+        key: float(value)
+        for key, value in content.items()
+        if key.startswith("val/") and isinstance(value, int | float)
+    }
+
+
+def _named(registry: Registry, version: str) -> ModelVersion:
+    if not version.startswith("@"):
+        return registry.get(version)
+    found = registry.alias(version[1:])
+    if found is None:
+        raise UserError(f"version={version}: no version has this alias: see `list`")
+    return found

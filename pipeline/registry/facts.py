@@ -1,0 +1,51 @@
+"""What a version of the registry tells about the checkpoint in it: its tags and its description."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.checkpoints.provenance import Provenance
+from pipeline.tracking.redaction import redact_values
+
+_MAX_TAG_CHARS = 5000
+_BAD_KEY_CHARACTERS = re.compile(r"[^/\w.\- ]")
+
+
+def key_for_mlflow(key: str) -> str:
+    """A name of a tag or metric without the characters that MLflow refuses."""
+    return _BAD_KEY_CHARACTERS.sub("_", key)
+
+
+def described(provenance: Provenance) -> dict[str, str]:
+    """What a checkpoint's files tell, as tags."""
+    network: dict[str, Any] = provenance.config.get("model") or {}
+    tags = {
+        "step": str(provenance.step),
+        "num_labels": str(len(provenance.labels)),
+        "backbone": str((network.get("backbone") or {}).get("name", "")),
+        "text_encoder": str((network.get("text") or {}).get("encoder", "")),
+        "run_name": str((provenance.config.get("run") or {}).get("name", "")),
+    }
+    return {**provenance.tags, **{key: value for key, value in tags.items() if value}}
+
+
+def description(provenance: Provenance, metrics: Mapping[str, float]) -> str:
+    """A version's, in Markdown, as the UI shows it."""
+    tags = described(provenance)
+    lines = [
+        f"Trained for {provenance.step} steps on {', '.join(provenance.datasets) or 'unknown data'}"
+        f" ({tags['num_labels']} labels), code {tags.get('git_commit', 'unknown')}.",
+        "",
+        f"- backbone: `{tags.get('backbone', 'unknown')}`",
+        f"- text encoder: `{tags.get('text_encoder', 'unknown')}`",
+    ]
+    lines += [f"- {key}: {value:.4g}" for key, value in sorted(metrics.items())]
+    return "\n".join(lines)
+
+
+def tags_for_mlflow(tags: Mapping[str, Any]) -> dict[str, str]:
+    """As MLflow takes them."""
+    return {
+        key_for_mlflow(key): str(value)[:_MAX_TAG_CHARS]
+        for key, value in redact_values(tags, _MAX_TAG_CHARS).items()
+    }

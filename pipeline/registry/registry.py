@@ -1,0 +1,436 @@
+"""The model registry: versions of one MLflow registered model, and which of them is in service.
+
+A version is a pyfunc model (`pipeline.inference.served_model`) that holds the checkpoint folder, so
+that `models:/NAME/3` and `models:/NAME@champion` serve, and are evaluated and trained from. What
+led to it is in its tags. Two aliases have a meaning: `candidate`, under trial, and `champion`, in
+service. Every call blocks on the server; nothing is cached.
+"""
+
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint import local
+from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from pipeline.checkpoints.provenance import read_provenance
+from pipeline.errors import UserError
+from pipeline.registry.facts import (
+    described,
+    description,
+    key_for_mlflow,
+    tags_for_mlflow,
+)
+from pipeline.tracking.mlflow_run import (
+    MlflowUnavailable,
+    is_unavailable,
+    patient,
+    prepare_environment,
+)
+from pipeline.tracking.redaction import redact_text
+
+logger = logging.getLogger(__name__)
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+
+WEIGHTS_TAG = "weights"
+"""Digest of the checkpoint's weights and configuration."""
+REPLACED_TAG = "replaced"
+"""The version that carried the alias `champion` before this one was given it."""
+STATE_TAG = "retrain.state"
+"""Of the registered model: where the locks of its re-training are, `RUN_STORAGE/retrain/NAME`."""
+ROLLED_BACK_TAG = "rolled_back"
+"""When this version lost the alias `champion` by `Registry.roll_back`, in UTC."""
+
+_MANIFEST = "manifest."
+_DESCRIPTION = (
+    "LSeg: segments pictures with labels given at call time. The alias `champion` is in service, "
+    "`candidate` under trial."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """Which registered model; the server is that of `tracking`."""
+
+    name: str = "lseg"
+    """Name in MLflow's model registry; made at the first registration."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
+            raise UserError(
+                f"registry.name={self.name!r}: must be letters, digits, '.', '_' and '-': write "
+                "for example lseg"
+            )
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version in the registry."""
+
+    name: str
+    version: str
+    run_id: str
+    """MLflow run that made it."""
+    source: str
+    """Where its files are, as the registry says."""
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    """Given when it was registered; the last value of each."""
+    aliases: tuple[str, ...] = ()
+    created_ms: int = 0
+    """Since the epoch."""
+
+    @property
+    def uri(self) -> str:
+        """What `LSeg.load`, `--checkpoint` and MLflow understand: `models:/NAME/VERSION`."""
+        return f"models:/{self.name}/{self.version}"
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the manifests that it was trained on, by dataset."""
+        return {
+            key.removeprefix(_MANIFEST): value
+            for key, value in self.tags.items()
+            if key.startswith(_MANIFEST)
+        }
+
+
+class Registry:
+    """A registered model on one MLflow server.
+
+    Using one sets the URIs of tracking and registry of this process and of those that it starts
+    (but not of Ray workers on other machines), whatever the environment says, so that `models:/`
+    means this server everywhere in it. All methods raise `UserError` where the server refuses, and
+    `MlflowUnavailable` where it does not answer.
+
+    Args:
+        tracking_uri: MLflow's, complete (`tracking_config.server_uri`); the registry is there too.
+        name: Of the registered model, which need not exist yet.
+    """
+
+    def __init__(self, tracking_uri: str, name: str = RegistryConfig.name) -> None:
+        prepare_environment()
+        from mlflow import MlflowClient
+
+        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        self.tracking_uri, self.name = tracking_uri, name
+        self._set_process()
+        self._client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+
+    def register(
+        self,
+        checkpoint: str | Path,
+        *,
+        run_id: str,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Logs a checkpoint as a pyfunc model of a run and makes it a version.
+
+        The version comes last, so one that exists is whole. The same weights of the same run are
+        registered once: a second call gives the first one's version, with metrics and tags of
+        both.
+
+        Args:
+            checkpoint: A folder, or a URI that `model.checkpoint.local` fetches.
+            run_id: MLflow run that it belongs to, on this server.
+            metrics: Linked with the model and the run, at the checkpoint's step.
+            tags: Of the version, beside those of the checkpoint's provenance; secrets are left
+                out.
+
+        Raises:
+            UserError: There is no checkpoint, or no such run.
+            ModelError: The checkpoint cannot be fetched.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        from pipeline.inference.served_model import save_served
+
+        try:
+            folder = local(checkpoint)
+            digest = checkpoint_fingerprint(folder)
+        except FileNotFoundError as error:
+            raise UserError(f"checkpoint={checkpoint}: {error}") from None
+        provenance = read_provenance(folder, str(checkpoint))
+        given = tags_for_mlflow({**described(provenance), **(tags or {}), WEIGHTS_TAG: digest})
+        with self._answers():
+            run = self._client.get_run(run_id)
+        there = self.find(run_id=run_id, tags={WEIGHTS_TAG: digest})
+        if there is not None:
+            return self._extend(there, metrics or {}, given, provenance.step)
+        with tempfile.TemporaryDirectory(prefix="lseg-register-") as scratch, self._answers():
+            model = self._client.create_logged_model(
+                run.info.experiment_id,
+                name=self.name,
+                source_run_id=run_id,
+                tags=given,
+                params={"checkpoint": redact_text(str(checkpoint))},
+                model_type="segmentation",
+            )
+            save_served(folder, Path(scratch) / "model", logged=model, run_id=run_id)
+            with patient():
+                self._client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
+            self._client.finalize_logged_model(model.model_id, "READY")
+            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, provenance.step)])
+            self._log_metrics(run_id, model.model_id, metrics or {}, provenance.step)
+            self._make_model()
+            made = self._client.create_model_version(
+                self.name,
+                source=f"models:/{model.model_id}",
+                run_id=run_id,
+                tags=given,
+                description=description(provenance, metrics or {}),
+                model_id=model.model_id,
+            )
+        logger.info("registered %s as models:/%s/%s", checkpoint, self.name, made.version)
+        return self.get(str(made.version))
+
+    def get(self, version: str) -> ModelVersion:
+        """A version by its number.
+
+        Raises:
+            UserError: There is none.
+        """
+        with self._answers():
+            return self._version(self._client.get_model_version(self.name, str(version)))
+
+    def find(
+        self, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> ModelVersion | None:
+        """The newest version of a run, or with all of some tags, or both; None without one."""
+        return next(
+            (
+                found
+                for found in self.versions()
+                if (run_id is None or found.run_id == run_id)
+                and all(found.tags.get(key) == value for key, value in (tags or {}).items())
+            ),
+            None,
+        )
+
+    def versions(self) -> list[ModelVersion]:
+        """All versions, the newest first; none where the registered model does not exist."""
+        aliases = self.aliases()
+        found: list[Any] = []
+        token: str | None = None
+        with self._answers():
+            while token is None or token:
+                page = self._client.search_model_versions(f"name={self.name!r}", page_token=token)
+                found += page
+                token = page.token or ""
+            versions = [self._version(version, aliases) for version in found]
+        return sorted(versions, key=lambda version: int(version.version), reverse=True)
+
+    def aliases(self) -> dict[str, str]:
+        """Version by alias; empty where the registered model does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        with self._answers():
+            try:
+                model = self._client.get_registered_model(self.name)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+        return {alias: str(version) for alias, version in model.aliases.items()}
+
+    def alias(self, name: str) -> ModelVersion | None:
+        """The version that carries an alias; None where none does."""
+        version = self.aliases().get(name)
+        return None if version is None else self.get(version)
+
+    def set_alias(self, name: str, version: ModelVersion | str) -> None:
+        """Gives an alias to a version, and takes it from the one that had it, in one step.
+
+        A version that becomes `champion` remembers which it replaced, for `roll_back`.
+        """
+        number = version.version if isinstance(version, ModelVersion) else str(version)
+        self.get(number)  # Raises where there is none, before anything is changed.
+        before = self.aliases().get(name) if name == CHAMPION else None
+        if before is not None and before != number:
+            self.set_tags(number, {REPLACED_TAG: before})
+        with self._answers():
+            self._client.set_registered_model_alias(self.name, name, number)
+
+    def remove_alias(self, name: str) -> None:
+        """Takes an alias away, if any version has it."""
+        if name in self.aliases():
+            with self._answers():
+                self._client.delete_registered_model_alias(self.name, name)
+
+    def roll_back(self) -> ModelVersion:
+        """Puts the version in service that the champion replaced; returns it.
+
+        Raises:
+            UserError: There is no champion, or it replaced none.
+        """
+        champion = self.alias(CHAMPION)
+        before = champion and champion.tags.get(REPLACED_TAG)
+        if champion is None or not before:
+            raise UserError(
+                f"registry.name={self.name}: has no {CHAMPION} that replaced another: name the "
+                "version that is to be in service"
+            )
+        back = self.get(before)
+        self.set_tags(
+            champion.version,
+            {ROLLED_BACK_TAG: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+        )
+        with self._answers():
+            self._client.set_registered_model_alias(self.name, CHAMPION, back.version)
+        # Nothing is asked any more: it is done, and no answer that fails may say otherwise.
+        return replace(back, aliases=tuple(sorted({*back.aliases, CHAMPION})))
+
+    def knows_run(self, run_id: str) -> bool:
+        """Whether the server has this run, and it is not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        with self._answers():
+            try:
+                run = self._client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return False
+                raise
+        return run.info.lifecycle_stage == "active"
+
+    def set_tags(self, version: ModelVersion | str, tags: Mapping[str, str]) -> None:
+        """Sets tags of a version; secrets are left out."""
+        number = version.version if isinstance(version, ModelVersion) else str(version)
+        with self._answers():
+            for key, value in tags_for_mlflow(tags).items():
+                self._client.set_model_version_tag(self.name, number, key, value)
+
+    def state_folder(self) -> str:
+        """Where the locks of this model's re-training are; empty where it was never re-trained."""
+        from mlflow.exceptions import MlflowException
+
+        with self._answers():
+            try:
+                return self._client.get_registered_model(self.name).tags.get(STATE_TAG, "")
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return ""
+                raise
+
+    def set_state_folder(self, uri: str) -> None:
+        """Remembers `state_folder`; the registered model must exist."""
+        with self._answers():
+            self._client.set_registered_model_tag(self.name, STATE_TAG, uri)
+
+    def checkpoint(self, version: ModelVersion | str) -> str:
+        """The URI of a version that `LSeg.load` and `--checkpoint` understand.
+
+        A process on another machine resolves it by its own MLFLOW_TRACKING_URI.
+        """
+        number = version.version if isinstance(version, ModelVersion) else str(version)
+        return f"models:/{self.name}/{number}"
+
+    def _extend(
+        self,
+        version: ModelVersion,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        step: int,
+    ) -> ModelVersion:
+        with self._answers():
+            self._log_metrics(version.run_id, _logged_model_id(version.source), metrics, step)
+        self.set_tags(version, tags)
+        logger.info("%s is registered already: as %s", tags[WEIGHTS_TAG], version.uri)
+        return self.get(version.version)
+
+    def _log_metrics(
+        self, run_id: str, model_id: str, metrics: Mapping[str, float], step: int
+    ) -> None:
+        """Logs metrics of a run that a logged model shows too."""
+        from mlflow.entities import Metric
+
+        now_ms, model = int(time.time() * 1000), model_id or None
+        values = [
+            Metric(key_for_mlflow(key), float(value), now_ms, step, model_id=model)
+            for key, value in metrics.items()
+        ]
+        if values:
+            self._client.log_batch(run_id, metrics=values)
+
+    def _make_model(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(self.name, description=_DESCRIPTION)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _version(self, version: Any, aliases: Mapping[str, str] | None = None) -> ModelVersion:
+        number = str(version.version)
+        carried = (
+            sorted(alias for alias, of in aliases.items() if of == number)
+            if aliases is not None
+            else sorted(version.aliases)
+        )
+        return ModelVersion(
+            name=version.name,
+            version=number,
+            run_id=version.run_id or "",
+            source=version.source,
+            tags=dict(version.tags),
+            metrics=self._metrics(version.source),
+            aliases=tuple(carried),
+            created_ms=int(version.creation_timestamp),
+        )
+
+    def _metrics(self, source: str) -> dict[str, float]:
+        """Of a version's logged model; none where it has none, or it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        model_id = _logged_model_id(source)
+        if not model_id:
+            return {}
+        try:
+            logged = self._client.get_logged_model(model_id).metrics or []
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        # In the order of their times, so that the last one stays.
+        ordered = sorted(logged, key=lambda metric: metric.timestamp)
+        return {metric.key: float(metric.value) for metric in ordered}
+
+    def _set_process(self) -> None:
+        """MLflow's own code resolves `models:/` by what the process is set to, not by a client."""
+        import mlflow
+
+        mlflow.set_tracking_uri(self.tracking_uri)
+        if mlflow.get_registry_uri() != self.tracking_uri:  # MLFLOW_REGISTRY_URI, or another one's.
+            mlflow.set_registry_uri(self.tracking_uri)
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        """Tells what the server refuses, or that it does not answer, as a user's error."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import OperationalError
+
+        self._set_process()
+        try:
+            yield
+        except (MlflowException, OperationalError) as error:
+            reason = redact_text(" ".join(str(error).split()))
+            raise (MlflowUnavailable if is_unavailable(error) else UserError)(
+                f"registry {redact_text(self.tracking_uri)}, model {self.name}: {reason}: check "
+                "the name, the version and tracking.uri, and that the server answers"
+            ) from error
+
+
+def _logged_model_id(source: str) -> str:
+    """Of a version whose source is a logged model; else empty (made by other means)."""
+    found = re.fullmatch(r"models:/+(m-\w+)", source or "")
+    return found[1] if found else ""

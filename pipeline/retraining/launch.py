@@ -1,0 +1,191 @@
+"""The real parts of a re-training: the shards, the training, the evaluation, the registry."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from model.errors import ModelError
+from pipeline.data.ingest.stream import build_mixture
+from pipeline.data.shards.format import find_manifests
+from pipeline.errors import UserError
+from pipeline.evaluation.config import EvaluateConfig, WorkersConfig
+from pipeline.evaluation.launch import StartRay, evaluate
+from pipeline.registry.registry import Registry
+from pipeline.retraining.config import RetrainConfig
+from pipeline.retraining.data import DataState, validation_tags
+from pipeline.retraining.record import DecisionRecord
+from pipeline.retraining.runner import Result, Retraining, Trained, Work
+from pipeline.retraining.state import Attempt
+from pipeline.storage.open import open_storage
+from pipeline.tracking.config import server_uri
+from pipeline.tracking.mlflow_run import (
+    MlflowUnavailable,
+    is_unavailable,
+    patient,
+    prepare_environment,
+)
+from pipeline.tracking.redaction import redact_text
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.driver.launch import absolute, manifest_tags, train, training_corpus
+from pipeline.training.job import open_tracker
+
+_ANSWER_WITHIN_S = 60
+"""How long MLflow may take for one answer. Tracking waits less, but can send later."""
+_RUN_KNOWN_S = 60.0
+"""How long to wait for MLflow to name the run of a training that could not reach it."""
+
+
+def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
+    """Re-trains a registered model if there is reason to, or rolls it back.
+
+    Args:
+        config: What is asked for.
+        start_ray: As for `pipeline.evaluation.launch.evaluate`.
+
+    Raises:
+        UserError: Something does not fit.
+        MlflowUnavailable: MLflow does not answer; the next call goes on.
+        RetrainLocked: Another call is at it.
+    """
+    prepare_environment()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    base = training_config(config)
+    config = replace(config, run=base.run, data=base.data, tracking=base.tracking)
+    uri, name = server_uri(base.tracking), config.registry.name
+    _check_shared(uri, base.run.storage)
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        os.environ[variable] = uri  # What `models:/` means, here and in the workers.
+    storage = open_storage(state_folder(config))
+    record = DecisionRecord(MlflowClient(uri), name, storage)
+    work = Work(
+        lambda: data_now(base),
+        lambda attempt: run_training(base, attempt, start_ray),
+        lambda checkpoint: run_evaluation(config, checkpoint, start_ray),
+    )
+    retraining = Retraining(config, Registry(uri, name), record, storage, work)
+    try:
+        with patient(_ANSWER_WITHIN_S):
+            return retraining.rollback() if config.rollback else retraining.run()
+    except (MlflowException, OperationalError, ModelError) as error:
+        unavailable = is_unavailable(error)
+        if isinstance(error, ModelError) and not unavailable:
+            raise
+        reason = redact_text(" ".join(str(error).split()))[:400]
+        raise (MlflowUnavailable if unavailable else UserError)(
+            f"tracking.uri={redact_text(uri)}: the registry failed ({reason}): "
+            f"{retraining.champion_now()}; the same command goes on where this one ended"
+        ) from error
+
+
+def _check_shared(uri: str, storage: str) -> None:
+    """Refuses a registry in a file of this machine for models that lie where all machines see them.
+
+    The nodes of a cluster, and the next call on another head, would each have one of their own.
+    """
+    if storage.startswith("s3://") and uri.partition(":")[0] in ("sqlite", "file", ""):
+        raise UserError(
+            f"tracking.uri={redact_text(uri)}: must be a server, since run.storage={storage} is "
+            "shared by machines that cannot share a file: set tracking.uri or MLFLOW_TRACKING_URI "
+            "to http://HOST:5000, or run.storage to a folder"
+        )
+
+
+def training_config(config: RetrainConfig) -> TrainMixConfig:
+    """The recipe of the training alone, with absolute places."""
+    values = {field.name: getattr(config, field.name) for field in fields(TrainMixConfig)}
+    return absolute(TrainMixConfig(**values))
+
+
+def state_folder(config: RetrainConfig) -> str:
+    """Where locks, state and decisions of the registered model lie."""
+    return f"{config.run.storage}/retrain/{config.registry.name}"
+
+
+def data_now(config: TrainMixConfig) -> DataState:
+    """Reads the manifests of the datasets that the mixture uses, and of the validation split."""
+    corpus = training_corpus(config)
+    mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
+    used = {name: corpus.manifests[name] for name in mixture.datasets}
+    val = find_manifests(open_storage(config.data.shards), config.data.val_split)
+    return DataState(manifest_tags(used), validation_tags(manifest_tags(val)))
+
+
+def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | None) -> Trained:
+    """Trains the run of an attempt, or resumes it.
+
+    Raises:
+        UserError: As `train`; or the shards were replaced just before it read them.
+    """
+    run = replace(base.run, name=attempt.run_name, start_from=attempt.start_from)
+    config = replace(base, run=run)
+    outcome = train(config, start_ray)
+    tags = json.loads(open_storage(outcome.checkpoint).read("provenance.json"))
+    if any(tags.get(tag) != value for tag, value in attempt.training.items()):
+        raise UserError(
+            f"data.shards={base.data.shards}: changed between the plan and the training of "
+            f"{attempt.run_name}: call again when they are complete, with another run.name"
+        )
+    run_id = tags.get("mlflow_run_id") or _run_id(config)
+    metrics = {k: float(v) for k, v in outcome.metrics.items() if isinstance(v, int | float)}
+    return Trained(outcome.checkpoint, run_id, metrics)
+
+
+def _run_id(config: TrainMixConfig) -> str:
+    """The MLflow run of a training that ended before MLflow had answered."""
+    tracker = open_tracker(config)
+    try:
+        run_id = tracker.wait_for_run(_RUN_KNOWN_S)
+    finally:
+        tracker.close()
+    if run_id is None:
+        raise MlflowUnavailable(
+            f"tracking.uri={redact_text(config.tracking.uri)}: MLflow does not answer, and the "
+            f"model of {config.run.name} cannot be registered: the same command goes on from here"
+        )
+    return run_id
+
+
+def run_evaluation(
+    config: RetrainConfig, checkpoint: str, start_ray: StartRay | None
+) -> Mapping[str, float]:
+    """Figures of one model on the validation shards."""
+    asked = config.comparison
+    folder = hashlib.sha256(checkpoint.encode()).hexdigest()[:8]
+    done = evaluate(
+        EvaluateConfig(
+            checkpoint=checkpoint,
+            protocol="unified",
+            out=f"{state_folder(config)}/evaluations/{folder}",
+            shards=config.data.shards,
+            split=config.data.val_split,
+            max_images=asked.max_images,
+            other=asked.other,
+            geometry=asked.geometry,
+            precision=asked.precision,
+            max_bad_share=asked.max_bad_share,
+            workers=evaluation_workers(config),
+            tracking=config.tracking,
+        ),
+        start_ray,
+    )
+    return done.report["figures"]
+
+
+def evaluation_workers(config: RetrainConfig) -> WorkersConfig:
+    """The workers of a comparison; where it leaves them open, as many as the training can have.
+
+    A call that goes on after a training may find a cluster whose nodes are gone until they are
+    asked for.
+    """
+    asked = config.comparison.workers
+    room = int(config.logical_cpus // asked.cpus_per_worker)
+    return replace(
+        asked,
+        num_workers=asked.num_workers or max(1, min(config.cluster.num_workers, room)),
+        use_gpu=config.cluster.use_gpu if asked.use_gpu is None else asked.use_gpu,
+    )

@@ -1,0 +1,1 @@
+"""Archives as storage: zip and tar files read in place, without unpacking them first."""

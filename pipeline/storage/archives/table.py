@@ -1,0 +1,172 @@
+"""The members of zip and tar archives, and which of them may be read.
+
+Archives come from outside. A member whose name could leave the archive, a link, a device, an
+encrypted member and one that would expand beyond reason is refused and reported, never followed.
+"""
+
+import json
+import stat
+import struct
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pipeline.errors import UserError
+from pipeline.storage.archives.blob import Blob
+from pipeline.storage.node_copies import spooled
+
+STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+TAR_MEMBER = -1
+"""Stands for a method of compression in the table of a tar."""
+
+_MAX_MEMBERS = 10_000_000
+_MAX_RATIO = 200
+"""The most that a large member may expand. Real ones are pictures (about 1) and JSON (about 10)."""
+_LARGE_BYTES = 64 << 20
+_HEADER_BUFFER_BYTES = 64 << 10
+
+
+class Row(NamedTuple):
+    """Where one member lies."""
+
+    offset: int
+    """Of its local header in a zip, of its data in a tar."""
+    size: int
+    """Bytes, unpacked."""
+    packed: int
+    """Bytes in the archive."""
+    method: int
+    """`STORED`, `DEFLATED` or `TAR_MEMBER`."""
+    crc: int
+    """CRC-32 of the unpacked bytes; 0 in a tar, which has none."""
+
+
+Table = tuple[dict[str, Row], tuple[tuple[str, str], ...]]
+"""The rows of the members that may be read, by safe path; name and reason of every other one."""
+
+
+def zip_table(blob: Blob) -> Table:
+    """Reads a zip's central directory.
+
+    Raises:
+        UserError: It is damaged or cut short.
+    """
+    try:
+        with zipfile.ZipFile(blob.open(1 << 20)) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise damaged(blob, "zip", error) from error
+    members = ((info.filename, *_zip_row(info, blob.size)) for info in infos)
+    return _table(blob.name, members)
+
+
+def _zip_row(info: zipfile.ZipInfo, size: int) -> tuple[str, Row]:
+    row = Row(info.header_offset, info.file_size, info.compress_size, info.compress_type, info.CRC)
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if info.is_dir():
+        return "folder", row
+    if kind not in (0, stat.S_IFREG):
+        return "is a link or a device", row
+    if info.flag_bits & 1:
+        return "is encrypted", row
+    if info.compress_type not in (STORED, DEFLATED):
+        return f"is compressed by method {info.compress_type}: must be stored or deflated", row
+    if not 0 <= info.header_offset <= info.header_offset + info.compress_size <= size:
+        return "lies outside the archive", row
+    if info.compress_type == STORED and info.file_size != info.compress_size:
+        return "is stored, but its two sizes differ", row
+    return bomb(info.file_size, info.compress_size), row
+
+
+def tar_table(blob: Blob) -> Table:
+    """Walks a plain tar's headers, once on each node; later processes there read what was kept.
+
+    Raises:
+        UserError: It is damaged or cut short.
+    """
+    table = spooled(f"tar index 1|{blob.version}", f"the index of {blob.name}", _walked(blob))
+    rows, refused = json.loads(table.read_bytes())
+    return (
+        {name: Row(offset, size, size, TAR_MEMBER, 0) for name, offset, size in rows},
+        tuple((name, reason) for name, reason in refused),
+    )
+
+
+def _walked(blob: Blob) -> Iterator[bytes]:
+    rows, refused = _table(blob.name, _tar_members(blob))
+    plain = [[name, row.offset, row.size] for name, row in rows.items()]
+    yield json.dumps([plain, refused]).encode()
+
+
+def _tar_members(blob: Blob) -> Iterator[tuple[str, str, Row]]:
+    try:
+        with tarfile.open(fileobj=blob.open(_HEADER_BUFFER_BYTES), mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # It would keep them all.
+                row = Row(member.offset_data, member.size, member.size, TAR_MEMBER, 0)
+                if member.isdir():
+                    reason = "folder"
+                elif not member.isreg() or member.issparse():
+                    reason = "is a link, a device or sparse"
+                elif member.offset_data + member.size > blob.size:
+                    raise tarfile.ReadError("unexpected end of data")
+                else:
+                    reason = ""
+                yield member.name, reason, row
+            # tarfile takes a damaged header for the end; the real end is zeros, or nothing.
+            if blob.read(archive.offset, tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {archive.offset}")
+    except (tarfile.TarError, ValueError, OSError, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise damaged(blob, "tar", error) from error
+
+
+def _table(where: str, members: Iterable[tuple[str, str, Row]]) -> Table:
+    """Keeps the members that can be read, by their safe names; the last of equal names counts."""
+    rows: dict[str, Row] = {}
+    refused = []
+    for name, reason, row in members:
+        path, bad_name = _safe_name(name)
+        # What macOS adds is no content, and folders follow from the files in them.
+        if reason == "folder" or not path or path.startswith("__MACOSX/"):
+            if not bad_name:
+                continue
+        reason = bad_name or reason
+        if reason:
+            refused.append((name.encode("utf-8", "backslashreplace").decode(), reason))
+        else:
+            rows[path] = row
+        if len(rows) + len(refused) > _MAX_MEMBERS:
+            raise UserError(f"{where}: must have at most {_MAX_MEMBERS} members: unpack it")
+    return rows, tuple(refused)
+
+
+def _safe_name(name: str) -> tuple[str, str]:
+    """A member's path within the archive, and why it has none, if so."""
+    if name.startswith("/") or name[1:2] == ":":
+        return "", "has an absolute name"
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        return "", "has a name that leaves the archive"
+    if "\\" in name or any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name):
+        return "", "has a name with a backslash or a character that is no text"
+    return "/".join(parts), ""
+
+
+def bomb(size: int, packed: int) -> str:
+    """Why a member that expands so far is refused; an empty text if it is not."""
+    if size > _LARGE_BYTES and size > _MAX_RATIO * packed:
+        return f"would unpack to {size} bytes from {packed}: more than {_MAX_RATIO} times"
+    return ""
+
+
+def damaged(blob: Blob, kind: str, error: Exception) -> UserError:
+    """The one message about an archive that cannot be read at all."""
+    return UserError(
+        f"{blob.name}: must be a whole .{kind} archive ({type(error).__name__}: {error}): it is "
+        "damaged or cut short; download it again"
+    )

@@ -1,0 +1,150 @@
+"""A local directory as storage."""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import UserError
+from pipeline.storage.base import Entry, Storage
+
+_PARTIAL = ".partial"
+_COPY_BYTES = 1 << 20
+
+
+class LocalStorage(Storage):
+    """A directory. Symbolic links are followed: datasets are often linked into place."""
+
+    def __init__(self, root: Path) -> None:
+        # Absolute, because Ray workers run in other working directories.
+        self._root = Path(os.path.abspath(root.expanduser()))
+        self.uri = str(self._root)
+
+    def _read(self, path: str) -> bytes:
+        return (self._root / path).read_bytes()
+
+    def _read_range(self, path: str, offset: int, length: int) -> bytes:
+        with (self._root / path).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def _write(self, path: str, data: bytes) -> None:
+        self._store(path, lambda partial: partial.write_bytes(data))
+
+    def _upload(self, path: str, local: BinaryIO) -> None:
+        def copy(partial: Path) -> None:
+            local.seek(0)
+            with partial.open("wb") as file:
+                shutil.copyfileobj(local, file, _COPY_BYTES)
+
+        self._store(path, copy)
+
+    def _create(self, path: str, data: bytes) -> bool:
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with target.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            if target.is_dir():
+                raise
+            return False
+        return True
+
+    def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
+        target = self._root / path
+        with target.open("rb") as file:
+            # Held by whoever compares and replaces; the kernel lets go of a dead one's.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            is_current = os.fstat(file.fileno()).st_ino == target.stat().st_ino
+            if not is_current or file.read() != expected:
+                return False
+            self._write(path, data)
+            return True
+
+    def _clean(self, prefix: str) -> int:
+        found = list((self._root / prefix).rglob(f".*{_PARTIAL}"))
+        for partial in found:
+            partial.unlink(missing_ok=True)
+        return len(found)
+
+    def _store(self, path: str, fill: Callable[[Path], object]) -> None:
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{uuid.uuid4().hex}{_PARTIAL}")
+        try:
+            fill(partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _size(self, path: str) -> int:
+        file = self._root / path
+        if not file.is_file():
+            raise self._missing(path)
+        return file.stat().st_size
+
+    def _list(self, prefix: str) -> Iterator[Entry]:
+        return self._walk(prefix, ())
+
+    def _walk(self, folder: str, parents: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+        try:
+            status = os.stat(self._root / folder)
+            with os.scandir(self._root / folder) as scan:
+                # "/" after a folder's name: its files then sort as S3 sorts whole keys.
+                items = sorted((item.name + "/" * item.is_dir(), item.is_file()) for item in scan)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        identity = (status.st_dev, status.st_ino)
+        if identity in parents:  # a symbolic link to a folder that holds it
+            return
+        for name, is_file in items:
+            path = f"{folder}/{name}" if folder else name
+            if name.endswith("/"):
+                yield from self._walk(path.removesuffix("/"), (*parents, identity))
+            elif is_file and not (name.startswith(".") and name.endswith(_PARTIAL)):
+                yield Entry(path, os.stat(self._root / path).st_size)
+
+    def _folders(self, prefix: str) -> Iterator[str]:
+        try:
+            with os.scandir(self._root / prefix) as scan:
+                yield from (item.name for item in scan if item.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        try:
+            with os.scandir(self._root / prefix) as scan:
+                names = sorted(item.name for item in scan if item.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in names:
+            path = f"{prefix}/{name}" if prefix else name
+            if not (name.startswith(".") and name.endswith(_PARTIAL)):
+                yield Entry(path, os.stat(self._root / path).st_size)
+
+    def _version(self, path: str) -> str:
+        status = os.stat(self._root / path)
+        return f"{status.st_size}-{status.st_mtime_ns}"
+
+    def _delete(self, path: str) -> None:
+        (self._root / path).unlink(missing_ok=True)
+
+    @contextmanager
+    def _translated(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except FileExistsError as error:
+            raise UserError(
+                f"{self.uri}/{path}: a file is where a folder must be: give another directory"
+            ) from error
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise self._missing(path) from error
+        except PermissionError as error:
+            raise UserError(
+                f"{self.uri}/{path}: permission denied: give this user access to the directory"
+            ) from error

@@ -1,0 +1,252 @@
+"""One sweep from its configuration to its comparison."""
+
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from pipeline.errors import UserError
+from pipeline.storage.lease import Lease
+from pipeline.storage.open import open_storage
+from pipeline.storage.places import absolute_place, bookkeeping_folder
+from pipeline.sweep import results
+from pipeline.sweep.comparison import Comparison, Judged, compare
+from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.diagnosis import HISTORIES, Outcome, diagnose
+from pipeline.sweep.plots import draw_all
+from pipeline.sweep.results import Result
+from pipeline.sweep.runner import Builders, missing_metric, run_trials
+from pipeline.sweep.search import check_stopping
+from pipeline.sweep.settings import check_settings
+from pipeline.sweep.trial_runs import TrialRuns
+from pipeline.sweep.trials import Trial, examples, grid_trials
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.driver.preflight import check_model
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = "sweep.lock"
+REPORT = "report"
+_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What a sweep left behind."""
+
+    comparison: Comparison
+    folder: str
+    """Where the comparison lies: a local path or an s3:// address."""
+    ui_hint: str
+    """How to see it in MLflow."""
+    seconds: float
+
+
+def run_sweep(
+    config: SweepConfig, build: Builders, start_ray: Callable[[float], None] | None = None
+) -> SweepOutcome:
+    """Runs the trials that have no result yet, and compares all.
+
+    Args:
+        config: With absolute paths.
+        build: Of its trials.
+        start_ray: Called with the number of logical CPUs once all is checked; None where Ray is
+            running.
+
+    Raises:
+        UserError: Settings do not fit each other or what an earlier start left, or another
+            process runs the same sweep.
+    """
+    began = time.monotonic()
+    example = check_trials(config, build)
+    trials = grid_trials(config) if config.search == "grid" else []
+    root = f"{config.storage.rstrip('/')}/{config.name}"
+    storage = open_storage(root)
+    scratch = Path(tempfile.mkdtemp(prefix="lseg-sweep-report-"))
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(Lease(storage, LOCK_NAME))
+            check_settings(config, trials, build.training, storage)
+            if start_ray is not None:
+                start_ray(example.logical_cpus * max(1, config.max_concurrent))
+            tracker = stack.enter_context(_tracker(config, root))
+            parent = tracker.wait_for_run(_WAIT_S) or ""
+            if not parent:
+                logger.warning("MLflow does not answer: the trials will not be nested in the sweep")
+            run_trials(config, trials, build, root, parent)
+            runs = TrialRuns(config, parent)
+            comparison = _compare(config, trials, root, runs)
+            _report(comparison, tracker, scratch)
+            for path in sorted(scratch.iterdir()):
+                storage.upload(f"{REPORT}/{path.name}", path)
+            hint = _ui_hint(tracker, runs.save_view(comparison))
+            tracker.close("FINISHED", 60.0)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return SweepOutcome(comparison, f"{root}/{REPORT}", hint, time.monotonic() - began)
+
+
+def plan(config: SweepConfig, build: Builders) -> list[str]:
+    """What the sweep would do, a trial a line, after the checks that it begins with.
+
+    Args:
+        config: With absolute paths.
+        build: Of its trials.
+
+    Raises:
+        UserError: Settings do not fit each other or what an earlier start left.
+    """
+    example = check_trials(config, build)
+    trials = grid_trials(config) if config.search == "grid" else []
+    root = f"{config.storage.rstrip('/')}/{config.name}"
+    storage = open_storage(root)
+    check_settings(config, trials, build.training, storage, repair=False)
+    found = results.read_all(storage)
+    names = [trial.name for trial in trials] or list(found)
+    done = sum(found[name].is_done for name in names if name in found)
+    gpus = example.cluster.num_workers * example.cluster.use_gpu
+    lines = [
+        f"{len(trials) or config.num_trials} trials in {root}, {done} of them done",
+        f"each holds {example.logical_cpus:g} logical CPUs" + (f", {gpus} GPUs" if gpus else ""),
+    ]
+    if not trials:
+        return [*lines, *(f"{key}: {values}" for key, values in config.space.items())]
+    for trial in trials:
+        status = found[trial.name].status if trial.name in found else "waits"
+        settings = ", ".join(f"{key}={value}" for key, value in trial.params.items())
+        lines.append(f"{status:8} {settings}, seed {trial.seed}")
+    return lines
+
+
+def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
+    """Builds every trial's configuration and network before any is trained.
+
+    Of a search, those of the corners of its space.
+
+    Returns:
+        The training of the first.
+
+    Raises:
+        UserError: One cannot work; names it.
+    """
+    checked, trainings = set(), []
+    for trial in examples(config):
+        try:
+            training = build.training(trial)
+            if not training.data.shards:
+                raise UserError(
+                    "overrides.data.shards: is not set, and no trial can train without: give the "
+                    "folder that prepare_shards.py wrote, in the sweep file or by "
+                    "`--overrides.data.shards DIR`"
+                )
+            trainings.append(training)
+            check_stopping(config, training)
+            if config.evaluate:
+                _check_evaluation(build, training)
+            elif training.train.test_fold is not None:
+                raise UserError(
+                    f"metric={config.metric}: a training without a test fold's classes has no "
+                    "validation: set evaluate, and compare eval/miou"
+                )
+            if str(training.model) not in checked:
+                check_model(training.model)
+                checked.add(str(training.model))
+        except ValueError as error:
+            raise UserError(f"trial {trial.params}: {error}") from None
+    return trainings[0]
+
+
+def _check_evaluation(build: Builders, training: TrainMixConfig) -> None:
+    try:
+        build.evaluation(training, "checkpoint")
+    except ValueError as error:
+        raise UserError(f"evaluate.{error}") from None
+
+
+def _tracker(config: SweepConfig, root: str) -> Tracker:
+    folder = bookkeeping_folder("storage", root, root)
+    params = {"sweep": {k: v for k, v in asdict(config).items() if k != "tracking"}}
+    return Tracker.start(
+        config.tracking,
+        run_name=config.name,
+        spill_path=folder / f"tracking-sweep-{config.name}.jsonl",
+        tags={"sweep": config.name, "sweep.kind": "comparison"},
+        params=params,
+    )
+
+
+def _compare(
+    config: SweepConfig, trials: Sequence[Trial], root: str, runs: TrialRuns
+) -> Comparison:
+    """Judges every trial by its result and its curves in MLflow."""
+    found = results.read_all(open_storage(root))
+    for trial in trials:
+        if trial.name not in found or found[trial.name].status == "running":
+            found[trial.name] = Result(
+                trial.name, trial.params, trial.seed, "failed", error="it left no result"
+            )
+    wanted = [trial.name for trial in trials] or sorted(found)
+    wanted = [name for name in wanted if found[name].status != "running"]
+    ended = [found[name] for name in wanted if found[name].status == "finished"]
+    if ended and all(math.isnan(result.value(config.metric)) for result in ended):
+        raise missing_metric(config, list(ended[0].metrics))
+    judged = []
+    for name in wanted:
+        result = found[name]
+        run_id = runs.run_id(name)
+        histories = runs.histories(run_id, (*HISTORIES, config.metric))
+        diagnosis = diagnose(result, histories)
+        runs.mark(run_id, diagnosis, result)
+        judged.append(Judged(result, diagnosis, histories, run_id))
+    return compare(config.name, config.metric, judged, config.average_over)
+
+
+def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
+    """Writes the comparison's files, and gives them to the sweep's own run."""
+    (folder / "comparison.md").write_text(comparison.markdown(), encoding="utf-8")
+    (folder / "trials.csv").write_text(comparison.csv(), encoding="utf-8")
+    (folder / "comparison.json").write_text(comparison.json(), encoding="utf-8")
+    (folder / "verdict.txt").write_text(comparison.verdict + "\n", encoding="utf-8")
+    draw_all(comparison, folder)
+    for path in sorted(folder.iterdir()):
+        tracker.log_artifact(path, "comparison")
+    outcomes = [judged.diagnosis.outcome for judged in comparison.trials]
+    # Those of none too: an earlier start may have logged some.
+    figures = {
+        f"sweep/num_{word.replace(' ', '_')}": float(outcomes.count(word))
+        for word in get_args(Outcome)
+    }
+    best = next((row for row in comparison.rows if row.values), None)
+    if best is not None:
+        figures[f"best/{comparison.metric}"] = best.mean
+    tracker.log_metrics(figures, 0)
+    tags = {"mlflow.note.content": comparison.markdown(), "sweep.verdict": comparison.verdict}
+    tracker.set_tags(tags)
+
+
+def _ui_hint(tracker: Tracker, view: str) -> str:
+    """Where the sweep's own run is, and below it the view of the trials."""
+    hint = tracker.ui_hint()
+    if not view:
+        return f"comparison: {hint}"
+    base = hint.rsplit("/runs/", 1)[0]
+    return f"comparison: {hint}\ntrials:     {base}/runs?{view}"
+
+
+def absolute(config: SweepConfig) -> SweepConfig:
+    """Makes local paths absolute, and the tracking URI the same in every process.
+
+    Raises:
+        UserError: `storage` is relative to a working folder that Ray uploaded for a job, or cannot
+            be written to.
+    """
+    storage = absolute_place("storage", config.storage)
+    folder = bookkeeping_folder("storage", config.storage, storage)
+    return replace(config, storage=storage, tracking=config.tracking.resolved(folder))

@@ -1,0 +1,137 @@
+"""The trials' runs in MLflow: their curves, their judgement, and the view of the UI on them.
+
+MLflow 3.17 keeps a saved view of an experiment's runs (filter, order, columns) as a tag of the
+experiment, `mlflow.sharedViewState.KEY`, and opens it by `?viewStateShareKey=KEY`. The tag holds an
+envelope whose `state` is JSON; older versions read the same keys beside it.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from pipeline.sweep.comparison import Comparison
+from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.diagnosis import LOSS, Diagnosis, History
+from pipeline.sweep.results import Result
+from pipeline.sweep.trials import setting_tags, short_names
+from pipeline.tracking.config import server_uri
+from pipeline.tracking.mlflow_run import prepare_environment
+
+logger = logging.getLogger(__name__)
+
+VIEW_TAG = "mlflow.sharedViewState."
+OUTCOME, WORDS = "sweep.outcome", "sweep.diagnosis"
+
+
+class TrialRuns:
+    """The trials' MLflow runs, read and marked; without MLflow, nothing.
+
+    Args:
+        config: The sweep.
+        parent: Its own run's id; empty where MLflow did not answer.
+    """
+
+    def __init__(self, config: SweepConfig, parent: str) -> None:
+        self._config, self._parent = config, parent
+        self._client: Any = None
+        self._experiment = ""
+        self._runs: dict[str, Any] = {}
+        if not parent:
+            return
+        prepare_environment()
+        from mlflow import MlflowClient
+
+        try:
+            client = MlflowClient(tracking_uri=server_uri(config.tracking))
+            self._experiment = client.get_run(parent).info.experiment_id
+            token: str | None = None
+            while True:
+                page = client.search_runs(
+                    [self._experiment], self._filter, max_results=1000, page_token=token
+                )
+                for run in page:  # The newest of a name counts, which comes first.
+                    self._runs.setdefault(run.data.tags.get("sweep.trial", ""), run)
+                token = page.token
+                if not token:
+                    break
+            self._client = client
+        except Exception as error:  # The comparison does without curves.
+            logger.warning("MLflow does not answer, so there are no curves: %s", error)
+
+    @property
+    def _filter(self) -> str:
+        return f"tags.`mlflow.parentRunId` = '{self._parent}'"
+
+    def run_id(self, trial: str) -> str:
+        """The run of a trial, or an empty string."""
+        return self._runs[trial].info.run_id if trial in self._runs else ""
+
+    def histories(self, run_id: str, metrics: Sequence[str]) -> dict[str, History]:
+        """Histories of metrics, those that there are."""
+        if not run_id or self._client is None:
+            return {}
+        found = {}
+        for metric in dict.fromkeys(metrics):
+            with suppress(Exception):
+                points = self._client.get_metric_history(run_id, metric)
+                # A resumed run has logged some steps twice; the later one counts.
+                by_step = {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)}
+                found[metric] = [
+                    (step, value) for step, value in sorted(by_step.items()) if math.isfinite(value)
+                ]
+        return {metric: history for metric, history in found.items() if history}
+
+    def mark(self, run_id: str, diagnosis: Diagnosis, result: Result) -> None:
+        """Writes the judgement to the trial's run, where the UI shows it as columns."""
+        if not run_id or self._client is None:
+            return
+        metric, run = self._config.metric, self._runs[result.name]
+        # Their short names may be others since an earlier start, which varied less.
+        tags = setting_tags(result.params, result.seed, [*self._config.varied, *result.params])
+        with suppress(Exception):
+            for key, value in tags.items():
+                if run.data.tags.get(key) != value:
+                    self._client.set_tag(run_id, key, value)
+            self._client.set_tag(run_id, OUTCOME, diagnosis.outcome)
+            self._client.set_tag(run_id, WORDS, diagnosis.words)
+            if result.status == "stopped":  # Its process was ended before it could say so.
+                self._client.set_terminated(run_id, "KILLED")
+            # The evaluation logs its figures below its protocol's name, which is not the metric's.
+            if not math.isnan(value := result.value(metric)) and metric not in run.data.metrics:
+                self._client.log_metric(run_id, metric, value)
+
+    def save_view(self, comparison: Comparison) -> str:
+        """Saves the view of the trials, the best first, with what is varied and what came of it.
+
+        Returns:
+            The query that opens it; an empty string without MLflow.
+        """
+        if self._client is None:
+            return ""
+        # Not the parameters of these names, which a column is too narrow for.
+        short = short_names(
+            [*self._config.varied, *(key for one in comparison.trials for key in one.result.params)]
+        )
+        order = f"metrics.`{comparison.metric}`"
+        columns = [order, f"metrics.`{LOSS}`", "attributes.`Duration`"]
+        columns += [f"tags.`sweep.{name}`" for name in (*short.values(), "seed")]
+        columns += [f"tags.`{OUTCOME}`", f"tags.`{WORDS}`"]
+        state = {
+            "searchFilter": self._filter,
+            "orderByKey": order,
+            "orderByAsc": False,
+            "selectedColumns": columns,
+        }
+        key, now = f"sweep-{self._parent[:12]}", int(time.time() * 1000)
+        envelope = {"name": f"sweep {comparison.name}", "createdAt": now, "updatedAt": now}
+        value = json.dumps({**envelope, "state": json.dumps(state), **state})
+        try:
+            self._client.set_experiment_tag(self._experiment, VIEW_TAG + key, value)
+        except Exception as error:  # Too long for the server, or it does not answer any more.
+            logger.warning("MLflow did not take the view of the trials: %s", error)
+            return ""
+        return f"viewStateShareKey={key}"

@@ -1,0 +1,341 @@
+"""One MLflow run as a place to send records to: finds or creates it, sends in large calls.
+
+Everything here blocks on the network or the disk; `tracking.Tracker` calls it from a thread of
+its own, `tracking.replay` directly. MLflow is imported on first use: it takes seconds.
+"""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.tracking.redaction import redact_text
+from pipeline.tracking.spill import Record, RunIdentity, SpillFile, from_line
+
+RUN_KEY_TAG = "lseg.run_key"
+CHANGED_TAG = "lseg.changed_on_resume."
+
+_MAX_ENTITIES = 1000  # of one log_batch call, metrics + parameters + tags
+_MAX_TEXTS = 100  # parameters, and tags, of one log_batch call
+_MAX_TAG_CHARS = 8000
+_BAD_NAME_CHARACTERS = re.compile(r"[^/\w.\- :]")
+_SETTLE_S = 1.0
+_READ_AHEAD_LINES = 200
+# The answer that says "never", as opposed to "not now".
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")
+
+# MLflow's own defaults block a call to a dead server for minutes. It does not retry here at all:
+# a retried POST to a frozen server would create a second run, and the sender retries anyway.
+_MLFLOW_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+class MlflowUnavailable(UserError):
+    """MLflow does not answer now, or says that it cannot: the same may succeed later."""
+
+    exit_code = 69
+    """EX_UNAVAILABLE of sysexits.h; nothing is wrong with settings and data."""
+
+
+def prepare_environment() -> None:
+    """Bounds MLflow's waiting in this process; what the user has set stays."""
+    for key, value in _MLFLOW_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+@contextmanager
+def patient(timeout_s: int = 600) -> Iterator[None]:
+    """Lets MLflow wait longer for an answer: a server that stores a large file answers late."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = str(max(timeout_s, int(before or 0)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Tells whether sending the same again can never succeed."""
+    code = getattr(error, "error_code", None)
+    return code in _REFUSALS or isinstance(error, FileNotFoundError)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Tells whether an error of MLflow, or one that it caused, means that it does not answer."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import OperationalError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        # MLflow gives 500 to all that it got no answer for, too.
+        if isinstance(cause, MlflowException) and cause.get_http_status_code() >= 500:
+            return True
+        if isinstance(cause, RequestException | OperationalError):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Returns the database file of a sqlite tracking URI, None for any other URI."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").split("?")[0])
+
+
+def next_batch(spill: SpillFile) -> tuple[RunIdentity | None, list[Record], list[bytes]]:
+    """Takes what fits into one call from the front of a spill file.
+
+    Returns:
+        The run, its records and their lines, to be given to `SpillFile.advance` once sent. The
+        run is None for a line that is no record.
+    """
+    lines = spill.read_lines(_READ_AHEAD_LINES)
+    found: list[tuple[RunIdentity, Record]] = []
+    for line in lines:
+        try:
+            identity, record = from_line(line)
+        except ValueError:
+            break
+        if found and identity.run_key != found[0][0].run_key:
+            break
+        found.append((identity, record))
+    if not found:
+        return None, [], lines[:1]
+    batch = next(in_batches([record for _, record in found]))
+    return found[0][0], batch, lines[: len(batch)]
+
+
+def in_batches(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """Groups consecutive records that fit into one call; a record never spans two calls."""
+    batch: list[Record] = []
+    counts = {"metrics": 0, "params": 0, "tags": 0}
+    for record in records:
+        size = len(record.values)
+        alone = record.kind not in counts
+        full = not alone and (
+            sum(counts.values()) + size > _MAX_ENTITIES
+            or (record.kind != "metrics" and counts[record.kind] + size > _MAX_TEXTS)
+        )
+        if batch and (alone or full):
+            yield batch
+            batch, counts = [], dict.fromkeys(counts, 0)
+        if alone:
+            yield [record]
+        else:
+            batch.append(record)
+            counts[record.kind] += size
+    if batch:
+        yield batch
+
+
+class MlflowRun:
+    """A run on one server. Not thread-safe; `open` first."""
+
+    def __init__(self, uri: str, identity: RunIdentity, *, artifacts: str = ""):
+        """Prepares without any call.
+
+        Args:
+            uri: Tracking URI, complete.
+            identity: The run; its `run_id` is tried first, then its `run_key`.
+            artifacts: Root for the artifacts of a new experiment; empty: the server's choice, or
+                a folder beside the sqlite file.
+        """
+        self.uri = uri
+        self.identity = identity
+        self.experiment_id = ""
+        self._artifacts = artifacts
+        self._client: Any = None
+        self._params: dict[str, str] = {}
+        self._maybe_created = False
+
+    def open(self, *, resume: bool) -> None:
+        """Finds the run, or creates it. Call again after any exception.
+
+        Args:
+            resume: Mark an existing run as running again.
+        """
+        client = self._connect()
+        self.experiment_id = self.experiment_id or self._experiment()
+        run = self._find()
+        if run is None:
+            tags = {RUN_KEY_TAG: self.identity.run_key, "mlflow.source.type": "JOB"}
+            if self.identity.parent_run_id:
+                tags["mlflow.parentRunId"] = self.identity.parent_run_id
+            self._maybe_created = True
+            run = client.create_run(self.experiment_id, tags=tags, run_name=self.identity.run_name)
+        elif resume and run.info.status != "RUNNING":
+            client.update_run(run.info.run_id, status="RUNNING")
+        self._maybe_created = False
+        self._params = dict(run.data.params)
+        self.experiment_id = run.info.experiment_id
+        self.identity = replace(self.identity, run_id=run.info.run_id)
+
+    def _connect(self) -> Any:
+        if self._client is None:
+            prepare_environment()
+            from mlflow import MlflowClient
+
+            for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+                logging.getLogger(noisy).setLevel(logging.WARNING)
+            if database := sqlite_path(self.uri):
+                database.parent.mkdir(parents=True, exist_ok=True)
+            self._client = MlflowClient(self.uri)
+        return self._client
+
+    def _experiment(self) -> str:
+        client, name = self._connect(), self.identity.experiment
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage != "active":
+                raise RuntimeError(f"experiment {name!r} was deleted: restore it or name another")
+            return found.experiment_id
+        location = self._artifacts or None
+        database = sqlite_path(self.uri)
+        if location is None and database is not None:
+            # Without a location MLflow would write to ./mlruns of whatever folder this is.
+            location = (database.resolve().parent / "mlartifacts" / name).as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except Exception:
+            if (found := client.get_experiment_by_name(name)) is None:
+                raise
+            return found.experiment_id  # another process was quicker
+
+    def _find(self) -> Any:
+        """Looks for the run by id, then by key; the oldest if a retry made two."""
+        client = self._connect()
+        if self.identity.run_id:
+            try:
+                run = client.get_run(self.identity.run_id)
+                if run.info.lifecycle_stage == "active":
+                    return run
+            except Exception as error:
+                code = getattr(error, "error_code", None)
+                if code != "RESOURCE_DOES_NOT_EXIST" and not is_refusal(error):
+                    raise
+        for patience_s in (0.0, _SETTLE_S) if self._maybe_created else (0.0,):
+            # A create call that timed out may still be on its way inside the server.
+            time.sleep(patience_s)
+            runs = client.search_runs(
+                [self.experiment_id],
+                filter_string=f"tags.`{RUN_KEY_TAG}` = '{self.identity.run_key}'",
+                order_by=["attributes.start_time ASC"],
+                max_results=1,
+            )
+            if runs:
+                return runs[0]
+        return None
+
+    def offer(self, batch: Sequence[Record]) -> list[tuple[Record, str]]:
+        """Sends one batch of `in_batches`, record by record if the server refuses it as a whole.
+
+        Returns:
+            Records that this server will never take, with the reason.
+
+        Raises:
+            Exception: Whatever MLflow raises when the server cannot take anything now. What was
+                sent before may be sent again.
+        """
+        try:
+            self._send(batch)
+        except Exception as error:
+            if len(batch) > 1 and is_refusal(error):
+                return [refused for record in batch for refused in self.offer([record])]
+            # An artifact store may fail on its own, while the server takes metrics.
+            is_file = batch[0].kind in ("artifact", "text")
+            if not is_refusal(error) and not (is_file and self._answers()):
+                raise
+            reason = redact_text(f"{type(error).__name__}: {error}".splitlines()[0])
+            return [(batch[0], reason)]
+        return []
+
+    def _answers(self) -> bool:
+        """Tells whether the server knows the run right now."""
+        try:
+            self._client.get_run(self.identity.run_id)
+        except Exception:
+            return False
+        return True
+
+    def _send(self, batch: Sequence[Record]) -> None:
+        if batch[0].kind == "artifact":
+            self._send_artifact(batch[0])
+        elif batch[0].kind == "text":
+            record = batch[0]
+            self._client.log_text(self.identity.run_id, record.text, record.artifact_path)
+        elif batch[0].kind == "status":
+            self.end(str(batch[0].values["status"]), batch[0].time_ms)
+        else:
+            self._send_values(batch)
+
+    def _send_artifact(self, record: Record) -> None:
+        path = Path(record.path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: the artifact is gone")
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        log(self.identity.run_id, record.path, record.artifact_path or None)
+
+    def _send_values(self, batch: Sequence[Record]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [
+            Metric(_BAD_NAME_CHARACTERS.sub("_", key), float(value), record.time_ms, record.step)
+            for record in batch
+            if record.kind == "metrics"
+            for key, value in record.values.items()
+        ]
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        for record in batch:
+            if record.kind == "tags":
+                tags |= {key: str(value)[:_MAX_TAG_CHARS] for key, value in record.values.items()}
+            elif record.kind == "params":
+                params |= {
+                    _BAD_NAME_CHARACTERS.sub("_", key): str(value)
+                    for key, value in record.values.items()
+                }
+        # MLflow refuses to change a parameter. A resumed run that does so keeps the first value,
+        # and says the new one in a tag.
+        for key in params.keys() & self._params.keys():
+            value = params.pop(key)
+            if value != self._params[key]:
+                tags[CHANGED_TAG + key] = value[:_MAX_TAG_CHARS]
+        self._client.log_batch(
+            self.identity.run_id,
+            metrics=metrics,
+            params=[Param(key, value) for key, value in params.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        self._params |= params
+
+    def end(self, status: str, time_ms: int) -> None:
+        """Marks the run as ended: FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.identity.run_id, status, time_ms)
+
+    def ui_hint(self) -> str:
+        """Says how to open the MLflow UI on this run; without credentials."""
+        place = ""
+        if self.experiment_id and self.identity.run_id:
+            place = f"/#/experiments/{self.experiment_id}/runs/{self.identity.run_id}"
+        if self.uri.startswith(("http://", "https://")):
+            return redact_text(self.uri.rstrip("/")) + place
+        command = f"mlflow ui --backend-store-uri {redact_text(self.uri)} --port 5000"
+        return f"{command}   # then open http://127.0.0.1:5000{place}"

@@ -1,0 +1,191 @@
+"""MLflow tracking that never slows and never stops training.
+
+`Tracker` puts everything into a queue; a thread of its own finds or creates the run and sends in
+large calls. While the server does not answer, the queue goes to a spill file beside the
+checkpoints, in order and with the original times, and from there to the server as soon as it
+answers: in this process, in the next one that resumes the run, or by `jobs/track.py --replay`.
+"""
+
+import atexit
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from pipeline.tracking.config import TrackingConfig, server_uri
+from pipeline.tracking.mlflow_run import MlflowRun
+from pipeline.tracking.redaction import (
+    MAX_VALUE_CHARS,
+    flatten_config,
+    redact_text,
+    redact_tree,
+    redact_values,
+)
+from pipeline.tracking.replay import ReplayCounts, replay
+from pipeline.tracking.sender import Sender, Status
+from pipeline.tracking.spill import Kind, Record, RunIdentity, now_ms
+from pipeline.tracking.spill_copy import SpillCopy
+
+__all__ = ["ReplayCounts", "Tracker", "TrackingConfig", "flatten_config", "replay"]
+
+logger = logging.getLogger(__name__)
+
+_TEXTS_PER_RECORD = 100  # MLflow's limit on parameters, and on tags, of one call
+_METRICS_PER_RECORD = 1000  # and on metrics
+
+
+class Tracker:
+    """Records one run; made by `start`, ended by `close`.
+
+    The `log_*` and `set_tags` methods return in microseconds, raise nothing and may be called from
+    any thread. The bound on the queue is enforced between two calls to the server, so it can be
+    late by the time one call takes (5 s).
+    """
+
+    def __init__(self, run: MlflowRun, sender: Sender):
+        self._run = run
+        self._sender = sender
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingConfig,
+        *,
+        run_name: str,
+        spill_path: Path | None,
+        run_id: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        params: Any = None,
+        parent_run_id: str | None = None,
+        copy_to: str = "",
+    ) -> "Tracker":
+        """Starts recording; returns at once whether or not a server answers.
+
+        Args:
+            config: Where to.
+            run_name: Name in the UI.
+            spill_path: Local file for what the server does not take; a small `.run.json` beside it
+                remembers the run. A later start with the same path, experiment and name continues
+                the same MLflow run, and sends what the file holds. None: at most `queue_size`
+                records survive an outage.
+            run_id: MLflow run to continue, if the caller knows it.
+            tags: Tags of the run; secrets are left out.
+            params: Parameters, flat or nested, mapping or dataclass; see `flatten_config`.
+            parent_run_id: MLflow run to nest this one in.
+            copy_to: Folder of a storage (`s3://...`) for copies of the spill file and of the run's
+                identity, where `spill_path` is on a node that may vanish.
+
+        Raises:
+            UserError: There is no usable tracking URI.
+        """
+        identity = RunIdentity(
+            experiment=config.experiment,
+            run_name=run_name,
+            run_key=uuid4().hex,
+            run_id=run_id or "",
+            parent_run_id=parent_run_id or "",
+        )
+        run = MlflowRun(server_uri(config), identity, artifacts=config.artifacts)
+        path = spill_path.absolute() if spill_path else None
+        copy = SpillCopy(copy_to, path.name) if copy_to and path else None
+        tracker = cls(run, Sender(run, config.queue_size, path, copy))
+        tracker.set_tags(tags or {})
+        tracker.log_params(params or {})
+        # A process that ends without `close` still writes what it has.
+        atexit.register(tracker.close, "KILLED", 2.0)
+        tracker._sender.start()
+        return tracker
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+        self.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until a server has answered."""
+        return self._run.identity.run_id if self._sender.opened.is_set() else None
+
+    def wait_for_run(self, timeout_s: float) -> str | None:
+        """Waits until the run is known; for drivers, not for the training loop."""
+        self._sender.opened.wait(timeout_s)
+        return self.run_id
+
+    def ui_hint(self) -> str:
+        """The URL of the run, or the command that starts a UI for it."""
+        return self._run.ui_hint()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Queues metrics, by slash-separated name, of one optimiser step."""
+        values: dict[str, float] = {}
+        for key, value in metrics.items():
+            try:
+                values[key] = float(value)
+            except (TypeError, ValueError):
+                logger.warning("metric %s=%r is not a number: left out", key, value)
+        self._put_parts("metrics", values, _METRICS_PER_RECORD, step=step)
+
+    def log_params(self, params: Any) -> None:
+        """Queues parameters; nested ones get dotted keys, secrets are left out."""
+        self._put_parts("params", flatten_config(params), _TEXTS_PER_RECORD)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Queues tags; secrets are left out."""
+        self._put_parts("tags", redact_values(tags, MAX_VALUE_CHARS), _TEXTS_PER_RECORD)
+
+    def log_artifact(self, path: Path, artifact_path: str = "") -> None:
+        """Queues a file or folder, which must stay where it is until it is sent.
+
+        Args:
+            path: Local file or folder; its content is not searched for secrets.
+            artifact_path: Folder in the run.
+        """
+        self._sender.put(
+            Record(
+                kind="artifact",
+                time_ms=now_ms(),
+                path=str(Path(path).absolute()),
+                artifact_path=artifact_path,
+            )
+        )
+
+    def log_text(self, text: str, artifact_path: str) -> None:
+        """Queues a text as the file `artifact_path` of the run; credentials are masked."""
+        text = redact_text(text)
+        self._sender.put(
+            Record(kind="text", time_ms=now_ms(), text=text, artifact_path=artifact_path)
+        )
+
+    def log_dict(self, tree: Any, artifact_path: str) -> None:
+        """Queues nested values as a YAML (`.yaml`, `.yml`) or JSON file, without secrets."""
+        clean = redact_tree(tree)
+        if artifact_path.endswith((".yaml", ".yml")):
+            text = yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
+        else:
+            text = json.dumps(clean, indent=2, ensure_ascii=False)
+        self.log_text(text, artifact_path)
+
+    def close(self, status: Status = "FINISHED", timeout_s: float = 10.0) -> None:
+        """Sends what is queued; what cannot be sent in time goes to the spill file.
+
+        Args:
+            status: How the run ended.
+            timeout_s: Longest wait in s for the server.
+        """
+        atexit.unregister(self.close)
+        self._sender.stop(status, timeout_s)
+
+    def _put_parts(
+        self, kind: Kind, values: Mapping[str, Any], max_values: int, step: int = 0
+    ) -> None:
+        time_ms = now_ms()
+        items = list(values.items())
+        for first in range(0, len(items), max_values):
+            part = dict(items[first : first + max_values])
+            self._sender.put(Record(kind=kind, time_ms=time_ms, step=step, values=part))

@@ -1,0 +1,177 @@
+"""What a recipe would do, without doing it: one step on tensors that have a shape and no memory.
+
+Builds the network and the optimiser as the recipe says, with no weights, no data and no Ray, and
+makes a step of one worker's images. Memory, operations and time are estimates: activations
+are what autograd keeps, and the speed is an assumption, which is printed with the result.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.lseg import LSeg, build_lseg
+from model.text import build_text_encoder
+from pipeline.data.datasets.few_shot.training import class_of
+from pipeline.data.ingest.stream import Corpus, build_mixture
+from pipeline.data.taxonomy import universal
+from pipeline.errors import UserError
+from pipeline.progress import duration
+from pipeline.training.config import TrainMixConfig, in_steps
+from pipeline.training.driver.launch import labels_of, training_corpus
+from pipeline.training.state.optimizer import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+GPU_TFLOPS, CPU_TFLOPS = 100.0, 0.05
+"""Sustained by one worker, assumed: about a fourth of an A100's or a tenth of an H100's bf16 peak,
+and half of one CPU core's float32 peak."""
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a recipe would take."""
+
+    config: TrainMixConfig
+    """With the length in steps, where that is known."""
+    num_parameters: int
+    """Of the trained network."""
+    num_labels: int
+    images_per_pass: int | None
+    """Samples of the mixture's datasets in the training split; None without shards."""
+    memory_gib: float
+    """Of one worker: weights, gradients, optimiser, average, activations."""
+    tflop_per_image: float
+    """10^12 floating-point operations of forward and backward."""
+    seconds_per_image: float
+    """At the assumed speed, of all workers together."""
+
+    def lines(self) -> list[str]:
+        """The report, for people."""
+        config = self.config
+        train, workers = config.train, config.cluster.num_workers
+        rows = self.images_per_pass
+        speed = GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS
+        images = train.steps * train.batch_size
+        if rows:
+            passes = f"{images / rows:.1f} passes over the data"
+        else:
+            passes = (
+                f"{train.passes:g} passes over the data" if train.passes else "passes not known"
+            )
+        device = "GPU" if config.cluster.use_gpu else "CPU"
+        whole = "" if images else "for each 10 000 images "
+        return [
+            f"parameters      {self.num_parameters / 1e6:.1f} M, {self.num_labels} labels",
+            f"memory          about {self.memory_gib:.1f} GiB a worker, at "
+            f"{config.rows_per_pass} images a forward pass",
+            f"images a pass   {rows if rows else 'not known: no shards at data.shards'}",
+            f"run             {f'{train.steps} steps' if images else 'steps not known'} of "
+            f"{train.batch_size} images: {f'{images} images, ' if images else ''}{passes}",
+            f"operations      {self.tflop_per_image:.3g} TFLOP an image",
+            f"ETA             {duration(self.seconds_per_image * (images or 10_000))} "
+            f"{whole}on {workers} {device} worker(s), if each sustains {speed:g} TFLOP/s and never "
+            "waits for data",
+        ]
+
+
+def dry_run(config: TrainMixConfig) -> Estimate:
+    """Builds everything and makes one step without memory.
+
+    Raises:
+        UserError: The shards that `data.shards` names cannot be read.
+        ModelError: The network cannot be built so.
+    """
+    corpus = _corpus(config)
+    if corpus is not None:
+        mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
+        used = [corpus.manifests[name] for name in mixture.datasets]
+        num_labels = len(labels_of(used, config, corpus))
+        if any(map(class_of, used)):  # A step asks for the classes of its pictures alone.
+            num_labels = min(num_labels, config.train.batch_size + 1)
+        images = mixture.rows_per_epoch
+        config = replace(config, train=in_steps(config.train, images))
+    else:
+        num_labels, images = len(universal().classes), None
+        config = replace(config, train=in_steps(config.train, 0))
+    backbone = replace(config.model.backbone, pretrained=False)
+    dim = build_text_encoder(config.model.text).dim
+    with torch.device("meta"):
+        lseg = build_lseg(replace(config.model, backbone=backbone), dim).train()
+    # Not on the meta device itself, for which there is no autocast.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        lseg.to_empty(device="cpu")
+        optimizer = build_optimizer(lseg, config.train)
+        with FlopCounterMode(display=False) as flops, _kept_bytes() as kept:
+            _step(lseg, config, num_labels, kept)
+        torch.nn.utils.clip_grad_norm_(lseg.parameters(), config.train.clip_norm or float("inf"))
+        optimizer.step()
+
+    num_parameters = sum(p.numel() for p in lseg.parameters())
+    moments = sum(value.numel() for state in optimizer.state.values() for value in _tensors(state))
+    copies = 2 + (1 if config.train.ema_decay else 0)
+    bf16 = config.train.precision == "bf16" or (
+        config.train.precision == "auto" and config.cluster.use_gpu
+    )
+    fp64 = config.train.precision == "fp64"
+    activations = sum(kept) * (0.5 if bf16 else 1.0)
+    memory = 4 * (copies * num_parameters + moments) + activations
+    if fp64:  # Weights and moments too. The estimate of the time is that of fp32.
+        memory *= 2
+    per_image = flops.get_total_flops() / config.rows_per_pass
+    speed = (GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS) * 1e12
+    seconds = per_image / (speed * config.cluster.num_workers)
+    return Estimate(
+        config, num_parameters, num_labels, images, memory / _GIB, per_image / 1e12, seconds
+    )
+
+
+def _step(lseg: LSeg, config: TrainMixConfig, num_labels: int, kept: list[int]) -> None:
+    """Forward and backward of one worker's images, of a recipe's number of labels."""
+    side, rows = config.data.augment.crop_px, config.rows_per_pass
+    extra = config.train.distractors.count + bool(config.train.other.share)
+    image = torch.empty(rows, side, side, 3, dtype=torch.uint8)
+    text = torch.empty(num_labels + extra, lseg.embed_dim)
+    logits = lseg(lseg.normalize(image), text)
+    # The loss keeps its gradient of this size, and a chunk of rows at full size that is small.
+    kept.append(2 * logits.numel() * logits.element_size())
+    logits.backward(torch.empty_like(logits))
+
+
+@contextmanager
+def _kept_bytes() -> Iterator[list[int]]:
+    """Collects the bytes of the tensors that autograd keeps for the backward pass."""
+    sizes: list[int] = []
+    seen: set[int] = set()
+    alive: list[torch.Tensor] = []  # A freed tensor's id may come again.
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in seen and not isinstance(tensor, torch.nn.Parameter):
+            seen.add(id(tensor))
+            alive.append(tensor)
+            sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield sizes
+
+
+def _tensors(state: dict[str, object]) -> list[torch.Tensor]:
+    return [value for value in state.values() if isinstance(value, torch.Tensor)]
+
+
+def _corpus(config: TrainMixConfig) -> Corpus | None:
+    """The training split, where there is one to look at."""
+    if not config.data.shards:
+        return None
+    try:
+        return training_corpus(config)
+    except UserError as error:
+        logger.warning("%s", error)
+        return None

@@ -1,0 +1,69 @@
+"""What is said about failures: in the run's log while it recovers, and when it gives up."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import ray.train
+
+from model.errors import ModelError
+from pipeline.errors import UserError
+from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.saving import checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class FailureReporter(ray.train.UserCallback):
+    """Says, in the process that controls the run, what happened and where it goes on."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self._run = run
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Prints one line for each failure of workers."""
+        causes = "; ".join(
+            f"worker {rank}: {_first_line(error)}" for rank, error in worker_exceptions.items()
+        )
+        print(
+            f"run {self._run.name}: {causes}. Unless it failed too often, it goes on "
+            f"{way_on(self._run)}",
+            flush=True,
+        )
+
+
+def way_on(run: RunConfig) -> str:
+    """Where a run goes on, for a message: `from checkpoint ...`, as far as the storage tells.
+
+    It raises nothing: whoever asks has something else to report.
+    """
+    try:
+        step = checkpoint.latest_step(run)
+    except Exception as error:
+        return f"from its newest checkpoint (the storage does not answer: {error})"
+    if not step:
+        return "from the start: it has no checkpoint"
+    return f"from checkpoint {checkpoint.address_of(run, step)}"
+
+
+def _first_line(error: BaseException) -> str:
+    """The kind and the first line of an error, without Ray's wrapping."""
+    inner = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error
+    lines = [line for line in str(inner).splitlines() if line.strip()] or [""]
+    return f"{type(inner).__name__}: {lines[0][:300]}"
+
+
+def explained(error: ray.train.TrainingFailedError, config: TrainMixConfig) -> Exception:
+    """The user's mistake that made the workers fail, or else the error with the way to go on."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        inner = getattr(failure, "_base_exc", None) or failure
+        if isinstance(inner, UserError | ModelError):
+            return inner
+    logger.error(
+        "run %s failed more often than cluster.max_failures=%d; the same command resumes %s",
+        config.run.name,
+        config.cluster.max_failures,
+        way_on(config.run),
+    )
+    return error

@@ -1,0 +1,106 @@
+"""Whether a run may go on from its checkpoint under the settings that are now given.
+
+What decides the network, what it is asked, and which pictures it sees must be as it was: else one
+run would be two, and its record would say only the second. Free to change are the length of the
+run, rates and decays, precision, accumulation, the workers, the loaders and the cache, and all that
+only watches: logging, validation, checkpoints, tracking. Shards may move if they are the same.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from model.checkpoint import TEXTS
+from pipeline.errors import UserError
+from pipeline.storage.open import open_storage
+from pipeline.training.config import TrainMixConfig, plain
+from pipeline.training.questions.labels import LabelSpace
+from pipeline.training.saving.checkpoint import PROVENANCE, latest_step, name_of
+
+_FIXED = (
+    "run.seed",
+    "model",
+    "data.weights",
+    "data.temperature",
+    "data.caps",
+    "data.augment",
+    "train.batch_size",
+    "train.optimizer",
+    "train.label_sets",
+    "train.test_fold",
+    "train.other",
+    "train.distractors",
+)
+"""Settings, and groups of them, that a run keeps."""
+_FREE = ("model.activation_checkpointing",)
+"""Of these, what changes no result."""
+_SHARDS = "manifest"
+"""How the tags begin that tell the fingerprint of a dataset's shards, or of many."""
+
+
+def check_resumable(config: TrainMixConfig, labels: LabelSpace, shards: Mapping[str, str]) -> None:
+    """Refuses to resume a run whose network, labels or data are others than now configured.
+
+    Args:
+        config: Of the run.
+        labels: What it is to be trained on.
+        shards: Tag -> fingerprint of the training shards, as in the provenance of checkpoints.
+
+    Raises:
+        UserError: Names every difference.
+    """
+    step = latest_step(config.run)
+    if not step:
+        return
+    storage = open_storage(config.run.storage)
+    folder = f"{config.run.name}/{name_of(step)}"
+    saved, now = yaml.safe_load(storage.read(f"{folder}/config.yaml")), plain(config)
+    saved = _completed(saved, plain(TrainMixConfig()))
+    found = [d for key in _FIXED for d in _differences(key, _at(saved, key), _at(now, key))]
+    before = storage.read(f"{folder}/labels.txt").decode().splitlines()
+    names = list(labels.names)
+    found += _differences("train.labels", before, names)
+    if before == names and storage.exists(f"{folder}/{TEXTS}"):
+        asked = storage.read(f"{folder}/{TEXTS}").decode().splitlines()
+        others = [(old, new) for old, new in zip(asked, labels.texts, strict=True) if old != new]
+        found += [f"words for a label ({old!r}, now {new!r})" for old, new in others[:1]]
+    provenance = json.loads(storage.read(f"{folder}/{PROVENANCE}"))
+    stored = {tag: value for tag, value in provenance.items() if tag.startswith(_SHARDS)}
+    if stored:  # A checkpoint from elsewhere may not say.
+        found += _differences("data.shards", stored, dict(shards))
+    if found:
+        raise UserError(
+            f"run.name={config.run.name}: {folder} in {config.run.storage} was trained with other "
+            f"{', '.join(found)}: give the run another name, or restore what differs"
+        )
+
+
+def _completed(tree: Any, defaults: Any) -> Any:
+    """Settings that an older program did not know are as if left at their defaults."""
+    if not (isinstance(tree, dict) and isinstance(defaults, dict)):
+        return tree
+    known = {name: _completed(value, defaults.get(name)) for name, value in tree.items()}
+    return {**defaults, **known}
+
+
+def _at(tree: Any, key: str) -> Any:
+    """A setting or a group of them."""
+    for name in key.split("."):
+        tree = tree[name]
+    return tree
+
+
+def _differences(key: str, before: Any, after: Any) -> Iterator[str]:
+    """Each setting that differs, with both values."""
+    if before == after or key in _FREE:
+        return
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted({*before, *after}):
+            yield from _differences(f"{key}.{name}", before.get(name), after.get(name))
+    elif key == "train.labels":
+        examples = [*(x for x in after if x not in before), *(x for x in before if x not in after)]
+        yield f"{key} ({len(before)} of them, now {len(after)}; differing: {examples[:3]})"
+    else:
+        yield f"{key} ({before!r}, now {after!r})"

@@ -1,0 +1,51 @@
+"""The stream of a run as Ray Train asks for it, and how it is dealt to the workers."""
+
+from typing import Any
+
+import ray.data
+import ray.train
+
+from pipeline.data.ingest.mixture import Mixture
+from pipeline.data.ingest.stream import Corpus, training_stream
+from pipeline.storage.retry import patiently
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.saving import checkpoint
+
+
+class StreamDealer(ray.train.DataConfig):
+    """Deals the blocks of the stream to the workers strictly in turn, however many there are.
+
+    Ray's own configuration also cuts off what does not divide among them.
+    """
+
+    def configure(
+        self, datasets: Any, world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """One iterator of each dataset for each worker."""
+        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            dataset = dataset.copy(dataset)
+            dataset.context.execution_options = self._resolve_execution_options(name)
+            for worker, part in enumerate(dataset.streaming_split(world_size, equal=False)):
+                output[worker][name] = part
+        return output
+
+
+def remaining_stream(config: TrainMixConfig, corpus: Corpus, mixture: Mixture) -> ray.data.Dataset:
+    """The rows of the stream that the newest checkpoint has not used."""
+    size = config.train.batch_size
+    start = patient_latest_step(config) * size
+    stop = max(config.train.steps * size, start)
+    return training_stream(corpus, mixture, config.data, config.rows_per_pass, start, stop)
+
+
+def patient_latest_step(config: TrainMixConfig) -> int:
+    """As `latest_step`, asked again while the storage fails, for `train.storage_patience_s`.
+
+    Ray's controller asks it when workers start anew, and does not recover from an error.
+    """
+    return patiently(
+        lambda: checkpoint.latest_step(config.run),
+        config.train.storage_patience_s,
+        "run.storage does not answer",
+    )

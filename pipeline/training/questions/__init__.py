@@ -1,0 +1,1 @@
+"""Label sets: which labels each step of training asks for."""

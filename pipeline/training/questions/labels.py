@@ -1,0 +1,96 @@
+"""The label space of a run: which classes are trained, as words and as ids.
+
+Labels are ids in the taxonomy of the corpus: the universal classes, or what its shards were made in
+(`pipeline.data.shards.union`). A run trains on the classes that its shards show; the network is
+asked with their words, in this order, and a look-up table turns ids into positions.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.shards.format import Manifest
+from pipeline.data.shards.union import pixels_in
+from pipeline.data.taxonomy import IGNORE, Taxonomy, label_text, universal
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """An ordered set of classes of a taxonomy."""
+
+    names: tuple[str, ...]
+    """Names in the taxonomy."""
+    lut: np.ndarray
+    """(256,) uint8: id in the taxonomy -> position in `names`, IGNORE for all others."""
+    taxonomy: Taxonomy
+    """What the names are classes of."""
+    verbatim: bool = False
+    """The text encoder is shown the names as they are."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the text encoder is shown: the names as words, unless they are `verbatim`."""
+        return self.names if self.verbatim else tuple(label_text(name) for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def label_space(names: Iterable[str], taxonomy: Taxonomy | None = None) -> LabelSpace:
+    """The label space of some classes of a taxonomy (universal), in the order given."""
+    taxonomy = taxonomy or universal()
+    names = tuple(names)
+    lut = np.full(256, IGNORE, np.uint8)
+    for position, name in enumerate(names):
+        lut[taxonomy.id_of(name)] = position
+    return LabelSpace(names, lut, taxonomy)
+
+
+def training_labels(
+    manifests: Iterable[Manifest], mode: str, taxonomy: Taxonomy | None = None
+) -> LabelSpace:
+    """The label space of a training run.
+
+    Args:
+        manifests: Of the training split of each dataset in the mixture.
+        mode: `"present"` for the classes that have pixels in them, `"all"` for the taxonomy.
+        taxonomy: That of the corpus; the universal classes if not given.
+
+    Raises:
+        UserError: No class has a pixel.
+    """
+    taxonomy = taxonomy or universal()
+    if mode == "all":
+        return label_space(taxonomy.classes, taxonomy)
+    pixels = pixels_in(manifests, taxonomy)
+    names = [name for name, count in zip(taxonomy.classes, pixels, strict=True) if count]
+    if not names:
+        raise UserError("data.shards: no class of the taxonomy has a pixel in the training split")
+    return label_space(names, taxonomy)
+
+
+def ask_for_fewer(
+    num_labels: int, drop: float, words: Sequence[str], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Draws a smaller question for one batch: some labels, and a word for all the rest.
+
+    Args:
+        num_labels: Labels of the run, K.
+        drop: Probability that a label is dropped.
+        words: Words for "none of these".
+        rng: Source of the draw.
+
+    Returns:
+        kept: (k,) int64, positions of the labels that stay, at least one.
+        lut: (256,) uint8, old position -> new one; dropped labels become k; IGNORE stays.
+        word: The word of position k.
+    """
+    kept = np.flatnonzero(rng.random(num_labels) >= drop)
+    if not len(kept):
+        kept = rng.integers(0, num_labels, 1)
+    lut = np.full(256, IGNORE, np.uint8)
+    lut[:num_labels] = len(kept)
+    lut[kept] = np.arange(len(kept))
+    return kept, lut, str(words[int(rng.integers(len(words)))])

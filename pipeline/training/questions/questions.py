@@ -1,0 +1,101 @@
+"""What a training step asks: the labels of the run, fewer of them, or more than are anywhere."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.text import TextEncoder
+from pipeline.data.ingest.mixture import Row
+from pipeline.data.taxonomy import label_text
+from pipeline.errors import UserError
+from pipeline.training.config import DistractorConfig, TrainMixConfig
+from pipeline.training.questions.labels import LabelSpace, ask_for_fewer
+from pipeline.training.questions.question import Question
+
+
+class Questions:
+    """The labels of each step, a function of the seed and the step: the same on every worker.
+
+    Frozen text is encoded here, once, and never in a step.
+
+    Args:
+        config: Of the run.
+        labels: Of the run.
+        encoder: Text encoder.
+        device: Where the training runs.
+        own: (K,) bool by dataset, in the order of the mixture: the labels that it shows. Used
+            where `train.label_sets` is `own`.
+    """
+
+    def __init__(
+        self,
+        config: TrainMixConfig,
+        labels: LabelSpace,
+        encoder: TextEncoder,
+        device: torch.device,
+        own: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self._seed, self._train, self._device = config.run.seed, config.train, device
+        self.text_KC = encoder.encode(labels.texts).to(device)
+        """(K, C) float32, of all labels of the run."""
+        self._lut = torch.from_numpy(labels.lut.astype(np.int64)).to(device)
+        words = self._train.other.words if self._train.other.share else ()
+        self._words = {word: encoder.encode([word]).to(device) for word in words}
+        texts = distractor_texts(self._train.distractors, labels)
+        self._own = dict(own or {}) if self._train.label_sets == "own" else {}
+        self._allowed_DK = (
+            torch.from_numpy(np.stack(list(self._own.values()))).to(device) if self._own else None
+        )
+        self._distractor_MC = encoder.encode(texts).to(device) if texts else None
+
+    def at(self, step: int, rows: Sequence[Row] = ()) -> Question:
+        """The question of one step; its rows have no part in it."""
+        other, count = self._train.other, self._train.distractors.count
+        rng = np.random.Generator(np.random.PCG64([self._seed, step]))
+        text, lut, allowed = self.text_KC, self._lut, self._allowed_DK
+        if other.share and rng.random() < other.share:
+            kept, fewer, word = ask_for_fewer(len(text), other.drop, other.words, rng)
+            positions = torch.from_numpy(kept).to(self._device)
+            text = torch.cat([text[positions], self._words[word]])
+            lut = torch.from_numpy(fewer.astype(np.int64)).to(self._device)[lut]
+            allowed = _widened(allowed[:, positions], 1) if allowed is not None else None
+        if self._distractor_MC is not None:
+            # Behind the others, where no pixel points.
+            drawn = rng.choice(len(self._distractor_MC), count, replace=False)
+            drawn = torch.from_numpy(drawn).to(self._device)
+            text = torch.cat([text, self._distractor_MC[drawn]])
+            allowed = _widened(allowed, count) if allowed is not None else None
+        return Question(text, lut, allowed)
+
+    def labels_of(self, dataset: str) -> Tensor:
+        """(L,) int64, positions of the labels that compete in pictures of one dataset."""
+        own = self._own.get(dataset)
+        if own is None:
+            return torch.arange(len(self.text_KC), device=self._device)
+        return torch.from_numpy(np.flatnonzero(own)).to(self._device)
+
+
+def _widened(allowed_DK: Tensor, count: int) -> Tensor:
+    """Adds labels that compete everywhere."""
+    return torch.cat([allowed_DK, allowed_DK.new_ones(len(allowed_DK), count)], dim=1)
+
+
+def distractor_texts(config: DistractorConfig, labels: LabelSpace) -> tuple[str, ...]:
+    """Texts of the classes that may be asked though no training picture shows them.
+
+    Raises:
+        UserError: There are fewer than one step wants, or one to leave out is no class.
+    """
+    for name in config.never:
+        labels.taxonomy.id_of(name)
+    if not config.count:
+        return ()
+    names = {*labels.taxonomy.classes} - {*labels.names, *config.never}
+    if len(names) < config.count:
+        raise UserError(
+            f"train.distractors.count={config.count}: only {len(names)} classes are neither "
+            "trained nor in train.distractors.never: lower it"
+        )
+    return tuple(label_text(name) for name in sorted(names))

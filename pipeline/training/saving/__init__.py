@@ -1,0 +1,1 @@
+"""Checkpoints of a training: when they are written, and where they are stored."""

@@ -1,0 +1,186 @@
+"""The best model of a run so far, beside its checkpoints: it is stored while training goes on."""
+
+import json
+import logging
+import math
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from pipeline.storage.open import open_storage
+from pipeline.storage.retry import patiently
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.saving.local_folders import LocalFolders
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.json"
+"""In the run's folder: which model was the best so far."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A model that was the best when it was written, on its way to the storage."""
+
+    step: int
+    value: float
+    folder: Path
+    """On this node."""
+
+    @property
+    def name(self) -> str:
+        """Its folder in the storage."""
+        return f"best_{self.step:08d}"
+
+
+class BestModel:
+    """Stores models that are better than all before, one at a time.
+
+    While one is on its way the next waits, and a better one takes its place: nothing here holds up
+    who trains. A model counts as stored only when it is.
+
+    Args:
+        config: Of the run.
+        store: Ray Train's storage.
+        upload: Copies a folder to the storage under a name; tries again by itself.
+        folders: Where the models wait.
+    """
+
+    def __init__(
+        self,
+        config: TrainMixConfig,
+        store: Any,
+        upload: Callable[[ray.train.Checkpoint, str], Any],
+        folders: LocalFolders,
+    ) -> None:
+        self._run, self._train, self._data = config.run, config.train, config.data
+        self._store, self._upload, self._folders = store, upload, folders
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="best")
+        self._pending: Future[None] | None = None
+        self._sending: _Candidate | None = None
+        self._waiting: _Candidate | None = None
+        self._stored = -math.inf  # The value of the model in the storage, if it counts.
+        self._folder = ""  # Of that model, which BEST names; also if its value does not count.
+        self._read()
+
+    def is_beaten_by(self, value: float) -> bool:
+        """Whether a model would be the best: also of those that are on their way."""
+        with self._lock:
+            under_way = [each.value for each in (self._sending, self._waiting) if each]
+            return value > max([self._stored, *under_way])  # Not so for NaN.
+
+    def keep(self, step: int, value: float, folder: Path) -> None:
+        """Stores a model soon, instead of the one that waits.
+
+        Args:
+            step: Steps done.
+            value: Of the metric.
+            folder: One of `folders`, which is removed afterwards.
+        """
+        with self._lock:
+            before, self._waiting = self._waiting, _Candidate(step, value, folder)
+            if self._sending is None:
+                self._pending = self._thread.submit(self._send)
+        if before:
+            self._folders.remove(before.folder)
+
+    def wait(self) -> None:
+        """Waits until the best model is where it belongs."""
+        if self._pending is not None:
+            self._pending.result()
+
+    def _send(self) -> None:
+        while True:
+            with self._lock:
+                self._sending, self._waiting = self._waiting, None
+                candidate = self._sending
+            if candidate is None:
+                return
+            try:
+                self._replace(candidate)
+            except Exception as error:  # The run does not depend on it.
+                logger.error("the best model, of step %d, was not kept: %s", candidate.step, error)
+            finally:
+                self._folders.remove(candidate.folder)
+
+    def _replace(self, candidate: _Candidate) -> None:
+        self._upload(ray.train.Checkpoint.from_directory(candidate.folder), candidate.name)
+        entry = {"step": candidate.step, "metric": self._train.keep_best, "value": candidate.value}
+        entry |= {"folder": candidate.name, "validation": self._validation}
+        data = json.dumps(entry, indent=1) + "\n"
+        patiently(
+            lambda: open_storage(self._run.storage).write(self._path, data.encode()),
+            self._train.storage_patience_s,
+            f"{BEST}: not stored",
+        )
+        before, self._folder = self._folder, candidate.name
+        with self._lock:
+            self._stored = candidate.value
+        if before and before != candidate.name:
+            try:
+                gone = self._store.build_checkpoint_path_from_name(before)
+                self._store.storage_filesystem.delete_dir(gone)
+            except Exception as error:
+                logger.warning("%s, no longer the best model, was not removed: %s", before, error)
+
+    @property
+    def _validation(self) -> dict[str, Any]:
+        """Of which pictures the metric is: values of others cannot be compared."""
+        train, data = self._train, self._data
+        sets = train.val_datasets
+        return {
+            "datasets": sets if isinstance(sets, str) else list(sets),
+            "split": data.val_split,
+            "images": train.val_images,
+            "base_px": data.augment.base_px,
+        }
+
+    @property
+    def _path(self) -> str:
+        return f"{self._run.name}/{BEST}"
+
+    def _read(self) -> None:
+        """What an earlier attempt stored, if it is of the same metric."""
+        storage = open_storage(self._run.storage)
+        data = patiently(
+            lambda: storage.read(self._path) if storage.exists(self._path) else None,
+            self._train.storage_patience_s,
+            "run.storage does not answer",
+        )
+        if data is None:
+            return
+        try:
+            entry = json.loads(data)
+            metric, value, folder = entry["metric"], float(entry["value"]), entry["folder"]
+            if not re.fullmatch(r"best_\d+", folder):
+                raise ValueError(f"folder={folder!r}")
+        except (ValueError, TypeError, KeyError) as error:
+            logger.warning("%s cannot be read (%s): it does not count", self._path, error)
+            return
+        self._folder = folder
+        if math.isnan(value):
+            return
+        validation = entry.get("validation")
+        if metric != self._train.keep_best:
+            logger.warning(
+                "%s is by %s, and train.keep_best is now %s: it does not count",
+                self._path,
+                metric,
+                self._train.keep_best,
+            )
+        elif validation != self._validation:
+            logger.warning(
+                "%s is of another validation (%s, now %s): it does not count",
+                self._path,
+                validation,
+                self._validation,
+            )
+        else:
+            self._stored = value

@@ -1,0 +1,180 @@
+"""Writes the checkpoints of a run without holding it up, and outlasts a store that fails.
+
+Worker 0 writes a local folder; a thread of Ray Train copies it to the run's storage. While the
+storage fails (a full disk, an object store that is down) the copy is tried again and again, and
+training goes on; only when it failed for `train.storage_patience_s` does the attempt end, to be
+started anew by Ray from the last complete checkpoint. What waits on the local disk is bounded.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from pipeline.errors import UserError
+from pipeline.storage.retry import patiently
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.job import Job
+from pipeline.training.saving import checkpoint
+from pipeline.training.saving.best import BestModel
+from pipeline.training.saving.local_folders import LocalFolders
+from pipeline.training.state import order
+from pipeline.training.state.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+_LOST_IN_A_ROW = 3
+_RUN_WAIT_S = 10.0
+_MOST_ON_THEIR_WAY = 2
+
+
+class Saver:
+    """Writes the checkpoints of one worker; every worker calls `save` after the same steps."""
+
+    def __init__(
+        self, job: Job, state: TrainingState, rank: int, tracker: Tracker | None = None
+    ) -> None:
+        self._job, self._state, self._rank, self._tracker = job, state, rank, tracker
+        self._run, self._train = job.config.run, job.config.train
+        self._store: Any = ray.train.get_context().get_storage()
+        self._lost = self._on_their_way = 0
+        self._lock = threading.Lock()
+        self._folders = LocalFolders(self._run)
+        self._best: BestModel | None = None
+        if rank == 0:
+            self._folders.remove_left()
+            if self._train.keep_best:
+                self._best = BestModel(job.config, self._store, self._upload, self._folders)
+
+    def save(self, metrics: dict[str, float], *, must: bool, urgent: bool = False) -> None:
+        """Reports a checkpoint of the state.
+
+        Args:
+            metrics: Of this step, beside it.
+            must: The run ends here: a checkpoint that cannot be written is an error, and not
+                only a later one's task.
+            urgent: It is not left out, though others are still on their way to the storage.
+
+        Raises:
+            UserError: There is no room for the local folder.
+        """
+        step = self._state.step
+        report = {"step": step, **metrics, "order": order.summary(self._state.order)}
+        folder = None
+        if self._rank == 0 and not self._is_behind(must or urgent):
+            folder = self._written(checkpoint.save, report, must)
+        # Ray waits for the reports of all workers; a checkpoint comes from the first alone. A
+        # report without one would wait for those before it too, if it were not ASYNC.
+        local = None
+        if folder is not None:
+            local = ray.train.Checkpoint.from_directory(folder)
+            with self._lock:
+                self._on_their_way += 1
+        ray.train.report(
+            report,
+            checkpoint=local,
+            checkpoint_dir_name=checkpoint.name_of(step),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._store_and_forget,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+    def keep_best(self, metrics: dict[str, float]) -> None:
+        """Keeps the model (not what it takes to train on) if no validation was better."""
+        value = metrics.get(self._train.keep_best)
+        if self._best is None or value is None or not self._best.is_beaten_by(value):
+            return
+        step = self._state.step
+        folder = self._written(checkpoint.save_model, {"step": step, **metrics}, must=False)
+        if folder is not None:
+            self._best.keep(step, value, folder)
+
+    def wait(self) -> None:
+        """Waits until the best model is where it belongs."""
+        if self._best is not None:
+            self._best.wait()
+
+    def _is_behind(self, urgent: bool) -> bool:
+        """Whether so many checkpoints wait for the storage that this one is left out."""
+        with self._lock:
+            count = self._on_their_way
+        if urgent or count < _MOST_ON_THEIR_WAY:
+            return False
+        logger.warning(
+            "step %d: no checkpoint, since %d are still on their way to run.storage; training "
+            "goes on",
+            self._state.step,
+            count,
+        )
+        return True
+
+    def _written(
+        self, write: Callable[..., None], metrics: dict[str, Any], must: bool
+    ) -> Path | None:
+        """A local folder with a checkpoint; None where the local disk has no room for it."""
+        job, folder = self._job, None
+        tags = job.tags | {"mlflow_run_id": self._mlflow_run_id()}
+        try:
+            folder = self._folders.new()
+            write(folder, self._state, job.config, job.labels, metrics, tags)
+        except Exception as error:  # safetensors has an exception of its own for a full disk
+            if folder is not None:
+                self._folders.remove(folder)
+            self._lost += 1
+            if must or self._lost >= _LOST_IN_A_ROW:
+                raise UserError(
+                    f"{self._folders.place}: the checkpoint after step {self._state.step} cannot "
+                    f"be written there ({error}): make room, or set TMPDIR to a folder with room "
+                    "on every node; the same command goes on from the last checkpoint that was "
+                    "stored"
+                ) from None
+            logger.error(
+                "step %d: no checkpoint, since %s cannot be written (%s); training goes on",
+                self._state.step,
+                self._folders.place,
+                error,
+            )
+            return None
+        self._lost = 0
+        return folder
+
+    def _mlflow_run_id(self) -> str:
+        """Of the run, for those who evaluate the checkpoint; empty while MLflow does not answer."""
+        if self._tracker is None:
+            return ""
+        # A run of seconds ends before a new server has made its run.
+        is_last = self._state.step == self._train.steps
+        return self._tracker.wait_for_run(_RUN_WAIT_S if is_last else 0.0) or ""
+
+    def _store_and_forget(self, local: ray.train.Checkpoint, name: str) -> Any:
+        """Copies a checkpoint to the storage and removes it here; on a thread of Ray Train."""
+        try:
+            return self._upload(local, name)
+        finally:
+            self._folders.remove(Path(local.path))
+            with self._lock:
+                self._on_their_way -= 1
+
+    def _upload(self, local: ray.train.Checkpoint, name: str) -> Any:
+        """Copies a folder to the storage, as often as it takes."""
+        began = time.monotonic()
+        try:
+            return patiently(
+                lambda: self._store.persist_current_checkpoint(local, name),
+                self._train.storage_patience_s,
+                f"{name}: not stored",
+                f"{name}: stored after all",
+            )
+        except Exception as error:
+            # Ray calls an upload again whose error reads "AWS Error ...", which was patient enough.
+            told = str(error).replace("AWS Error", "AWS error")
+            raise UserError(
+                f"run.storage={self._run.storage}: checkpoint {name} was not stored in "
+                f"{time.monotonic() - began:.0f} s (train.storage_patience_s="
+                f"{self._train.storage_patience_s:g}): {told}: make room or see to the store; "
+                "the same command goes on from the last checkpoint that was stored"
+            ) from None

@@ -1,0 +1,1 @@
+"""The state of a training: weights, optimiser, schedule, moving average and sample order."""

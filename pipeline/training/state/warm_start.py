@@ -1,0 +1,108 @@
+"""A run that starts from the weights of another one's checkpoint.
+
+Only weights and batch-norm statistics are taken over; optimiser, schedule and step are new. Labels
+may differ: the network has no weights of single labels.
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from model.checkpoint import TEXT_WEIGHTS, WEIGHTS, local, read_model_config
+from model.config import ModelConfig
+from model.lseg import LSeg, build_lseg
+from pipeline.checkpoints import resolvers  # noqa: F401  # s3:// and models:/
+from pipeline.errors import UserError
+from pipeline.training.config import TrainMixConfig
+
+_FREE = (
+    "backbone.pretrained",
+    "activation_checkpointing",
+    "regularizer.init",
+    "text.templates",
+)
+"""Settings of the network that do not decide whether weights fit."""
+
+
+def build_warm(config: TrainMixConfig, embed_dim: int, resumes: bool) -> LSeg:
+    """The network with the weights of `run.start_from`, on the CPU.
+
+    Args:
+        config: Of the run.
+        embed_dim: Length of the text vectors.
+        resumes: Leaves the weights random: a checkpoint of the run itself will replace them.
+
+    Raises:
+        UserError: There is no such checkpoint, or it does not fit the network.
+    """
+    # The file brings every weight: the published ones are not to be fetched first.
+    backbone = replace(config.model.backbone, pretrained=False)
+    lseg = build_lseg(replace(config.model, backbone=backbone), embed_dim)
+    lseg.config = config.model
+    if resumes:
+        return lseg
+    folder = _fetched(config)
+    try:
+        lseg.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"run.start_from={config.run.start_from}: its weights do not fit this run: {reason}: "
+            "name another checkpoint, or leave it out"
+        ) from None
+    return lseg
+
+
+def check_start(config: TrainMixConfig) -> None:
+    """Refuses a start from a checkpoint that is not there or is of another network.
+
+    Raises:
+        UserError: Says what differs.
+    """
+    if not config.run.start_from:
+        return
+    folder = _fetched(config)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"run.start_from={config.run.start_from}: holds no {WEIGHTS}: name the folder of a "
+            "checkpoint"
+        )
+    if difference := model_difference(read_model_config(folder), config.model):
+        raise UserError(
+            f"run.start_from={config.run.start_from}: is a network with another {difference}: "
+            "restore the setting, or train afresh"
+        )
+
+
+def model_difference(before: ModelConfig, now: ModelConfig) -> str:
+    """The first setting by which the weights of one network do not fit another; "" for none."""
+    old, new = _flat(asdict(before)), _flat(asdict(now))
+    if old.get("text.pretrained") == TEXT_WEIGHTS:  # A tower that came with an imported checkpoint.
+        old["text.pretrained"] = new["text.pretrained"]
+    for key in sorted({*old, *new}):
+        if key not in _FREE and old.get(key) != new.get(key):
+            return f"model.{key} ({old.get(key)!r}, now {new.get(key)!r})"
+    return ""
+
+
+def _fetched(config: TrainMixConfig) -> Path:
+    """The checkpoint on this machine."""
+    uri = config.run.start_from
+    try:
+        return local(uri)
+    except FileNotFoundError as error:
+        raise UserError(f"run.start_from={uri}: {error}") from None
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; tuples as lists, which is what files hold."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -1,0 +1,1 @@
+"""What runs in each training worker: the loop and its parts."""

@@ -1,0 +1,68 @@
+"""What to tell about a run that has no finite gradients any more."""
+
+import math
+
+import torch
+
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.state.order import Plan
+from pipeline.training.state.state import TrainingState
+
+_SHOWN = 8
+"""Samples that are named."""
+
+
+def diagnose(
+    state: TrainingState,
+    config: TrainMixConfig,
+    plan: Plan,
+    loss: float,
+    norm: float,
+    in_a_row: int,
+) -> str:
+    """Where the numbers break, and what helps.
+
+    Args:
+        state: With the gradients of the last skipped step.
+        config: Of the run.
+        plan: For the samples of that step.
+        loss: Mean loss of that step.
+        norm: Its gradient norm.
+        in_a_row: Steps skipped in a row.
+    """
+    named = list(state.lseg.named_parameters())
+    bad_weights = [name for name, p in named if not torch.isfinite(p).all()]
+    bad_gradients = [
+        name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()
+    ]
+    train, rows = config.train, plan.rows(state.step)
+    if bad_weights:
+        cause = (
+            f"{len(bad_weights)} weights are not finite themselves, the first is {bad_weights[0]}: "
+            "they were damaged before; resume from an older checkpoint"
+        )
+    elif math.isfinite(loss):
+        cause = (
+            "the loss is finite but the gradients overflow: lower train.lr, set train.clip_norm, "
+            "or train.precision=fp32"
+        )
+    else:
+        cause = (
+            "the forward pass overflows: lower train.lr, lengthen train.warmup_steps, set "
+            "train.clip_norm, or train.precision=fp32"
+        )
+    samples = ", ".join(plan.name_of(row) for row in rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        samples += f" and {len(rows) - _SHOWN} more"
+    first = state.step - in_a_row + 1
+    source = f"the last checkpoint, which is from before step {first + 1}"
+    return (
+        f"train.max_nonfinite_steps={train.max_nonfinite_steps}: {in_a_row} steps in a row "
+        f"without a finite gradient, the last is step {state.step + 1}: {cause}. "
+        f"Loss {loss}, gradient norm {norm}, learning rate "
+        f"{state.schedule.get_last_lr()[0]:g}, precision {train.precision}; "
+        f"{len(bad_gradients)} of {len(named)} gradients are not finite"
+        + (f", the first is {bad_gradients[0]}" if bad_gradients else "")
+        + f"; rows {rows[0].t} to {rows[-1].t} of the stream: {samples}. The same command with the "
+        f"change goes on from {source}; unchanged it would meet the same samples"
+    )

@@ -1,0 +1,276 @@
+"""The training loop of one worker, as Ray Train runs it on each.
+
+One optimiser step: fetch the micro-batches, count the labelled pixels of the GLOBAL batch, forward
+and backward with the loss divided by that count, all-rank finite check, clip, step, schedule. So N
+workers make the same update as one worker with an N times larger batch. Now and then: log,
+validate, checkpoint. Host synchronisations are marked.
+
+Exactness. The gradients of the accumulated passes sum to those of the whole batch, whatever the
+number of passes and workers. Batch norm sees one pass of all workers at a time: `accumulate` > 1
+gives it smaller batches, and so another (equally good) training of a network that has any.
+"""
+
+import functools
+import logging
+import math
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import ray.train
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from model.loss import segmentation_loss
+from model.text import TextEncoder, build_text_encoder
+from pipeline.data.ingest.stream import Timed, batches_of
+from pipeline.data.taxonomy import IGNORE
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.job import Job, Verdict, open_tracker, prepare_process
+from pipeline.training.questions.episodes import EpisodeQuestions
+from pipeline.training.questions.questions import Questions
+from pipeline.training.saving import checkpoint
+from pipeline.training.saving.saver import Saver
+from pipeline.training.state.order import Plan, wrapped
+from pipeline.training.state.state import Statistics, TrainingState, build_state
+from pipeline.training.stopping import StopListener
+from pipeline.training.worker.bad_samples import BadSamples
+from pipeline.training.worker.device_batches import on_device
+from pipeline.training.worker.diagnosis import diagnose
+from pipeline.training.worker.micro_batches import Share
+from pipeline.training.worker.preemption import PreemptionNotice
+from pipeline.training.worker.progress import Progress
+from pipeline.training.worker.regularizer_watch import RegularizerWatch
+from pipeline.training.worker.validation import validate
+from pipeline.training.worker.wrapping import wrap
+
+logger = logging.getLogger(__name__)
+
+
+def train_worker(settings: dict[str, Any]) -> Verdict:
+    """Entry point of each training worker; `settings["job"]` is a `Job`."""
+    job: Job = settings["job"]
+    config, context = job.config, ray.train.get_context()
+    device = prepare_process(config)
+    encoder = build_text_encoder(config.model.text)
+    latest = ray.train.get_checkpoint()
+    state = build_state(config, encoder.dim, device, resumes=latest is not None)
+    if latest:
+        checkpoint.restore(latest, state, device)
+    wrapped = wrap(state.lseg, config.train, device, context.get_world_size())
+    with ExitStack() as stack:
+        tracker = stop = None
+        if context.get_world_rank() == 0:
+            lineage = job.lineage
+            tags = {**job.tags, **lineage.tags}
+            tracker = stack.enter_context(open_tracker(config, tags, lineage.parent_run_id))
+            stop = StopListener(job.stop) if job.stop else None
+        verdict = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
+        if tracker and verdict != Verdict():
+            tracker.log_text(verdict.failed or verdict.stopped, "ended_early.txt")
+            tracker.close("FAILED" if verdict.failed else "KILLED")
+    return verdict
+
+
+class Loop:
+    """The state of a worker between two steps."""
+
+    def __init__(
+        self,
+        job: Job,
+        state: TrainingState,
+        wrapped: nn.Module,
+        encoder: TextEncoder,
+        device: torch.device,
+        tracker: Tracker | None,
+        stop: StopListener | None,
+    ) -> None:
+        self.job, self.config, self.train = job, job.config, job.config.train
+        self.state, self.lseg, self.wrapped = state, state.lseg, wrapped
+        self.device, self.tracker, self.stop = device, tracker, stop
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.plan = Plan(job.mixture, job.corpus)
+        self.questions = (
+            EpisodeQuestions(job.labels, encoder, device)
+            if job.is_few_shot
+            else Questions(self.config, job.labels, encoder, device, job.own_labels)
+        )
+        self.saver = Saver(job, state, self.rank, tracker)
+        self.statistics = Statistics(self.lseg)
+        self.amp = _autocast(self.train.precision, device)
+        self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
+        self.notice = PreemptionNotice(self.config.cluster.preemption_every, self.rank)
+        self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
+        self.verdict, self.chance_loss = Verdict(), lambda: math.nan
+        self.bad = BadSamples(self.config.data.max_bad_share)
+        self.share = Share(self.config, self.plan, state.step, self.rank, self.world, self.bad)
+
+    def run(self) -> Verdict:
+        """Trains from the state's step to the end, or until there is a reason to stop."""
+        shard = ray.train.get_dataset_shard("train")
+        assert shard is not None
+        rows = self.config.rows_per_pass
+        batches = Timed(on_device(batches_of(shard, rows), self.device))
+        if self.rank == 0:
+            logger.info("%d workers from step %d", self.world, self.state.step)
+        metrics: dict[str, float] = {}
+        if self.state.owes_validation:
+            metrics, self.state.owes_validation = self.validate(), False
+        progress = Progress(self.state.step, self.train.steps, self.train.batch_size)
+        while self.state.step < self.train.steps and self.verdict == Verdict():
+            loss, grad_norm = self.step(batches)
+            done = self.state.step
+            last = done == self.train.steps
+            if last or _every(done, self.train.log_every):
+                dist.all_reduce(loss)  # host synchronisation below, at `.item()`
+                metrics = self.log(loss.item(), grad_norm, progress, batches)
+            validates = last or _every(done, self.train.validate_every)
+            noticed = self.notice.is_new(done, look=validates)
+            # Who is about to end has no minutes for a validation, which whoever resumes makes up
+            # for. The last one is part of the result: nothing would resume after its checkpoint.
+            hurries = self.verdict != Verdict() or (noticed and not last)
+            if validates:  # Else an earlier one may still be owed: training goes on after a notice.
+                self.state.owes_validation = hurries
+            if validates and not hurries:
+                metrics |= self.validate()
+                progress.skip()
+            stopped = bool(self.verdict.stopped)
+            # Weights that give no finite gradient must not push out the last good checkpoint,
+            # but for the one that the end of a run promises.
+            due = (noticed or _every(done, self.train.checkpoint_every)) and not self.nonfinite
+            if (last or stopped or due) and not self.verdict.failed:
+                self.saver.save(metrics, must=last or stopped, urgent=noticed)
+        self.saver.wait()
+        return self.verdict
+
+    def step(self, batches: Timed) -> tuple[Tensor, float]:
+        """One optimiser step.
+
+        Returns:
+            loss: 0-d, this worker's part of the mean loss over the global batch.
+            grad_norm: Norm of the gradients before clipping.
+        """
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.statistics.keep()
+        rows = self.plan.rows(self.state.step)
+        question = self.questions.at(self.state.step, rows)
+        self.chance_loss = functools.partial(question.chance_loss, [row.dataset for row in rows])
+        parts = range(self.train.accumulate)
+        micro = [self.share.take(self.state.step, part, batches, question) for part in parts]
+        num_labelled, stop, digest = self.agree(
+            [each.label for each in micro], sum(each.digest for each in micro)
+        )
+        self.watch.look(self.state.step, micro[0].image, question.text_KC)
+        # DDP averages gradients over workers; the mean wanted is over all labelled pixels.
+        weight = self.world / num_labelled.clamp_min(1)
+        total = torch.zeros((), device=self.device)
+        for part, (image, label, dataset, _) in enumerate(micro):
+            is_last = part + 1 == len(micro)
+            sync = nullcontext() if is_last or self.world == 1 else self.wrapped.no_sync()  # type: ignore[operator]
+            with sync:
+                with self.amp:
+                    logits = self.wrapped(self.lseg.normalize(image), question.text_KC)
+                loss_sum, _ = segmentation_loss(question.mask(logits, dataset), label, IGNORE)
+                loss = loss_sum * weight
+                loss.backward()
+            total += loss.detach() / self.world
+        # Gradients are all-reduced: every worker sees the same norm and decides alike.
+        limit = self.train.clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.lseg.parameters(), limit).item()  # host sync
+        if math.isfinite(norm):
+            self.state.optimizer.step()
+            self.nonfinite = 0
+            if self.state.average:
+                self.state.average.update_parameters(self.lseg)
+        else:
+            self.skip_step(norm, total)
+        self.state.schedule.step()
+        self.state.step += 1
+        self.state.order.append(int(digest))
+        if stop and self.state.step < self.train.steps and not self.verdict.failed:
+            self.verdict = Verdict(stopped=f"asked to stop, after step {self.state.step}")
+        return total, norm
+
+    def agree(self, labels: list[Tensor], digest: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One all-reduce for all that the workers must know of each other in a step.
+
+        Returns:
+            num_labelled: 0-d int64, labelled pixels of the global batch.
+            stop: 0-d int64, not 0 if the run was asked to stop.
+            digest: 0-d int64, of the samples of the global batch.
+        """
+        asked = bool(self.stop and self.stop.reason)
+        mine = torch.tensor([0, asked, wrapped(digest)], dtype=torch.int64)
+        mine = mine.to(self.device, non_blocking=True)
+        mine[0] = torch.stack([(label != IGNORE).sum() for label in labels]).sum()
+        dist.all_reduce(mine)
+        return mine[0], mine[1], mine[2]
+
+    def skip_step(self, norm: float, loss: Tensor) -> None:
+        """Leaves the weights and the statistics as they are after a gradient of NaN or infinity."""
+        self.nonfinite += 1
+        self.skipped += 1
+        self.statistics.put_back()
+        step = self.state.step + 1
+        if self.rank == 0:
+            logger.warning("step %d: the gradient norm is %s; step skipped", step, norm)
+        if self.nonfinite > self.train.max_nonfinite_steps:
+            whole = loss.clone()
+            dist.all_reduce(whole)
+            text = diagnose(self.state, self.config, self.plan, whole.item(), norm, self.nonfinite)
+            self.verdict = Verdict(failed=text)
+
+    def log(
+        self, loss: float, grad_norm: float, progress: Progress, batches: Timed
+    ) -> dict[str, float]:
+        """One line of log and one point in MLflow, on rank 0."""
+        done = self.state.step
+        speed = progress.lap(done, batches)
+        num_bad, problem = self.bad.totals(self.device)
+        if problem:
+            self.verdict = Verdict(failed=problem)
+        metrics = {
+            "train/loss": loss,
+            "train/chance_loss": self.chance_loss(),  # host sync
+            "train/lr": self.state.schedule.get_last_lr()[0],
+            "train/grad_norm": grad_norm,
+            "train/images_per_s": speed.images_per_s,
+            "train/data_wait_share": speed.data_wait_share,
+            "train/bad_samples": num_bad,
+            "train/skipped_steps": self.skipped,
+        }
+        if self.tracker:
+            self.tracker.log_metrics(metrics, done)
+            logger.info("%s", progress.line(done, loss, speed))
+        return metrics
+
+    def validate(self) -> dict[str, float]:
+        """Scores the validation split over all workers; the same figures on each."""
+        if self.job.val is None:
+            return {}
+        result = validate(
+            self.state.evaluated,
+            self.questions,
+            self.job.labels,
+            self.job.val,
+            self.config,
+            self.amp,
+        )
+        metrics, done = result.metrics(), self.state.step
+        if self.tracker:
+            self.tracker.log_metrics(metrics, done)
+            self.tracker.log_text(result.table(), f"validation/step_{done:08d}.txt")
+            logger.info("step %d  validation mIoU %.3f", done, metrics["val/miou"])
+            if result.unscored:
+                logger.warning("none of the labels is in val of %s", ", ".join(result.unscored))
+        self.saver.keep_best(metrics)
+        return metrics
+
+
+def _every(done: int, interval: int) -> bool:
+    return bool(interval) and done % interval == 0
+
+
+def _autocast(precision: str, device: torch.device) -> Any:
+    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -1,0 +1,68 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.checkpoints.environment import UNKNOWN, git_commit, library_versions, ray_job_id
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with one tracked file, and its commit."""
+    monkeypatch.delenv("LSEG_GIT_COMMIT", raising=False)
+    code = tmp_path / "code.py"
+    code.write_text("a = 1\n")
+
+    def git(*words):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", "code.py")
+    git("commit", "-q", "-m", "first")
+    git("tag", "-a", "v1", "-m", "a tag must not replace the hash")
+    return code, git("rev-parse", "HEAD")
+
+
+def test_commit_of_a_clean_and_a_changed_checkout(checkout):
+    code, commit = checkout
+    assert git_commit(code) == commit
+    code.write_text("a = 2\n")
+    assert git_commit(code) == f"{commit}-dirty"
+
+
+def test_a_file_that_the_repository_around_it_does_not_track(checkout):
+    code, _ = checkout
+    installed = code.parent / "site-packages" / "pipeline.py"
+    installed.parent.mkdir()
+    installed.touch()
+    assert git_commit(installed) == UNKNOWN
+
+
+def test_the_environment_comes_first(checkout, monkeypatch):
+    monkeypatch.setenv("LSEG_GIT_COMMIT", "abc123")
+    assert git_commit(checkout[0]) == "abc123"
+
+
+def test_library_versions_are_those_imported():
+    import mlflow
+    import numpy
+
+    versions = library_versions()
+    assert versions["mlflow"] == mlflow.__version__
+    assert versions["numpy"] == numpy.__version__
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_job_id_of_a_submitted_driver(monkeypatch):
+    job = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_x"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert ray_job_id() == "raysubmit_x"
+
+
+def test_job_id_outside_ray(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    assert ray_job_id() == ""

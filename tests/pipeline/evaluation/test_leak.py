@@ -1,0 +1,145 @@
+"""What the leak check says of checkpoints with a known past."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.checkpoints.provenance import Provenance, read_provenance
+from pipeline.data.shards.format import Manifest, SampleRecord, ShardRecord
+from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.leak import check_leaks, coco_number
+from pipeline.evaluation.plan import Plan
+from pipeline.evaluation.protocols import make_plan
+
+
+def manifest(dataset: str, split: str, keys: list[str]) -> Manifest:
+    samples = tuple(SampleRecord(key, 512 * i, 512, 4, 4) for i, key in enumerate(keys))
+    shard = ShardRecord(f"{dataset}.tar", 10**6, "0" * 64, samples)
+    return Manifest(1, dataset, split, "mseg-194", "f", "s", {}, (shard,), (0,) * 194, ())
+
+
+def past(labels: tuple[str, ...], **manifests: Manifest | None) -> Provenance:
+    tags = {f"manifest.{name}": "f" for name in manifests}
+    known = {name: m for name, m in manifests.items() if m is not None}
+    return Provenance(labels, {"data": {"train_split": "train"}}, tags, known)
+
+
+@pytest.fixture
+def coco_plan(tmp_path) -> tuple[EvaluateConfig, Plan]:
+    """COCO-20i with one picture for each class of fold 0, numbers 0 to 19."""
+    root = tmp_path / "COCO2014"
+    for number, class_id in enumerate(range(0, 80, 4)):
+        image = root / f"val2014/COCO_val2014_{number:012d}.jpg"
+        mask = root / f"annotations/val2014/COCO_val2014_{number:012d}.png"
+        for path in (image, mask):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(image)
+        Image.fromarray(np.full((4, 4), class_id + 1, np.uint8)).save(mask)
+    config = EvaluateConfig(
+        checkpoint="x", protocol="coco-20i", roots={"coco-20i": str(root)}, folds=(0,)
+    )
+    return config, make_plan(config, ())
+
+
+def test_an_unknown_past_is_no_zero_shot(coco_plan):
+    report = check_leaks(*coco_plan, Provenance((), {}, {}))
+    assert report.zero_shot == "unknown"
+    assert "does not say" in report.reasons[0]
+
+
+def test_classes_by_their_words_and_mseg_names(coco_plan):
+    # aeroplane is MSeg's airplane; "hotdog" its "hot_dog"; tiger is not tested.
+    report = check_leaks(*coco_plan, past(("airplane", "hot_dog", "tiger"), ade20k=None))
+    assert report.seen_classes["fold0"] == ("aeroplane", "hotdog")
+    assert report.num_classes["fold0"] == 20
+    assert report.zero_shot == "no"
+    clean = check_leaks(*coco_plan, past(("tiger",), ade20k=None))
+    assert (clean.zero_shot, clean.reasons) == ("yes", [])
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested"),
+    [("traffic_sign", "stopsign"), ("bag", "handbag"), ("donut", "doughnut"), ("tv", "tvmonitor")],
+)
+def test_names_that_differ_from_msegs_are_one_class(coco_plan, trained, tested):
+    config, plan = coco_plan
+    (part,) = plan.parts
+    renamed = replace(plan, parts=(replace(part, strata=(tested, *part.strata[1:])),))
+    assert check_leaks(config, renamed, past((trained,), ade20k=None)).seen_classes["fold0"] == (
+        tested,
+    )
+
+
+def test_pictures_of_ones_own_dataset_are_not_known(coco_plan):
+    report = check_leaks(*coco_plan, past(("shelf",), my_voc=None))
+    assert report.seen_images == {"fold0": None}
+    assert report.zero_shot == "unknown"
+    assert "trained on my_voc" in " ".join(report.reasons)
+
+
+def test_classes_are_known_where_the_datasets_are_too_many_to_name(
+    coco_plan,
+):
+    def trained_on(*labels: str) -> Provenance:
+        return Provenance(("others", *labels), {}, {"manifests": "0123456789abcdef (60 datasets)"})
+
+    other_fold = check_leaks(*coco_plan, trained_on("bicycle", "hotdog"))
+    assert other_fold.seen_classes["fold0"] == ("hotdog",)
+    assert other_fold.zero_shot == "no"
+    same_fold = check_leaks(*coco_plan, trained_on("bicycle"))
+    assert same_fold.zero_shot == "unknown"
+    assert "pictures are not compared" in same_fold.reasons[0]
+
+
+def test_pictures_by_cocos_number(coco_plan):
+    config, plan = coco_plan
+    keys = [f"{number:012d}" for number in (0, 7, 99)]
+    report = check_leaks(
+        config, plan, past(("tiger",), coco_panoptic=manifest("coco_panoptic", "train", keys))
+    )
+    expected = sum(
+        episode.image.endswith(("000000000000.jpg", "000000000007.jpg"))
+        for episode in plan.parts[0].source.chosen  # type: ignore[attr-defined]
+    )
+    assert 0 < expected < 1000
+    assert report.seen_images["fold0"] == expected
+    assert report.zero_shot == "no"
+    gone = check_leaks(config, plan, past(("tiger",), coco_panoptic=None))
+    assert gone.seen_images["fold0"] is None
+    assert gone.zero_shot == "unknown"
+    assert "most of val2014" in gone.reasons[0]
+
+
+def test_numbers_of_coco():
+    assert coco_number("val2014/COCO_val2014_000000429717.jpg") == 429717
+    assert coco_number("000000429717") == 429717
+    assert coco_number("2007_000033") is None
+
+
+def test_training_pictures_of_shards(base_config, tiny_checkpoint):
+    provenance = read_provenance(tiny_checkpoint)
+    assert provenance.datasets == ("ade20k", "cityscapes", "coco_panoptic")
+    assert set(provenance.manifests) == set(provenance.datasets)
+    assert provenance.step == 7
+    train = replace(base_config, split="train")
+    report = check_leaks(train, make_plan(train, provenance.labels), provenance)
+    assert report.seen_images == report.num_images == dict.fromkeys(provenance.datasets, 8)
+    report = check_leaks(base_config, make_plan(base_config, provenance.labels), provenance)
+    assert report.seen_images == dict.fromkeys(provenance.datasets, 0)
+    assert set(base_config.roots) == set()
+    assert "horse" not in report.seen_classes["ade20k"]
+
+
+def test_changed_shards_do_not_count_as_the_trainings(tiny_checkpoint, tmp_path):
+    for name in ("config.yaml", "labels.txt", "provenance.json"):
+        (tmp_path / name).write_text((tiny_checkpoint / name).read_text())
+    tags = json.loads((tmp_path / "provenance.json").read_text())
+    (tmp_path / "provenance.json").write_text(json.dumps({**tags, "manifest.ade20k": "0" * 16}))
+    found = read_provenance(Path(tmp_path)).manifests
+    assert set(found) == {"cityscapes", "coco_panoptic"}
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["run"]["name"] == "tiny"

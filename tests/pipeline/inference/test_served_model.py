@@ -1,0 +1,282 @@
+"""The pyfunc: what it answers, what it refuses, and that a clean process needs nothing else."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModelContext
+from PIL import Image
+
+from model.checkpoint import save_checkpoint
+from model.lseg import LSeg, build_lseg
+from model.sliding import SlidingConfig, sliding_label_ids
+from pipeline.inference.segmenter import seen_image
+from pipeline.inference.served_model import SegmentationModel, requirements, save_served
+from pipeline.registry.registry import CHAMPION, Registry
+from tests.pipeline.evaluation.conftest import spread_predictions
+from tests.support.mini_shards import tiny_model
+from tests.support.mlflow_process import mlflow_is
+from tests.support.mlflow_server import MlflowServer
+
+SLIDING = SlidingConfig(base_px=60, window_px=48)
+TRAINED = ("wall", "traffic light")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A tiny network whose answers vary over a picture."""
+    folder = tmp_path_factory.mktemp("served") / "step_00000003"
+    torch.manual_seed(0)
+    lseg = build_lseg(tiny_model(), 512)
+    spread_predictions(lseg)
+    extra = {"data": {"augment": {"base_px": 60, "crop_px": 48}}}
+    save_checkpoint(folder, lseg, ("wall", "traffic_light"), extra, texts=TRAINED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint, tmp_path_factory) -> mlflow.pyfunc.PyFuncModel:
+    """Saved and loaded by MLflow, with smaller limits than the shipped ones."""
+    folder = tmp_path_factory.mktemp("pyfunc") / "model"
+    save_served(checkpoint, folder)
+    limits = {"max_images": 3, "max_image_mib": 0.05, "max_image_mpx": 0.01, "max_labels": 300}
+    return mlflow.pyfunc.load_model(str(folder), model_config={"device": "cpu", **limits})
+
+
+def picture(seed: int, height: int = 40, width: int = 64) -> np.ndarray:
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return np.kron(blocks, np.ones((8, 8, 1), np.uint8))
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def table(*files: object) -> pd.DataFrame:
+    return pd.DataFrame({"image": list(files)})
+
+
+def mask_of(answer: dict) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"]))))
+
+
+def expected_ids(checkpoint: Path, image: np.ndarray, texts: tuple[str, ...]) -> np.ndarray:
+    lseg = LSeg.load(checkpoint)
+    with torch.no_grad():
+        batch = lseg.normalize(torch.from_numpy(seen_image(image, SLIDING))[None])
+        text = lseg.embed_text(texts)
+        return sliding_label_ids(lseg, batch, text, SLIDING, image.shape[:2])[0].numpy()
+
+
+def test_labels_of_the_call_decide(served, checkpoint):
+    labels = ("grass", "sky", "red car", "dog")
+    images = [picture(1), picture(2, 24, 80)]
+    answers = served.predict(table(*map(encoded, images)), params={"labels": list(labels)})
+    for image, answer in zip(images, answers, strict=True):
+        ids = expected_ids(checkpoint, image, labels)
+        assert len(np.unique(ids)) > 1  # else any mask would do
+        np.testing.assert_array_equal(mask_of(answer), ids)
+        assert answer["labels"] == list(labels)
+        assert answer["shares"] == [round(float((ids == i).mean()), 6) for i in range(4)]
+        assert answer["no_label_share"] == 0
+        assert (answer["height"], answer["width"]) == image.shape[:2]
+
+
+def test_without_labels_the_trained_ones_are_asked(served, checkpoint):
+    (answer,) = served.predict(table(encoded(picture(1))))
+    assert answer["labels"] == list(TRAINED)
+    np.testing.assert_array_equal(mask_of(answer), expected_ids(checkpoint, picture(1), TRAINED))
+
+
+def test_other_takes_its_pixels_from_the_labels(served, checkpoint):
+    labels = ("grass", "sky", "red car")
+    ids = expected_ids(checkpoint, picture(1), (*labels, "dog", "road"))
+    assert 0 < (ids >= 3).mean() < 1
+    params = {"labels": list(labels), "other": "dog, road"}
+    (answer,) = served.predict(table(encoded(picture(1))), params=params)
+    np.testing.assert_array_equal(mask_of(answer), np.where(ids >= 3, 255, ids))
+    assert answer["no_label_share"] == pytest.approx((ids >= 3).mean(), abs=1e-6)
+    assert answer["no_label_id"] == 255
+    (sure,) = served.predict(table(encoded(picture(1))), params={**params, "other": "0.999"})
+    assert sure["no_label_share"] > 0.5
+
+
+def test_many_labels_make_a_mask_of_16_bits(served, checkpoint):
+    labels = tuple(f"thing {number}" for number in range(280))
+    (answer,) = served.predict(table(encoded(picture(3))), params={"labels": list(labels)})
+    np.testing.assert_array_equal(mask_of(answer), expected_ids(checkpoint, picture(3), labels))
+    assert answer["no_label_id"] == 65_535
+
+
+def test_geometry_and_other_formats(served):
+    data = table(encoded(picture(1), "JPEG"))
+    masks = [
+        mask_of(served.predict(data, params={"labels": ["sky", "dog"], **params})[0])
+        for params in ({}, {"view": "whole"}, {"view": "published"}, {"base_px": 32})
+    ]
+    assert {mask.shape for mask in masks} == {(40, 64)}
+    assert not np.array_equal(masks[0], masks[3])
+
+
+def test_arrays_are_for_python_callers(served, checkpoint):
+    model = served.unwrap_python_model()
+    ids = model.segment(picture(2), ["grass", "sky", "dog"])
+    np.testing.assert_array_equal(
+        ids, expected_ids(checkpoint, picture(2), ("grass", "sky", "dog"))
+    )
+
+
+PNG = encoded(picture(1))
+
+
+@pytest.mark.parametrize(
+    ("files", "params", "message"),
+    [
+        ([PNG] * 4, {}, r"image: 4 rows: must be 1 to 3"),
+        ([PNG, b"no picture"], {}, r"image\[1\]: .*must be a JPEG, PNG"),
+        ([PNG[:-40]], {}, r"image\[0\]: "),
+        ([b""], {}, r"image\[0\]: must be the bytes"),
+        ([b"/etc/passwd"], {}, r"image\[0\]: .*must be a JPEG, PNG"),
+        ([b"s3://bucket/a.png"], {}, r"image\[0\]: .*must be a JPEG, PNG"),
+        ([PNG + bytes(60_000)], {}, r"image\[0\]: 0\.1 MiB: must be at most 0\.05 MiB"),
+        ([encoded(np.zeros((120, 100, 3), np.uint8))], {}, r"image\[0\]: .*0\.01 megapixels"),
+        ([PNG], {"labels": ["dog", " dog "]}, r"labels\[1\]='dog': is named twice"),
+        ([PNG], {"labels": ["dog", "  "]}, r"labels\[1\]: 0 characters"),
+        ([PNG], {"labels": ["x" * 201]}, r"labels\[0\]: 201 characters"),
+        ([PNG], {"labels": [f"{i}" for i in range(301)]}, r"labels: 301 given"),
+        ([PNG], {"labels": ["dog"], "other": "dog"}, r"other=dog: is one of the labels"),
+        ([PNG], {"other": "1.5"}, r"other=1\.5: must be a probability"),
+        ([PNG], {"other": "x" * 201}, r"other: must be at most 300 texts of 200"),
+        ([PNG], {"view": "sideways"}, r"view=sideways: must be single, published or whole"),
+        ([PNG], {"base_px": 100_000}, r"base_px=100000: must be 8 to 2048"),
+        ([PNG], {"base_px": 2048, "view": "whole"}, r"base_px=2048: must be 8 to 1024"),
+    ],
+)
+def test_what_is_refused_and_how_it_is_told(served, files, params, message):
+    with pytest.raises(MlflowException, match=message) as caught:
+        served.predict(table(*files), params=params)
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_a_string_is_no_picture_for_python_callers_either(served):
+    with pytest.raises(MlflowException, match=r"image\[0\]: must be the bytes of a picture"):
+        served.predict(table("/etc/passwd"))
+
+
+def test_a_misspelt_limit_ends_the_loading(checkpoint):
+    context = PythonModelContext({"checkpoint": str(checkpoint)}, {"max_pictures": 3})
+    with pytest.raises(TypeError, match="max_pictures"):
+        SegmentationModel().load_context(context)
+
+
+SESSION = """
+import json, sys, mlflow.pyfunc, pandas as pd
+model = mlflow.pyfunc.load_model("models:/lseg/1")
+answer, = model.predict(pd.DataFrame({"image": [open("a.png", "rb").read()]}),
+                        params={"labels": ["grass", "sky", "dog"]})
+import pipeline
+print(json.dumps({"answer": answer, "pipeline": pipeline.__file__,
+    "loaded": sorted({name.partition(".")[0] for name in sys.modules})}))
+"""
+
+
+@pytest.mark.slow
+def test_clean_processes_segment_with_the_labels_of_the_call(checkpoint, tmp_path):
+    """A real server; two new processes outside the repository that do not know it.
+
+    Slow: a server and two processes that import torch and MLflow.
+    """
+    server = MlflowServer(tmp_path)
+    server.start()
+    try:
+        with mlflow_is(server.uri):
+            registry = Registry(server.uri)
+            experiment = MlflowClient(server.uri).create_experiment("lseg")
+            run_id = MlflowClient(server.uri).create_run(experiment).info.run_id
+            version = registry.register(checkpoint, run_id=run_id, metrics={"val/miou": 0.5})
+            registry.set_alias(CHAMPION, version)
+            assert version.metrics == {"val/miou": 0.5}
+            # Through the server's artifact store, as another machine would.
+            assert LSeg.load("models:/lseg@champion").labels == TRAINED
+        check_clean_processes(server.uri, checkpoint, tmp_path)
+    finally:
+        server.kill()
+
+
+def check_clean_processes(uri: str, checkpoint: Path, tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env["MLFLOW_TRACKING_URI"] = uri
+    work = tmp_path / "elsewhere"
+    work.mkdir()
+    (work / "a.png").write_bytes(encoded(picture(1)))
+    labels = ("grass", "sky", "dog")
+    ids = expected_ids(checkpoint, picture(1), labels)
+
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION],
+        cwd=work,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_array_equal(mask_of(told["answer"]), ids)
+    assert Path(told["pipeline"]).parents[1].name == "code", "not the code of the version"
+    assert not {"ray", "pytest"} & set(told["loaded"])
+    assert_required(set(told["loaded"]))
+
+    request = {
+        "dataframe_split": {
+            "columns": ["image"],
+            "data": [[base64.b64encode(encoded(picture(1))).decode()]],
+        },
+        "params": {"labels": list(labels)},
+    }
+    (work / "request.json").write_text(json.dumps(request))
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", "models:/lseg@champion"]
+    command += ["--env-manager", "local", "-i", "request.json", "-o", "answer.json"]
+    done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads((work / "answer.json").read_text())["predictions"]
+    np.testing.assert_array_equal(mask_of(answer), ids)
+    assert answer["labels"] == list(labels)
+
+
+def assert_required(loaded: set[str]) -> None:
+    """Each package that was imported belongs to a requirement or to something that one needs."""
+    from importlib.metadata import packages_distributions, requires
+
+    from packaging.requirements import Requirement
+
+    listed = [Requirement(line).name for line in requirements()]
+    closed: set[str] = set()
+    while listed:
+        name = listed.pop().lower().replace("_", "-")
+        if name in closed:
+            continue
+        closed.add(name)
+        try:
+            needs = [Requirement(line) for line in requires(name) or ()]
+        except ModuleNotFoundError:
+            continue
+        listed += [need.name for need in needs if not need.marker or need.marker.evaluate()]
+    known = packages_distributions()
+    for name in loaded & known.keys():
+        owners = {owner.lower().replace("_", "-") for owner in known[name]}
+        own = {"lseg-ray", "setuptools", "pip"}
+        assert owners & (closed | own), f"{name} of {owners} is imported, but not required"

@@ -1,0 +1,67 @@
+"""Folders that settings name."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.storage.places import absolute_place, bookkeeping_folder, make_writable
+from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.driver.launch import absolute
+
+
+def test_a_storage_that_cannot_be_made_is_a_users_mistake(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    config = TrainMixConfig(run=RunConfig(name="mine", storage=str(file / "runs")))
+    with pytest.raises(UserError, match=r"run\.storage=.*file/runs: .*must be a folder"):
+        absolute(config)
+
+
+def test_a_folder_of_somebody_else_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # Root may write everywhere.
+    with pytest.raises(UserError, match=r"out=there: .* \(not writable\): give another"):
+        make_writable("out", "there", tmp_path)
+
+
+def test_beside_a_storage_in_s3_it_is_the_home_that_is_to_blame(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert bookkeeping_folder("storage", "s3://b/r", "s3://b/r") == tmp_path / ".lseg"
+    assert bookkeeping_folder("storage", "r", str(tmp_path / "r")) == tmp_path / "r"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"^HOME=.*file: .*\.lseg must be a folder"):
+        bookkeeping_folder("storage", "s3://b/r", "s3://b/r")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("s3:/bucket/runs", "two slashes: write s3://bucket/runs"),
+        ("~nosuchuser/runs", r"out=~nosuchuser/runs: .*write the path without ~"),
+    ],
+)
+def test_what_is_no_place_is_told(place, message):
+    with pytest.raises(UserError, match=message):
+        absolute_place("out", place)
+
+
+def test_folders_are_made_with_those_above(tmp_path):
+    make_writable("out", "a/b", tmp_path / "a/b")
+    assert (tmp_path / "a/b").is_dir()
+
+
+def test_only_local_paths_change(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_place("out", "s3://bucket/runs") == "s3://bucket/runs"
+    assert absolute_place("out", "runs") == str(tmp_path / "runs")
+    assert absolute_place("out", "~/runs") == str(Path.home() / "runs")
+
+
+def test_no_path_may_be_relative_to_what_ray_uploaded(monkeypatch, tmp_path):
+    folder = tmp_path / "working_dir_files" / "x"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="out=runs: is relative to the folder that Ray made"):
+        absolute_place("out", "runs")

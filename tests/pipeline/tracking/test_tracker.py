@@ -1,0 +1,484 @@
+"""The tracker against a real MLflow in a sqlite file, and against a port where nothing listens.
+
+`test_tracking_server.py` has the outages of a real server.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.track import ReplayConfig, replay_job
+from pipeline.errors import UserError
+from pipeline.storage.open import open_storage
+from pipeline.tracking import sender
+from pipeline.tracking.replay import replay
+from pipeline.tracking.spill import from_line
+from pipeline.tracking.tracker import Tracker, TrackingConfig
+
+REPO = Path(__file__).parents[3]
+SECRET = "hunter2-hunter2"
+
+# A process of its own: `python -c CODE URI SPILL_PATH`.
+_START = """
+import sys, time
+from pathlib import Path
+from pipeline.tracking.tracker import Tracker, TrackingConfig
+t = Tracker.start(TrackingConfig(uri=sys.argv[1]), run_name="a", spill_path=Path(sys.argv[2]))
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture
+def dead() -> TrackingConfig:
+    """A URI where nothing listens: every call is refused at once."""
+    return TrackingConfig(uri=f"http://127.0.0.1:{_free_port()}")
+
+
+@pytest.fixture
+def new_sqlite(tmp_path, monkeypatch) -> TrackingConfig:
+    """A sqlite store that does not exist yet, seen from an empty current folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return TrackingConfig().resolved(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory) -> Path:
+    """A sqlite file with MLflow's tables, which take seconds to create."""
+    folder = tmp_path_factory.mktemp("empty")
+    config = TrackingConfig(experiment="unused", uri=f"sqlite:///{folder}/mlflow.db")
+    with Tracker.start(config, run_name="unused", spill_path=None) as tracker:
+        assert tracker.wait_for_run(60)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def sqlite(new_sqlite, empty_store) -> TrackingConfig:
+    """A sqlite store without runs of the experiment, seen from an empty current folder."""
+    database = Path(new_sqlite.uri.removeprefix("sqlite:///"))
+    database.parent.mkdir()
+    shutil.copy(empty_store, database)
+    return new_sqlite
+
+
+def _client(config):
+    from mlflow import MlflowClient
+
+    return MlflowClient(config.uri)
+
+
+def _runs(config, name):
+    """All runs of that name, oldest first."""
+    client = _client(config)
+    experiment = client.get_experiment_by_name(config.experiment)
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    return [run for run in runs if run.info.run_name == name]
+
+
+def _steps(config, run_id, key="train/loss"):
+    return [metric.step for metric in _client(config).get_metric_history(run_id, key)]
+
+
+def _log_steps(tracker, first, last) -> float:
+    """Logs steps first..last-1 and returns the seconds that took."""
+    begin = time.perf_counter()
+    for step in range(first, last):
+        tracker.log_metrics({"train/loss": 1 / (step + 1), "train/lr": 0.1}, step=step)
+    return time.perf_counter() - begin
+
+
+def _wait_until(check, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.2)
+
+
+def _spilled(path):
+    return [from_line(line) for line in path.read_bytes().splitlines()]
+
+
+# The normal way, on sqlite.
+
+
+def test_everything_arrives(new_sqlite, tmp_path):
+    sqlite = new_sqlite
+    picture = tmp_path / "overlay.png"
+    picture.write_bytes(b"picture")
+    before_ms = time.time_ns() // 1_000_000
+    with Tracker.start(
+        sqlite,
+        run_name="a",
+        spill_path=None,
+        tags={"git_commit": "abc"},
+        params={"train": {"lr": 1}},
+    ) as tracker:
+        _log_steps(tracker, 0, 1200)
+        tracker.log_metrics({"val/ade 20k?/miou": float("nan")}, step=5)
+        tracker.log_artifact(picture, "pictures")
+        tracker.log_text("hello", "notes/a.txt")
+        tracker.log_dict({"lr": 1, "list": (1, 2)}, "config.yaml")
+        assert tracker.wait_for_run(60)
+    (run,) = _runs(sqlite, "a")
+    assert run.info.run_id == tracker.run_id
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["git_commit"] == "abc"
+    assert run.data.params == {"train.lr": "1"}
+    history = _client(sqlite).get_metric_history(run.info.run_id, "train/loss")
+    assert sorted(metric.step for metric in history) == list(range(1200))
+    assert all(metric.value == 1 / (metric.step + 1) for metric in history)
+    assert all(before_ms <= metric.timestamp <= run.info.end_time for metric in history)
+    assert "val/ade 20k_/miou" in run.data.metrics
+    files = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert (files / "pictures" / "overlay.png").read_bytes() == b"picture"
+    assert (files / "notes" / "a.txt").read_text() == "hello"
+    assert (files / "config.yaml").read_text() == "lr: 1\nlist:\n- 1\n- 2\n"
+    assert list(Path.cwd().iterdir()) == []  # no ./mlruns, no ./mlflow.db
+
+
+def test_the_same_name_and_storage_continue_the_same_run(sqlite, tmp_path):
+    spill = tmp_path / "run" / "tracking.jsonl"
+    first = Tracker.start(sqlite, run_name="a", spill_path=spill, params={"lr": 1, "seed": 0})
+    _log_steps(first, 0, 5)
+    first.close("FAILED", timeout_s=60)
+    assert _runs(sqlite, "a")[0].info.status == "FAILED"
+
+    second = Tracker.start(sqlite, run_name="a", spill_path=spill, params={"lr": 2, "seed": 0})
+    assert second.wait_for_run(60) == first.run_id
+    assert _runs(sqlite, "a")[0].info.status == "RUNNING"
+    _log_steps(second, 5, 8)
+    second.close(timeout_s=60)
+    (run,) = _runs(sqlite, "a")
+    assert run.info.status == "FINISHED"
+    assert _steps(sqlite, run.info.run_id) == list(range(8))
+    assert run.data.params == {"lr": "1", "seed": "0"}
+    assert run.data.tags["lseg.changed_on_resume.lr"] == "2"
+    assert not any(tag.endswith("on_resume.seed") for tag in run.data.tags)
+
+
+def test_another_name_another_run_and_nesting(sqlite, tmp_path):
+    spill = tmp_path / "tracking.jsonl"
+    parent = Tracker.start(sqlite, run_name="sweep", spill_path=spill)
+    parent_id = parent.wait_for_run(60)
+    parent.close()
+    child = Tracker.start(sqlite, run_name="depth 4", spill_path=spill, parent_run_id=parent_id)
+    child.close(timeout_s=60)
+    assert child.run_id != parent_id
+    assert _runs(sqlite, "depth 4")[0].data.tags["mlflow.parentRunId"] == parent_id
+
+
+def test_a_given_run_id_wins_and_a_deleted_run_is_replaced(sqlite):
+    first = Tracker.start(sqlite, run_name="a", spill_path=None)
+    run_id = first.wait_for_run(60)
+    first.close()
+    second = Tracker.start(sqlite, run_name="a", spill_path=None, run_id=run_id)
+    assert second.wait_for_run(60) == run_id
+    second.close()
+    _client(sqlite).delete_run(run_id)
+    third = Tracker.start(sqlite, run_name="a", spill_path=None, run_id=run_id)
+    assert third.wait_for_run(60) not in (None, run_id)
+    third.close()
+
+
+def test_an_exception_marks_the_run_failed(sqlite):
+    def train():
+        with Tracker.start(sqlite, run_name="a", spill_path=None) as tracker:
+            tracker.wait_for_run(60)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        train()
+    assert _runs(sqlite, "a")[0].info.status == "FAILED"
+
+
+def test_what_is_refused_is_set_aside_and_the_rest_arrives(sqlite, tmp_path):
+    spill = tmp_path / "run" / "tracking.jsonl"
+    with Tracker.start(sqlite, run_name="a", spill_path=spill) as tracker:
+        tracker.log_metrics({"ok": 1.0}, step=1)
+        tracker.log_metrics({"a//b": 1.0}, step=2)  # MLflow refuses such a name
+        tracker.log_artifact(tmp_path / "never written.png")
+        tracker.log_metrics({"ok": 3.0}, step=3)
+        tracker.wait_for_run(60)
+    assert _steps(sqlite, tracker.run_id, "ok") == [1, 3]
+    refused = [record for _, record in _spilled(spill.with_suffix(".refused.jsonl"))]
+    assert [record.kind for record in refused] == ["metrics", "artifact"]
+    assert not spill.exists()
+
+
+def test_ui_hint_names_the_run(sqlite, dead):
+    tracker = Tracker.start(sqlite, run_name="a", spill_path=None)
+    run_id = tracker.wait_for_run(60)
+    tracker.close()
+    assert f"mlflow ui --backend-store-uri {sqlite.uri}" in tracker.ui_hint()
+    assert tracker.ui_hint().endswith(f"/#/experiments/2/runs/{run_id}")
+    unknown = Tracker.start(dead, run_name="a", spill_path=None)
+    assert unknown.ui_hint() == dead.uri
+    unknown.close(timeout_s=5)
+
+
+# An outage from the first to the last moment.
+
+
+def test_a_dead_server_does_not_slow_and_everything_is_replayed(sqlite, dead, tmp_path, capsys):
+    spill = tmp_path / "run" / "tracking.jsonl"
+    note = tmp_path / "note.txt"
+    note.write_text("note")
+    begin_ms = time.time_ns() // 1_000_000
+    tracker = Tracker.start(dead, run_name="a", spill_path=spill, params={"lr": 1}, tags={"t": "x"})
+    assert _log_steps(tracker, 0, 1000) < 0.5
+    tracker.log_artifact(note)
+    tracker.log_text("hello", "a.txt")
+    begin = time.monotonic()
+    tracker.close("KILLED", timeout_s=20)
+    assert time.monotonic() - begin < 25
+    assert tracker.run_id is None
+    end_ms = time.time_ns() // 1_000_000
+    lines = _spilled(spill)
+    assert [r.step for _, r in lines if r.kind == "metrics"] == list(range(1000))
+    copy = spill.read_bytes()
+
+    counts = replay(spill, sqlite)
+    assert (counts.sent, counts.metrics, counts.left) == (len(lines), 2000, 0)
+    assert not spill.exists()
+    (run,) = _runs(sqlite, "a")
+    assert run.info.status == "KILLED"
+    assert (run.data.params, run.data.tags["t"]) == ({"lr": "1"}, "x")
+    history = _client(sqlite).get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1000))
+    assert all(begin_ms <= metric.timestamp <= end_ms for metric in history)
+    files = {file.path for file in _client(sqlite).list_artifacts(run.info.run_id)}
+    assert files == {"note.txt", "a.txt"}
+
+    # The same file once more, through the job: nothing is there twice.
+    spill.write_bytes(copy)
+    replay_job(ReplayConfig(replay=str(spill), tracking=sqlite))
+    assert f"sent {len(lines)} records (2000 metric values)" in capsys.readouterr().out
+    assert len(_runs(sqlite, "a")) == 1
+    assert _steps(sqlite, run.info.run_id) == list(range(1000))
+
+
+def test_the_next_start_sends_what_an_outage_left(sqlite, dead, tmp_path):
+    spill = tmp_path / "run" / "tracking.jsonl"
+    first = Tracker.start(dead, run_name="a", spill_path=spill)
+    _log_steps(first, 0, 10)
+    first.close("FAILED", timeout_s=20)
+    second = Tracker.start(sqlite, run_name="a", spill_path=spill)
+    _log_steps(second, 10, 12)
+    assert second.wait_for_run(60)
+    second.close(timeout_s=60)
+    (run,) = _runs(sqlite, "a")
+    assert run.info.status == "FINISHED"
+    assert _steps(sqlite, run.info.run_id) == list(range(12))
+    assert not spill.exists()
+
+
+def test_another_runs_leftovers_are_kept_apart(sqlite, dead, tmp_path):
+    spill = tmp_path / "tracking.jsonl"
+    first = Tracker.start(dead, run_name="old", spill_path=spill)
+    _log_steps(first, 0, 3)
+    first.close(timeout_s=20)
+    second = Tracker.start(sqlite, run_name="new", spill_path=spill)
+    second.wait_for_run(60)
+    second.close(timeout_s=60)
+    assert "train/loss" not in _runs(sqlite, "new")[0].data.metrics
+    (kept,) = tmp_path.glob("tracking-*.jsonl")
+    assert replay(kept, sqlite).metrics == 6
+    assert _steps(sqlite, _runs(sqlite, "old")[0].info.run_id) == [0, 1, 2]
+
+
+def test_a_full_queue_goes_to_the_file(tmp_path):
+    spill = tmp_path / "tracking.jsonl"
+    # Takes connections and never answers: who waits for one call waits for its 5 s.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        config = TrackingConfig(uri=uri, queue_size=10)
+        tracker = Tracker.start(config, run_name="a", spill_path=spill)
+        assert _log_steps(tracker, 0, 2000) < 4
+        tracker.close(timeout_s=20)
+    steps = [record.step for _, record in _spilled(spill) if record.kind == "metrics"]
+    assert steps == list(range(2000))
+
+
+def test_without_a_file_the_newest_are_kept_and_the_loss_is_told(dead, caplog):
+    config = TrackingConfig(uri=dead.uri, queue_size=10)
+    with caplog.at_level(logging.ERROR):
+        tracker = Tracker.start(config, run_name="a", spill_path=None)
+        _log_steps(tracker, 0, 50)
+        tracker.close(timeout_s=20)
+    assert "50 records are lost" in caplog.messages[-1]
+
+
+def test_a_spill_file_that_cannot_be_written_stops_nothing(dead, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    tracker = Tracker.start(dead, run_name="a", spill_path=tmp_path / "file" / "t.jsonl")
+    assert _log_steps(tracker, 0, 100) < 0.5
+    with caplog.at_level(logging.ERROR):
+        tracker.close(timeout_s=20)
+    assert "records are lost" in caplog.text
+
+
+def test_a_killed_process_leaves_its_records(dead, tmp_path):
+    spill = tmp_path / "tracking.jsonl"
+    code = (
+        f"{_START}"
+        "for step in range(10**6): t.log_metrics({'loss': 1.0}, step=step); time.sleep(0.02)\n"
+    )
+    command = [sys.executable, "-c", code, dead.uri, str(spill)]
+    with subprocess.Popen(command, cwd=REPO) as process:
+        try:
+            _wait_until(lambda: spill.exists() and spill.read_bytes().count(b"\n") > 100)
+        finally:
+            process.kill()
+    steps = [from_line(line)[1].step for line in spill.read_bytes().splitlines()]
+    assert steps == list(range(len(steps)))
+
+
+def test_a_process_that_forgets_to_close_still_writes(dead, tmp_path):
+    spill = tmp_path / "tracking.jsonl"
+    code = f"{_START}t.log_metrics({{'loss': 1.0}}, step=3)\n"
+    subprocess.run([sys.executable, "-c", code, dead.uri, str(spill)], cwd=REPO, check=True)
+    assert [record.kind for _, record in _spilled(spill)] == ["metrics", "status"]
+
+
+def test_secrets_appear_nowhere(sqlite, dead, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    spill = tmp_path / "run" / "tracking.jsonl"
+    params = {"store": {"uri": f"s3://user:{SECRET}@host/x", "password": SECRET}, "lr": 1}
+    for config in (dead, sqlite):
+        tracker = Tracker.start(
+            config,
+            run_name="a",
+            spill_path=spill,
+            params=params,
+            tags={"hf_token": SECRET, "note": f"key={SECRET}"},
+        )
+        tracker.log_text(f"the key is {SECRET}", "log.txt")
+        tracker.log_dict(params, "config.json")
+        if config is sqlite:
+            tracker.wait_for_run(60)
+        tracker.close(timeout_s=20)
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert files
+        assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    (run,) = _runs(sqlite, "a")
+    assert run.data.params == {"store.uri": "s3://***@host/x", "lr": "1"}
+    assert run.data.tags["note"] == "key=***"
+    assert "hf_token" not in run.data.tags
+
+
+# Replaying.
+
+
+def test_replay_reports_an_outage_and_keeps_the_file(dead, tmp_path):
+    spill = tmp_path / "tracking.jsonl"
+    tracker = Tracker.start(dead, run_name="a", spill_path=spill)
+    _log_steps(tracker, 0, 3)
+    tracker.close(timeout_s=20)
+    content = spill.read_bytes()
+    with pytest.raises(UserError, match="4 records are still in the file"):
+        replay_job(ReplayConfig(replay=str(spill), tracking=dead))
+    assert spill.read_bytes() == content
+
+
+def test_replay_leaves_a_running_training_alone(dead, tmp_path):
+    spill = tmp_path / "tracking.jsonl"
+    tracker = Tracker.start(dead, run_name="a", spill_path=spill)
+    _log_steps(tracker, 0, 3)
+    _wait_until(lambda: spill.exists() and spill.stat().st_size > 0)
+    with pytest.raises(UserError, match="its training still runs"):
+        replay(spill, dead)
+    tracker.close(timeout_s=20)
+
+
+def test_the_replay_job_answers_a_missing_file_with_exit_code_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "jobs/track.py", "--replay", str(tmp_path / "no.jsonl")],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "no.jsonl: must be a spill file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Copies in the storage of a run whose nodes come and go.
+
+
+def _outage(config: TrackingConfig, node: Path, storage: str, first: int, last: int) -> Tracker:
+    """A process on a node that starts while MLflow is away, and logs some steps."""
+    tracker = Tracker.start(
+        config, run_name="a", spill_path=node / "tracking-a.jsonl", copy_to=f"{storage}/a"
+    )
+    _log_steps(tracker, first, last)
+    return tracker
+
+
+def test_what_a_lost_node_had_kept_is_replayed_from_the_storage(
+    sqlite, dead, tmp_path, s3_bucket, capsys, caplog
+):
+    storage = open_storage(s3_bucket)
+    tracker = _outage(dead, tmp_path / "node", s3_bucket, 0, 5)
+    # While it runs: the node may vanish without a word.
+    _wait_until(lambda: storage.exists("a/tracking-a.jsonl"))
+    _log_steps(tracker, 5, 9)
+    tracker.close("FAILED", timeout_s=20)
+    assert f"--replay {s3_bucket}/a/tracking-a.jsonl" in caplog.text
+    assert storage.read("a/tracking-a.jsonl") == (tmp_path / "node/tracking-a.jsonl").read_bytes()
+
+    with pytest.raises(UserError, match=rf"10 records are still in the file {s3_bucket}/a/"):
+        replay_job(ReplayConfig(replay=s3_bucket, tracking=dead))
+    replay_job(ReplayConfig(replay=s3_bucket, tracking=sqlite))
+    assert f"{s3_bucket}/a/tracking-a.jsonl: sent 10 records" in capsys.readouterr().out
+    (run,) = _runs(sqlite, "a")
+    assert run.info.status == "FAILED"
+    assert _steps(sqlite, run.info.run_id) == list(range(9))
+    for place in (s3_bucket, f"{s3_bucket}/a/tracking-a.jsonl", str(tmp_path / "sqlite")):
+        with pytest.raises(UserError, match=r"must be a spill file, or a folder that holds some"):
+            replay_job(ReplayConfig(replay=place, tracking=sqlite))
+    # The same lines on the node itself, found below a folder, are there only once.
+    replay_job(ReplayConfig(replay=str(tmp_path), tracking=sqlite))
+    assert _steps(sqlite, _runs(sqlite, "a")[0].info.run_id) == list(range(9))
+
+
+def test_another_node_goes_on_with_the_run_and_what_was_left(sqlite, dead, tmp_path, s3_bucket):
+    storage = open_storage(s3_bucket)
+    first = _outage(dead, tmp_path / "one", s3_bucket, 0, 4)
+    first.close("KILLED", timeout_s=20)
+    shutil.rmtree(tmp_path / "one")
+    second = _outage(sqlite, tmp_path / "two", s3_bucket, 4, 6)
+    assert second.wait_for_run(60)
+    second.close("KILLED", timeout_s=60)
+    assert not storage.exists("a/tracking-a.jsonl")
+    assert not (tmp_path / "two/tracking-a.jsonl").exists()
+    third = _outage(sqlite, tmp_path / "three", s3_bucket, 6, 8)
+    assert third.wait_for_run(60)
+    third.close(timeout_s=60)
+    (run,) = _runs(sqlite, "a")
+    assert run.info.status == "FINISHED"
+    assert _steps(sqlite, run.info.run_id) == list(range(8))
+
+
+@pytest.mark.usefixtures("s3_endpoint")
+def test_a_storage_that_fails_holds_nothing_up(dead, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sender, "_LAST_COPY_S", 0.4)
+    tracker = _outage(dead, tmp_path, "s3://no-such-bucket-anywhere", 0, 3)
+    begin = time.monotonic()
+    tracker.close(timeout_s=20)
+    assert time.monotonic() - begin < 20
+    assert len(_spilled(tmp_path / "tracking-a.jsonl")) == 4
+    assert f"--replay {tmp_path}/tracking-a.jsonl" in caplog.text

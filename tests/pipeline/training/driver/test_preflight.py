@@ -1,0 +1,34 @@
+"""Models that cannot be built are told before any worker starts."""
+
+import pytest
+
+from model.config import BackboneConfig, ModelConfig, TextConfig
+from model.errors import ModelError
+from pipeline.training.driver.preflight import check_model
+
+TINY = {"depth": 4, "embed_dim": 32, "num_heads": 2, "img_size": 32}
+
+
+def config(**backbone) -> ModelConfig:
+    backbone = {"name": "vit_tiny_patch16_224", "pretrained": True, "kwargs": TINY} | backbone
+    return ModelConfig(backbone=BackboneConfig(**backbone), text=TextConfig(encoder="stand-in"))
+
+
+def test_a_model_that_can_be_built_passes_without_looking_for_weights():
+    check_model(config())
+    check_model(ModelConfig())  # 0.4 billion weights, none of which is made or downloaded.
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (config(name="vit_tinny"), "vit_tinny"),
+        (config(kwargs=TINY | {"num_heads": 3}), "num_heads"),
+        (config(kwargs=TINY | {"no_such_setting": 3}), "no_such_setting"),
+        (config(hooks=(0, 1, 2, 9)), "hooks"),
+        (ModelConfig(text=TextConfig(encoder="ViT-B-33")), "ViT-B-33"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_told_with_its_key(wrong, words):
+    with pytest.raises(ModelError, match=words):
+        check_model(wrong)

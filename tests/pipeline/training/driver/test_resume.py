@@ -1,0 +1,247 @@
+"""Interrupted runs of `train()` on a real Ray end with the weights of an undisturbed one."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from pipeline.data.ingest.augment import JitterConfig
+from pipeline.errors import UserError
+from pipeline.tracking.config import server_uri
+from pipeline.training.config import OtherConfig, RunConfig, TrainMixConfig
+from pipeline.training.driver.launch import Outcome, absolute, manifest_tags, train, training_corpus
+from pipeline.training.driver.resumable import check_resumable
+from pipeline.training.questions.labels import LabelSpace, label_space
+from pipeline.training.saving import checkpoint
+from tests.support.mini_shards import MiniShards, tiny_model
+
+STEPS = 24
+SETTINGS = {"steps": STEPS, "batch_size": 2, "checkpoint_every": 4, "warmup_steps": 2}
+
+
+def run(mini: MiniShards, storage: Path, name: str, **settings) -> TrainMixConfig:
+    return mini.config(storage, name, **(SETTINGS | settings))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mini_shards, tmp_path_factory) -> tuple[TrainMixConfig, Outcome]:
+    """A run that went to its end in one go."""
+    config = run(mini_shards, tmp_path_factory.mktemp("undisturbed"), "whole")
+    # The first client makes the tables of a new store, which may take as long as the run.
+    MlflowClient(server_uri(absolute(config).tracking)).search_experiments()
+    return config, train(config)
+
+
+def assert_same_training(one: Outcome, other: Outcome) -> None:
+    first, second = (load_file(f"{o.checkpoint}/model.safetensors") for o in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-6, atol=1e-6)
+    states = [
+        torch.load(f"{o.checkpoint}/trainer.pt", weights_only=True)["optimizer"]["state"]
+        for o in (one, other)
+    ]
+    assert states[0].keys() == states[1].keys()
+    for key, state in states[0].items():
+        buffers = state["momentum_buffer"], states[1][key]["momentum_buffer"]
+        torch.testing.assert_close(*buffers, rtol=1e-6, atol=1e-6)
+
+
+def training_workers() -> list[psutil.Process]:
+    """The training workers of the Ray that this process started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()[:1]):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@contextmanager
+def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
+    """Kills one training worker as soon as the run has a checkpoint.
+
+    Yields:
+        Filled with the process id and the step of the newest checkpoint at that moment.
+    """
+    killed: list[tuple[int, int]] = []
+    stop = threading.Event()
+
+    def wait_and_kill() -> None:
+        while not stop.wait(0.02):
+            step = checkpoint.latest_step(run_config)
+            if step and (workers := training_workers()):
+                workers[0].kill()
+                killed.append((workers[0].pid, step))
+                return
+
+    thread = threading.Thread(target=wait_and_kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
+    config = run(mini_shards, tmp_path, "killed", max_failures=1)
+    with killer(config.run) as killed:
+        outcome = train(config)
+    assert len(killed) == 1
+    assert killed[0][1] < STEPS
+    assert not psutil.pid_exists(killed[0][0])
+    assert outcome.checkpoint.endswith(checkpoint.name_of(STEPS))
+    assert outcome.metrics["step"] == STEPS
+    assert_same_training(undisturbed[1], outcome)
+
+
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+@pytest.mark.slow
+def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbed, tmp_path):
+    config = run(mini_shards, tmp_path, "again", max_failures=0)
+    with killer(config.run) as killed, pytest.raises(Exception, match=r"died|failure|error"):
+        train(config)
+    done = checkpoint.latest_step(config.run)
+    assert killed[0][1] <= done < STEPS
+    assert_same_training(undisturbed[1], train(config))
+    assert checkpoint.latest_step(config.run) == STEPS
+
+
+def test_a_finished_run_has_nothing_left_to_do(undisturbed):
+    config, outcome = undisturbed
+    folder = Path(outcome.checkpoint)
+    kept = sorted(path.name for path in folder.parent.glob("step_*"))
+    # The one before may be older than four steps: where two were still on their way, it was left
+    # out.
+    assert len(kept) == 2
+    assert kept[-1] == checkpoint.name_of(STEPS)
+    # An evaluation, wherever it runs, writes to the MLflow run that made the checkpoint.
+    run_id = json.loads((folder / "provenance.json").read_text())["mlflow_run_id"]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert before
+    again = train(config)
+    client = MlflowClient(server_uri(absolute(config).tracking))
+    assert client.get_run(run_id).info.run_name == config.run.name
+    assert again.checkpoint == outcome.checkpoint
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert again.metrics["step"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": tiny_model(features=8)}, ("model.features", "16", "now 8")),
+        ({"train": {"batch_size": 4}}, ("train.batch_size", "2", "now 4")),
+        ({"train": {"labels": "all"}}, ("train.labels",)),
+        ({"run": {"seed": 4}}, ("run.seed", "3", "now 4")),
+        ({"data": {"weights": "size"}}, ("data.weights", "'equal'", "now 'size'")),
+    ],
+)
+def test_another_run_of_the_same_name_is_refused(undisturbed, change, words):
+    config = undisturbed[0]
+    for part, values in change.items():
+        new = replace(getattr(config, part), **values) if isinstance(values, dict) else values
+        config = replace(config, **{part: new})
+    began = time.monotonic()
+    with pytest.raises(UserError) as error:
+        train(config)
+    assert time.monotonic() - began < 10  # Told before any worker starts.
+    for word in ("run.name=whole", *words, "another name"):
+        assert word in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+@pytest.fixture(scope="module")
+def trained(undisturbed) -> tuple[TrainMixConfig, LabelSpace, dict[str, str]]:
+    """Configuration, labels and shards of the finished run, as a later call would give them."""
+    config, outcome = undisturbed
+    labels = (Path(outcome.checkpoint) / "labels.txt").read_text().splitlines()
+    return config, label_space(labels), manifest_tags(training_corpus(config).manifests)
+
+
+def test_settings_that_do_not_change_the_past_may_change(trained):
+    config, labels, shards = trained
+    train = replace(
+        config.train, steps=99, lr=0.1, weight_decay=0.0, accumulate=2, log_every=1,
+        validate_every=5, keep_checkpoints=5, precision="bf16", ema_decay=0.9,
+    )  # fmt: skip
+    later = replace(
+        config,
+        data=replace(config.data, num_loaders=3, cache_gib=1.0, shards="s3://moved/there"),
+        model=replace(config.model, activation_checkpointing=True),
+        train=train,
+        cluster=replace(config.cluster, num_workers=1, max_failures=9),
+    )
+    check_resumable(later, labels, shards)
+    with pytest.raises(UserError, match=r"train\.labels"):
+        check_resumable(later, label_space(labels.names[1:]), shards)
+    with pytest.raises(UserError, match=r"words for a label \('\w.*', now '\w.*'\)"):
+        check_resumable(later, replace(labels, verbatim=True), shards)
+
+
+def test_a_checkpoint_of_an_older_program_has_the_defaults(trained, tmp_path):
+    config, labels, shards = trained
+    whole = Path(config.run.storage) / config.run.name
+    shutil.copytree(whole, tmp_path / config.run.name)
+    config = replace(config, run=replace(config.run, storage=str(tmp_path)))
+    path = tmp_path / config.run.name / checkpoint.name_of(STEPS) / "config.yaml"
+    saved = yaml.safe_load(path.read_text())
+    for group, key in (("train", "other"), ("train", "label_sets"), ("data", "caps")):
+        del saved[group][key]
+    path.write_text(yaml.safe_dump(saved))
+    check_resumable(config, labels, shards)
+    other = replace(config, train=replace(config.train, label_sets="own"))
+    with pytest.raises(UserError, match=r"train\.label_sets \('union', now 'own'\)"):
+        check_resumable(other, labels, shards)
+
+
+def test_every_difference_in_the_data_is_named_with_both_values(trained):
+    config, labels, shards = trained
+    augment = replace(
+        config.data.augment, flip_probability=0.25, jitter=JitterConfig(brightness=0.5)
+    )
+    data = replace(
+        config.data, weights="size", temperature=0.5, caps={"cityscapes": 3}, augment=augment
+    )
+    train = replace(config.train, optimizer="adamw", label_sets="own", other=OtherConfig(share=0.5))
+    other = replace(config, data=data, train=train)
+    now = {**shards, "manifest.cityscapes": "0" * 16}
+    with pytest.raises(UserError) as error:
+        check_resumable(other, labels, now)
+    for words in (
+        "run.name=whole: ",
+        "data.weights ('equal', now 'size')",
+        "data.temperature (1.0, now 0.5)",
+        "data.caps.cityscapes (None, now 3)",
+        "data.augment.flip_probability (0.5, now 0.25)",
+        "data.augment.jitter.brightness (0.0, now 0.5)",
+        "train.optimizer ('sgd', now 'adamw')",
+        "train.label_sets ('union', now 'own')",
+        "train.other.share (0.0, now 0.5)",
+        f"data.shards.manifest.cityscapes ('{shards['manifest.cityscapes']}', now '{'0' * 16}')",
+        "give the run another name",
+    ):
+        assert words in str(error.value)
+    assert "manifest.ade20k" not in str(error.value)
+    fewer = {tag: value for tag, value in shards.items() if tag != "manifest.ade20k"}
+    with pytest.raises(UserError, match=r"manifest\.ade20k \('\w{16}', now None\)"):
+        check_resumable(config, labels, fewer)
+
+
+def test_a_run_that_does_not_exist_has_no_steps(tmp_path):
+    assert checkpoint.latest_step(RunConfig(name="new", storage=str(tmp_path))) == 0

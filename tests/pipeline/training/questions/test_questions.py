@@ -1,0 +1,132 @@
+"""The labels a step asks: a function of seed and step, with "other" and distractors in place."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import TextConfig
+from model.text import build_text_encoder
+from pipeline.data.taxonomy import IGNORE, label_text, universal
+from pipeline.errors import UserError
+from pipeline.evaluation.behaviours.classes import HELD_OUT
+from pipeline.training.config import DistractorConfig, OtherConfig, TrainConfig, TrainMixConfig
+from pipeline.training.questions.labels import label_space
+from pipeline.training.questions.questions import Questions, distractor_texts
+
+NAMES = ("road", "sky", "car", "dog", "traffic_sign")
+ENCODER = build_text_encoder(TextConfig(encoder="stand-in"))
+
+
+def questions(other: OtherConfig | None = None, count: int = 0, seed: int = 0) -> Questions:
+    distractors = DistractorConfig(count=count, never=HELD_OUT)
+    train = TrainConfig(other=other or OtherConfig(), distractors=distractors)
+    config = TrainMixConfig(train=train)
+    config = replace(config, run=replace(config.run, seed=seed))
+    return Questions(config, label_space(NAMES), ENCODER, torch.device("cpu"))
+
+
+def parts(asked: Questions, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    question = asked.at(step)
+    return question.text_KC, question.lut
+
+
+def test_as_published_every_step_asks_all_labels():
+    asked = questions()
+    for step in (0, 1, 999):
+        text, lut = parts(asked, step)
+        torch.testing.assert_close(text, ENCODER.encode([label_text(n) for n in NAMES]))
+        for position, name in enumerate(NAMES):
+            assert lut[universal().id_of(name)] == position
+        assert (lut == IGNORE).sum() == 256 - len(NAMES)
+
+
+def test_dropped_labels_become_other():
+    asked = questions(OtherConfig(share=1.0, drop=0.5, words=("other",)))
+    every = ENCODER.encode([label_text(n) for n in NAMES])
+    other = ENCODER.encode(["other"])[0]
+    sizes = set()
+    for step in range(30):
+        text, lut = parts(asked, step)
+        sizes.add(len(text))
+        torch.testing.assert_close(text[-1], other)
+        for position, name in enumerate(NAMES):
+            target = int(lut[universal().id_of(name)])
+            if target < len(text) - 1:
+                torch.testing.assert_close(text[target], every[position])
+            else:
+                assert target == len(text) - 1
+                assert not (text[:-1] == every[position]).all(1).any()
+        assert lut[IGNORE] == IGNORE
+    assert len(sizes) > 2
+
+
+def test_share_of_the_batches():
+    asked = questions(OtherConfig(share=0.3, drop=1.0, words=("other",)))
+    smaller = [len(parts(asked, step)[0]) != len(NAMES) for step in range(600)]
+    assert 0.22 < np.mean(smaller) < 0.38
+
+
+def test_distractors_are_never_right_and_never_held_out():
+    asked = questions(OtherConfig(share=0.5), count=20)
+    forbidden = ENCODER.encode([label_text(n) for n in (*NAMES, *HELD_OUT)])
+    seen = set()
+    for step in range(20):
+        text, lut = parts(asked, step)
+        extra = text[-20:]
+        assert int(lut[lut != IGNORE].max()) < len(text) - 20
+        assert (extra[:, None] != forbidden[None]).any(-1).all()
+        seen.update(tuple(row.tolist()[:4]) for row in extra)
+    assert len(seen) > 60
+
+
+def test_a_step_asks_the_same_whenever_it_comes():
+    one, two = (questions(OtherConfig(share=0.7), count=5) for _ in range(2))
+    for step in (7, 3, 7, 500):
+        torch.testing.assert_close(parts(one, step), parts(two, step))
+    elsewhere = questions(OtherConfig(share=0.7), count=5, seed=1)
+    assert any(not torch.equal(parts(one, s)[0], parts(elsewhere, s)[0]) for s in range(5))
+
+
+def test_too_many_distractors():
+    with pytest.raises(UserError, match=r"train\.distractors\.count=190: only 179 classes"):
+        distractor_texts(DistractorConfig(count=190, never=HELD_OUT), label_space(NAMES))
+    with pytest.raises(UserError, match="horse"):
+        distractor_texts(DistractorConfig(never=("hors",)), label_space(NAMES))
+
+
+def test_labels_of_other_datasets_do_not_compete():
+    shown = {"first": np.array([1, 1, 0, 0, 0], bool), "second": np.array([0, 1, 1, 1, 1], bool)}
+    other = OtherConfig(share=0.5, words=("other",))
+    train = TrainConfig(label_sets="own", other=other, distractors=DistractorConfig(count=3))
+    config = TrainMixConfig(train=train)
+    asked = Questions(config, label_space(NAMES), ENCODER, torch.device("cpu"), shown)
+    every = ENCODER.encode([label_text(n) for n in NAMES])
+    for step in range(20):
+        question = asked.at(step)
+        num_labels = len(question.text_KC)
+        logits = torch.zeros(2, num_labels, 2, 2, requires_grad=True)
+        masked = question.mask(logits, torch.tensor([1, 0]))
+        likely = masked.softmax(1)[:, :, 0, 0]
+        for image, name in enumerate(("second", "first")):
+            for position, text in enumerate(question.text_KC):
+                known = (text == every).all(1).nonzero().flatten().tolist()
+                competes = shown[name][known[0]] if known else True  # "other", distractors
+                assert (likely[image, position] > 0) == competes
+        (gradient,) = torch.autograd.grad(masked.softmax(1)[0, 0].sum(), logits)
+        assert torch.isfinite(gradient).all()
+    assert asked.labels_of("first").tolist() == [0, 1]
+    assert asked.labels_of("third").tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("label_sets", ["union", "own"])
+def test_the_chance_loss_is_that_of_equal_logits(label_sets):
+    shown = {"first": np.array([1, 1, 0, 0, 0], bool), "second": np.array([0, 1, 1, 1, 1], bool)}
+    config = TrainMixConfig(train=TrainConfig(label_sets=label_sets))
+    asked = Questions(config, label_space(NAMES), ENCODER, torch.device("cpu"), shown)
+    question = asked.at(0)
+    logits = question.mask(torch.zeros(2, len(NAMES), 1, 1), torch.tensor([1, 0]))
+    losses = -logits.log_softmax(1)[:, :, 0, 0]  # Of the labels that compete, all the same.
+    expected = losses.min(1).values.mean().item()
+    assert question.chance_loss([1, 0]) == pytest.approx(expected)
