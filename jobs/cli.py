@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -22,6 +23,8 @@ from pipeline.errors import Terminated, UserError
 Config = TypeVar("Config")
 
 logger = logging.getLogger("jobs.cli")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 _WAIT = "LSEG_CLUSTER_WAIT_S"
 
@@ -109,6 +112,10 @@ def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
             # Token authentication of a local Ray leaves a file in the home directory that later
             # clusters on the host would trip over; this Ray listens on loopback only.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            # Its workers inherit this, and so import the checkout that this process runs, whatever
+            # else is installed.
+            paths = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+            os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
             ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, int(-(-num_cpus // 1))),

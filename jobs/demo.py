@@ -12,23 +12,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, parse, start_ray
-from jobs.local_s3 import local_s3
-from model.stand_in import stand_in_semantics
-from pipeline.data.prepare.config import PrepareConfig, RootsConfig
-from pipeline.data.prepare.run import prepare
-from pipeline.data.taxonomy import label_text
-from pipeline.demo.layouts import write_mini_seven
-from pipeline.demo.report import Report, evaluate
-from pipeline.demo.world import world_classes
 from pipeline.errors import UserError
-from pipeline.progress import duration
-from pipeline.storage.places import make_writable
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.driver.launch import absolute, train
+
+if TYPE_CHECKING:
+    from pipeline.demo.report import Report
 
 logger = logging.getLogger("jobs.demo")
 
@@ -75,8 +68,14 @@ class Stopwatch:
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
 
-def run(config: DemoConfig) -> Report:
+def run(config: DemoConfig) -> "Report":
     """Runs all stages and writes the report."""
+    from jobs.local_s3 import local_s3
+    from pipeline.demo.report import evaluate
+    from pipeline.progress import duration
+    from pipeline.storage.places import make_writable
+    from pipeline.training.driver.launch import train
+
     began = time.perf_counter()
     out = Path(config.out).resolve()
     work = out / f"seed-{config.seed}{'-s3' if config.s3 else ''}"
@@ -103,6 +102,11 @@ def run(config: DemoConfig) -> Report:
 
 def render(folder: Path, seed: int, train_scenes: int, val_scenes: int) -> dict[str, Path]:
     """Writes the mini-seven in their official layouts; returns the roots by dataset."""
+    from model.stand_in import stand_in_semantics
+    from pipeline.data.taxonomy import label_text
+    from pipeline.demo.layouts import write_mini_seven
+    from pipeline.demo.world import world_classes
+
     names = world_classes()
     vectors = dict(zip(names, stand_in_semantics([label_text(n) for n in names]), strict=True))
     return write_mini_seven(folder, vectors, seed, train_scenes, val_scenes)
@@ -110,6 +114,11 @@ def render(folder: Path, seed: int, train_scenes: int, val_scenes: int) -> dict[
 
 def convert(roots: Mapping[str, Path], out: str) -> None:
     """Converts the mini-seven to shards, and shows the closing table."""
+    from rich.console import Console
+
+    from pipeline.data.prepare.config import PrepareConfig, RootsConfig
+    from pipeline.data.prepare.run import prepare
+
     given = RootsConfig(**{name: str(root) for name, root in roots.items()})
     summary = prepare(PrepareConfig(roots=given, out=out, samples_per_shard=20))
     Console(file=sys.stderr).print(summary.table())
@@ -117,6 +126,8 @@ def convert(roots: Mapping[str, Path], out: str) -> None:
 
 def _training(config: DemoConfig, base: str, out: Path) -> TrainMixConfig:
     """The recipe, with its places and its seed replaced by the demo's."""
+    from pipeline.training.driver.launch import absolute
+
     argv = ["--config", config.recipe, "--data.shards", f"{base}/shards"]
     argv += ["--run.storage", f"{base}/train", "--run.seed", str(config.seed)]
     if config.steps:

@@ -12,16 +12,17 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main
 from pipeline.data.datasets.own import OwnDataset, check_own_name
-from pipeline.data.inspect.report import Report
-from pipeline.data.inspect.roots import check_roots, split_names
-from pipeline.data.inspect.shards import check_shards
 from pipeline.data.prepare.config import RootsConfig
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.inspect.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class DoctorConfig:
         for name in self.own:
             check_own_name(name)
         if self.splits is not None:
+            from pipeline.data.inspect.roots import split_names
+
             split_names(self.splits)
         if not 0 < self.sample <= 1:
             raise UserError(f"sample={self.sample}: must be above 0 and at most 1")
@@ -62,8 +65,13 @@ class DoctorConfig:
             raise UserError(f"out={self.out}: is a folder; give a file such as report.json")
 
 
-def run(config: DoctorConfig) -> list[Report]:
+def run(config: DoctorConfig) -> "list[Report]":
     """Checks, prints the tables and writes the JSON."""
+    from rich.console import Console
+
+    from pipeline.data.inspect.roots import check_roots
+    from pipeline.data.inspect.shards import check_shards
+
     reports = []
     if config.roots.given or config.own:
         given = config.roots.given

@@ -10,19 +10,24 @@ MLflow run that made the checkpoint.
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.launch import Evaluation, evaluate
-from pipeline.progress import duration
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.launch import Evaluation
 
 logger = logging.getLogger("jobs.evaluate")
 
 
-def run(config: EvaluateConfig) -> Evaluation:
+def run(config: EvaluateConfig) -> "Evaluation":
     """Evaluates, and says where the report lies."""
+    from pipeline.evaluation.launch import evaluate
+    from pipeline.progress import duration
+
     outcome = evaluate(config, start_ray)
     logger.info("finished in %s: %s/report.json", duration(outcome.seconds), outcome.folder)
     logger.info("%s", outcome.ui_hint)

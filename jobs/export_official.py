@@ -11,11 +11,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs import cli
-from model.checkpoint import load_checkpoint
-from model.official import export_official
-from model.open_clip_tower import load_open_clip
 from pipeline.errors import UserError
-from pipeline.storage.places import make_writable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +36,11 @@ def run(config: ExportConfig) -> None:
         UserError: a file is missing.
         ModelError: the published form cannot hold this network, or CLIP cannot be had.
     """
+    from model.checkpoint import load_checkpoint
+    from model.official import export_official
+    from model.open_clip_tower import load_open_clip
+    from pipeline.storage.places import make_writable
+
     out = Path(config.out)
     make_writable("out", config.out, out.parent)
     if out.is_dir():

@@ -11,13 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from safetensors.torch import save_file
-
 from jobs import cli
-from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
 from model.config import RegularizerConfig
 from model.errors import ModelError
-from model.official import import_official
 from pipeline.errors import UserError
 
 
@@ -48,6 +44,11 @@ def run(config: ImportConfig) -> None:
         UserError: a file is missing.
         ModelError: the checkpoint is damaged, suspicious or no LSeg.
     """
+    from safetensors.torch import save_file
+
+    from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
+    from model.official import import_official
+
     given = config.regularizer if config.regularizer.applications else None
     labels: list[str] = []
     try:

@@ -13,19 +13,24 @@ import logging
 import sys
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
 from pipeline.inference.config import PredictConfig
-from pipeline.inference.run import Summary, segment_photos
-from pipeline.progress import duration
+
+if TYPE_CHECKING:
+    from pipeline.inference.run import Summary
 
 logger = logging.getLogger("jobs.predict")
 
 
-def run(config: PredictConfig) -> Summary:
+def run(config: PredictConfig) -> "Summary":
     """Segments, and says where the results lie."""
+    from pipeline.inference.run import segment_photos
+    from pipeline.progress import duration
+
     summary = segment_photos(config, start_ray)
     skipped = f", {summary.skipped} were there already" if summary.skipped else ""
     print(

@@ -6,16 +6,24 @@ An interrupted conversion goes on where it stopped when it is started again with
 """
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
 from pipeline.data.prepare.config import PrepareConfig
-from pipeline.data.prepare.run import Summary, prepare
+
+if TYPE_CHECKING:
+    from pipeline.data.prepare.run import Summary
 
 
-def run(config: PrepareConfig) -> Summary:
+def run(config: PrepareConfig) -> "Summary":
     """Converts, and prints what came of it."""
+    from rich.console import Console
+
+    from pipeline.data.prepare.run import prepare
+
     summary = prepare(config, start_ray)
     Console().print(summary.table())
     for row in summary.splits:

@@ -8,9 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from jobs.cli import main
-from pipeline.data.inspect.page import render_page
-from pipeline.data.inspect.samples import load_chapters
 from pipeline.errors import UserError
 
 
@@ -46,6 +46,9 @@ class PreviewConfig:
 
 def run(config: PreviewConfig) -> Path:
     """Writes the page."""
+    from pipeline.data.inspect.page import render_page
+    from pipeline.data.inspect.samples import load_chapters
+
     chapters = load_chapters(
         config.shards,
         config.datasets,

@@ -5,6 +5,11 @@ import os
 
 import ray
 
+# Ray is about to put the driver's working folder before PYTHONPATH, and another checkout may lie
+# there: a package that is imported by then keeps the place of all of its modules.
+import model  # noqa: F401
+import pipeline  # noqa: F401
+
 
 def prepare() -> None:
     """Points Ray's own helpers to this Ray, and stops a warning a second about its dashboard.

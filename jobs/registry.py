@@ -19,13 +19,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main
-from pipeline.registry.actions import RegistryJobConfig, change_registry, describe
+from pipeline.registry.config import RegistryJobConfig
 
 _SECOND_WORD = {"register": "checkpoint", "promote": "version", "remove_alias": "alias"}
 
 
 def run(config: RegistryJobConfig) -> None:
     """Does it, and prints a line for each version concerned."""
+    from pipeline.registry.actions import change_registry, describe
+
     versions = change_registry(config)
     for version in versions:
         print(describe(version))

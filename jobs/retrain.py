@@ -16,21 +16,25 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
 from pipeline.retraining.config import RetrainConfig
-from pipeline.retraining.launch import retrain
-from pipeline.retraining.runner import Result
+
+if TYPE_CHECKING:
+    from pipeline.retraining.runner import Result
 
 logger = logging.getLogger("jobs.retrain")
 
 FLAGS = ("--force", "--rollback")
 
 
-def run(config: RetrainConfig) -> Result:
+def run(config: RetrainConfig) -> "Result":
     """Does what there is to do, and says what it was."""
+    from pipeline.retraining.launch import retrain
+
     result = retrain(config, start_ray)
     logger.info("%s", result.text)
     return result

@@ -17,27 +17,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
-from rich.console import Console
 
-from jobs.cli import main, parse, start_ray
+from jobs.cli import REPOSITORY, main, parse, start_ray
 from pipeline.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.progress import duration
 from pipeline.sweep.config import SweepConfig
-from pipeline.sweep.launch import SweepOutcome, absolute, plan, run_sweep
-from pipeline.sweep.runner import Builders
-from pipeline.sweep.trials import Trial, arguments, settings_words
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.driver.launch import absolute as absolute_run
+
+if TYPE_CHECKING:
+    from pipeline.sweep.launch import SweepOutcome
+    from pipeline.sweep.runner import Builders
+    from pipeline.sweep.trials import Trial
 
 logger = logging.getLogger("jobs.sweep")
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +45,10 @@ class JobConfig(SweepConfig):
     """Check every trial, and list them with what earlier starts left of each; train nothing."""
 
 
-def main_run(given: JobConfig) -> SweepOutcome | None:
+def main_run(given: JobConfig) -> "SweepOutcome | None":
     """As `run`, or the look at it."""
+    from pipeline.sweep.launch import absolute, plan
+
     config = SweepConfig(**{f.name: getattr(given, f.name) for f in fields(SweepConfig)})
     if not given.dry_run:
         return run(config)
@@ -58,12 +57,17 @@ def main_run(given: JobConfig) -> SweepOutcome | None:
     return None
 
 
-def run(given: SweepConfig) -> SweepOutcome:
+def run(given: SweepConfig) -> "SweepOutcome":
     """Connects to Ray, runs the trials, and shows the comparison.
 
     Raises:
         UserError: See `run_sweep`; or every trial failed.
     """
+    from rich.console import Console
+
+    from pipeline.progress import duration
+    from pipeline.sweep.launch import absolute, run_sweep
+
     config = absolute(given)
     outcome = run_sweep(config, builders(config), start_ray)
     Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160).print(
@@ -82,8 +86,10 @@ def run(given: SweepConfig) -> SweepOutcome:
     return outcome
 
 
-def builders(config: SweepConfig) -> Builders:
+def builders(config: SweepConfig) -> "Builders":
     """What makes the configurations of the sweep's trials."""
+    from pipeline.sweep.runner import Builders
+
     recipe = recipe_path(config.base).read_text(encoding="utf-8")
     return Builders(
         functools.partial(build_trial, config, recipe),
@@ -138,17 +144,22 @@ def recipe_path(base: str) -> Path:
     raise UserError(f"base={base}: no such recipe: give the path of a recipe of train_mix.py")
 
 
-def build_trial(config: SweepConfig, recipe: str, trial: Trial) -> TrainMixConfig:
+def build_trial(config: SweepConfig, recipe: str, trial: "Trial") -> TrainMixConfig:
     """The training of a trial: the recipe's text under the sweep's and the trial's settings."""
+    from pipeline.sweep.trials import arguments
+    from pipeline.training.driver.launch import absolute
+
     root = f"{config.storage.rstrip('/')}/{config.name}"
     words = [f"--config={recipe}", *arguments(config, trial, root)]
-    return absolute_run(parse(TrainMixConfig, words))
+    return absolute(parse(TrainMixConfig, words))
 
 
 def build_evaluation(
     config: SweepConfig, training: TrainMixConfig, checkpoint: str
 ) -> EvaluateConfig:
     """The evaluation of a trial's checkpoint, on what its training ran on."""
+    from pipeline.sweep.trials import settings_words
+
     cluster = training.cluster
     # A trial that waits for more than it had could wait for another one that does the same.
     settings: dict[str, Any] = {

@@ -9,6 +9,7 @@ import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -17,7 +18,9 @@ from jobs.cli import main, parse, start_ray
 from jobs.demo import convert, render
 from pipeline.errors import UserError
 from pipeline.sweep.config import SweepConfig
-from pipeline.sweep.launch import SweepOutcome
+
+if TYPE_CHECKING:
+    from pipeline.sweep.launch import SweepOutcome
 
 logger = logging.getLogger("jobs.sweep_demo")
 
@@ -45,7 +48,7 @@ class SweepDemoConfig:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
 
 
-def run(config: SweepDemoConfig) -> SweepOutcome:
+def run(config: SweepDemoConfig) -> "SweepOutcome":
     """Makes the data, then runs the sweep as `jobs/sweep.py` does."""
     out = Path(config.out).resolve() / f"seed-{config.seed}"
     shards = out / "shards"

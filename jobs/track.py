@@ -6,11 +6,13 @@ python jobs/track.py --replay s3://runs    # all that the runs in this storage h
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main
 from pipeline.errors import UserError
 from pipeline.tracking.config import TrackingConfig
-from pipeline.tracking.replay import replay_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class ReplayConfig:
 
 def replay_job(config: ReplayConfig) -> None:
     """Sends the files and says what became of them."""
+    from pipeline.tracking.replay import replay_all
+
     left = []
     for place, counts in replay_all(config.replay, config.tracking):
         print(f"{place}: sent {counts.sent} records ({counts.metrics} metric values)")

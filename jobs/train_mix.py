@@ -13,12 +13,16 @@ SIGTERM and `ray job stop` end a run after the step at hand, with a checkpoint (
 import logging
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
-from pipeline.progress import duration
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.driver.dry_run import dry_run
-from pipeline.training.driver.launch import Outcome, absolute, train
+
+if TYPE_CHECKING:
+    from pipeline.training.driver.launch import Outcome
 
 logger = logging.getLogger("jobs.train_mix")
 
@@ -32,12 +36,17 @@ class JobConfig(TrainMixConfig):
     memory, images and an estimate of the time."""
 
 
-def run(given: JobConfig) -> Outcome | None:
+def run(given: JobConfig) -> "Outcome | None":
     """Connects to Ray, trains, and says where the result lies."""
     config = TrainMixConfig(**{f.name: getattr(given, f.name) for f in fields(TrainMixConfig)})
     if given.dry_run:
+        from pipeline.training.driver.dry_run import dry_run
+
         print("\n".join(dry_run(config).lines()))
         return None
+    from pipeline.progress import duration
+    from pipeline.training.driver.launch import absolute, train
+
     config = absolute(config)
     outcome = train(config, start_ray)
     logger.info("finished in %s: checkpoint %s", duration(outcome.seconds), outcome.checkpoint)

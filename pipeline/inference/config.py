@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from model.checkpoint import CONFIG
-from model.sliding import PUBLISHED, SlidingConfig
 from pipeline.errors import UserError
 from pipeline.inference.palettes import PaletteName
+
+if TYPE_CHECKING:
+    from model.sliding import SlidingConfig
 
 MAX_LABELS = 65_535
 """What an index PNG of 16 bits can tell apart, with one more for no label."""
@@ -176,13 +177,17 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
     return labels
 
 
-def sliding_of(config: PredictConfig, checkpoint: Path) -> SlidingConfig:
+def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
     """How pictures are looked at: as the checkpoint was trained, unless told otherwise.
 
     Args:
         config: The job's.
         checkpoint: A local checkpoint directory.
     """
+    # Imported here, because a command line is checked without PyTorch.
+    from model.checkpoint import CONFIG
+    from model.sliding import PUBLISHED, SlidingConfig
+
     trained = _augmentation(checkpoint / CONFIG)
     base_px = None if config.full_size else config.base_px or trained.get("base_px", 520)
     window_px = config.window_px or trained.get("crop_px", 480)

@@ -4,76 +4,25 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
-from pipeline.registry.locks import CHAMPION_LOCK, LockConfig, locked
+from pipeline.registry.config import RegistryJobConfig
+from pipeline.registry.locks import CHAMPION_LOCK, locked
 from pipeline.registry.registry import (
     CHAMPION,
     WEIGHTS_TAG,
     ModelVersion,
     Registry,
-    RegistryConfig,
 )
 from pipeline.storage.open import open_storage
-from pipeline.tracking.config import TrackingConfig, server_uri
+from pipeline.tracking.config import server_uri
 from pipeline.tracking.mlflow_run import MlflowRun
 from pipeline.tracking.spill import RunIdentity, now_ms
-
-Action = Literal["list", "register", "promote", "roll_back", "remove_alias"]
-
-_TAKES = {
-    "list": (),
-    "register": ("checkpoint", "alias", "run_id", "tags"),
-    "promote": ("version", "alias"),
-    "roll_back": (),
-    "remove_alias": ("alias",),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegistryJobConfig:
-    """What to do with the registry."""
-
-    action: Action = "list"
-    """`list` versions; `register` a checkpoint; `promote` a version; `roll_back` to the version
-    that the champion replaced; `remove_alias`. May also be the first word of the command line."""
-
-    checkpoint: str = ""
-    """To register: a folder, or `s3://bucket/folder`; also the word after `register`."""
-
-    version: str = ""
-    """To promote: its number, or `@alias`; also the word after `promote`."""
-
-    alias: str = ""
-    """To give or to remove. `promote` gives `champion` unless told otherwise, `register` none."""
-
-    run_id: str = ""
-    """MLflow run to register for; empty: the one that trained the checkpoint if this server knows
-    it, else a new one."""
-
-    tags: dict[str, str] = field(default_factory=dict)
-    """Further tags of the version to register."""
-
-    registry: RegistryConfig = field(default_factory=RegistryConfig)
-    lock: LockConfig = field(default_factory=LockConfig)
-    """Of changes of the champion; as in `jobs/retrain.py`."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("checkpoint", "version", "alias", "run_id", "tags"):
-            if getattr(self, name) and name not in _TAKES[self.action]:
-                takes = ", ".join(_TAKES[self.action]) or "nothing"
-                raise UserError(f"{name}: {self.action} takes {takes}: leave it out")
-        needed = {"register": "checkpoint", "promote": "version", "remove_alias": "alias"}
-        name = needed.get(self.action)
-        if name and not getattr(self, name):
-            raise UserError(f"{name}='': {self.action} must be told which: write it after it")
 
 
 def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:

@@ -20,6 +20,7 @@ from model.checkpoint import local
 from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.errors import UserError
+from pipeline.registry.config import RegistryConfig
 from pipeline.registry.facts import (
     described,
     description,
@@ -53,21 +54,6 @@ _DESCRIPTION = (
     "LSeg: segments pictures with labels given at call time. The alias `champion` is in service, "
     "`candidate` under trial."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegistryConfig:
-    """Which registered model; the server is that of `tracking`."""
-
-    name: str = "lseg"
-    """Name in MLflow's model registry; made at the first registration."""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
-            raise UserError(
-                f"registry.name={self.name!r}: must be letters, digits, '.', '_' and '-': write "
-                "for example lseg"
-            )
 
 
 @dataclass(frozen=True)

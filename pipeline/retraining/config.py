@@ -8,8 +8,8 @@ from typing import Literal
 
 from pipeline.errors import UserError
 from pipeline.evaluation.config import Geometry, OtherPolicy, WorkersConfig
+from pipeline.registry.config import RegistryConfig
 from pipeline.registry.locks import LockConfig
-from pipeline.registry.registry import RegistryConfig
 from pipeline.training.config import TrainMixConfig
 
 

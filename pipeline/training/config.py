@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from model.config import ModelConfig
-from pipeline.data.ingest.stream import DataConfig
+from pipeline.data.ingest.config import DataConfig
 from pipeline.errors import UserError
-from pipeline.tracking.tracker import TrackingConfig
+from pipeline.tracking.config import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

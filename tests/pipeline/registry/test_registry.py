@@ -21,7 +21,7 @@ from pipeline.checkpoints.resolvers import pinned
 from pipeline.errors import UserError
 from pipeline.inference.config import PredictConfig
 from pipeline.inference.run import segment_photos
-from pipeline.registry.actions import RegistryJobConfig
+from pipeline.registry.config import RegistryJobConfig
 from pipeline.registry.registry import (
     CANDIDATE,
     CHAMPION,

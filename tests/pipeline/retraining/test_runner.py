@@ -8,9 +8,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
-from pipeline.registry.actions import Action, RegistryJobConfig, change_registry
+from pipeline.registry.actions import change_registry
+from pipeline.registry.config import Action, RegistryConfig, RegistryJobConfig
 from pipeline.registry.locks import LockConfig, RetrainLocked, locked
-from pipeline.registry.registry import RegistryConfig
 from pipeline.retraining.config import ComparisonConfig
 from pipeline.retraining.record import DecisionRecord
 from pipeline.retraining.runner import Retraining

@@ -15,8 +15,9 @@ from typing import Any
 from mlflow import MlflowClient
 
 from pipeline.errors import UserError
+from pipeline.registry.config import RegistryConfig
 from pipeline.registry.locks import LockConfig
-from pipeline.registry.registry import Registry, RegistryConfig
+from pipeline.registry.registry import Registry
 from pipeline.retraining.config import RetrainConfig
 from pipeline.retraining.data import DataState
 from pipeline.retraining.record import DecisionRecord

@@ -1,0 +1,74 @@
+"""The configuration of the model registry, and of `jobs/registry.py`."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.errors import UserError
+from pipeline.registry.locks import LockConfig
+from pipeline.tracking.config import TrackingConfig
+
+Action = Literal["list", "register", "promote", "roll_back", "remove_alias"]
+
+_TAKES = {
+    "list": (),
+    "register": ("checkpoint", "alias", "run_id", "tags"),
+    "promote": ("version", "alias"),
+    "roll_back": (),
+    "remove_alias": ("alias",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """Which registered model; the server is that of `tracking`."""
+
+    name: str = "lseg"
+    """Name in MLflow's model registry; made at the first registration."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
+            raise UserError(
+                f"registry.name={self.name!r}: must be letters, digits, '.', '_' and '-': write "
+                "for example lseg"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryJobConfig:
+    """What to do with the registry."""
+
+    action: Action = "list"
+    """`list` versions; `register` a checkpoint; `promote` a version; `roll_back` to the version
+    that the champion replaced; `remove_alias`. May also be the first word of the command line."""
+
+    checkpoint: str = ""
+    """To register: a folder, or `s3://bucket/folder`; also the word after `register`."""
+
+    version: str = ""
+    """To promote: its number, or `@alias`; also the word after `promote`."""
+
+    alias: str = ""
+    """To give or to remove. `promote` gives `champion` unless told otherwise, `register` none."""
+
+    run_id: str = ""
+    """MLflow run to register for; empty: the one that trained the checkpoint if this server knows
+    it, else a new one."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    """Further tags of the version to register."""
+
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    lock: LockConfig = field(default_factory=LockConfig)
+    """Of changes of the champion; as in `jobs/retrain.py`."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint", "version", "alias", "run_id", "tags"):
+            if getattr(self, name) and name not in _TAKES[self.action]:
+                takes = ", ".join(_TAKES[self.action]) or "nothing"
+                raise UserError(f"{name}: {self.action} takes {takes}: leave it out")
+        needed = {"register": "checkpoint", "promote": "version", "remove_alias": "alias"}
+        name = needed.get(self.action)
+        if name and not getattr(self, name):
+            raise UserError(f"{name}='': {self.action} must be told which: write it after it")
