@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from model.errors import ModelError
-from pipeline.data.ingest.stream import build_mixture
 from pipeline.data.shards.format import find_manifests
 from pipeline.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig, WorkersConfig
@@ -28,8 +27,9 @@ from pipeline.tracking.mlflow_run import (
 )
 from pipeline.tracking.redaction import redact_text
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.driver.launch import absolute, manifest_tags, train, training_corpus
+from pipeline.training.driver.launch import absolute, train
 from pipeline.training.job import open_tracker
+from pipeline.training.plan import make_plan, manifest_tags
 
 _ANSWER_WITHIN_S = 60
 """How long MLflow may take for one answer. Tracking waits less, but can send later."""
@@ -108,11 +108,8 @@ def state_folder(config: RetrainConfig) -> str:
 
 def data_now(config: TrainMixConfig) -> DataState:
     """Reads the manifests of the datasets that the mixture uses, and of the validation split."""
-    corpus = training_corpus(config)
-    mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
-    used = {name: corpus.manifests[name] for name in mixture.datasets}
     val = find_manifests(open_storage(config.data.shards), config.data.val_split)
-    return DataState(manifest_tags(used), validation_tags(manifest_tags(val)))
+    return DataState(make_plan(config).manifest_tags, validation_tags(manifest_tags(val)))
 
 
 def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | None) -> Trained:

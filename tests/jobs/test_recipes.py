@@ -1,18 +1,16 @@
 """Every shipped recipe parses, says what it is, and makes a dry step."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.cli import main, parse
 from jobs.train_mix import JobConfig, run
-from pipeline.data.ingest.stream import build_mixture, open_corpus
 from pipeline.data.taxonomy import DATASETS
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.dry_run import dry_run
-from pipeline.training.worker.validation import validation_corpus
+from pipeline.training.plan import make_plan
 from tests.support.mini_shards import write_manifests
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "jobs" / "recipes").glob("*.yaml"))
@@ -72,10 +70,7 @@ def test_a_recipe_validates_what_it_trains(recipe, all_seven):
     if config.train.test_fold is not None or config.data.augment.squash:
         assert (config.train.validate_every, config.train.keep_best) == (0, "")
         return  # Few-shot pairs, which have no split to validate on.
-    corpus = open_corpus(str(all_seven), "train")
-    mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
-    trained = {name: corpus.manifests[name] for name in mixture.datasets}
-    val = validation_corpus(config, replace(corpus, manifests=trained))
+    val = make_plan(config).validation
     assert val is not None
     if recipe.stem.startswith("ade20k"):
         assert (set(val.manifests), config.train.keep_best) == ({"ade20k"}, "val/ade20k/miou")

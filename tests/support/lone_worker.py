@@ -15,6 +15,7 @@ from model.text import build_text_encoder
 from pipeline.data.ingest.stream import Timed, build_mixture, open_corpus
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.job import Job
+from pipeline.training.plan import RunPlan
 from pipeline.training.questions.labels import training_labels
 from pipeline.training.saving import checkpoint
 from pipeline.training.state.state import build_state
@@ -56,7 +57,7 @@ class LoneWorker:
         self.state = build_state(config, encoder.dim, CPU)
         if source is not None:
             checkpoint.restore(ray.train.Checkpoint.from_directory(source), self.state, CPU)
-        job = Job(config, labels, corpus, mixture, None)
+        job = Job(RunPlan(config, corpus, mixture, labels, None))
         lseg = self.state.lseg
         self.loop = loop.Loop(job, self.state, lseg, encoder, CPU, None, stop)
         self.config, self.labels = config, labels

@@ -16,13 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.lseg import LSeg, build_lseg
 from model.text import build_text_encoder
-from pipeline.data.datasets.few_shot.training import class_of
-from pipeline.data.ingest.stream import Corpus, build_mixture
 from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
 from pipeline.progress import duration
 from pipeline.training.config import TrainMixConfig, in_steps
-from pipeline.training.driver.launch import labels_of, training_corpus
+from pipeline.training.plan import RunPlan, make_plan, training_corpus
 from pipeline.training.state.optimizer import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -88,18 +86,14 @@ def dry_run(config: TrainMixConfig) -> Estimate:
         UserError: The shards that `data.shards` names cannot be read.
         ModelError: The network cannot be built so.
     """
-    corpus = _corpus(config)
-    if corpus is not None:
-        mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
-        used = [corpus.manifests[name] for name in mixture.datasets]
-        num_labels = len(labels_of(used, config, corpus))
-        if any(map(class_of, used)):  # A step asks for the classes of its pictures alone.
-            num_labels = min(num_labels, config.train.batch_size + 1)
-        images = mixture.rows_per_epoch
-        config = replace(config, train=in_steps(config.train, images))
-    else:
-        num_labels, images = len(universal().classes), None
+    plan = _plan(config)
+    num_labels, images = len(universal().classes), None
+    if plan is None:
         config = replace(config, train=in_steps(config.train, 0))
+    else:
+        config, num_labels, images = plan.config, len(plan.labels), plan.mixture.rows_per_epoch
+        if plan.is_few_shot:  # A step asks for the classes of its own images alone.
+            num_labels = min(num_labels, config.train.batch_size + 1)
     backbone = replace(config.model.backbone, pretrained=False)
     dim = build_text_encoder(config.model.text).dim
     with torch.device("meta"):
@@ -166,12 +160,13 @@ def _tensors(state: dict[str, object]) -> list[torch.Tensor]:
     return [value for value in state.values() if isinstance(value, torch.Tensor)]
 
 
-def _corpus(config: TrainMixConfig) -> Corpus | None:
-    """The training split, where there is one to look at."""
+def _plan(config: TrainMixConfig) -> RunPlan | None:
+    """The plan of the run; None where no shards are there to look at."""
     if not config.data.shards:
         return None
     try:
-        return training_corpus(config)
+        corpus = training_corpus(config)
     except UserError as error:
         logger.warning("%s", error)
         return None
+    return make_plan(config, corpus)

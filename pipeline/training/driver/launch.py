@@ -1,10 +1,9 @@
 """Starts a training run with Ray Train, or resumes the one of the same name."""
 
 import functools
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import ray
@@ -15,37 +14,24 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from model.checkpoint import is_uri
 from pipeline.checkpoints.environment import git_commit, library_versions, ray_job_id
 from pipeline.checkpoints.resolvers import mlflow_variables, pinned, worker_runtime_env
-from pipeline.data.datasets.few_shot.training import without_fold
-from pipeline.data.ingest.mixture import Mixture
 from pipeline.data.ingest.stream import (
-    Corpus,
-    build_mixture,
     configure_context,
     execution_options,
-    open_corpus,
 )
-from pipeline.data.shards.format import Manifest
 from pipeline.errors import UserError
 from pipeline.storage.places import absolute_place, bookkeeping_folder
-from pipeline.training.config import TrainMixConfig, in_steps
+from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.driver.failures import FailureReporter, explained, way_on
 from pipeline.training.driver.preflight import check_model
-from pipeline.training.driver.resumable import check_resumable
+from pipeline.training.driver.resumable import first_step
 from pipeline.training.driver.stream import StreamDealer, remaining_stream
-from pipeline.training.job import Job, Lineage, Verdict
-from pipeline.training.questions.episodes import episode_labels
-from pipeline.training.questions.labels import LabelSpace, training_labels
-from pipeline.training.questions.questions import distractor_texts
+from pipeline.training.job import EarlyEnd, Job, Lineage
+from pipeline.training.plan import SHOWN, RunPlan, make_plan
 from pipeline.training.saving import checkpoint
-from pipeline.training.state.warm_start import check_start
 from pipeline.training.stopping import TrainingStopped, outcome_of, run_stoppable, start_signal
 from pipeline.training.worker.loop import train_worker
-from pipeline.training.worker.validation import validation_corpus
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 12
-"""Datasets that are named one by one; the classes of a few-shot benchmark are more."""
 
 
 @dataclass(frozen=True)
@@ -82,89 +68,49 @@ def train(
         ray.train.TrainingFailedError: Training failed more often than allowed.
     """
     began = time.perf_counter()
+    # Whatever the configuration alone can get wrong is refused before any shard is read, and
+    # whatever the shards can get wrong before Ray starts: a mistake costs seconds.
     config = absolute(config)
     check_model(config.model)
-    corpus = training_corpus(config)
-    mixture = build_mixture(corpus, config.data, config.train.batch_size, config.run.seed)
-    config = replace(config, train=in_steps(config.train, mixture.rows_per_epoch))
-    used = {name: corpus.manifests[name] for name in mixture.datasets}
-    corpus = replace(corpus, manifests=used)
-    val = None  # The test fold is for `jobs/evaluate.py`; pairs have no split to validate on.
-    if config.train.test_fold is None:
-        val = validation_corpus(config, corpus)
-    labels = labels_of(used.values(), config, corpus)
-    distractor_texts(config.train.distractors, labels)
-    checkpoint.repair(config.run)
-    shards = manifest_tags(used)
-    check_resumable(config, labels, shards)
-    first = checkpoint.latest_step(config.run)
-    if first >= config.train.steps:
-        logger.info("run %s is finished: it has %d steps", config.run.name, first)
-        return _outcome(config, began)
-    if not first:
-        check_start(config)
-    _announce(config, corpus, mixture, len(labels), first)
-    if start_ray is not None:
-        start_ray(config.logical_cpus)
+    plan = make_plan(config)
+    first = first_step(plan)
+    if first >= plan.config.train.steps:
+        logger.info("run %s is finished: it has %d steps", plan.config.run.name, first)
+    else:
+        _announce(plan, first)
+        if start_ray is not None:
+            start_ray(plan.config.logical_cpus)
+        _fit(plan, lineage or Lineage(), callbacks)
+    return _outcome(plan.config.run, began)
 
-    tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""}
-    tags |= shards
+
+def _fit(plan: RunPlan, lineage: Lineage, callbacks: Sequence[ray.train.UserCallback]) -> None:
+    """Runs the workers to the end of the run, on the Ray that this process is connected to."""
+    run, stop = plan.config.run, start_signal()
+    tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""} | plan.manifest_tags
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
-    stop = start_signal()
-    lineage = lineage or Lineage()
-    job = Job(config, labels, corpus, mixture, val, stop=stop, tags=tags, lineage=lineage)
-    stream = functools.partial(remaining_stream, config, corpus, mixture)
-    trainer = _trainer(job, stream, callbacks)
+    trainer = _trainer(Job(plan, stop, tags, lineage), callbacks)
     try:
         result = run_stoppable(trainer.fit, stop)
     except ray.train.TrainingFailedError as error:
-        raise explained(error, config) from error
-    except TrainingStopped as stopped:  # While no worker was there.
+        raise explained(error, plan.config) from error
+    except TrainingStopped as stopped:  # No worker was there to write a checkpoint.
         raise type(stopped)(
-            f"run {config.run.name} {stopped}, so no further checkpoint was written; the same "
-            f"command resumes {way_on(config.run)}"
+            f"run {run.name} {stopped}, so no further checkpoint was written; the same command "
+            f"resumes {way_on(run)}"
         ) from None
-    verdict: Verdict = result.return_value or Verdict()
-    if verdict.failed:
-        raise UserError(verdict.failed)
-    if verdict.stopped:
+    # The workers ended without an error; they may still have had a reason to end early.
+    ended: EarlyEnd = result.return_value or EarlyEnd()
+    if ended.failed:
+        raise UserError(ended.failed)
+    if ended.stopped:
         raise outcome_of(ray.get(stop.reason.remote()))(
-            f"run {config.run.name} {verdict.stopped}; the same command resumes "
-            f"{way_on(config.run)}"
+            f"run {run.name} {ended.stopped}; the same command resumes {way_on(run)}"
         )
-    return _outcome(config, began)
 
 
-def training_corpus(config: TrainMixConfig) -> Corpus:
-    """The training split, without the classes of the test fold."""
-    corpus = open_corpus(config.data.shards, config.data.train_split)
-    fold = config.train.test_fold
-    if fold is None:
-        return corpus
-    return replace(corpus, manifests=without_fold(corpus.manifests, fold))
-
-
-def manifest_tags(manifests: Mapping[str, Manifest]) -> dict[str, str]:
-    """The fingerprint of each dataset's shards; of very many, one over all."""
-    prints = {name: manifest.fingerprint for name, manifest in manifests.items()}
-    if len(prints) <= _SHOWN:
-        return {f"manifest.{name}": value for name, value in prints.items()}
-    whole = hashlib.sha256("".join(f"{n} {v}\n" for n, v in prints.items()).encode()).hexdigest()
-    return {"manifests": f"{whole[:16]} ({len(prints)} datasets)"}
-
-
-def labels_of(
-    manifests: Collection[Manifest], config: TrainMixConfig, corpus: Corpus
-) -> LabelSpace:
-    """The label space of a run: of few-shot pairs, or of the classes that its masks show."""
-    pairs = episode_labels(manifests, config.train)
-    return pairs or training_labels(manifests, config.train.labels, corpus.taxonomy)
-
-
-def _trainer(
-    job: Job, stream: Callable[[], ray.data.Dataset], callbacks: Sequence[ray.train.UserCallback]
-) -> TorchTrainer:
-    config, cluster = job.config, job.config.cluster
+def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrainer:
+    config, cluster = job.plan.config, job.plan.config.cluster
     # The workers get the settings of this process's DataContext.
     configure_context(config.data.augment.crop_px, config.rows_per_pass)
     most, fewest = cluster.num_workers, cluster.min_workers
@@ -194,13 +140,13 @@ def _trainer(
             ],
         ),
         # A callable is asked anew whenever workers start, also after a failure.
-        datasets={"train": stream},
+        datasets={"train": functools.partial(remaining_stream, job.plan)},
         dataset_config=StreamDealer(execution_options=execution_options()),
     )
 
 
-def _outcome(config: TrainMixConfig, began: float) -> Outcome:
-    run, step = config.run, checkpoint.latest_step(config.run)
+def _outcome(run: RunConfig, began: float) -> Outcome:
+    step = checkpoint.latest_step(run)
     metrics = checkpoint.metrics_of(run, step)
     return Outcome(checkpoint.address_of(run, step), metrics, time.perf_counter() - began)
 
@@ -234,20 +180,18 @@ def _worker_environment(config: TrainMixConfig) -> dict[str, str]:
     return found
 
 
-def _announce(
-    config: TrainMixConfig, corpus: Corpus, mixture: Mixture, num_labels: int, first: int
-) -> None:
-    named = list(zip(mixture.datasets, mixture.shares, strict=True))
-    shares = ", ".join(
-        f"{name} {share:.1%} of {corpus.sizes[name]}" for name, share in named[:_SHOWN]
-    )
-    if len(named) > _SHOWN:
+def _announce(plan: RunPlan, first: int) -> None:
+    """Logs what the run trains on, how long it is, and where it begins."""
+    config, sizes = plan.config, plan.corpus.sizes
+    named = list(zip(plan.mixture.datasets, plan.mixture.shares, strict=True))
+    shares = ", ".join(f"{name} {share:.1%} of {sizes[name]}" for name, share in named[:SHOWN])
+    if len(named) > SHOWN:
         shares += f", ... ({len(named)} in all)"
     logger.info("mixture: %s", shares)
     logger.info(
         "run %s: %d labels, %d steps of %d images on %d workers%s",
         config.run.name,
-        num_labels,
+        len(plan.labels),
         config.train.steps,
         config.train.batch_size,
         config.cluster.num_workers,

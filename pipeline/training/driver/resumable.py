@@ -16,8 +16,10 @@ from model.checkpoint import TEXTS
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 from pipeline.training.config import TrainMixConfig, plain
+from pipeline.training.plan import RunPlan
 from pipeline.training.questions.labels import LabelSpace
-from pipeline.training.saving.checkpoint import PROVENANCE, latest_step, name_of
+from pipeline.training.saving.checkpoint import PROVENANCE, latest_step, name_of, repair
+from pipeline.training.state.warm_start import check_start
 
 _FIXED = (
     "run.seed",
@@ -40,20 +42,36 @@ _SHARDS = "manifest"
 """How the tags begin that tell the fingerprint of a dataset's shards, or of many."""
 
 
-def check_resumable(config: TrainMixConfig, labels: LabelSpace, shards: Mapping[str, str]) -> None:
+def first_step(plan: RunPlan) -> int:
+    """Steps of the run that are done already, 0 for a new one, after all that could forbid it.
+
+    Raises:
+        UserError: The run has checkpoints of other settings, labels or data than the plan; or it
+            is new, and cannot start from `run.start_from`.
+    """
+    repair(plan.config.run)
+    step = latest_step(plan.config.run)
+    if step:
+        check_resumable(plan.config, plan.labels, plan.manifest_tags, step)
+    else:
+        check_start(plan.config)
+    return step
+
+
+def check_resumable(
+    config: TrainMixConfig, labels: LabelSpace, shards: Mapping[str, str], step: int
+) -> None:
     """Refuses to resume a run whose network, labels or data are others than now configured.
 
     Args:
-        config: Of the run.
-        labels: What it is to be trained on.
+        config: The configuration of the run.
+        labels: The classes that it is to be trained on.
         shards: Tag -> fingerprint of the training shards, as in the provenance of checkpoints.
+        step: Steps done in its newest checkpoint.
 
     Raises:
         UserError: Names every difference.
     """
-    step = latest_step(config.run)
-    if not step:
-        return
     storage = open_storage(config.run.storage)
     folder = f"{config.run.name}/{name_of(step)}"
     saved, now = yaml.safe_load(storage.read(f"{folder}/config.yaml")), plain(config)

@@ -5,10 +5,10 @@ from typing import Any
 import ray.data
 import ray.train
 
-from pipeline.data.ingest.mixture import Mixture
-from pipeline.data.ingest.stream import Corpus, training_stream
+from pipeline.data.ingest.stream import training_stream
 from pipeline.storage.retry import patiently
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.plan import RunPlan
 from pipeline.training.saving import checkpoint
 
 
@@ -31,12 +31,14 @@ class StreamDealer(ray.train.DataConfig):
         return output
 
 
-def remaining_stream(config: TrainMixConfig, corpus: Corpus, mixture: Mixture) -> ray.data.Dataset:
+def remaining_stream(plan: RunPlan) -> ray.data.Dataset:
     """The rows of the stream that the newest checkpoint has not used."""
-    size = config.train.batch_size
+    config, size = plan.config, plan.config.train.batch_size
     start = patient_latest_step(config) * size
     stop = max(config.train.steps * size, start)
-    return training_stream(corpus, mixture, config.data, config.rows_per_pass, start, stop)
+    return training_stream(
+        plan.corpus, plan.mixture, config.data, config.rows_per_pass, start, stop
+    )
 
 
 def patient_latest_step(config: TrainMixConfig) -> int:

@@ -39,7 +39,7 @@ class Saver:
         self, job: Job, state: TrainingState, rank: int, tracker: Tracker | None = None
     ) -> None:
         self._job, self._state, self._rank, self._tracker = job, state, rank, tracker
-        self._run, self._train = job.config.run, job.config.train
+        self._run, self._train = job.plan.config.run, job.plan.config.train
         self._store: Any = ray.train.get_context().get_storage()
         self._lost = self._on_their_way = 0
         self._lock = threading.Lock()
@@ -48,7 +48,7 @@ class Saver:
         if rank == 0:
             self._folders.remove_left()
             if self._train.keep_best:
-                self._best = BestModel(job.config, self._store, self._upload, self._folders)
+                self._best = BestModel(job.plan.config, self._store, self._upload, self._folders)
 
     def save(self, metrics: dict[str, float], *, must: bool, urgent: bool = False) -> None:
         """Reports a checkpoint of the state.
@@ -120,7 +120,7 @@ class Saver:
         tags = job.tags | {"mlflow_run_id": self._mlflow_run_id()}
         try:
             folder = self._folders.new()
-            write(folder, self._state, job.config, job.labels, metrics, tags)
+            write(folder, self._state, job.plan.config, job.plan.labels, metrics, tags)
         except Exception as error:  # safetensors has an exception of its own for a full disk
             if folder is not None:
                 self._folders.remove(folder)

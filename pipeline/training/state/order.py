@@ -20,7 +20,7 @@ FILE = "order.txt"
 """In each checkpoint: line s holds the digest of step s, 16 hex digits, from the first step on."""
 
 
-class Plan:
+class StreamOrder:
     """The rows of the stream, by step.
 
     Args:

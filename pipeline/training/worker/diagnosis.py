@@ -5,7 +5,7 @@ import math
 import torch
 
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.state.order import Plan
+from pipeline.training.state.order import StreamOrder
 from pipeline.training.state.state import TrainingState
 
 _SHOWN = 8
@@ -15,7 +15,7 @@ _SHOWN = 8
 def diagnose(
     state: TrainingState,
     config: TrainMixConfig,
-    plan: Plan,
+    plan: StreamOrder,
     loss: float,
     norm: float,
     in_a_row: int,

@@ -26,20 +26,21 @@ from model.text import TextEncoder, build_text_encoder
 from pipeline.data.ingest.stream import Timed, batches_of
 from pipeline.data.taxonomy import IGNORE
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.job import Job, Verdict, open_tracker, prepare_process
+from pipeline.training.job import EarlyEnd, Job, open_tracker
 from pipeline.training.questions.episodes import EpisodeQuestions
 from pipeline.training.questions.questions import Questions
 from pipeline.training.saving import checkpoint
 from pipeline.training.saving.saver import Saver
-from pipeline.training.state.order import Plan, wrapped
+from pipeline.training.state.order import StreamOrder, wrapped
 from pipeline.training.state.state import Statistics, TrainingState, build_state
 from pipeline.training.stopping import StopListener
 from pipeline.training.worker.bad_samples import BadSamples
 from pipeline.training.worker.device_batches import on_device
 from pipeline.training.worker.diagnosis import diagnose
-from pipeline.training.worker.micro_batches import Share
+from pipeline.training.worker.micro_batches import BlockDealer
 from pipeline.training.worker.preemption import PreemptionNotice
-from pipeline.training.worker.progress import Progress
+from pipeline.training.worker.process import prepare_process
+from pipeline.training.worker.progress import SpeedMeter
 from pipeline.training.worker.regularizer_watch import RegularizerWatch
 from pipeline.training.worker.validation import validate
 from pipeline.training.worker.wrapping import wrap
@@ -47,10 +48,10 @@ from pipeline.training.worker.wrapping import wrap
 logger = logging.getLogger(__name__)
 
 
-def train_worker(settings: dict[str, Any]) -> Verdict:
+def train_worker(settings: dict[str, Any]) -> EarlyEnd:
     """Entry point of each training worker; `settings["job"]` is a `Job`."""
     job: Job = settings["job"]
-    config, context = job.config, ray.train.get_context()
+    config, context = job.plan.config, ray.train.get_context()
     device = prepare_process(config)
     encoder = build_text_encoder(config.model.text)
     latest = ray.train.get_checkpoint()
@@ -65,11 +66,11 @@ def train_worker(settings: dict[str, Any]) -> Verdict:
             tags = {**job.tags, **lineage.tags}
             tracker = stack.enter_context(open_tracker(config, tags, lineage.parent_run_id))
             stop = StopListener(job.stop) if job.stop else None
-        verdict = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
-        if tracker and verdict != Verdict():
-            tracker.log_text(verdict.failed or verdict.stopped, "ended_early.txt")
-            tracker.close("FAILED" if verdict.failed else "KILLED")
-    return verdict
+        ended = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
+        if tracker and ended != EarlyEnd():
+            tracker.log_text(ended.failed or ended.stopped, "ended_early.txt")
+            tracker.close("FAILED" if ended.failed else "KILLED")
+    return ended
 
 
 class Loop:
@@ -85,15 +86,15 @@ class Loop:
         tracker: Tracker | None,
         stop: StopListener | None,
     ) -> None:
-        self.job, self.config, self.train = job, job.config, job.config.train
+        self.plan, self.config, self.train = job.plan, job.plan.config, job.plan.config.train
         self.state, self.lseg, self.wrapped = state, state.lseg, wrapped
         self.device, self.tracker, self.stop = device, tracker, stop
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.plan = Plan(job.mixture, job.corpus)
+        self.order = StreamOrder(job.plan.mixture, job.plan.corpus)
         self.questions = (
-            EpisodeQuestions(job.labels, encoder, device)
-            if job.is_few_shot
-            else Questions(self.config, job.labels, encoder, device, job.own_labels)
+            EpisodeQuestions(self.plan.labels, encoder, device)
+            if self.plan.is_few_shot
+            else Questions(self.config, self.plan.labels, encoder, device, self.plan.own_labels)
         )
         self.saver = Saver(job, state, self.rank, tracker)
         self.statistics = Statistics(self.lseg)
@@ -101,11 +102,13 @@ class Loop:
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
         self.notice = PreemptionNotice(self.config.cluster.preemption_every, self.rank)
         self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
-        self.verdict, self.chance_loss = Verdict(), lambda: math.nan
+        self.ended, self.chance_loss = EarlyEnd(), lambda: math.nan
         self.bad = BadSamples(self.config.data.max_bad_share)
-        self.share = Share(self.config, self.plan, state.step, self.rank, self.world, self.bad)
+        self.dealer = BlockDealer(
+            self.config, self.order, state.step, self.rank, self.world, self.bad
+        )
 
-    def run(self) -> Verdict:
+    def run(self) -> EarlyEnd:
         """Trains from the state's step to the end, or until there is a reason to stop."""
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None
@@ -116,8 +119,8 @@ class Loop:
         metrics: dict[str, float] = {}
         if self.state.owes_validation:
             metrics, self.state.owes_validation = self.validate(), False
-        progress = Progress(self.state.step, self.train.steps, self.train.batch_size)
-        while self.state.step < self.train.steps and self.verdict == Verdict():
+        progress = SpeedMeter(self.state.step, self.train.steps, self.train.batch_size)
+        while self.state.step < self.train.steps and self.ended == EarlyEnd():
             loss, grad_norm = self.step(batches)
             done = self.state.step
             last = done == self.train.steps
@@ -128,20 +131,20 @@ class Loop:
             noticed = self.notice.is_new(done, look=validates)
             # Who is about to end has no minutes for a validation, which whoever resumes makes up
             # for. The last one is part of the result: nothing would resume after its checkpoint.
-            hurries = self.verdict != Verdict() or (noticed and not last)
+            hurries = self.ended != EarlyEnd() or (noticed and not last)
             if validates:  # Else an earlier one may still be owed: training goes on after a notice.
                 self.state.owes_validation = hurries
             if validates and not hurries:
                 metrics |= self.validate()
                 progress.skip()
-            stopped = bool(self.verdict.stopped)
+            stopped = bool(self.ended.stopped)
             # Weights that give no finite gradient must not push out the last good checkpoint,
             # but for the one that the end of a run promises.
             due = (noticed or _every(done, self.train.checkpoint_every)) and not self.nonfinite
-            if (last or stopped or due) and not self.verdict.failed:
+            if (last or stopped or due) and not self.ended.failed:
                 self.saver.save(metrics, must=last or stopped, urgent=noticed)
         self.saver.wait()
-        return self.verdict
+        return self.ended
 
     def step(self, batches: Timed) -> tuple[Tensor, float]:
         """One optimiser step.
@@ -152,12 +155,12 @@ class Loop:
         """
         self.state.optimizer.zero_grad(set_to_none=True)
         self.statistics.keep()
-        rows = self.plan.rows(self.state.step)
+        rows = self.order.rows(self.state.step)
         question = self.questions.at(self.state.step, rows)
         self.chance_loss = functools.partial(question.chance_loss, [row.dataset for row in rows])
         parts = range(self.train.accumulate)
-        micro = [self.share.take(self.state.step, part, batches, question) for part in parts]
-        num_labelled, stop, digest = self.agree(
+        micro = [self.dealer.take(self.state.step, part, batches, question) for part in parts]
+        num_labelled, stop, digest = self.sync_step(
             [each.label for each in micro], sum(each.digest for each in micro)
         )
         self.watch.look(self.state.step, micro[0].image, question.text_KC)
@@ -187,12 +190,12 @@ class Loop:
         self.state.schedule.step()
         self.state.step += 1
         self.state.order.append(int(digest))
-        if stop and self.state.step < self.train.steps and not self.verdict.failed:
-            self.verdict = Verdict(stopped=f"asked to stop, after step {self.state.step}")
+        if stop and self.state.step < self.train.steps and not self.ended.failed:
+            self.ended = EarlyEnd(stopped=f"asked to stop, after step {self.state.step}")
         return total, norm
 
-    def agree(self, labels: list[Tensor], digest: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One all-reduce for all that the workers must know of each other in a step.
+    def sync_step(self, labels: list[Tensor], digest: int) -> tuple[Tensor, Tensor, Tensor]:
+        """All-reduces label count, stop flag and sample digest of a step in one call.
 
         Returns:
             num_labelled: 0-d int64, labelled pixels of the global batch.
@@ -217,18 +220,18 @@ class Loop:
         if self.nonfinite > self.train.max_nonfinite_steps:
             whole = loss.clone()
             dist.all_reduce(whole)
-            text = diagnose(self.state, self.config, self.plan, whole.item(), norm, self.nonfinite)
-            self.verdict = Verdict(failed=text)
+            text = diagnose(self.state, self.config, self.order, whole.item(), norm, self.nonfinite)
+            self.ended = EarlyEnd(failed=text)
 
     def log(
-        self, loss: float, grad_norm: float, progress: Progress, batches: Timed
+        self, loss: float, grad_norm: float, progress: SpeedMeter, batches: Timed
     ) -> dict[str, float]:
         """One line of log and one point in MLflow, on rank 0."""
         done = self.state.step
         speed = progress.lap(done, batches)
         num_bad, problem = self.bad.totals(self.device)
         if problem:
-            self.verdict = Verdict(failed=problem)
+            self.ended = EarlyEnd(failed=problem)
         metrics = {
             "train/loss": loss,
             "train/chance_loss": self.chance_loss(),  # host sync
@@ -246,13 +249,13 @@ class Loop:
 
     def validate(self) -> dict[str, float]:
         """Scores the validation split over all workers; the same figures on each."""
-        if self.job.val is None:
+        if self.plan.validation is None:
             return {}
         result = validate(
             self.state.evaluated,
             self.questions,
-            self.job.labels,
-            self.job.val,
+            self.plan.labels,
+            self.plan.validation,
             self.config,
             self.amp,
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.data.ingest.stream import Timed
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.questions.question import Question
-from pipeline.training.state.order import Plan
+from pipeline.training.state.order import StreamOrder
 from pipeline.training.worker.bad_samples import BadSamples
 
 
@@ -22,18 +22,18 @@ class MicroBatch(NamedTuple):
     dataset: Tensor
     """(B,) int64, positions in `Mixture.datasets`."""
     digest: int
-    """Of the rows; see `Plan.digest`."""
+    """Of the rows; see `StreamOrder.digest`."""
 
 
-class Share:
-    """The share of one worker in the stream.
+class BlockDealer:
+    """Picks the blocks of one worker, and checks that the planned rows arrived.
 
     A micro-batch of all workers is `cluster.num_workers` blocks of the stream, dealt to the
     workers in turn since the first step of this attempt.
 
     Args:
         config: Of the run.
-        plan: The rows that must come.
+        order: The rows that must come.
         first_step: Steps done before this attempt.
         rank: Of this worker.
         world: Workers there are.
@@ -43,7 +43,7 @@ class Share:
     def __init__(
         self,
         config: TrainMixConfig,
-        plan: Plan,
+        order: StreamOrder,
         first_step: int,
         rank: int,
         world: int,
@@ -51,7 +51,7 @@ class Share:
     ) -> None:
         self._rows, self._accumulate = config.rows_per_pass, config.train.accumulate
         self._per_part = config.cluster.num_workers
-        self._plan, self._first_step, self._bad = plan, first_step, bad
+        self._order, self._first_step, self._bad = order, first_step, bad
         self._rank, self._world = rank, world
 
     def take(self, step: int, part: int, batches: Timed, question: Question) -> MicroBatch:
@@ -71,7 +71,7 @@ class Share:
         turn = (step - self._first_step) * self._accumulate * per_part + first
         mine = [i for i in range(per_part) if (turn + i) % self._world == self._rank]
         blocks = [next(batches) for _ in mine]
-        plan = [self._plan.rows(step)[(first + i) * rows : (first + i + 1) * rows] for i in mine]
+        plan = [self._order.rows(step)[(first + i) * rows : (first + i + 1) * rows] for i in mine]
         found = [int(t) for block in blocks for t in block["t"]]
         planned = [row for block in plan for row in block]
         if found != [row.t for row in planned]:
@@ -87,7 +87,7 @@ class Share:
         dataset = torch.tensor([row.dataset for row in planned])
         dataset = dataset.to(image.device, non_blocking=True)
         label = question.target(_joined([block["label"] for block in blocks]), dataset)
-        return MicroBatch(image, label, dataset, self._plan.digest(planned, checksums))
+        return MicroBatch(image, label, dataset, self._order.digest(planned, checksums))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

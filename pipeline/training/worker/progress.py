@@ -19,7 +19,7 @@ class Speed:
     """Seconds until the last step at this speed."""
 
 
-class Progress:
+class SpeedMeter:
     """Measures the speed between two lines of log.
 
     Args:

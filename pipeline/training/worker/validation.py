@@ -16,49 +16,12 @@ from model.sliding import AS_IT_IS, sliding_label_ids
 from pipeline.data.ingest.augment import whole_view
 from pipeline.data.ingest.stream import Corpus, SampleReader, open_cache
 from pipeline.data.pixels.decode import BadSample
-from pipeline.data.shards.format import find_manifests
-from pipeline.errors import UserError, did_you_mean
-from pipeline.storage.open import open_storage
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.questions.episodes import EpisodeQuestions
 from pipeline.training.questions.labels import LabelSpace
 from pipeline.training.questions.questions import Questions
 
 logger = logging.getLogger(__name__)
-
-
-def validation_corpus(config: TrainMixConfig, training: Corpus) -> Corpus | None:
-    """The pictures to validate on, read in the classes of the training; None where there are none.
-
-    Args:
-        config: Of the run.
-        training: The datasets that are trained.
-
-    Raises:
-        UserError: A dataset that `train.val_datasets` or `train.keep_best` names is not there.
-    """
-    split, chosen = config.data.val_split, config.train.val_datasets
-    there = find_manifests(open_storage(config.data.shards), split)
-    if isinstance(chosen, tuple):
-        for name in chosen:
-            if name not in there:
-                raise UserError(
-                    f"train.val_datasets={list(chosen)}: {config.data.shards} has no split "
-                    f"{split!r} of {name}: leave it out{did_you_mean(name, there)}"
-                )
-    else:
-        chosen = tuple(there) if chosen == "all" else tuple(training.manifests)
-    manifests = {name: manifest for name, manifest in there.items() if name in chosen}
-    if not manifests:
-        logger.warning("no shards of split %r: no validation", split)
-        return None
-    best = config.train.keep_best.split("/")[1:-1]
-    if best and best[0] not in manifests:
-        raise UserError(
-            f"train.keep_best={config.train.keep_best}: validated are {', '.join(manifests)}: name "
-            "one of them, or add the dataset to train.val_datasets"
-        )
-    return Corpus(config.data.shards, split, manifests, training.taxonomy)
 
 
 @dataclass(frozen=True)

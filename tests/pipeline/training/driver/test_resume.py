@@ -21,8 +21,9 @@ from pipeline.data.ingest.augment import JitterConfig
 from pipeline.errors import UserError
 from pipeline.tracking.config import server_uri
 from pipeline.training.config import OtherConfig, RunConfig, TrainMixConfig
-from pipeline.training.driver.launch import Outcome, absolute, manifest_tags, train, training_corpus
+from pipeline.training.driver.launch import Outcome, absolute, train
 from pipeline.training.driver.resumable import check_resumable
+from pipeline.training.plan import manifest_tags, training_corpus
 from pipeline.training.questions.labels import LabelSpace, label_space
 from pipeline.training.saving import checkpoint
 from tests.support.mini_shards import MiniShards, tiny_model
@@ -187,11 +188,11 @@ def test_settings_that_do_not_change_the_past_may_change(trained):
         train=train,
         cluster=replace(config.cluster, num_workers=1, max_failures=9),
     )
-    check_resumable(later, labels, shards)
+    check_resumable(later, labels, shards, STEPS)
     with pytest.raises(UserError, match=r"train\.labels"):
-        check_resumable(later, label_space(labels.names[1:]), shards)
+        check_resumable(later, label_space(labels.names[1:]), shards, STEPS)
     with pytest.raises(UserError, match=r"words for a label \('\w.*', now '\w.*'\)"):
-        check_resumable(later, replace(labels, verbatim=True), shards)
+        check_resumable(later, replace(labels, verbatim=True), shards, STEPS)
 
 
 def test_a_checkpoint_of_an_older_program_has_the_defaults(trained, tmp_path):
@@ -204,10 +205,10 @@ def test_a_checkpoint_of_an_older_program_has_the_defaults(trained, tmp_path):
     for group, key in (("train", "other"), ("train", "label_sets"), ("data", "caps")):
         del saved[group][key]
     path.write_text(yaml.safe_dump(saved))
-    check_resumable(config, labels, shards)
+    check_resumable(config, labels, shards, STEPS)
     other = replace(config, train=replace(config.train, label_sets="own"))
     with pytest.raises(UserError, match=r"train\.label_sets \('union', now 'own'\)"):
-        check_resumable(other, labels, shards)
+        check_resumable(other, labels, shards, STEPS)
 
 
 def test_every_difference_in_the_data_is_named_with_both_values(trained):
@@ -222,7 +223,7 @@ def test_every_difference_in_the_data_is_named_with_both_values(trained):
     other = replace(config, data=data, train=train)
     now = {**shards, "manifest.cityscapes": "0" * 16}
     with pytest.raises(UserError) as error:
-        check_resumable(other, labels, now)
+        check_resumable(other, labels, now, STEPS)
     for words in (
         "run.name=whole: ",
         "data.weights ('equal', now 'size')",
@@ -240,7 +241,7 @@ def test_every_difference_in_the_data_is_named_with_both_values(trained):
     assert "manifest.ade20k" not in str(error.value)
     fewer = {tag: value for tag, value in shards.items() if tag != "manifest.ade20k"}
     with pytest.raises(UserError, match=r"manifest\.ade20k \('\w{16}', now None\)"):
-        check_resumable(config, labels, fewer)
+        check_resumable(config, labels, fewer, STEPS)
 
 
 def test_a_run_that_does_not_exist_has_no_steps(tmp_path):

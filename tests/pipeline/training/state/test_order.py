@@ -7,22 +7,22 @@ import numpy as np
 
 from pipeline.data.ingest.mixture import Mixture
 from pipeline.training.state import order
-from pipeline.training.state.order import Plan, wrapped
+from pipeline.training.state.order import StreamOrder, wrapped
 
 SIZES = {"one": 7, "two": 5}
 BATCH = 6
 
 
-def plan(seed: int = 0, prefix: str = "") -> Plan:
+def plan(seed: int = 0, prefix: str = "") -> StreamOrder:
     def manifest(name: str) -> SimpleNamespace:
         keys = [SimpleNamespace(key=f"{prefix}{name}-{i}") for i in range(SIZES[name])]
         return SimpleNamespace(shards=[SimpleNamespace(samples=keys)])
 
     corpus = SimpleNamespace(manifests={name: manifest(name) for name in SIZES})
-    return Plan(Mixture(SIZES, {"one": 1, "two": 2}, BATCH, seed), corpus)  # type: ignore[arg-type]
+    return StreamOrder(Mixture(SIZES, {"one": 1, "two": 2}, BATCH, seed), corpus)  # type: ignore[arg-type]
 
 
-def digest(rows, of: Plan | None = None) -> int:
+def digest(rows, of: StreamOrder | None = None) -> int:
     return (of or plan()).digest(rows, [7 * row.t for row in rows])
 
 

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from pipeline.tracking.config import server_uri
 from pipeline.training.config import TrainMixConfig, plain
 from pipeline.training.driver.launch import absolute
-from pipeline.training.job import Verdict
+from pipeline.training.job import EarlyEnd
 from pipeline.training.worker import loop
 from tests.support.lone_worker import LoneWorker, process_group  # noqa: F401
 from tests.support.mini_shards import MiniShards
@@ -55,7 +55,7 @@ def test_a_skipped_step_leaves_no_trace_and_the_next_goes_on(config):
     assert (worker.loop.nonfinite, worker.loop.skipped) == (0, 2)
     worker.step()
     worker.step()  # Two more in a row are allowed again.
-    assert worker.loop.verdict == Verdict()
+    assert worker.loop.ended == EarlyEnd()
     assert (worker.state.step, worker.loop.skipped) == (6, 4)
 
 
@@ -63,9 +63,9 @@ def test_one_more_than_allowed_ends_with_a_diagnosis(config):
     worker = LoneWorker(config, set(range(1, 30)))
     for _ in range(3):
         worker.step()
-        assert worker.loop.verdict == Verdict()
+        assert worker.loop.ended == EarlyEnd()
     worker.step()
-    text = worker.loop.verdict.failed
+    text = worker.loop.ended.failed
     first = worker.loop.plan.rows(3)[0]
     for words in (
         "train.max_nonfinite_steps=2: 3 steps in a row",
@@ -87,8 +87,8 @@ def test_weights_that_are_damaged_themselves_are_told(config):
     weight.data.view(-1)[0] = float("nan")
     for _ in range(3):
         worker.step()
-    assert f"the first is {name}" in worker.loop.verdict.failed
-    assert "resume from an older checkpoint" in worker.loop.verdict.failed
+    assert f"the first is {name}" in worker.loop.ended.failed
+    assert "resume from an older checkpoint" in worker.loop.ended.failed
 
 
 # Slow: a whole run of the command on a Ray of its own.

@@ -13,7 +13,8 @@ from model.metrics import ConfusionMatrix
 from pipeline.data.ingest.stream import Corpus, DataConfig, open_corpus
 from pipeline.errors import UserError
 from pipeline.training.config import TrainConfig, TrainMixConfig
-from pipeline.training.worker.validation import Validation, validation_corpus
+from pipeline.training.plan import validation_corpus
+from pipeline.training.worker.validation import Validation
 from tests.support.mini_shards import write_manifests
 
 

@@ -1,0 +1,36 @@
+"""Sets up the process of a training worker: its log, its threads and its kernels."""
+
+import logging
+import os
+import sys
+import warnings
+
+import ray.train
+import ray.train.torch
+import torch
+
+from pipeline.training.config import TrainMixConfig
+
+
+def prepare_process(config: TrainMixConfig) -> torch.device:
+    """Sets up a worker's log, threads and kernels; returns its device."""
+    _log_to_driver()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        share = max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size())
+        torch.set_num_threads(config.cluster.threads_per_worker or share)
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    return device
+
+
+def _log_to_driver() -> None:
+    """Sends a worker's own log lines to stdout, which Ray passes on, and of Ray's only warnings."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("pipeline")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+    logging.getLogger().setLevel(logging.WARNING)
+    # Batches arrive as read-only views into Ray's object store; nothing here writes into them.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
