@@ -74,7 +74,7 @@ def run(config: DemoConfig) -> "Report":
     from pipeline.demo.report import evaluate
     from pipeline.progress import duration
     from pipeline.storage.places import make_writable
-    from pipeline.training.driver.launch import train
+    from pipeline.training.driver.launch import plan_run, train
 
     began = time.perf_counter()
     out = Path(config.out).resolve()
@@ -91,7 +91,7 @@ def run(config: DemoConfig) -> "Report":
         with watch.stage("convert", "to WebDataset shards in the unified classes"):
             convert(roots, training.data.shards)
         with watch.stage("train", "LSeg on the weighted mixture"):
-            outcome = train(training)
+            outcome = train(plan_run(training))
         with watch.stage("evaluate", "seen and unseen classes, and the four behaviours"):
             report = evaluate(training, outcome, config.seed, config.val_scenes, out)
     watch.seconds["total"] = round(time.perf_counter() - began, 1)

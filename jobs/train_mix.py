@@ -41,14 +41,14 @@ def run(given: JobConfig) -> "Outcome | None":
     config = TrainMixConfig(**{f.name: getattr(given, f.name) for f in fields(TrainMixConfig)})
     if given.dry_run:
         from pipeline.training.driver.dry_run import dry_run
+        from pipeline.training.plan import plan_if_possible
 
-        print("\n".join(dry_run(config).lines()))
+        print("\n".join(dry_run(config, plan_if_possible(config)).lines()))
         return None
     from pipeline.progress import duration
-    from pipeline.training.driver.launch import absolute, train
+    from pipeline.training.driver.launch import plan_run, train
 
-    config = absolute(config)
-    outcome = train(config, start_ray)
+    outcome = train(plan_run(config), start_ray)
     logger.info("finished in %s: checkpoint %s", duration(outcome.seconds), outcome.checkpoint)
     for name, value in sorted(outcome.metrics.items()):
         if name.endswith("miou"):

@@ -27,7 +27,7 @@ from pipeline.tracking.mlflow_run import (
 )
 from pipeline.tracking.redaction import redact_text
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.driver.launch import absolute, train
+from pipeline.training.driver.launch import absolute, plan_run, train
 from pipeline.training.job import open_tracker
 from pipeline.training.plan import make_plan, manifest_tags
 
@@ -120,7 +120,7 @@ def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | N
     """
     run = replace(base.run, name=attempt.run_name, start_from=attempt.start_from)
     config = replace(base, run=run)
-    outcome = train(config, start_ray)
+    outcome = train(plan_run(config), start_ray)
     tags = json.loads(open_storage(outcome.checkpoint).read("provenance.json"))
     if any(tags.get(tag) != value for tag, value in attempt.training.items()):
         raise UserError(

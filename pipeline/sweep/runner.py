@@ -36,7 +36,7 @@ from pipeline.sweep.search import num_to_deal, param_space, trial_of, tune_confi
 from pipeline.sweep.settings import settings_of
 from pipeline.sweep.trials import Trial, examples, setting_tags
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.driver.launch import Outcome, train
+from pipeline.training.driver.launch import Outcome, plan_run, train
 from pipeline.training.job import Lineage
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,9 @@ def _train(
     """Trains a trial, and scores its checkpoint where the sweep says how."""
     tags = {"sweep": sweep.name, "sweep.trial": trial.name}
     tags |= setting_tags(trial.params, trial.seed, sweep.varied)
-    outcome = train(config, lineage=Lineage(parent, tags), callbacks=[TuneReportCallback()])
+    outcome = train(
+        plan_run(config), lineage=Lineage(parent, tags), callbacks=[TuneReportCallback()]
+    )
     metrics = _numbers(outcome.metrics)
     if sweep.evaluate:
         settings = replace(build.evaluation(config, outcome.checkpoint), tracking=sweep.tracking)

@@ -25,7 +25,7 @@ from pipeline.training.questions.questions import distractor_texts
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 12
+_SHOWN = 12
 """Datasets that are named one by one; the classes of a few-shot benchmark are more."""
 
 
@@ -63,6 +63,24 @@ class RunPlan:
         """The fingerprints of the training shards, as tags."""
         return manifest_tags(self.corpus.manifests)
 
+    def announce(self, first: int) -> None:
+        """Logs what the run trains on, how long it is, and after which step it begins."""
+        config, sizes = self.config, self.corpus.sizes
+        named = list(zip(self.mixture.datasets, self.mixture.shares, strict=True))
+        shares = ", ".join(f"{name} {share:.1%} of {sizes[name]}" for name, share in named[:_SHOWN])
+        if len(named) > _SHOWN:
+            shares += f", ... ({len(named)} in all)"
+        logger.info("mixture: %s", shares)
+        logger.info(
+            "run %s: %d labels, %d steps of %d images on %d workers%s",
+            config.run.name,
+            len(self.labels),
+            config.train.steps,
+            config.train.batch_size,
+            config.cluster.num_workers,
+            f", resuming after step {first}" if first else "",
+        )
+
 
 def make_plan(config: TrainMixConfig, corpus: Corpus | None = None) -> RunPlan:
     """Reads the manifests that a configuration names, and makes the plan of its run.
@@ -88,10 +106,26 @@ def make_plan(config: TrainMixConfig, corpus: Corpus | None = None) -> RunPlan:
     return RunPlan(config, corpus, mixture, labels, validation_corpus(config, corpus))
 
 
+def plan_if_possible(config: TrainMixConfig) -> RunPlan | None:
+    """The plan of a run for a look at it; None where no training shards are there.
+
+    Raises:
+        UserError: The shards and the settings do not fit each other.
+    """
+    if not config.data.shards:
+        return None
+    try:
+        corpus = training_corpus(config)
+    except UserError as error:
+        logger.warning("%s", error)
+        return None
+    return make_plan(config, corpus)
+
+
 def manifest_tags(manifests: Mapping[str, Manifest]) -> dict[str, str]:
     """The fingerprint of each dataset's shards; of very many datasets, one over all."""
     prints = {name: manifest.fingerprint for name, manifest in manifests.items()}
-    if len(prints) <= SHOWN:
+    if len(prints) <= _SHOWN:
         return {f"manifest.{name}": value for name, value in prints.items()}
     whole = hashlib.sha256("".join(f"{n} {v}\n" for n, v in prints.items()).encode()).hexdigest()
     return {"manifests": f"{whole[:16]} ({len(prints)} datasets)"}

@@ -12,7 +12,7 @@ from pipeline.data.prepare.run import prepare
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.launch import evaluate
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.driver.launch import train
+from pipeline.training.driver.launch import plan_run, train
 from tests.support.few_shot_roots import write_fss, write_voc
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -70,7 +70,7 @@ def test_a_recipe_trains_what_its_protocol_tests(tmp_path, benchmark, recipe, tr
     places = ["--data.shards", shards, "--run.storage", str(tmp_path / "runs")]
     tracking = ["--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
     config = ["--config", str(RECIPES / f"{recipe}.yaml")]
-    outcome = train(parse(TrainMixConfig, [*config, *SMALL, *places, *tracking]))
+    outcome = train(plan_run(parse(TrainMixConfig, [*config, *SMALL, *places, *tracking])))
     assert outcome.metrics["step"] == 40
     assert outcome.metrics["train/loss"] < 0.5  # ln 2 = 0.69 without any training.
     for name in ("labels.txt", "texts.txt"):

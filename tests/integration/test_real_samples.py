@@ -21,7 +21,7 @@ from pipeline.data.taxonomy import DATASETS, IGNORE, label_text, lookup_table
 from pipeline.evaluation.behaviours.questions import Asker
 from pipeline.evaluation.overlay import Row, draw
 from pipeline.training.config import RunConfig
-from pipeline.training.driver.launch import train
+from pipeline.training.driver.launch import plan_run, train
 from pipeline.training.questions.labels import label_space
 
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
@@ -85,7 +85,7 @@ def test_ten_steps_and_a_picture(shards, mini_shards, tmp_path):
     augment = AugmentConfig(crop_px=64, base_px=128, scale=(0.5, 2.0))
     data = replace(config.data, shards=shards, augment=augment, max_bad_share=0.0)
     config = replace(config, data=data, run=RunConfig(name="real", storage=str(tmp_path)))
-    outcome = train(config)
+    outcome = train(plan_run(config))
     assert outcome.metrics["step"] == 10
     assert np.isfinite(outcome.metrics["train/loss"])
     assert 0 <= outcome.metrics["val/miou"] <= 1

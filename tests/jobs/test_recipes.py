@@ -50,7 +50,7 @@ def test_memory_depends_on_the_precision(capsys):
     memory = {}
     for precision in ("bf16", "fp32", "fp64"):
         config = parse(TrainMixConfig, ["--config", str(recipe), "--train.precision", precision])
-        memory[precision] = dry_run(config).memory_gib
+        memory[precision] = dry_run(config, None).memory_gib
     assert memory["fp64"] == 2 * memory["fp32"]
     assert memory["bf16"] < 0.7 * memory["fp32"]
 

@@ -5,7 +5,6 @@ makes a step of one worker's images. Memory, operations and time are estimates: 
 are what autograd keeps, and the speed is an assumption, which is printed with the result.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,13 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.lseg import LSeg, build_lseg
 from model.text import build_text_encoder
 from pipeline.data.taxonomy import universal
-from pipeline.errors import UserError
 from pipeline.progress import duration
 from pipeline.training.config import TrainMixConfig, in_steps
-from pipeline.training.plan import RunPlan, make_plan, training_corpus
+from pipeline.training.plan import RunPlan
 from pipeline.training.state.optimizer import build_optimizer
-
-logger = logging.getLogger(__name__)
 
 GPU_TFLOPS, CPU_TFLOPS = 100.0, 0.05
 """Sustained by one worker, assumed: about a fourth of an A100's or a tenth of an H100's bf16 peak,
@@ -79,14 +75,16 @@ class Estimate:
         ]
 
 
-def dry_run(config: TrainMixConfig) -> Estimate:
+def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
     """Builds everything and makes one step without memory.
 
+    Args:
+        config: The run.
+        plan: Its plan; None where no shards are there to plan with.
+
     Raises:
-        UserError: The shards that `data.shards` names cannot be read.
         ModelError: The network cannot be built so.
     """
-    plan = _plan(config)
     num_labels, images = len(universal().classes), None
     if plan is None:
         config = replace(config, train=in_steps(config.train, 0))
@@ -158,15 +156,3 @@ def _kept_bytes() -> Iterator[list[int]]:
 
 def _tensors(state: dict[str, object]) -> list[torch.Tensor]:
     return [value for value in state.values() if isinstance(value, torch.Tensor)]
-
-
-def _plan(config: TrainMixConfig) -> RunPlan | None:
-    """The plan of the run; None where no shards are there to look at."""
-    if not config.data.shards:
-        return None
-    try:
-        corpus = training_corpus(config)
-    except UserError as error:
-        logger.warning("%s", error)
-        return None
-    return make_plan(config, corpus)

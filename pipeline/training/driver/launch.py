@@ -20,13 +20,13 @@ from pipeline.data.ingest.stream import (
 )
 from pipeline.errors import UserError
 from pipeline.storage.places import absolute_place, bookkeeping_folder
-from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.failures import FailureReporter, explained, way_on
 from pipeline.training.driver.preflight import check_model
 from pipeline.training.driver.resumable import first_step
 from pipeline.training.driver.stream import StreamDealer, remaining_stream
 from pipeline.training.job import EarlyEnd, Job, Lineage
-from pipeline.training.plan import SHOWN, RunPlan, make_plan
+from pipeline.training.plan import RunPlan, make_plan
 from pipeline.training.saving import checkpoint
 from pipeline.training.stopping import TrainingStopped, outcome_of, run_stoppable, start_signal
 from pipeline.training.worker.loop import train_worker
@@ -46,8 +46,23 @@ class Outcome:
     """Wall time of this call."""
 
 
+def plan_run(config: TrainMixConfig) -> RunPlan:
+    """Makes the plan of a run, after all that the configuration alone can get wrong.
+
+    Args:
+        config: The run. `run.storage` must be reachable from all nodes.
+
+    Raises:
+        UserError: The shards, the storage or the settings do not fit each other.
+        ModelError: The network cannot be built.
+    """
+    config = absolute(config)
+    check_model(config.model)
+    return make_plan(config)
+
+
 def train(
-    config: TrainMixConfig,
+    plan: RunPlan,
     start_ray: Callable[[float], None] | None = None,
     lineage: Lineage | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
@@ -55,33 +70,31 @@ def train(
     """Trains to the end.
 
     Args:
-        config: The run. `run.storage` must be reachable from all nodes.
+        plan: The run; see `plan_run`.
         start_ray: Called with the number of logical CPUs once there is something to train; None
             where Ray is running.
         lineage: What the run is part of.
         callbacks: Further ones for Ray Train, such as Tune's.
 
     Raises:
-        UserError: The shards, the run's folder or the settings do not fit each other; or the
-            gradients are not finite any more.
+        UserError: The run's folder holds another run; or the gradients are not finite any more.
         TrainingStopped: It was asked to stop; the message says from where it resumes.
         ray.train.TrainingFailedError: Training failed more often than allowed.
     """
     began = time.perf_counter()
-    # Whatever the configuration alone can get wrong is refused before any shard is read, and
-    # whatever the shards can get wrong before Ray starts: a mistake costs seconds.
-    config = absolute(config)
-    check_model(config.model)
-    plan = make_plan(config)
+    run = plan.config.run
+    # What the run's folder can forbid is refused before Ray starts: a mistake costs seconds.
     first = first_step(plan)
     if first >= plan.config.train.steps:
-        logger.info("run %s is finished: it has %d steps", plan.config.run.name, first)
+        logger.info("run %s is finished: it has %d steps", run.name, first)
     else:
-        _announce(plan, first)
+        plan.announce(first)
         if start_ray is not None:
             start_ray(plan.config.logical_cpus)
         _fit(plan, lineage or Lineage(), callbacks)
-    return _outcome(plan.config.run, began)
+    step = checkpoint.latest_step(run)
+    metrics = checkpoint.metrics_of(run, step)
+    return Outcome(checkpoint.address_of(run, step), metrics, time.perf_counter() - began)
 
 
 def _fit(plan: RunPlan, lineage: Lineage, callbacks: Sequence[ray.train.UserCallback]) -> None:
@@ -114,6 +127,11 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
     # The workers get the settings of this process's DataContext.
     configure_context(config.data.augment.crop_px, config.rows_per_pass)
     most, fewest = cluster.num_workers, cluster.min_workers
+    # Variables that the workers need and Ray does not pass on by itself.
+    variables = mlflow_variables()
+    variables |= (worker_runtime_env(config.run.start_from) or {}).get("env_vars", {})
+    if config.train.deterministic:
+        variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # Read once, when CUDA starts.
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -132,7 +150,7 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={"env_vars": _worker_environment(config)},
+            worker_runtime_env={"env_vars": variables},
             callbacks=[
                 checkpoint.SnapshotKeeper(config.run),
                 FailureReporter(config.run),
@@ -143,12 +161,6 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
         datasets={"train": functools.partial(remaining_stream, job.plan)},
         dataset_config=StreamDealer(execution_options=execution_options()),
     )
-
-
-def _outcome(run: RunConfig, began: float) -> Outcome:
-    step = checkpoint.latest_step(run)
-    metrics = checkpoint.metrics_of(run, step)
-    return Outcome(checkpoint.address_of(run, step), metrics, time.perf_counter() - began)
 
 
 def absolute(config: TrainMixConfig) -> TrainMixConfig:
@@ -169,31 +181,3 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
         data = replace(data, shards=absolute_place("data.shards", data.shards))
     folder = bookkeeping_folder("run.storage", config.run.storage, run.storage)
     return replace(config, run=run, data=data, tracking=config.tracking.resolved(folder))
-
-
-def _worker_environment(config: TrainMixConfig) -> dict[str, str]:
-    """Variables that the workers need and Ray does not pass on by itself."""
-    found = mlflow_variables()
-    found |= (worker_runtime_env(config.run.start_from) or {}).get("env_vars", {})
-    if config.train.deterministic:
-        found["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # Read once, when CUDA starts.
-    return found
-
-
-def _announce(plan: RunPlan, first: int) -> None:
-    """Logs what the run trains on, how long it is, and where it begins."""
-    config, sizes = plan.config, plan.corpus.sizes
-    named = list(zip(plan.mixture.datasets, plan.mixture.shares, strict=True))
-    shares = ", ".join(f"{name} {share:.1%} of {sizes[name]}" for name, share in named[:SHOWN])
-    if len(named) > SHOWN:
-        shares += f", ... ({len(named)} in all)"
-    logger.info("mixture: %s", shares)
-    logger.info(
-        "run %s: %d labels, %d steps of %d images on %d workers%s",
-        config.run.name,
-        len(plan.labels),
-        config.train.steps,
-        config.train.batch_size,
-        config.cluster.num_workers,
-        f", resuming after step {first}" if first else "",
-    )

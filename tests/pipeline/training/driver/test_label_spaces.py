@@ -9,7 +9,7 @@ from pipeline.data.datasets.own import OwnDataset
 from pipeline.data.prepare.config import PrepareConfig, RootsConfig
 from pipeline.data.prepare.run import prepare
 from pipeline.data.taxonomy import universal
-from pipeline.training.driver.launch import train
+from pipeline.training.driver.launch import plan_run, train
 from tests.jobs.test_prepare_labels import write_shop
 from tests.support.mini_shards import MiniShards
 from tests.support.tiny_roots import write_cityscapes
@@ -27,7 +27,7 @@ def test_a_native_dataset_and_one_of_the_users_are_trained_together(tmp_path):
     city = RootsConfig(cityscapes=str(tmp_path / "city"))
     prepare(PrepareConfig(roots=city, out=out, taxonomy="native"))
     shards = MiniShards(Path(out), f"sqlite:///{tmp_path / 'mlflow.db'}")
-    outcome = train(shards.config(tmp_path / "runs", "mixed", steps=4, validate_every=4))
+    outcome = train(plan_run(shards.config(tmp_path / "runs", "mixed", steps=4, validate_every=4)))
     names = (Path(outcome.checkpoint) / "labels.txt").read_text().splitlines()
     # In the order of the universal classes, then what the datasets add.
     shown = {"conveyor_belt", "road", "sky", "car", "wall", "parcel"}

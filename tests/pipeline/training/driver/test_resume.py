@@ -21,7 +21,7 @@ from pipeline.data.ingest.augment import JitterConfig
 from pipeline.errors import UserError
 from pipeline.tracking.config import server_uri
 from pipeline.training.config import OtherConfig, RunConfig, TrainMixConfig
-from pipeline.training.driver.launch import Outcome, absolute, train
+from pipeline.training.driver.launch import Outcome, absolute, plan_run, train
 from pipeline.training.driver.resumable import check_resumable
 from pipeline.training.plan import manifest_tags, training_corpus
 from pipeline.training.questions.labels import LabelSpace, label_space
@@ -42,7 +42,7 @@ def undisturbed(mini_shards, tmp_path_factory) -> tuple[TrainMixConfig, Outcome]
     config = run(mini_shards, tmp_path_factory.mktemp("undisturbed"), "whole")
     # The first client makes the tables of a new store, which may take as long as the run.
     MlflowClient(server_uri(absolute(config).tracking)).search_experiments()
-    return config, train(config)
+    return config, train(plan_run(config))
 
 
 def assert_same_training(one: Outcome, other: Outcome) -> None:
@@ -102,7 +102,7 @@ def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
 def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "killed", max_failures=1)
     with killer(config.run) as killed:
-        outcome = train(config)
+        outcome = train(plan_run(config))
     assert len(killed) == 1
     assert killed[0][1] < STEPS
     assert not psutil.pid_exists(killed[0][0])
@@ -116,10 +116,10 @@ def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
 def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "again", max_failures=0)
     with killer(config.run) as killed, pytest.raises(Exception, match=r"died|failure|error"):
-        train(config)
+        train(plan_run(config))
     done = checkpoint.latest_step(config.run)
     assert killed[0][1] <= done < STEPS
-    assert_same_training(undisturbed[1], train(config))
+    assert_same_training(undisturbed[1], train(plan_run(config)))
     assert checkpoint.latest_step(config.run) == STEPS
 
 
@@ -135,7 +135,7 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed):
     run_id = json.loads((folder / "provenance.json").read_text())["mlflow_run_id"]
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert before
-    again = train(config)
+    again = train(plan_run(config))
     client = MlflowClient(server_uri(absolute(config).tracking))
     assert client.get_run(run_id).info.run_name == config.run.name
     assert again.checkpoint == outcome.checkpoint
@@ -160,7 +160,7 @@ def test_another_run_of_the_same_name_is_refused(undisturbed, change, words):
         config = replace(config, **{part: new})
     began = time.monotonic()
     with pytest.raises(UserError) as error:
-        train(config)
+        train(plan_run(config))
     assert time.monotonic() - began < 10  # Told before any worker starts.
     for word in ("run.name=whole", *words, "another name"):
         assert word in str(error.value)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.training.config import OtherConfig, TrainMixConfig
-from pipeline.training.driver.launch import Outcome, train
+from pipeline.training.driver.launch import Outcome, plan_run, train
 
 
 def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
@@ -27,7 +27,7 @@ def test_two_workers_train_as_one_does(mini_shards, tmp_path):
     settings = {"steps": 3, "other": OtherConfig(share=0.7), "clip_norm": 1.0}
     one = mini_shards.config(tmp_path, "one", num_workers=1, **settings)
     two = mini_shards.config(tmp_path, "two", num_workers=2, **settings)
-    outcomes = train(one), train(two)
+    outcomes = train(plan_run(one)), train(plan_run(two))
     found, expected = weights(outcomes[1]), weights(outcomes[0])
     assert found.keys() == expected.keys()
     before = start_weights(one)

@@ -11,7 +11,7 @@ from torch import nn
 
 from model.config import RegularizerConfig
 from model.lseg import LSeg, build_lseg
-from pipeline.training.driver.launch import train
+from pipeline.training.driver.launch import plan_run, train
 from pipeline.training.worker.regularizer_watch import BIAS_METRIC, METRIC, RegularizerWatch
 from tests.support.mini_shards import tiny_model
 
@@ -81,7 +81,7 @@ def test_a_run_records_it(mini_shards, tmp_path):
     block = RegularizerConfig(kind="depthwise", depth=2, activation="lrelu")
     client = MlflowClient(mini_shards.tracking_uri)
     client.search_experiments()  # makes the tables, for which a short run does not wait
-    train(replace(config, model=tiny_model(regularizer=block)))
+    train(plan_run(replace(config, model=tiny_model(regularizer=block))))
     experiment = client.get_experiment_by_name("lseg")
     assert experiment is not None
     (run,) = client.search_runs(

@@ -11,7 +11,7 @@ from model.config import RegularizerConfig
 from model.loss import segmentation_loss
 from model.lseg import build_lseg
 from pipeline.training.config import TrainConfig
-from pipeline.training.driver.launch import train
+from pipeline.training.driver.launch import plan_run, train
 from pipeline.training.worker.wrapping import wrap
 from tests.support.mini_shards import tiny_model
 
@@ -76,7 +76,7 @@ def test_compiled_runs_of_two_workers_train_as_plain_ones_do(mini_shards, tmp_pa
         settings = {"steps": 2, "accumulate": 2, "batch_size": 8, "compile": compiled}
         config = mini_shards.config(tmp_path, name, num_workers=2, **settings)
         block = RegularizerConfig(kind="bottleneck", depth=2, activation="lrelu")
-        outcome = train(replace(config, model=tiny_model(regularizer=block)))
+        outcome = train(plan_run(replace(config, model=tiny_model(regularizer=block))))
         weights.append(load_file(f"{outcome.checkpoint}/model.safetensors"))
     for name, value in weights[0].items():
         scale = max(float(value.float().norm()), 1e-3)
