@@ -1,4 +1,4 @@
-"""The configuration of `jobs/retrain.py`: a training recipe, and what decides about its result."""
+"""The configuration of `jobs/retrain.py`: a training recipe, and the rule of promotion."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ class ComparisonConfig:
     """How champion and candidate are evaluated, both the same: protocol `unified`, all classes."""
 
     max_images: int = 0
-    """Pictures of each dataset, spread evenly over it; 0 takes all."""
+    """Images of each dataset, spread evenly over it; 0 takes all."""
     geometry: Geometry = field(default_factory=Geometry)
-    """How the networks see pictures."""
+    """How images are scaled and cut into windows for the networks."""
     other: OtherPolicy | None = None
     """What becomes of pixels of none of the classes; null: the best class wins everywhere."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward pass."""
+    """Precision of the forward pass."""
     max_bad_share: float = 0.001
-    """An evaluation ends when more than this share of the pictures does not decode."""
+    """An evaluation ends when more than this share of the images does not decode."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     """What `num_workers` 0 and `use_gpu` null leave open is as in `cluster`: what the cluster has
     at the moment may be nothing but a head."""
@@ -66,7 +66,9 @@ class RetrainConfig(TrainMixConfig):
     rollback: bool = False
     """Only puts the previous champion back; nothing is trained."""
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    """How champion and candidate are evaluated."""
     lock: LockConfig = field(default_factory=LockConfig)
+    """The lock that keeps two re-trainings of one model apart."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,9 +37,9 @@ class Decision:
     reasons: tuple[str, ...]
     """Each a sentence; of a refusal, all that speaks against the candidate."""
     gain: float | None = None
-    """Of the mean mIoU over the champion's; None where nothing was compared."""
+    """Gain of the mean mIoU over the champion's; None where nothing was compared."""
     changes: dict[str, float] = field(default_factory=dict)
-    """Of the mIoU by dataset."""
+    """Change of the mIoU by dataset."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -64,7 +64,7 @@ def decide(
 
     Args:
         champion: Scores of the model in service; None where there is none: any candidate is better.
-        candidate: Of the new model.
+        candidate: Figures of the new model.
         margin: In mIoU, 0 to 1.
         max_drop: In mIoU, 0 to 1.
     """

@@ -42,11 +42,11 @@ def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
 
     Args:
         config: What is asked for.
-        start_ray: As for `pipeline.evaluation.launch.evaluate`.
+        start_ray: Connects to Ray; see `pipeline.evaluation.launch.evaluate`.
 
     Raises:
         UserError: Something does not fit.
-        MlflowUnavailable: MLflow does not answer; the next call goes on.
+        MlflowUnavailable: MLflow does not answer; the next call continues.
         RetrainLocked: Another call is at it.
     """
     prepare_environment()
@@ -102,7 +102,7 @@ def training_config(config: RetrainConfig) -> TrainMixConfig:
 
 
 def state_folder(config: RetrainConfig) -> str:
-    """Where locks, state and decisions of the registered model lie."""
+    """The folder that holds locks, state and decisions of the registered model."""
     return f"{config.run.storage}/retrain/{config.registry.name}"
 
 
@@ -116,7 +116,7 @@ def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | N
     """Trains the run of an attempt, or resumes it.
 
     Raises:
-        UserError: As `train`; or the shards were replaced just before it read them.
+        UserError: The run is refused, or the shards were replaced just before it read them.
     """
     run = replace(base.run, name=attempt.run_name, start_from=attempt.start_from)
     config = replace(base, run=run)
@@ -176,7 +176,7 @@ def run_evaluation(
 def evaluation_workers(config: RetrainConfig) -> WorkersConfig:
     """The workers of a comparison; where it leaves them open, as many as the training can have.
 
-    A call that goes on after a training may find a cluster whose nodes are gone until they are
+    A call that continues after a training may find a cluster whose nodes are gone until they are
     asked for.
     """
     asked = config.comparison.workers

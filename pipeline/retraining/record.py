@@ -1,4 +1,4 @@
-"""Where decisions are written down: the model version's tags, its MLflow run, the decision log.
+"""The record of decisions: the model version's tags, its MLflow run, the decision log.
 
 All three may be written again: a call that was killed while it wrote is followed by one that writes
 the same.
@@ -14,7 +14,7 @@ from pipeline.storage.base import Storage
 from pipeline.tracking.redaction import redact_tree
 
 PREFIX = "retrain."
-"""Of the tags of versions and runs that tell a decision."""
+"""Prefix of the tags of versions and runs that describe a decision."""
 
 _MAX_TAG_CHARS = 4000
 """MLflow takes 5000 for a model version."""
@@ -26,7 +26,7 @@ class DecisionRecord:
     Args:
         client: An `MlflowClient`.
         name: The registered model.
-        storage: Of the model's state.
+        storage: The storage of the model's state.
     """
 
     def __init__(self, client: Any, name: str, storage: Storage) -> None:
@@ -41,7 +41,7 @@ class DecisionRecord:
             key: Names it: its file in the log, and on the run.
             version: The version that it is about.
             run_id: MLflow run that made the version; empty where none is known.
-            tags: Of the version and of the run, without `PREFIX`.
+            tags: Tags of the version and of the run, without `PREFIX`.
             content: All of it, for JSON.
         """
         self.tag_version(version, {PREFIX + tag: value for tag, value in tags.items()})

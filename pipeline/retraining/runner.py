@@ -3,8 +3,8 @@
     planned -> trained -> registered -> evaluated -> decided -> promoted -> finished
 
 The state is stored after each phase, and each phase may be done again: a call that was killed
-anywhere is followed by one that goes on, and until the alias `champion` moves, in one write of the
-registry, nothing that is in service has changed. Once it is stored that it moved (`promoted`), it
+anywhere is followed by one that continues, and until the alias `champion` moves, in one write of
+the registry, nothing that is in service has changed. Once it is stored that it moved (`promoted`), it
 is not moved again: what people do then with it stands. A rejected candidate skips that phase. The
 registry is the memory of what was tried: each version carries the fingerprints of its data and what
 was decided about it.
@@ -47,7 +47,7 @@ class Trained:
     checkpoint: str
     """A path that all nodes share, or s3://."""
     run_id: str
-    """Its MLflow run."""
+    """MLflow run of the training."""
     metrics: dict[str, float]
 
 
@@ -82,7 +82,7 @@ class Retraining:
         config: What is asked for.
         models: The registry.
         record: Where decisions go.
-        storage: Of the model's state: `RUN_STORAGE/retrain/NAME`.
+        storage: The storage of the model's state: `RUN_STORAGE/retrain/NAME`.
         work: Training and evaluation.
     """
 
@@ -146,7 +146,7 @@ class Retraining:
             return Result("rolled back", f"{name}: {reason}", previous)
 
     def champion_now(self) -> str:
-        """Where the champion is, as a clause for a message about a failure."""
+        """Describes the champion, as a clause for a message about a failure."""
         try:
             version = self._models.aliases().get(CHAMPION)
         except UserError:
@@ -174,7 +174,7 @@ class Retraining:
         """The attempt that an earlier call began and did not finish, if it can still be finished.
 
         A training that is done is worth its evaluation, whatever became of the data meanwhile; one
-        that is not cannot go on with other data or another start.
+        that is not cannot continue with other data or another start.
         """
         attempt = self._state.read()
         if attempt is None or attempt.phase == "finished":
@@ -397,7 +397,7 @@ class Retraining:
         """Makes the candidate the champion, if the champion is still the one it was compared with.
 
         Its holder has at least half of `lock.expires_s` after `check` before anybody else may take
-        a lock over, and goes on renewing it.
+        a lock over, and continues to renew it.
         """
         name = self._config.registry.name
         what = f"the champion of {name}"

@@ -1,4 +1,4 @@
-"""One attempt at a better model, stored after each of its phases, so that the next call goes on.
+"""One attempt at a better model, stored after each of its phases, so that the next call continues.
 
     RUN_STORAGE/retrain/REGISTRY_NAME/state.json          the attempt at hand, or the last one
     RUN_STORAGE/retrain/REGISTRY_NAME/decisions/*.json    one for each that ended, and rollbacks
@@ -31,7 +31,7 @@ class Attempt:
     id: str
     """16 hex digits, over the data, the champion and which try it is."""
     run_name: str
-    """Of the training; a restarted one resumes under it."""
+    """Name of the training run; a restarted one resumes under it."""
     training: dict[str, str]
     """Fingerprints; see `DataState`."""
     validation: dict[str, str]
@@ -55,7 +55,7 @@ class Attempt:
     candidate: str = ""
     """Version in the registry."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of each version that is evaluated already: the report's figures."""
+    """Figures of each version that is evaluated already."""
     compared_by: str = ""
     """Digest of the settings that `figures` were made with; empty in files of format 1."""
     decision: dict[str, Any] = field(default_factory=dict)

@@ -24,13 +24,13 @@ class Row:
 
     params: dict[str, Any]
     by_repetition: dict[str, float]
-    """The metric of each trial that finished, by what tells it from the others of the row."""
+    """The metric of each finished trial, by what distinguishes it within the row."""
     missing: tuple[str, ...]
     """Repetitions that the sweep has and this row has no finished trial of."""
     outcomes: dict[str, int]
     """How many trials came to what."""
     names: tuple[str, ...]
-    """Of the trials."""
+    """Counts of the trials."""
 
     @property
     def values(self) -> list[float]:
@@ -220,7 +220,7 @@ def compare(
     mean over the easier folds, or the seeds that did not fail, is not the mean of all.
 
     Args:
-        name: Of the sweep.
+        name: Name of the sweep.
         metric: What is compared.
         judged: The trials.
         average_over: Settings that are repetitions, as the seed is.
@@ -270,7 +270,7 @@ def _gap(best: Row, second: Row) -> str:
 
 
 def _split(one: Judged, average_over: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a trial sets, and what tells it from the others that set the same."""
+    """Splits the settings of a trial into those of its row and the rest."""
     params = one.result.params
     repeated = {key: params[key] for key in average_over if key in params}
     return {k: v for k, v in params.items() if k not in repeated}, {
@@ -294,7 +294,7 @@ def _counts(row: Row) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
+    """Replaces numbers that JSON does not know by null."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -24,7 +24,7 @@ class EarlyStopping:
     """Optimiser steps that every trial gets; 0 stops none early. Trials are compared at each
     checkpoint, so the recipe must validate as often as it saves."""
     reduction_factor: int = 3
-    """Of the trials that reach a rung, one in so many goes on."""
+    """ASHA reduction factor: one in this many trials continues past a rung."""
 
     def __post_init__(self) -> None:
         if self.grace_steps < 0:
@@ -40,7 +40,7 @@ class SweepConfig:
     """Trainings that differ in a few settings."""
 
     name: str
-    """Names the sweep; the same name with the same storage goes on where it stopped."""
+    """Names the sweep; the same name with the same storage resumes."""
     base: str
     """Recipe of `jobs/train_mix.py` that all trials start from: a path from the repository's
     root, or an absolute one."""

@@ -49,7 +49,7 @@ def diagnose(result: Result, histories: Mapping[str, History]) -> Diagnosis:
 
     Args:
         result: What it left.
-        histories: Of `HISTORIES`, as far as MLflow has them.
+        histories: Values of the metrics in `HISTORIES`, as far as MLflow has them.
     """
     if result.status == "failed":
         return Diagnosis("failed", result.error or "failed without a word")

@@ -43,7 +43,7 @@ class SweepOutcome:
 
     comparison: Comparison
     folder: str
-    """Where the comparison lies: a local path or an s3:// address."""
+    """The folder of the comparison: a local path or an s3:// address."""
     ui_hint: str
     """How to see it in MLflow."""
     seconds: float
@@ -55,8 +55,8 @@ def run_sweep(
     """Runs the trials that have no result yet, and compares all.
 
     Args:
-        config: With absolute paths.
-        build: Of its trials.
+        config: The configuration, with absolute paths.
+        build: Builds the configurations of its trials.
         start_ray: Called with the number of logical CPUs once all is checked; None where Ray is
             running.
 
@@ -97,8 +97,8 @@ def plan(config: SweepConfig, build: Builders) -> list[str]:
     """What the sweep would do, a trial a line, after the checks that it begins with.
 
     Args:
-        config: With absolute paths.
-        build: Of its trials.
+        config: The configuration, with absolute paths.
+        build: Builds the configurations of its trials.
 
     Raises:
         UserError: Settings do not fit each other or what an earlier start left.
@@ -232,7 +232,7 @@ def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
 
 
 def _ui_hint(tracker: Tracker, view: str) -> str:
-    """Where the sweep's own run is, and below it the view of the trials."""
+    """Names the page of the sweep's own run, and the view of its trials."""
     hint = tracker.ui_hint()
     if not view:
         return f"comparison: {hint}"

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: the metric against each setting that is a number, and learning curves."""
+"""Plots of a sweep: the metric against each setting that is a number, and learning curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from pipeline.sweep.comparison import Comparison, Judged, Row
 from pipeline.sweep.diagnosis import LOSS
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Those of Okabe and Ito, for people who do not tell red from green."""
+"""The colours of Okabe and Ito, for people who do not distinguish red from green."""
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D")
 
 
 def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes the pictures that the sweep has something for; returns their paths."""
+    """Writes the plots that the sweep has data for; returns their paths."""
     written = []
     for key in comparison.keys:
         if len({row.params.get(key) for row in _numeric(comparison.rows, key)}) > 1:

@@ -22,7 +22,7 @@ class Result:
     status: Status
     """`stopped`: early, for being behind others. One that is `running` may have been killed."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of its last report."""
+    """Metrics of the last report."""
     checkpoint: str = ""
     seconds: float = 0.0
     error: str = ""
@@ -32,7 +32,7 @@ class Result:
 
     @property
     def is_done(self) -> bool:
-        """Whether it need not run again."""
+        """Whether the trial need not run again."""
         return self.status in ("finished", "stopped")
 
     def value(self, metric: str) -> float:

@@ -1,8 +1,8 @@
 """Runs the trials of a sweep by Ray Tune, each a training by Ray Train.
 
 A trial is a training with a fixed name below the sweep's folder, and leaves a result file. So a
-sweep that was killed goes on by being started again: trials with a result are not repeated, and one
-that was under way resumes from its last checkpoint, as any training does. Tune's own restore, which
+sweep that was killed resumes when it is started again: trials with a result are not repeated, and
+one that was under way resumes from its last checkpoint, as any training does. Tune's own restore, which
 unpickles what it finds in the storage, is not used.
 """
 
@@ -66,8 +66,8 @@ def run_trials(
 
     Args:
         config: The sweep.
-        trials: Of a grid; empty with the other kinds of search.
-        build: Of its trials.
+        trials: The trials of a grid; empty with the other kinds of search.
+        build: Builds the configurations of its trials.
         root: Folder of the sweep.
         parent_run_id: MLflow run of the sweep, or an empty string.
 
@@ -211,7 +211,7 @@ class _Ledger(tune.Callback):
         self._end(trial, "stopped", "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process died."""
+        """The process of the trial died."""
         error = trial.get_error()
         self._end(trial, "failed", f"its process died: {_last_line(error) if error else ''}")
 

@@ -1,7 +1,7 @@
 """Which trials Ray Tune deals: all of a grid, random draws, or draws where earlier ones did well.
 
 A sweep that is started again must get its trials again. A grid's are what has no result yet, and
-random draws come from the seed. TPE is told the results of earlier starts, and first deals what was
+random draws come from the seed. TPE gets the results of earlier starts, and first deals what was
 under way.
 """
 
@@ -59,7 +59,7 @@ def tune_config(
 
     Args:
         config: The sweep.
-        storage: Of the sweep, with the results so far.
+        storage: The storage of the sweep, with the results so far.
         example: The training of one of its trials.
         num: Trials to deal, from `num_to_deal`.
         concurrent: Trials side by side.

@@ -3,7 +3,7 @@
 A trial's name comes from what the sweep varies, so that it stays when the sweep grows. It says
 nothing of the recipe, the overrides and the evaluation. Those are kept in the trial's result: all
 that is not the default, by dotted key. What has no influence on the outcome (where the run lies,
-what it runs on) is left out, so that a sweep can go on elsewhere.
+what it runs on) is left out, so that a sweep can resume elsewhere.
 """
 
 import json
@@ -70,11 +70,11 @@ def check_settings(
 
     Args:
         config: The sweep.
-        trials: Of a grid; empty with the other kinds of search, whose results all count.
-        training: Of a trial.
-        storage: Of the sweep.
-        repair: Mend what a full disk left, as the training does; only for who holds the sweep's
-            lease.
+        trials: The trials of a grid; empty with the other kinds of search, whose results all count.
+        training: Builds the training configuration of a trial.
+        storage: The storage of the sweep.
+        repair: Repair what a full disk left, as the training does; only the process that holds
+            the sweep's lease may do so.
 
     Raises:
         UserError: A result or a checkpoint is of other settings; names them.

@@ -81,7 +81,7 @@ def setting_tags(params: Mapping[str, Any], seed: int, keys: Iterable[str]) -> d
 
     Args:
         params: What it sets, by dotted key.
-        seed: Of the trial.
+        seed: Seed of the trial.
         keys: All keys of the sweep.
     """
     short = short_names(keys)

@@ -67,7 +67,7 @@ class OtherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistractorConfig:
-    """Asks for labels that no training picture shows, so that absent ones are not hallucinated.
+    """Asks for labels that no training image shows, so that absent ones are not hallucinated.
 
     They are classes of the taxonomy, drawn anew for each step; no pixel is theirs. The published
     model has no such step.
@@ -125,18 +125,18 @@ class TrainConfig:
     test_fold: int | None = None
     """On the pairs of a few-shot benchmark: the fold whose classes are not trained, 0 to 3."""
     other: OtherConfig = field(default_factory=OtherConfig)
-    """How the word "other" is taught."""
+    """How the word "other" is taught: some batches are asked for fewer labels."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
-    """Labels of classes that are nowhere."""
+    """Extra negative labels: classes that no training image contains."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
-    """Of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs. `fp64` is for comparing
-    runs, weights included (checkpoints are twice as large): rounding depends on the number of
+    """Precision of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs. `fp64` is for
+    comparing runs, weights included (checkpoints are twice as large): rounding depends on the number of
     workers, and training amplifies it."""
     compile: bool = False
     """Compile forward and backward of the network with torch.compile: faster on GPUs, after some
     minutes at the start. Ray workers need a C++ compiler for it."""
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Keep pictures and convolutions in channels-last order; `auto` does so on GPUs, where their
+    """Keep images and convolutions in channels-last order; `auto` does so on GPUs, where their
     bf16 kernels want it."""
     sync_batchnorm: bool = True
     """Share batch-norm statistics over the workers; without it a run depends on their number."""
@@ -165,7 +165,7 @@ class TrainConfig:
     """Metric of the validation by which the best model is kept besides; empty for none."""
     storage_patience_s: float = 1800.0
     """How long a checkpoint that the run's storage does not take is tried again, while training
-    goes on; then the workers start anew from the last one."""
+    continues; then the workers start anew from the last stored one."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "images", "passes") if getattr(self, name)]
@@ -208,10 +208,10 @@ class TrainConfig:
 
 
 def in_steps(train: TrainConfig, rows_per_epoch: int) -> TrainConfig:
-    """The same settings with the length of the run in steps alone.
+    """Expresses the length of the run in steps alone; all other settings stay.
 
     Args:
-        train: With any one of `steps`, `images` and `passes`.
+        train: Settings with any one of `steps`, `images` and `passes`.
         rows_per_epoch: Images of one pass over the data; 0 if that is not known, which leaves
             `passes` as they are.
     """
@@ -229,7 +229,7 @@ class ClusterConfig:
     num_workers: int = 1
     """Training workers; with GPUs, one GPU each."""
     min_workers: int = 0
-    """Fewest workers to go on with when nodes are lost, at the same batch_size: each then takes
+    """Fewest workers to continue with when nodes are lost, at the same batch_size: each then takes
     more images of it, and needs more memory. 0: always `num_workers`."""
     resize_every_s: float = 60.0
     """With `min_workers`: seconds between two looks for nodes that have come (back). A resize
@@ -274,11 +274,17 @@ class TrainMixConfig:
     """One training run of LSeg on a mixture of datasets."""
 
     run: RunConfig = field(default_factory=RunConfig)
+    """Name, storage and seed of the run."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The shards, their mixture, and how they are read."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimisation, validation and checkpoints."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """The workers of the run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """The MLflow server of the run."""
 
     def __post_init__(self) -> None:
         parts = self.cluster.num_workers * self.train.accumulate

@@ -1,4 +1,4 @@
-"""What the driver tells each worker of a run, and the MLflow run that both write to."""
+"""What the driver hands to the workers of a run, and the MLflow run that both write to."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from pipeline.training.plan import RunPlan
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a run comes from, if it is part of something larger."""
+    """The larger undertaking that a run is part of, such as a sweep."""
 
     parent_run_id: str = ""
     """MLflow run to nest it in."""
@@ -26,7 +26,7 @@ class Job:
 
     plan: RunPlan
     stop: Any = None
-    """The actor that tells whether the run was asked to stop; see `pipeline.training.stopping`."""
+    """The actor that knows whether the run was asked to stop; see `pipeline.training.stopping`."""
     tags: dict[str, str] = field(default_factory=dict)
     """Provenance: git commit, fingerprints, versions, Ray job."""
     lineage: Lineage = field(default_factory=Lineage)
@@ -40,17 +40,17 @@ class EarlyEnd:
     stopped: str = ""
     """Why the run was stopped from outside, after a checkpoint."""
     failed: str = ""
-    """Why it cannot go on: a diagnosis for the user."""
+    """Why it cannot continue: a diagnosis for the user."""
 
 
 def open_tracker(
     config: TrainMixConfig, tags: dict[str, str] | None = None, parent_run_id: str = ""
 ) -> Tracker:
-    """The MLflow run of a training run: found again under the same name and storage.
+    """Opens the MLflow run of a training run, which is found again by name and storage.
 
     Args:
-        config: With absolute paths.
-        tags: Provenance.
+        config: The configuration, with absolute paths.
+        tags: Provenance of the run.
         parent_run_id: MLflow run to nest a new one in.
     """
     storage = config.run.storage

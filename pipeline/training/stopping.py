@@ -37,7 +37,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """The run was stopped from outside; the same command goes on from its last checkpoint."""
+    """The run was stopped from outside; the same command resumes from its last checkpoint."""
 
 
 class TrainingTerminated(TrainingStopped, Terminated):
@@ -65,7 +65,7 @@ class StopSignal:
         return self._reason
 
     def listen(self) -> str:
-        """As `reason`, for a worker that acts upon it."""
+        """Why to stop, or an empty string, for a worker that acts upon it."""
         self._heard = True
         return self._reason
 
@@ -85,7 +85,7 @@ def run_stoppable(work: Callable[[], T], stop: Any) -> T:
     """Runs the driver's part of a training while SIGTERM and SIGINT ask it to stop.
 
     The work runs on a thread, since Ray Train aborts on SIGINT where it runs on the main one. In
-    other threads than the main one (Ray Tune) signals are somebody else's business.
+    other threads than the main one (Ray Tune) signals are left to their owner.
 
     Args:
         work: Returns once the workers have ended.
@@ -154,7 +154,7 @@ class _Audience:
         self._last: float | None = None
 
     def is_gone(self) -> bool:
-        """Whether nobody has listened for `_UNHEARD_S`, since the first call at the earliest."""
+        """Whether no worker has listened for `_UNHEARD_S`, since the first call at the earliest."""
         heard = self._last is None
         with contextlib.suppress(RayError):
             heard |= ray.get(self._stop.was_heard.remote(), timeout=_ANSWER_WITHIN_S)

@@ -35,12 +35,12 @@ class Estimate:
     config: TrainMixConfig
     """With the length in steps, where that is known."""
     num_parameters: int
-    """Of the trained network."""
+    """Parameters of the trained network."""
     num_labels: int
     images_per_pass: int | None
     """Samples of the mixture's datasets in the training split; None without shards."""
     memory_gib: float
-    """Of one worker: weights, gradients, optimiser, average, activations."""
+    """Memory of one worker: weights, gradients, optimiser, average, activations."""
     tflop_per_image: float
     """10^12 floating-point operations of forward and backward."""
     seconds_per_image: float

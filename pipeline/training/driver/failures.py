@@ -1,4 +1,4 @@
-"""What is said about failures: in the run's log while it recovers, and when it gives up."""
+"""Messages about failures: in the run's log while it recovers, and when it gives up."""
 
 import logging
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class FailureReporter(ray.train.UserCallback):
-    """Says, in the process that controls the run, what happened and where it goes on."""
+    """Reports failures of workers, and from where the run resumes, in the controller's log."""
 
     def __init__(self, run: RunConfig) -> None:
         self._run = run
@@ -33,9 +33,9 @@ class FailureReporter(ray.train.UserCallback):
 
 
 def way_on(run: RunConfig) -> str:
-    """Where a run goes on, for a message: `from checkpoint ...`, as far as the storage tells.
+    """Names the place from which a run resumes, for a message: `from checkpoint ...`.
 
-    It raises nothing: whoever asks has something else to report.
+    It raises nothing, since the caller has another error to report.
     """
     try:
         step = checkpoint.latest_step(run)
@@ -54,7 +54,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def explained(error: ray.train.TrainingFailedError, config: TrainMixConfig) -> Exception:
-    """The user's mistake that made the workers fail, or else the error with the way to go on."""
+    """Returns the user's mistake that made the workers fail, or else the error itself."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         inner = getattr(failure, "_base_exc", None) or failure

@@ -41,7 +41,7 @@ class Outcome:
     checkpoint: str
     """Folder of the last checkpoint: a local path or an s3:// address."""
     metrics: dict[str, float]
-    """Of the last report: `train/loss`, `val/miou`, ..."""
+    """Metrics of the last report: `train/loss`, `val/miou`, ..."""
     seconds: float
     """Wall time of this call."""
 
@@ -73,7 +73,7 @@ def train(
         plan: The run; see `plan_run`.
         start_ray: Called with the number of logical CPUs once there is something to train; None
             where Ray is running.
-        lineage: What the run is part of.
+        lineage: The larger undertaking that the run is part of.
         callbacks: Further ones for Ray Train, such as Tune's.
 
     Raises:
@@ -99,6 +99,7 @@ def train(
 
 def _fit(plan: RunPlan, lineage: Lineage, callbacks: Sequence[ray.train.UserCallback]) -> None:
     """Runs the workers to the end of the run, on the Ray that this process is connected to."""
+    # The stop signal exists before the workers that listen to it, and its handler before `fit`.
     run, stop = plan.config.run, start_signal()
     tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""} | plan.manifest_tags
     tags |= {f"version.{name}": version for name, version in library_versions().items()}

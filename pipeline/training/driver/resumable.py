@@ -1,7 +1,7 @@
-"""Whether a run may go on from its checkpoint under the settings that are now given.
+"""Checks whether a run may resume from its checkpoint under the settings that are now given.
 
-What decides the network, what it is asked, and which pictures it sees must be as it was: else one
-run would be two, and its record would say only the second. Free to change are the length of the
+The network, its label sets and its images must be as they were: otherwise one run would be two, and
+its record would describe only the second. Free to change are the length of the
 run, rates and decays, precision, accumulation, the workers, the loaders and the cache, and all that
 only watches: logging, validation, checkpoints, tracking. Shards may move if they are the same.
 """
@@ -37,9 +37,9 @@ _FIXED = (
 )
 """Settings, and groups of them, that a run keeps."""
 _FREE = ("model.activation_checkpointing",)
-"""Of these, what changes no result."""
+"""Settings within `_FIXED` that change no result."""
 _SHARDS = "manifest"
-"""How the tags begin that tell the fingerprint of a dataset's shards, or of many."""
+"""Prefix of the tags that hold the fingerprints of training shards."""
 
 
 def first_step(plan: RunPlan) -> int:

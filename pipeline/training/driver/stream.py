@@ -1,4 +1,4 @@
-"""The stream of a run as Ray Train asks for it, and how it is dealt to the workers."""
+"""The training stream as Ray Train asks for it, and its split among the workers."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def remaining_stream(plan: RunPlan) -> ray.data.Dataset:
 
 
 def patient_latest_step(config: TrainMixConfig) -> int:
-    """As `latest_step`, asked again while the storage fails, for `train.storage_patience_s`.
+    """Steps of the newest checkpoint, asked again for `train.storage_patience_s` on failure.
 
     Ray's controller asks it when workers start anew, and does not recover from an error.
     """

@@ -1,8 +1,8 @@
-"""Training on the pairs of a few-shot benchmark: each picture asks for its own class or "others".
+"""Label sets of few-shot pairs: each image is scored against its own class and "others".
 
 The run's labels are "others" and the names of all classes that it trains on, up to 520. A step asks
-for those of its own pictures, and in a picture only "others" and its class compete, which is the
-reference's question of two texts for each picture. The names are asked as the benchmark writes them
+for those of its own images, and in an image only "others" and its class compete, which is the
+reference's question of two texts for each image. The names are asked as the benchmark writes them
 ("ac_wall", "diningtable"), as in the reference and in the evaluation.
 """
 
@@ -24,11 +24,11 @@ from pipeline.training.questions.question import Question
 
 
 def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSpace | None:
-    """The label space of a run on few-shot pairs; None where the shards hold none.
+    """Makes the label space of a run on few-shot pairs; None where the shards hold none.
 
     Args:
-        manifests: Of the datasets of the mixture, in its order.
-        train: Of the run.
+        manifests: Manifests of the datasets of the mixture, in its order.
+        train: The training settings of the run.
 
     Raises:
         UserError: Other shards are among them, or a setting does not go with them.
@@ -67,10 +67,10 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
 
 
 class EpisodeQuestions:
-    """The labels of each step of such a run; as `Questions`.
+    """The label sets of the steps of a few-shot run, with the interface of `Questions`.
 
     Args:
-        labels: Of the run.
+        labels: The label space of the run.
         encoder: Text encoder.
         device: Where the training runs.
     """
@@ -81,7 +81,7 @@ class EpisodeQuestions:
         self._device = device
 
     def at(self, step: int, rows: Sequence[Row]) -> Question:
-        """The question of one step: "others", and the classes of its rows."""
+        """The label set of one step: "others", and the classes of its rows."""
         num_datasets = len(self.text_KC) - 1
         present = sorted({row.dataset for row in rows})
         lut = np.full((num_datasets, 256), IGNORE, np.int64)
@@ -97,5 +97,5 @@ class EpisodeQuestions:
         )
 
     def labels_of(self, dataset: str) -> Tensor:
-        """Not asked: few-shot pairs have no validation split."""
+        """Never called, since few-shot pairs have no validation split."""
         raise NotImplementedError

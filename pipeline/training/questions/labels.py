@@ -54,9 +54,9 @@ def training_labels(
     """The label space of a training run.
 
     Args:
-        manifests: Of the training split of each dataset in the mixture.
+        manifests: Manifests of the training split of each dataset in the mixture.
         mode: `"present"` for the classes that have pixels in them, `"all"` for the taxonomy.
-        taxonomy: That of the corpus; the universal classes if not given.
+        taxonomy: Taxonomy of the corpus; the universal classes if not given.
 
     Raises:
         UserError: No class has a pixel.
@@ -74,7 +74,7 @@ def training_labels(
 def ask_for_fewer(
     num_labels: int, drop: float, words: Sequence[str], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Draws a smaller question for one batch: some labels, and a word for all the rest.
+    """Draws a smaller label set for one batch: some labels, and a word for all the rest.
 
     Args:
         num_labels: Labels of the run, K.

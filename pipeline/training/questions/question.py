@@ -1,4 +1,4 @@
-"""What one training step asks, and how its labels and logits fit that."""
+"""The label set of one training step, and how its targets and logits fit it."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ NEVER = -1e4
 
 @dataclass(frozen=True)
 class Question:
-    """What one step asks."""
+    """The label set of one step."""
 
     text_KC: Tensor
     """(K, C) float32."""
@@ -45,13 +45,13 @@ class Question:
         return logits_BKhw.masked_fill(~self.allowed_DK[dataset_B][:, :, None, None], NEVER)
 
     def chance_loss(self, datasets: Sequence[int]) -> float:
-        """The loss of a network that cannot tell labels apart, as a mean over pictures.
+        """The loss of a network that cannot distinguish labels, as a mean over images.
 
         Args:
-            datasets: Of each picture.
+            datasets: The dataset of each image.
 
         Returns:
-            ln K, where K is how many labels compete in a picture.
+            ln K, where K is how many labels compete in an image.
         """
         if self.allowed_DK is None:
             return math.log(len(self.text_KC))

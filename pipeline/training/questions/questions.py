@@ -1,4 +1,4 @@
-"""What a training step asks: the labels of the run, fewer of them, or more than are anywhere."""
+"""Label sets of training steps: the labels of the run, fewer of them, or extra negatives."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,14 +16,14 @@ from pipeline.training.questions.question import Question
 
 
 class Questions:
-    """The labels of each step, a function of the seed and the step: the same on every worker.
+    """The label set of each step, a function of seed and step, so the same on every worker.
 
     Frozen text is encoded here, once, and never in a step.
 
     Args:
-        config: Of the run.
-        labels: Of the run.
-        encoder: Text encoder.
+        config: The configuration of the run.
+        labels: The label space of the run.
+        encoder: The text encoder.
         device: Where the training runs.
         own: (K,) bool by dataset, in the order of the mixture: the labels that it shows. Used
             where `train.label_sets` is `own`.
@@ -39,7 +39,7 @@ class Questions:
     ) -> None:
         self._seed, self._train, self._device = config.run.seed, config.train, device
         self.text_KC = encoder.encode(labels.texts).to(device)
-        """(K, C) float32, of all labels of the run."""
+        """(K, C) float32, text vectors of all labels of the run."""
         self._lut = torch.from_numpy(labels.lut.astype(np.int64)).to(device)
         words = self._train.other.words if self._train.other.share else ()
         self._words = {word: encoder.encode([word]).to(device) for word in words}
@@ -51,7 +51,7 @@ class Questions:
         self._distractor_MC = encoder.encode(texts).to(device) if texts else None
 
     def at(self, step: int, rows: Sequence[Row] = ()) -> Question:
-        """The question of one step; its rows have no part in it."""
+        """The labels asked in one step; `rows` is ignored here."""
         other, count = self._train.other, self._train.distractors.count
         rng = np.random.Generator(np.random.PCG64([self._seed, step]))
         text, lut, allowed = self.text_KC, self._lut, self._allowed_DK
@@ -70,7 +70,7 @@ class Questions:
         return Question(text, lut, allowed)
 
     def labels_of(self, dataset: str) -> Tensor:
-        """(L,) int64, positions of the labels that compete in pictures of one dataset."""
+        """(L,) int64, positions of the labels that compete in images of one dataset."""
         own = self._own.get(dataset)
         if own is None:
             return torch.arange(len(self.text_KC), device=self._device)
@@ -83,7 +83,7 @@ def _widened(allowed_DK: Tensor, count: int) -> Tensor:
 
 
 def distractor_texts(config: DistractorConfig, labels: LabelSpace) -> tuple[str, ...]:
-    """Texts of the classes that may be asked though no training picture shows them.
+    """Lists the texts of the negative labels: classes that no training image shows.
 
     Raises:
         UserError: There are fewer than one step wants, or one to leave out is no class.

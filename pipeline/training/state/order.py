@@ -1,4 +1,4 @@
-"""Which samples a step used, as a number that two runs can compare.
+"""Digests of the samples that each step used, so that two runs can be compared.
 
 The digest of a step is the sum, modulo 2^64, of a hash of every row that the workers got for it:
 position t in the stream, dataset, key, seed of the augmentation, checksum of what was read. A sum
@@ -50,7 +50,7 @@ class StreamOrder:
         """The digest of some rows: a signed 64-bit number, to be summed with overflow.
 
         Args:
-            rows: Of the stream.
+            rows: Rows of the stream.
             checksums: CRC-32 of each one's stored sample, as it was read.
         """
         total = 0

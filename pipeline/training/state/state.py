@@ -1,4 +1,4 @@
-"""All that changes while a run trains: what a checkpoint must hold, and a skipped step restore."""
+"""The state of a training: what a checkpoint must hold, and what a skipped step restores."""
 
 from dataclasses import dataclass, field
 from typing import cast
@@ -42,7 +42,7 @@ def build_state(
     """The state of a run before its first step, the same on every worker.
 
     Args:
-        config: Of the run.
+        config: The configuration of the run.
         embed_dim: Length of the text vectors.
         device: Where it goes.
         resumes: Its weights will be replaced: those of `run.start_from` need not be fetched.

@@ -1,4 +1,4 @@
-"""A run that starts from the weights of another one's checkpoint.
+"""Starts a run from the weights of another run's checkpoint.
 
 Only weights and batch-norm statistics are taken over; optimiser, schedule and step are new. Labels
 may differ: the network has no weights of single labels.
@@ -31,7 +31,7 @@ def build_warm(config: TrainMixConfig, embed_dim: int, resumes: bool) -> LSeg:
     """The network with the weights of `run.start_from`, on the CPU.
 
     Args:
-        config: Of the run.
+        config: The configuration of the run.
         embed_dim: Length of the text vectors.
         resumes: Leaves the weights random: a checkpoint of the run itself will replace them.
 

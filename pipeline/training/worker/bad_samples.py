@@ -1,4 +1,4 @@
-"""Samples that could not be read: counted over all workers, told, and limited."""
+"""Samples that could not be read: counted over all workers, logged, and limited."""
 
 import logging
 from typing import Any
@@ -9,7 +9,7 @@ from torch import distributed as dist
 logger = logging.getLogger(__name__)
 
 MAX_TOLD = 50
-"""Lines of log of one worker; the counts go on."""
+"""Log lines of one worker about bad samples; counting has no limit."""
 FEW = 3
 """So many bad samples say nothing about the share yet, unless none is allowed."""
 

@@ -11,13 +11,13 @@ TENSORS = ("image", "label")
 
 
 def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Turns the pictures of batches into tensors on a device.
+    """Turns the images of batches into tensors on a device.
 
     On a CPU they stay where they are. On a GPU one thread takes the next batch, copies it into
     pinned memory and from there, on a stream of its own, to the device, while the step before runs.
 
     Args:
-        batches: As the ingest gives them: `image` (B, H, W, 3) and `label` (B, H, W), uint8.
+        batches: Batches of the ingest: `image` (B, H, W, 3) and `label` (B, H, W), uint8.
         device: Where to.
 
     Yields:

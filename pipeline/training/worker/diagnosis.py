@@ -1,4 +1,4 @@
-"""What to tell about a run that has no finite gradients any more."""
+"""Diagnoses a run whose gradients are no longer finite."""
 
 import math
 
@@ -15,17 +15,17 @@ _SHOWN = 8
 def diagnose(
     state: TrainingState,
     config: TrainMixConfig,
-    plan: StreamOrder,
+    order: StreamOrder,
     loss: float,
     norm: float,
     in_a_row: int,
 ) -> str:
-    """Where the numbers break, and what helps.
+    """Describes where the numbers break, and what helps.
 
     Args:
-        state: With the gradients of the last skipped step.
-        config: Of the run.
-        plan: For the samples of that step.
+        state: The state, with the gradients of the last skipped step.
+        config: The configuration of the run.
+        order: The samples of each step.
         loss: Mean loss of that step.
         norm: Its gradient norm.
         in_a_row: Steps skipped in a row.
@@ -35,7 +35,7 @@ def diagnose(
     bad_gradients = [
         name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()
     ]
-    train, rows = config.train, plan.rows(state.step)
+    train, rows = config.train, order.rows(state.step)
     if bad_weights:
         cause = (
             f"{len(bad_weights)} weights are not finite themselves, the first is {bad_weights[0]}: "
@@ -51,7 +51,7 @@ def diagnose(
             "the forward pass overflows: lower train.lr, lengthen train.warmup_steps, set "
             "train.clip_norm, or train.precision=fp32"
         )
-    samples = ", ".join(plan.name_of(row) for row in rows[:_SHOWN])
+    samples = ", ".join(order.name_of(row) for row in rows[:_SHOWN])
     if len(rows) > _SHOWN:
         samples += f" and {len(rows) - _SHOWN} more"
     first = state.step - in_a_row + 1

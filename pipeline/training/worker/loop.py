@@ -117,27 +117,31 @@ class Loop:
         if self.rank == 0:
             logger.info("%d workers from step %d", self.world, self.state.step)
         metrics: dict[str, float] = {}
+        # A run that was stopped just before a validation makes it first, with the same weights.
         if self.state.owes_validation:
             metrics, self.state.owes_validation = self.validate(), False
         progress = SpeedMeter(self.state.step, self.train.steps, self.train.batch_size)
         while self.state.step < self.train.steps and self.ended == EarlyEnd():
+            # The step comes first: all that follows looks at the weights that it left.
             loss, grad_norm = self.step(batches)
             done = self.state.step
             last = done == self.train.steps
+            # Metrics are logged before the validation, whose metrics have the same step.
             if last or _every(done, self.train.log_every):
                 dist.all_reduce(loss)  # host synchronisation below, at `.item()`
                 metrics = self.log(loss.item(), grad_norm, progress, batches)
             validates = last or _every(done, self.train.validate_every)
             noticed = self.notice.is_new(done, look=validates)
-            # Who is about to end has no minutes for a validation, which whoever resumes makes up
-            # for. The last one is part of the result: nothing would resume after its checkpoint.
+            # A run that is about to end has no minutes for a validation; the resumed run makes it.
+            # The last validation is part of the result: nothing resumes after its checkpoint.
             hurries = self.ended != EarlyEnd() or (noticed and not last)
-            if validates:  # Else an earlier one may still be owed: training goes on after a notice.
+            if validates:  # Otherwise an earlier one may be pending: training outlives a notice.
                 self.state.owes_validation = hurries
             if validates and not hurries:
                 metrics |= self.validate()
                 progress.skip()
             stopped = bool(self.ended.stopped)
+            # The checkpoint comes last, so that it holds the metrics and what is still pending.
             # Weights that give no finite gradient must not push out the last good checkpoint,
             # but for the one that the end of a run promises.
             due = (noticed or _every(done, self.train.checkpoint_every)) and not self.nonfinite
@@ -153,8 +157,11 @@ class Loop:
             loss: 0-d, this worker's part of the mean loss over the global batch.
             grad_norm: Norm of the gradients before clipping.
         """
+        # The statistics are kept before any forward pass, in case the step has to be skipped.
         self.state.optimizer.zero_grad(set_to_none=True)
         self.statistics.keep()
+        # All micro-batches are fetched before the first pass: the loss is divided by the labelled
+        # pixels of the whole global batch, which one all-reduce counts over all workers.
         rows = self.order.rows(self.state.step)
         question = self.questions.at(self.state.step, rows)
         self.chance_loss = functools.partial(question.chance_loss, [row.dataset for row in rows])
@@ -163,6 +170,7 @@ class Loop:
         num_labelled, stop, digest = self.sync_step(
             [each.label for each in micro], sum(each.digest for each in micro)
         )
+        # The watch measures the weights before the step, as its first figure is of step 0.
         self.watch.look(self.state.step, micro[0].image, question.text_KC)
         # DDP averages gradients over workers; the mean wanted is over all labelled pixels.
         weight = self.world / num_labelled.clamp_min(1)
@@ -187,9 +195,11 @@ class Loop:
                 self.state.average.update_parameters(self.lseg)
         else:
             self.skip_step(norm, total)
+        # A skipped step counts too: schedule and stream stay functions of the step alone.
         self.state.schedule.step()
         self.state.step += 1
         self.state.order.append(int(digest))
+        # The stop flag came with the all-reduce above, so every worker ends after the same step.
         if stop and self.state.step < self.train.steps and not self.ended.failed:
             self.ended = EarlyEnd(stopped=f"asked to stop, after step {self.state.step}")
         return total, norm

@@ -1,4 +1,4 @@
-"""The micro-batches of one worker: which blocks of the stream are its own, and that these came."""
+"""The micro-batches of one worker: its blocks of the stream, checked against the plan."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class MicroBatch(NamedTuple):
     dataset: Tensor
     """(B,) int64, positions in `Mixture.datasets`."""
     digest: int
-    """Of the rows; see `StreamOrder.digest`."""
+    """Digest of the rows; see `StreamOrder.digest`."""
 
 
 class BlockDealer:
@@ -32,10 +32,10 @@ class BlockDealer:
     workers in turn since the first step of this attempt.
 
     Args:
-        config: Of the run.
+        config: The configuration of the run.
         order: The rows that must come.
         first_step: Steps done before this attempt.
-        rank: Of this worker.
+        rank: Rank of this worker.
         world: Workers there are.
         bad: Counts the samples that could not be read.
     """
@@ -59,9 +59,9 @@ class BlockDealer:
 
         Args:
             step: Steps done.
-            part: Of the step, from 0 to `train.accumulate` - 1.
+            part: Number of the pass in the step, from 0 to `train.accumulate` - 1.
             batches: The blocks of this worker, on the device.
-            question: Of the step.
+            question: The label set of the step.
 
         Raises:
             RuntimeError: Other rows came than planned.

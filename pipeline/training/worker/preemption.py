@@ -12,7 +12,7 @@ class PreemptionNotice:
 
     Args:
         every: Steps between two looks; 0 never looks.
-        rank: Of this worker; the first one logs.
+        rank: Rank of this worker; the first one logs.
     """
 
     def __init__(self, every: int, rank: int) -> None:

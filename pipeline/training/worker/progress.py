@@ -1,4 +1,4 @@
-"""How far a run is, how fast it goes, and when it will end."""
+"""The speed of a run, and its progress line in the log."""
 
 import time
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pipeline.progress import duration
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one stretch of training."""
+    """The speed over one stretch of training."""
 
     images_per_s: float
     """Images of all workers per second."""

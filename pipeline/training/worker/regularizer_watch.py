@@ -1,7 +1,7 @@
 """Whether the spatial regulariser still lets the differences between labels through.
 
-A block that does not, trains nothing (see `model.regularizer`), and the loss alone tells it late:
-so its gain is measured before the first step and at intervals, on a picture of the batch.
+A block that does not, trains nothing (see `model.regularizer`), and the loss alone shows it late:
+so its gain is measured before the first step and at intervals, on an image of the batch.
 """
 
 import logging
@@ -23,7 +23,7 @@ class RegularizerWatch:
 
     Args:
         lseg: The network; one without a regulariser is not measured.
-        tracker: Of rank 0; `None` on the other workers, which do nothing.
+        tracker: The tracker of rank 0; `None` on the other workers, which do nothing.
         interval: Steps between two measurements.
         amp: Context for the forward pass.
     """
@@ -41,7 +41,7 @@ class RegularizerWatch:
 
         Args:
             step: Steps done.
-            image_BHWC: (B, H, W, 3) uint8, of which the first picture is used.
+            image_BHWC: (B, H, W, 3) uint8, of which the first image is used.
             text_KC: (K, C) float32.
         """
         regularizer = self._lseg.regularizer

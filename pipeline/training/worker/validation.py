@@ -1,4 +1,4 @@
-"""Validation during training: whole pictures at one scale, over all workers."""
+"""Validation during training: whole images at one scale, over all workers."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ class Validation:
     matrices: dict[str, ConfusionMatrix]
     """By dataset; classes are positions in `labels`."""
     num_bad: int = 0
-    """Pictures that could not be read, and count nowhere."""
+    """Images that could not be read, and count nowhere."""
 
     def metrics(self) -> dict[str, float]:
         """`val/<dataset>/miou` and `/pixel_accuracy`, and their means as `val/miou`, ...
@@ -80,9 +80,9 @@ def validate(
     config: TrainMixConfig,
     amp: Any,
 ) -> Validation:
-    """Scores up to `train.val_images` pictures of each dataset.
+    """Scores up to `train.val_images` images of each dataset.
 
-    Each worker takes every N-th picture; the matrices are summed over workers, so each picture
+    Each worker takes every N-th image; the matrices are summed over workers, so each image
     counts once and the result is the same on every worker, whatever N is.
 
     Args:
@@ -90,7 +90,7 @@ def validate(
         questions: The text vectors of `labels`, and which of them compete in each dataset.
         labels: What to predict among.
         corpus: The validation split.
-        config: Number of pictures, and the scale (`data.augment.base_px`).
+        config: Number of images, and the scale (`data.augment.base_px`).
         amp: Context for the forward pass.
     """
     rank, world = dist.get_rank(), dist.get_world_size()

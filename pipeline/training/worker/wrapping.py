@@ -20,7 +20,7 @@ def wrap(lseg: LSeg, train: TrainConfig, device: torch.device, world: int) -> nn
     Args:
         lseg: On its device.
         train: Which ways to make a step cheaper.
-        device: Of this worker.
+        device: The device of this worker.
         world: Workers of the run; with more than one, their process group must exist.
 
     Returns:
