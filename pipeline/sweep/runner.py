@@ -2,8 +2,8 @@
 
 A trial is a training with a fixed name below the sweep's folder, and leaves a result file. So a
 sweep that was killed resumes when it is started again: trials with a result are not repeated, and
-one that was under way resumes from its last checkpoint, as any training does. Tune's own restore, which
-unpickles what it finds in the storage, is not used.
+one that was under way resumes from its last checkpoint, as any training does. Tune's own restore,
+which unpickles what it finds in the storage, is not used.
 """
 
 import logging

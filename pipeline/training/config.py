@@ -130,8 +130,8 @@ class TrainConfig:
     """Extra negative labels: classes that no training image contains."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """Precision of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs. `fp64` is for
-    comparing runs, weights included (checkpoints are twice as large): rounding depends on the number of
-    workers, and training amplifies it."""
+    comparing runs, weights included (checkpoints are twice as large): rounding depends on the
+    number of workers, and training amplifies it."""
     compile: bool = False
     """Compile forward and backward of the network with torch.compile: faster on GPUs, after some
     minutes at the start. Ray workers need a C++ compiler for it."""
