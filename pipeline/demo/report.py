@@ -23,11 +23,11 @@ from pipeline.evaluation.behaviours.classes import HELD_OUT, SUPER_CLASSES
 from pipeline.evaluation.behaviours.questions import (
     OTHER,
     Asker,
-    Closed,
-    Picture,
-    of_classes,
+    ClosedQuestion,
+    ViewedImage,
+    class_question,
 )
-from pipeline.evaluation.overlay import Row, draw
+from pipeline.evaluation.overlay import ComparedImage, draw
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.launch import Outcome
 from pipeline.training.job import open_tracker
@@ -46,7 +46,7 @@ THRESHOLDS = {
 
 
 @dataclass
-class Report:
+class DemoReport:
     """The figures of one demo; `finish` writes them and prints the table."""
 
     figures: dict[str, Any]
@@ -85,9 +85,9 @@ class Report:
         return table
 
 
-def evaluate(
+def evaluate_demo(
     config: TrainMixConfig, outcome: Outcome, seed: int, per_dataset: int, out: Path
-) -> Report:
+) -> DemoReport:
     """Evaluates the demo's last checkpoint, draws the picture and sends all to the MLflow run.
 
     Args:
@@ -102,11 +102,11 @@ def evaluate(
     lseg, labels = load_checkpoint(folder)
     encoder = build_text_encoder(lseg.config.text)
     asker = Asker(lseg, encoder)
-    seen = {name: of_classes(labels, with_other=False) for name in corpus.sizes}
-    unseen = of_classes(HELD_OUT, with_other=True)
+    seen = {name: class_question(labels, with_other=False) for name in corpus.sizes}
+    unseen = class_question(HELD_OUT, with_other=True)
     behaviours = behaviours_protocol.FourBehaviours([*labels, *HELD_OUT], SUPER_CLASSES, seed)
     pictures = []
-    for picture in asker.pictures(corpus, per_dataset, config.data.augment.base_px):
+    for picture in asker.images(corpus, per_dataset, config.data.augment.base_px):
         seen[picture.dataset].add(asker, picture)
         unseen.add(asker, picture)
         behaviours.add(asker, picture)
@@ -124,7 +124,7 @@ def evaluate(
     tracker.wait_for_run(30)
     hint = tracker.ui_hint()
     tracker.close("FINISHED")
-    return Report(figures, out, outcome.checkpoint, hint, _verdicts(figures))
+    return DemoReport(figures, out, outcome.checkpoint, hint, _verdicts(figures))
 
 
 def _untrained_unseen(
@@ -133,15 +133,15 @@ def _untrained_unseen(
     """Unseen mIoU of the same network before its first step."""
     torch.manual_seed(seed)
     asker = Asker(build_lseg(config.model, dim), build_text_encoder(config.model.text))
-    unseen = of_classes(HELD_OUT, with_other=True)
-    for picture in asker.pictures(corpus, per_dataset, config.data.augment.base_px):
+    unseen = class_question(HELD_OUT, with_other=True)
+    for picture in asker.images(corpus, per_dataset, config.data.augment.base_px):
         unseen.add(asker, picture)
     return unseen.miou
 
 
 def _figures(
-    seen: dict[str, Closed],
-    unseen: Closed,
+    seen: dict[str, ClosedQuestion],
+    unseen: ClosedQuestion,
     behaviours: behaviours_protocol.FourBehaviours,
     untrained: float,
 ) -> dict[str, Any]:
@@ -195,7 +195,9 @@ def _verdicts(figures: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
     return rows
 
 
-def _rows(asker: Asker, pictures: list[Picture], labels: tuple[str, ...]) -> list[Row]:
+def _rows(
+    asker: Asker, pictures: list[ViewedImage], labels: tuple[str, ...]
+) -> list[ComparedImage]:
     """Two pictures each of seen classes, of unseen ones, and of "other"."""
     taxonomy = universal()
     unseen_ids = [taxonomy.id_of(name) for name in HELD_OUT]
@@ -213,17 +215,17 @@ def _rows(asker: Asker, pictures: list[Picture], labels: tuple[str, ...]) -> lis
     return rows
 
 
-def _distinct(pictures: list[Picture], count: int) -> list[Picture]:
+def _distinct(pictures: list[ViewedImage], count: int) -> list[ViewedImage]:
     """The first `count` pictures of different datasets."""
-    found: dict[str, Picture] = {}
+    found: dict[str, ViewedImage] = {}
     for picture in pictures:
         found.setdefault(picture.dataset, picture)
     return list(found.values())[:count]
 
 
 def _row(
-    asker: Asker, picture: Picture, what: str, names: tuple[str, ...] | list[str], other: bool
-) -> Row:
+    asker: Asker, picture: ViewedImage, what: str, names: tuple[str, ...] | list[str], other: bool
+) -> ComparedImage:
     lut = label_space(names).lut.astype(np.int64)
     if other:
         lut[lut == IGNORE] = len(names)
@@ -231,7 +233,7 @@ def _row(
     texts = tuple(label_text(name) for name in names) + ((OTHER,) if other else ())
     prediction = asker.ask(picture, texts)
     title = f"{picture.dataset}: {what}"
-    return Row(title, picture.image, lut[picture.label], prediction, texts, other)
+    return ComparedImage(title, picture.image, lut[picture.label], prediction, texts, other)
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, float]:

@@ -13,8 +13,8 @@ from model.metrics import (
     foreground_miou,
     merge_classes,
 )
-from pipeline.evaluation.plan import Plan
-from pipeline.evaluation.scoring import Counts, Part
+from pipeline.evaluation.plan import Part, ProtocolPlan
+from pipeline.evaluation.scoring import Counts
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Figures:
     classes: list[ClassRow] = field(default_factory=list)
 
 
-def figures_of(plan: Plan, counts: dict[str, Counts]) -> Figures:
+def figures_of(plan: ProtocolPlan, counts: dict[str, Counts]) -> Figures:
     """Computes the figures of a complete evaluation."""
     parts: dict[str, dict[str, float]] = {}
     rows: list[ClassRow] = []
@@ -58,7 +58,7 @@ def figures_of(plan: Plan, counts: dict[str, Counts]) -> Figures:
     return Figures(_summary(plan, parts), parts, rows)
 
 
-def _summary(plan: Plan, parts: dict[str, dict[str, float]]) -> dict[str, float]:
+def _summary(plan: ProtocolPlan, parts: dict[str, dict[str, float]]) -> dict[str, float]:
     """Means over parts; of the held-out sets the harmonic one too."""
     names = [key for key in next(iter(parts.values())) if key not in _COUNTS]
     summary = {}
@@ -82,7 +82,7 @@ def matrix_of(part: Part, counts: Counts) -> ConfusionMatrix:
     return matrix
 
 
-def _classes(plan: Plan, part: Part, counts: Counts) -> dict[str, float]:
+def _classes(plan: ProtocolPlan, part: Part, counts: Counts) -> dict[str, float]:
     matrix = matrix_of(part, counts)
     classes = [i for i, name in enumerate(part.space.classes) if name not in plan.unscored]
     over = "all" if plan.mean_over == "all" else "target"

@@ -23,7 +23,7 @@ from pipeline.evaluation.leak import check_leaks
 from pipeline.evaluation.page import write_page
 from pipeline.evaluation.protocols import make_plan
 from pipeline.evaluation.record import open_run, record
-from pipeline.evaluation.report import Report
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.evaluation.runner import Runner, resolve_workers
 from pipeline.storage.open import open_storage
 from pipeline.storage.places import make_writable
@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evalu
         ModelError: The checkpoint is damaged.
     """
     began = time.perf_counter()
-    config = absolute(config)
+    config = with_absolute_places(config)
     checkpoint, provenance = open_checkpoint(config.checkpoint)
     name = folder_name(config)
     out = f"{config.out}/{name}"
@@ -121,7 +121,7 @@ def _evaluate(
         config.checkpoint, plan.parts, workers, config.precision, out, config.max_bad_share
     ) as runner:
         counts = runner.run()
-        report = Report(
+        report = EvaluationReport(
             config,
             plan,
             figures_of(plan, counts),
@@ -131,7 +131,7 @@ def _evaluate(
             checkpoint_fingerprint(checkpoint),
         )
         report.write(work)
-        write_page(report, runner.example, work)
+        write_page(report, runner.examples, work)
         runner.clean()
         for empty in (work / "partial" / runner.fingerprint, work / "partial"):
             with contextlib.suppress(OSError):  # Not there, or with counts of another evaluation.
@@ -153,7 +153,7 @@ def folder_name(config: EvaluateConfig) -> str:
     return re.sub(r"[^\w.\-]+", "-", f"{words}-{config.variant}").strip("-.")
 
 
-def absolute(config: EvaluateConfig) -> EvaluateConfig:
+def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
     """Makes places mean the same in every process, and as long as the job runs.
 
     The working folder of a Ray worker is another, and an alias of the registry may move.

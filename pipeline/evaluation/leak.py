@@ -16,8 +16,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.few_shot import EpisodeItems
 from pipeline.evaluation.held_out import HeldOutItems
 from pipeline.evaluation.items import RootItems, ShardItems
-from pipeline.evaluation.plan import Plan
-from pipeline.evaluation.scoring import Part
+from pipeline.evaluation.plan import Part, ProtocolPlan
 
 SYNONYMS = {
     "aeroplane": "airplane",
@@ -74,7 +73,7 @@ class LeakReport:
         return "unknown" if undecided else "yes"
 
 
-def check_leaks(config: EvaluateConfig, plan: Plan, provenance: Provenance) -> LeakReport:
+def check_leaks(config: EvaluateConfig, plan: ProtocolPlan, provenance: Provenance) -> LeakReport:
     """Compares a checkpoint's past with a protocol."""
     report = LeakReport(provenance.is_known)
     if not provenance.is_known:
@@ -101,7 +100,7 @@ def check_leaks(config: EvaluateConfig, plan: Plan, provenance: Provenance) -> L
     return report
 
 
-def _tested(plan: Plan, part: Part) -> dict[str, tuple[str, ...]]:
+def _tested(plan: ProtocolPlan, part: Part) -> dict[str, tuple[str, ...]]:
     """The classes that are tested, and all words that stand for each."""
     if plan.kind == "few-shot":
         return {name: (name,) for name in part.strata}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.taxonomy import IGNORE
-from pipeline.evaluation.overlay import Row, draw
-from pipeline.evaluation.report import TITLES, Report
+from pipeline.evaluation.overlay import ComparedImage, draw
+from pipeline.evaluation.report import TITLES, EvaluationReport
 from pipeline.evaluation.scoring import ItemScore
 
 STYLE = """
@@ -24,26 +24,35 @@ img { max-width: 100%; border: 1px solid #ddd; }
 """
 
 
-def write_page(report: Report, example: Callable[[int, int], Any], folder: Path) -> None:
-    """Writes page.html and the pictures that it shows.
+def write_page(
+    report: EvaluationReport,
+    examples: Callable[[Sequence[tuple[int, int]]], list[Any]],
+    folder: Path,
+) -> None:
+    """Writes page.html and the images that it shows.
 
     Args:
         report: The evaluation.
-        example: (number of a part, position of a picture) -> item, target, prediction.
-        folder: Where.
+        examples: Item, target and prediction of each (number of a part, position of an image).
+        folder: Where the files go.
     """
     sections = []
     for number, part in enumerate(report.plan.parts):
         worst, best = extremes(report.counts[part.name].scores, report.config.examples)
-        for kind, chosen in (("best", best), ("worst", worst)):
-            if not chosen:
+        for kind, scores in (("best", best), ("worst", worst)):
+            if not scores:
                 continue
-            rows = [_row(report, number, score, example) for score in chosen]
+            # One file's images at a time: full-size images of a whole evaluation fill a memory.
+            answers = examples([(number, score.position) for score in scores])
+            rows = [
+                _row(report, number, score, answer)
+                for score, answer in zip(scores, answers, strict=True)
+            ]
             name = f"{part.name}-{kind}.png".replace(os.sep, "_")
             draw(rows, folder / name)
             sections.append(
-                f"<h2>{html.escape(part.name)}: {kind} pictures</h2>\n"
-                f'<img src="{html.escape(name)}" alt="{kind} pictures of {html.escape(part.name)}">'
+                f"<h2>{html.escape(part.name)}: {kind} images</h2>\n"
+                f'<img src="{html.escape(name)}" alt="{kind} images of {html.escape(part.name)}">'
             )
     body = [
         f"<h1>{html.escape(report.config.protocol)}</h1>",
@@ -70,9 +79,11 @@ def extremes(scores: Sequence[ItemScore], count: int) -> tuple[list[ItemScore], 
     return ranked[:count], ranked[len(ranked) - count :][::-1]
 
 
-def _row(report: Report, part_number: int, score: ItemScore, example: Any) -> Row:
+def _row(
+    report: EvaluationReport, part_number: int, score: ItemScore, answer: Any
+) -> ComparedImage:
     space = report.plan.parts[part_number].space
-    item, target, prediction = example(part_number, score.position)
+    item, target, prediction = answer
     image = item.image
     if image.shape[:2] != target.shape:  # squashed
         from pipeline.evaluation.views import network_input
@@ -88,10 +99,10 @@ def _row(report: Report, part_number: int, score: ItemScore, example: Any) -> Ro
     named = tuple(labels[number] for number in shown)
     title = f"{score.key.rpartition('/')[2]}: {100 * (score.miou or 0):.1f}"
     has_none = space.rest is None and bool((prediction == space.none).any())
-    return Row(title, image, place[target], place[prediction], named, has_other=has_none)
+    return ComparedImage(title, image, place[target], place[prediction], named, has_other=has_none)
 
 
-def _warnings(report: Report) -> list[str]:
+def _warnings(report: EvaluationReport) -> list[str]:
     lines = [*report.leak.reasons, *report.plan.notes]
     if report.leak.zero_shot != "yes":
         lines.insert(0, f"Zero-shot: {report.leak.zero_shot}.")
@@ -101,7 +112,7 @@ def _warnings(report: Report) -> list[str]:
     return [f'<div class="warning"><ul>{items}</ul></div>']
 
 
-def _figures(report: Report) -> str:
+def _figures(report: EvaluationReport) -> str:
     parts = report.figures.parts
     names = [name for name in TITLES if any(name in part for part in parts.values())]
     head = "".join(f"<th>{html.escape(TITLES[name])}</th>" for name in names)
@@ -119,7 +130,7 @@ def _figures(report: Report) -> str:
     return f"<table><tr><th></th>{head}</tr>{body}</table>{extra}"
 
 
-def _published(report: Report) -> str:
+def _published(report: EvaluationReport) -> str:
     table = report.to_dict()["published"]
     if not table:
         return ""

@@ -33,22 +33,16 @@ from pipeline.data.taxonomy import (
     universal,
 )
 from pipeline.errors import UserError, did_you_mean
-from pipeline.evaluation.answers import DROPPED, AnswerSpace, space_of
 from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
-from pipeline.evaluation.items import (
-    ItemSource,
-    RootItems,
-    ShardItems,
-    spread,
-)
-from pipeline.evaluation.plan import Plan
-from pipeline.evaluation.scoring import Part
+from pipeline.evaluation.items import ItemSource, RootItems, ShardItems
+from pipeline.evaluation.plan import Part, ProtocolPlan, with_policy
+from pipeline.scoring import DROPPED, AnswerSpace, evenly, space_of
 
 ANYTHING_ELSE = "(other)"
 """The class of all pixels that a zero-shot question does not name; itself not scored."""
 
 
-def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
+def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> ProtocolPlan:
     """Builds the parts of the configured protocol.
 
     Args:
@@ -93,7 +87,7 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
         if same:
             equal[dataset] = same
         parts.append(
-            Part(dataset, source, space.with_policy(policy), config.geometry or Geometry())
+            Part(dataset, source, with_policy(space, policy), config.geometry or Geometry())
         )
     unscored = frozenset({ANYTHING_ELSE} if unseen else ())
     notes = ()
@@ -103,7 +97,9 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
             "taxonomy has a class for"
             for part in parts
         )
-    return Plan(tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=notes)
+    return ProtocolPlan(
+        tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=notes
+    )
 
 
 def native_classes(dataset: str) -> tuple[tuple[int, str], ...]:
@@ -251,7 +247,7 @@ def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
             manifest = manifests[name]
             if native:
                 _check_native(config, manifest)
-            indices = spread(manifest.num_samples, config.max_images)
+            indices = evenly(manifest.num_samples, config.max_images)
             sources[name] = ShardItems(config.shards, manifest, indices, native)
         else:
             raise UserError(
@@ -297,7 +293,7 @@ def _root_items(config: EvaluateConfig, dataset: str, native: bool) -> RootItems
     sources = open_reader(dataset, root).listing(config.split).sources  # type: ignore[arg-type]
     if not sources:
         raise UserError(f"roots.{dataset}={root}: holds no picture with a label in {config.split}")
-    chosen = tuple(sources[index] for index in spread(len(sources), config.max_images))
+    chosen = tuple(sources[index] for index in evenly(len(sources), config.max_images))
     return RootItems(dataset, root, chosen, native)
 
 
@@ -307,7 +303,7 @@ def published_ade20k_labels() -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
-def _ade20k(config: EvaluateConfig) -> Plan:
+def _ade20k(config: EvaluateConfig) -> ProtocolPlan:
     labels = published_ade20k_labels()
     source = _sources(replace(config, datasets=("ade20k",)), native=True)["ade20k"]
     lut = np.full(256, IGNORE, np.uint8)
@@ -323,6 +319,6 @@ def _ade20k(config: EvaluateConfig) -> Plan:
     policy = config.other or OtherPolicy()
     if policy.policy != "none":
         notes.append(f"other: {policy}; published: none")
-    space = space_of(labels, labels, lut).with_policy(policy)
+    space = with_policy(space_of(labels, labels, lut), policy)
     part = Part("ade20k", source, space, geometry)
-    return Plan((part,), "classes", mean_over="all", notes=tuple(notes))
+    return ProtocolPlan((part,), "classes", mean_over="all", notes=tuple(notes))

@@ -20,7 +20,7 @@ from rich.table import Table
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.figures import Figures, matrix_of, miou_over
 from pipeline.evaluation.leak import LeakReport, seen_flags
-from pipeline.evaluation.plan import Plan
+from pipeline.evaluation.plan import ProtocolPlan
 from pipeline.evaluation.published import published_rows
 from pipeline.evaluation.scoring import Counts
 
@@ -41,11 +41,11 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """One finished evaluation."""
 
     config: EvaluateConfig
-    plan: Plan
+    plan: ProtocolPlan
     figures: Figures
     counts: dict[str, Counts]
     leak: LeakReport
@@ -217,6 +217,6 @@ def _cell(name: str, value: float | None) -> str:
     return f"{100 * value:.2f}"
 
 
-def _ours(report: Report) -> str:
+def _ours(report: EvaluationReport) -> str:
     deviations = len(report.plan.notes)
     return f"this evaluation{f'; {deviations} deviations, see notes' if deviations else ''}"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from pipeline.data.pixels.palette import PaletteName
 from pipeline.errors import UserError
-from pipeline.inference.palettes import PaletteName
 
 if TYPE_CHECKING:
     from model.sliding import SlidingConfig
@@ -106,7 +106,7 @@ class PredictConfig:
             raise UserError("base_px: full_size is set too, which does not use it: set one of them")
         if self.view == "whole" and self.window_px is not None:
             raise UserError("window_px: view=whole has no windows: leave it out")
-        other_policy(self.other)
+        parse_other(self.other)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Other:
         return "none" if self.threshold is None else f"threshold {self.threshold:g}"
 
 
-def other_policy(value: str) -> Other:
+def parse_other(value: str) -> Other:
     """Reads `none`, a probability, or texts.
 
     Raises:
@@ -171,7 +171,7 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice and labels != tuple(trained):
         raise UserError(f"{where}: names {twice[0]!r} twice: the second would never win: drop it")
-    both = [text for text in other_policy(config.other).texts if text in labels]
+    both = [text for text in parse_other(config.other).texts if text in labels]
     if both:
         raise UserError(f"other={both[0]}: is one of the labels too: drop it from one of them")
     return labels

@@ -24,9 +24,9 @@ from model.lseg import LSeg
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, Views, sliding_label_ids, window_grid
 from pipeline.data.pixels.official import BadSample
+from pipeline.data.pixels.palette import NO_LABEL_COLOUR, PaletteName, label_colours
 from pipeline.errors import UserError
 from pipeline.inference.overlay import draw_photo
-from pipeline.inference.palettes import NO_LABEL_COLOUR, PaletteName, label_colours
 from pipeline.inference.photos import Photo, decode_photo
 from pipeline.storage.open import open_storage
 
@@ -37,7 +37,7 @@ OVERLAY_QUALITY = 92
 
 
 @dataclass(frozen=True)
-class Task:
+class SegmentTask:
     """What is made of every picture."""
 
     checkpoint: str
@@ -57,7 +57,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PhotoOutcome:
     """What came of one picture."""
 
     uri: str
@@ -74,19 +74,19 @@ class Segmenter:
         device: Where the network runs.
     """
 
-    def __init__(self, task: Task, device: torch.device | str) -> None:
+    def __init__(self, task: SegmentTask, device: torch.device | str) -> None:
         self._task = task
         self._device = torch.device(device)
         self._lseg = LSeg.load(task.checkpoint, self._device).eval()
         self._text_TC = torch.from_numpy(np.array(task.text_TC)).to(self._device)
         self._out = open_storage(task.out)
 
-    def segment(self, photos: Sequence[Photo]) -> list[Outcome]:
+    def segment(self, photos: Sequence[Photo]) -> list[PhotoOutcome]:
         """Segments pictures and stores the results; what cannot be read is told, not raised."""
         with ThreadPoolExecutor(4, thread_name_prefix="decode") as pool:
             decoded = list(pool.map(_decode, photos))
         outcomes = [
-            Outcome(photo.uri, photo.name, image)
+            PhotoOutcome(photo.uri, photo.name, image)
             for photo, image in zip(photos, decoded, strict=True)
             if isinstance(image, str)
         ]
@@ -97,7 +97,7 @@ class Segmenter:
         ]
         for batch in _of_one_size(whole):
             self._segment([photo for photo, _ in batch], [image for _, image in batch])
-            outcomes += [Outcome(photo.uri, photo.name) for photo, _ in batch]
+            outcomes += [PhotoOutcome(photo.uri, photo.name) for photo, _ in batch]
         return outcomes
 
     def _segment(self, photos: list[Photo], images: list[np.ndarray]) -> None:

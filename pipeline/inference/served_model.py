@@ -35,7 +35,7 @@ from model.sliding import SlidingConfig, sliding_label_ids
 from pipeline.checkpoints.resolvers import FILES
 from pipeline.data.pixels.official import BadSample
 from pipeline.errors import UserError
-from pipeline.inference.config import Other, PredictConfig, other_policy, sliding_of
+from pipeline.inference.config import Other, PredictConfig, parse_other, sliding_of
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.segmenter import encode_index, seen_image
 
@@ -203,7 +203,7 @@ class SegmentationModel(PythonModel):
         Raises:
             UserError: One of them is not allowed.
         """
-        other = other_policy(str(params.get("other", "none")))
+        other = parse_other(str(params.get("other", "none")))
         labels = self._labels(params.get("labels", ()), other)
         view, base_px = str(params.get("view", "single")), int(params.get("base_px", 0))
         if view not in ("single", "published", "whole"):

@@ -16,9 +16,9 @@ from model.checkpoint import save_checkpoint
 from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.lseg import LSeg, build_lseg
 from model.sliding import PUBLISHED, SlidingConfig, sliding_logits
+from pipeline.data.pixels.palette import label_colours
 from pipeline.errors import UserError
-from pipeline.inference.config import PredictConfig, other_policy, read_labels, sliding_of
-from pipeline.inference.palettes import label_colours
+from pipeline.inference.config import PredictConfig, parse_other, read_labels, sliding_of
 from pipeline.inference.segmenter import encode_index, seen_image
 from pipeline.storage.open import open_storage
 
@@ -269,7 +269,7 @@ def test_sizes_come_from_the_training(checkpoint, tmp_path):
 
 
 def test_policies_are_named():
-    assert [str(other_policy(value)) for value in ("none", "0.4", "other, rest")] == [
+    assert [str(parse_other(value)) for value in ("none", "0.4", "other, rest")] == [
         "none",
         "threshold 0.4",
         "words: other, rest",

@@ -20,10 +20,10 @@ from pipeline.evaluation.behaviours.questions import (
     OTHER,
     Asker,
     Behaviours,
-    Picture,
-    of_super_classes,
+    ViewedImage,
+    super_class_question,
 )
-from pipeline.evaluation.overlay import Row
+from pipeline.evaluation.overlay import ComparedImage
 
 THRESHOLDS = {
     # Half of a named class's pixels, where one label in about ten would be right by chance.
@@ -46,7 +46,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BehaviourVerdict:
     """One figure against its threshold."""
 
     name: str
@@ -75,9 +75,9 @@ class FourBehaviours:
     ) -> None:
         self._vocabulary, self._members = tuple(vocabulary), dict(super_classes)
         self._questions = Behaviours(vocabulary, seed)
-        self._supers = of_super_classes(super_classes)
+        self._supers = super_class_question(super_classes)
 
-    def add(self, asker: Asker, picture: Picture) -> None:
+    def add(self, asker: Asker, picture: ViewedImage) -> None:
         """Asks about one picture."""
         self._supers.add(asker, picture)
         self._questions.add(asker, picture)
@@ -90,10 +90,10 @@ class FourBehaviours:
             "superclass_chance": self._supers.chance_miou,
         }
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[BehaviourVerdict]:
         """Each of the four against its threshold."""
         figures = self.figures()
-        return [Verdict(name, figures[name], bound) for name, bound in THRESHOLDS.items()]
+        return [BehaviourVerdict(name, figures[name], bound) for name, bound in THRESHOLDS.items()]
 
     def report(self) -> dict[str, Any]:
         """Figures, thresholds and verdicts as plain values."""
@@ -103,7 +103,7 @@ class FourBehaviours:
             "reached": {verdict.name: verdict.holds for verdict in self.verdicts()},
         }
 
-    def rows(self, asker: Asker, pictures: Sequence[Picture]) -> list[Row]:
+    def rows(self, asker: Asker, pictures: Sequence[ViewedImage]) -> list[ComparedImage]:
         """One example of each behaviour for a picture of segmentations.
 
         The picture with the most classes shows presence, the next two absence and "other", the one
@@ -132,7 +132,7 @@ class FourBehaviours:
             _row(asker, fourth, "super-class words", supers or self._members),
         ]
 
-    def _shown(self, picture: Picture) -> list[str]:
+    def _shown(self, picture: ViewedImage) -> list[str]:
         return [universal().classes[i] for i in np.unique(picture.label) if i != IGNORE]
 
 
@@ -140,7 +140,9 @@ def _own(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return {label_text(name): (name,) for name in names}
 
 
-def _row(asker: Asker, picture: Picture, what: str, members: Mapping[str, tuple[str, ...]]) -> Row:
+def _row(
+    asker: Asker, picture: ViewedImage, what: str, members: Mapping[str, tuple[str, ...]]
+) -> ComparedImage:
     lut = np.full(256, len(members), np.int64)
     lut[IGNORE] = IGNORE
     for position, group in enumerate(members.values()):
@@ -148,4 +150,6 @@ def _row(asker: Asker, picture: Picture, what: str, members: Mapping[str, tuple[
     texts = (*members, OTHER)
     title = f"{picture.dataset}: {what}"
     prediction = asker.ask(picture, texts)
-    return Row(title, picture.image, lut[picture.label], prediction, texts, has_other=True)
+    return ComparedImage(
+        title, picture.image, lut[picture.label], prediction, texts, has_other=True
+    )

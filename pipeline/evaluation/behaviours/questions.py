@@ -32,7 +32,7 @@ NUM_ABSENT = 5
 
 
 @dataclass(frozen=True)
-class Picture:
+class ViewedImage:
     """A validation picture as the network sees it."""
 
     dataset: str
@@ -52,7 +52,7 @@ class Asker:
         self._device = next(lseg.parameters()).device
 
     @torch.no_grad()
-    def pictures(self, corpus: Corpus, per_dataset: int, side_px: int) -> Iterator[Picture]:
+    def images(self, corpus: Corpus, per_dataset: int, side_px: int) -> Iterator[ViewedImage]:
         """Up to `per_dataset` pictures of each dataset, whole, long side `side_px`."""
         reader = SampleReader(corpus)
         for name, size in corpus.sizes.items():
@@ -60,10 +60,10 @@ class Asker:
             for index in (i * size // count for i in range(count)):
                 image, label = whole_view(*reader.read(name, index), side_px)
                 batch = self._lseg.normalize(torch.from_numpy(image)[None])
-                yield Picture(name, image, label, Views(self._lseg, batch, AS_IT_IS, keep=True))
+                yield ViewedImage(name, image, label, Views(self._lseg, batch, AS_IT_IS, keep=True))
 
     @torch.no_grad()
-    def ask(self, picture: Picture, texts: Sequence[str]) -> np.ndarray:
+    def ask(self, picture: ViewedImage, texts: Sequence[str]) -> np.ndarray:
         """The best of the labels at each pixel: (H, W) int64, positions in `texts`."""
         text_KC = self._encoder.encode(texts).to(self._device)
         bands = picture.views.bands(text_KC)
@@ -71,7 +71,7 @@ class Asker:
 
 
 @dataclass
-class Closed:
+class ClosedQuestion:
     """Scores of a fixed list of classes, with everything else asked for as "other" or ignored."""
 
     names: tuple[str, ...]
@@ -96,7 +96,7 @@ class Closed:
         """What the network is asked."""
         return (*self.names, OTHER) if self.with_other else self.names
 
-    def add(self, asker: Asker, picture: Picture) -> None:
+    def add(self, asker: Asker, picture: ViewedImage) -> None:
         """Scores one picture, if it shows at least one of the labels."""
         target = self._lut[picture.label]
         if (target < len(self.names)).any():
@@ -117,15 +117,15 @@ class Closed:
         return float((share * guess / (share + guess - share * guess)).mean())
 
 
-def of_classes(names: Sequence[str], with_other: bool) -> Closed:
+def class_question(names: Sequence[str], with_other: bool) -> ClosedQuestion:
     """A closed question in which each label is one universal class."""
     texts = tuple(label_text(name) for name in names)
-    return Closed(texts, tuple((name,) for name in names), with_other)
+    return ClosedQuestion(texts, tuple((name,) for name in names), with_other)
 
 
-def of_super_classes(members: Mapping[str, tuple[str, ...]]) -> Closed:
+def super_class_question(members: Mapping[str, tuple[str, ...]]) -> ClosedQuestion:
     """A closed question in which each label is a word for several universal classes."""
-    return Closed(tuple(members), tuple(members.values()), with_other=True)
+    return ClosedQuestion(tuple(members), tuple(members.values()), with_other=True)
 
 
 class Behaviours:
@@ -145,7 +145,7 @@ class Behaviours:
         self._recalls: list[float] = []
         self._pixels = {"labelled": 0, "absent": 0, "unnamed": 0, "to_other": 0}
 
-    def add(self, asker: Asker, picture: Picture) -> None:
+    def add(self, asker: Asker, picture: ViewedImage) -> None:
         """Asks about one picture."""
         space = label_space(self._vocabulary)
         target = space.lut[picture.label]

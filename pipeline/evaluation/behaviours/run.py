@@ -66,7 +66,7 @@ def evaluate_behaviours(
     augment = (provenance.config.get("data") or {}).get("augment") or {}
     side_px = int(augment.get("base_px", 520))
     pictures = []
-    for picture in asker.pictures(corpus, config.max_images or PICTURES, side_px):
+    for picture in asker.images(corpus, config.max_images or PICTURES, side_px):
         behaviours.add(asker, picture)
         pictures.append(picture)
     draw(behaviours.rows(asker, pictures), folder / "behaviours.png")

@@ -13,7 +13,7 @@ from pipeline.checkpoints.provenance import Provenance, read_provenance
 from pipeline.data.shards.format import Manifest, SampleRecord, ShardRecord
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.leak import check_leaks, coco_number
-from pipeline.evaluation.plan import Plan
+from pipeline.evaluation.plan import ProtocolPlan
 from pipeline.evaluation.protocols import make_plan
 
 
@@ -30,7 +30,7 @@ def past(labels: tuple[str, ...], **manifests: Manifest | None) -> Provenance:
 
 
 @pytest.fixture
-def coco_plan(tmp_path) -> tuple[EvaluateConfig, Plan]:
+def coco_plan(tmp_path) -> tuple[EvaluateConfig, ProtocolPlan]:
     """COCO-20i with one picture for each class of fold 0, numbers 0 to 19."""
     root = tmp_path / "COCO2014"
     for number, class_id in enumerate(range(0, 80, 4)):

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.inference.overlay import draw_photo
-from pipeline.inference.palettes import (
+from pipeline.data.pixels.palette import (
     NO_LABEL_COLOUR,
     NUM_TEXTURES,
     OKABE_ITO,
@@ -11,6 +10,7 @@ from pipeline.inference.palettes import (
     texture_mask,
     to_lab,
 )
+from pipeline.inference.overlay import draw_photo
 
 # Machado, Oliveira and Fernandes (2009), severity 1, for linear RGB.
 COLOUR_BLIND = {
