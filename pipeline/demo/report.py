@@ -3,13 +3,12 @@
 import json
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,11 +16,18 @@ from model.checkpoint import load_checkpoint
 from model.lseg import build_lseg
 from model.text import build_text_encoder
 from pipeline.data.ingest.stream import Corpus, open_corpus
-from pipeline.data.taxonomy import IGNORE, label_text, universal
-from pipeline.evaluation.behaviours import protocol as behaviours_protocol
+from pipeline.data.taxonomy import IGNORE, universal
 from pipeline.evaluation.behaviours.classes import HELD_OUT, SUPER_CLASSES
+from pipeline.evaluation.behaviours.protocol import THRESHOLDS as BEHAVIOUR_THRESHOLDS
+from pipeline.evaluation.behaviours.protocol import (
+    TITLES,
+    FigureVerdict,
+    FourBehaviours,
+    compare,
+    label_members,
+    verdict_table,
+)
 from pipeline.evaluation.behaviours.questions import (
-    OTHER,
     Asker,
     ClosedQuestion,
     ViewedImage,
@@ -31,7 +37,6 @@ from pipeline.evaluation.overlay import ComparedImage, draw
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.launch import Outcome
 from pipeline.training.job import open_tracker
-from pipeline.training.questions.labels import label_space
 from pipeline.training.saving.checkpoint import fetch
 
 logger = logging.getLogger(__name__)
@@ -40,7 +45,7 @@ THRESHOLDS = {
     "seen_miou": 0.60,
     "unseen_miou": 0.35,
     "unseen_over_chance": 3.0,
-    **behaviours_protocol.THRESHOLDS,
+    **BEHAVIOUR_THRESHOLDS,
 }
 """What the demo should reach; all are lower bounds but `absent`, an upper one."""
 
@@ -53,8 +58,7 @@ class DemoReport:
     out: Path
     checkpoint: str
     ui_hint: str
-    rows: list[tuple[str, float, float, bool]] = field(default_factory=list)
-    """Name, figure, threshold, whether it holds."""
+    verdicts: list[FigureVerdict]
 
     def finish(self, seconds: dict[str, float]) -> None:
         """Writes report.json and prints the closing table."""
@@ -71,15 +75,9 @@ class DemoReport:
         print(f"MLflow      {self.ui_hint}", file=sys.stderr)
 
     def _table(self) -> Table:
-        table = Table(box=box.SIMPLE)
-        for name in ("figure", "result", "wanted", ""):
-            table.add_column(name, justify="left" if name in ("figure", "") else "right")
+        table = verdict_table(self.verdicts)
         for name, value in self.figures["datasets"].items():
             table.add_row(f"mIoU, seen classes, {name}", f"{value['miou']:.3f}", "", "")
-        for name, value, threshold, holds in self.rows:
-            sign = "<" if name.startswith("absent") else ">"
-            verdict = "ok" if holds else "[bold red]not reached[/]"
-            table.add_row(name, f"{value:.3f}", f"{sign} {threshold:g}", verdict)
         for key in ("unseen_chance_miou", "untrained_unseen_miou"):
             table.add_row(key.replace("_", " "), f"{self.figures[key]:.3f}", "", "")
         return table
@@ -104,7 +102,7 @@ def evaluate_demo(
     asker = Asker(lseg, encoder)
     seen = {name: class_question(labels, with_other=False) for name in corpus.sizes}
     unseen = class_question(HELD_OUT, with_other=True)
-    behaviours = behaviours_protocol.FourBehaviours([*labels, *HELD_OUT], SUPER_CLASSES, seed)
+    behaviours = FourBehaviours([*labels, *HELD_OUT], SUPER_CLASSES, seed)
     pictures = []
     for picture in asker.images(corpus, per_dataset, config.data.augment.base_px):
         seen[picture.dataset].add(asker, picture)
@@ -142,7 +140,7 @@ def _untrained_unseen(
 def _figures(
     seen: dict[str, ClosedQuestion],
     unseen: ClosedQuestion,
-    behaviours: behaviours_protocol.FourBehaviours,
+    behaviours: FourBehaviours,
     untrained: float,
 ) -> dict[str, Any]:
     datasets = {
@@ -172,27 +170,19 @@ def _figures(
     }
 
 
-def _verdicts(figures: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
-    ratio = figures["unseen_miou"] / figures["unseen_chance_miou"]
-    values = {
-        "seen_miou": ("seen classes: mIoU over all datasets", figures["seen_miou"]),
-        "unseen_miou": ("unseen classes: mIoU, zero-shot", figures["unseen_miou"]),
-        "unseen_over_chance": ("unseen classes: times chance", ratio),
-        "present": (behaviours_protocol.TITLES["present"], figures["behaviours"]["present"]),
-        "absent": (behaviours_protocol.TITLES["absent"], figures["behaviours"]["absent"]),
-        "other": (behaviours_protocol.TITLES["other"], figures["behaviours"]["other"]),
-        "superclass": (
-            behaviours_protocol.TITLES["superclass"],
-            figures["behaviours"]["superclass"],
-        ),
+def _verdicts(figures: dict[str, Any]) -> list[FigureVerdict]:
+    """Each figure that has a threshold; `figures` learns which are reached."""
+    titles = {
+        "seen_miou": "seen classes: mIoU over all datasets",
+        "unseen_miou": "unseen classes: mIoU, zero-shot",
+        "unseen_over_chance": "unseen classes: times chance",
+        **TITLES,
     }
-    rows = []
-    for key, (title, value) in values.items():
-        threshold = THRESHOLDS[key]
-        holds = value < threshold if key == "absent" else value > threshold
-        rows.append((title, value, threshold, holds))
-    figures["reached"] = {key: row[3] for key, row in zip(values, rows, strict=True)}
-    return rows
+    ratio = figures["unseen_miou"] / figures["unseen_chance_miou"]
+    values = {**figures, "unseen_over_chance": ratio, **figures["behaviours"]}
+    verdicts = [FigureVerdict(k, t, values[k], THRESHOLDS[k]) for k, t in titles.items()]
+    figures["reached"] = {verdict.name: verdict.holds for verdict in verdicts}
+    return verdicts
 
 
 def _rows(
@@ -205,13 +195,14 @@ def _rows(
     of_unseen = [float(np.isin(picture.label, unseen_ids).mean()) for picture in pictures]
     plain = [pictures[i] for i in np.lexsort((np.array(of_unseen), -np.array(richness)))]
     by_unseen = [pictures[i] for i in np.argsort(of_unseen)[::-1]]
-    rows = [_row(asker, p, "seen classes", labels, other=False) for p in _distinct(plain, 2)]
+    seen = label_members(labels)
+    rows = [compare(asker, p, "seen classes", seen, has_other=False) for p in _distinct(plain, 2)]
     chosen = _distinct(by_unseen, 4)
-    rows += [_row(asker, p, "unseen classes", HELD_OUT, other=True) for p in chosen[:2]]
+    rows += [compare(asker, p, "unseen classes", label_members(HELD_OUT)) for p in chosen[:2]]
     for picture in chosen[2:]:
         shown = [taxonomy.classes[i] for i in np.unique(picture.label) if i != IGNORE]
-        # Name every second class of the picture; the rest has no label but "other".
-        rows.append(_row(asker, picture, "half of the classes named", shown[::2], other=True))
+        # Name every second class of the image; the rest has no label but "other".
+        rows.append(compare(asker, picture, "half of the classes named", label_members(shown[::2])))
     return rows
 
 
@@ -221,19 +212,6 @@ def _distinct(pictures: list[ViewedImage], count: int) -> list[ViewedImage]:
     for picture in pictures:
         found.setdefault(picture.dataset, picture)
     return list(found.values())[:count]
-
-
-def _row(
-    asker: Asker, picture: ViewedImage, what: str, names: tuple[str, ...] | list[str], other: bool
-) -> ComparedImage:
-    lut = label_space(names).lut.astype(np.int64)
-    if other:
-        lut[lut == IGNORE] = len(names)
-        lut[IGNORE] = IGNORE
-    texts = tuple(label_text(name) for name in names) + ((OTHER,) if other else ())
-    prediction = asker.ask(picture, texts)
-    title = f"{picture.dataset}: {what}"
-    return ComparedImage(title, picture.image, lut[picture.label], prediction, texts, other)
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, float]:

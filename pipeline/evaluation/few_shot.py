@@ -19,8 +19,6 @@ from pipeline.scoring import AnswerSpace, evenly
 class EpisodeItems(ItemSource):
     """Episodes of a few-shot benchmark."""
 
-    benchmark: str
-    root: str
     chosen: tuple[Episode, ...]
     texts: tuple[tuple[str, ...], ...]
     """Texts of each stratum, background first."""
@@ -32,12 +30,12 @@ class EpisodeItems(ItemSource):
         return [f"{episode.image}#{episode.class_id}" for episode in self.chosen]
 
     def fingerprint(self) -> str:
-        """The fingerprint of images, classes and texts."""
-        return digest(self.benchmark, self.root, self.keys(), self.texts)
+        """Hex digits over images, classes and texts."""
+        return digest(self.dataset, self.root, self.keys(), self.texts)
 
     def connect(self) -> FewShotSet:
         """Opens the benchmark's folder."""
-        return open_few_shot(self.benchmark, self.root)
+        return open_few_shot(self.dataset, self.root)
 
     def read(self, connection: FewShotSet, position: int) -> Item:
         """Reads an episode."""

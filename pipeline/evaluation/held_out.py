@@ -1,7 +1,6 @@
 """MSeg's held-out sets: universal predictions, mapped into each set's classes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,26 +14,19 @@ from pipeline.data.datasets.held_out import (
 from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
-from pipeline.evaluation.items import Item, ItemSource, digest
+from pipeline.evaluation.items import Item, ItemSource
 from pipeline.evaluation.plan import Part, ProtocolPlan, with_policy
 from pipeline.scoring import DROPPED, AnswerSpace, evenly, space_of
 
 
-@dataclass(frozen=True)
 class HeldOutItems(ItemSource):
-    """Pictures of one held-out set."""
+    """Images of one held-out set."""
 
-    dataset: str
-    root: str
-    sources: tuple[HeldOutSource, ...]
+    chosen: tuple[HeldOutSource, ...]
 
     def keys(self) -> Sequence[str]:
         """The images' paths."""
-        return [source.image for source in self.sources]
-
-    def fingerprint(self) -> str:
-        """The fingerprint of the files' names."""
-        return digest(self.dataset, self.root, self.keys())
+        return [source.image for source in self.chosen]
 
     def connect(self) -> HeldOutReader:
         """Opens the reader."""
@@ -42,7 +34,7 @@ class HeldOutItems(ItemSource):
 
     def read(self, connection: HeldOutReader, position: int) -> Item:
         """Decodes a file and its label."""
-        source = self.sources[position]
+        source = self.chosen[position]
         return Item(source.image, *connection.read(source))
 
 

@@ -45,27 +45,39 @@ class Item:
     """Which of the part's matrices counts it: the class of an episode."""
 
 
+BAD = (BadSample, BadStoredSample, ShardError, FileNotFoundError)
+"""What readers raise over a single image."""
+
+
+@dataclass(frozen=True)
 class ItemSource(ABC):
     """A fixed, ordered set of images. Pickles; `open` connects to where they lie."""
+
+    dataset: str
+    """Name of the dataset or benchmark."""
+    root: str
+    """Place of the images: a folder or URI."""
+    chosen: tuple[Any, ...]
+    """What names each image to its reader, in order."""
+
+    def __len__(self) -> int:
+        return len(self.chosen)
 
     @abstractmethod
     def keys(self) -> Sequence[str]:
         """The name of each image, in order."""
 
-    @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digits that change with the images or their order."""
+        """Hex digits that change with the images or their order; contents are not read for it."""
+        return digest(self.dataset, self.root, self.keys())
 
     @abstractmethod
     def connect(self) -> Any:
-        """Whatever `read` needs: a reader or a storage."""
+        """What reads the images: a reader or a storage."""
 
     @abstractmethod
     def read(self, connection: Any, position: int) -> Item:
         """Reads the image at a position; raises any of `BAD` where it is damaged."""
-
-    def __len__(self) -> int:
-        return len(self.keys())
 
     def open(self) -> Callable[[int], Item]:
         """A function that reads the image at a position; raises UnreadableItem."""
@@ -80,46 +92,36 @@ class ItemSource(ABC):
         return read
 
 
-BAD = (BadSample, BadStoredSample, ShardError, FileNotFoundError)
-"""What readers raise over a single image."""
-
-
 @dataclass(frozen=True)
 class ShardItems(ItemSource):
     """Images of prepared shards, with universal ids or, where they are stored, native ones."""
 
-    uri: str
     manifest: Manifest
-    indices: tuple[int, ...]
     native: bool
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def keys(self) -> Sequence[str]:
         """The samples' keys."""
         return [record.key for _, record in self._places()]
 
     def fingerprint(self) -> str:
-        """The fingerprint of the manifest and of the choice among its samples."""
-        return digest(self.manifest.fingerprint, self.indices, self.native)
+        """Hex digits over the manifest and the choice among its samples."""
+        return digest(self.manifest.fingerprint, self.chosen, self.native)
 
     def connect(self) -> tuple[Storage, list[tuple[ShardRecord, SampleRecord]]]:
         """Opens the storage, and finds where the chosen samples lie in it."""
-        return open_storage(self.uri), self._places()
+        return open_storage(self.root), self._places()
 
     def read(self, connection: Any, position: int) -> Item:
         """Reads a sample of a shard."""
         storage, places = connection
-        dataset, split = self.manifest.dataset, self.manifest.split
         shard, record = places[position]
         try:
-            sample = read_sample(storage, dataset, split, shard, record)
+            sample = read_sample(storage, self.dataset, self.manifest.split, shard, record)
             label = sample.native_png if self.native else sample.png
             if label is None:
                 raise UserError(
-                    f"shards={self.uri}: {shard.name} holds no native labels, which this "
-                    f"protocol needs: give roots.{dataset}, or convert with native labels"
+                    f"shards={self.root}: {shard.name} holds no native labels, which this "
+                    f"protocol needs: give roots.{self.dataset}, or convert with native labels"
                 )
             return Item(record.key, *decode(sample.jpeg, label))
         except (ShardError, BadStoredSample) as error:
@@ -127,25 +129,23 @@ class ShardItems(ItemSource):
 
     def _places(self) -> list[tuple[ShardRecord, SampleRecord]]:
         places = [(shard, record) for shard in self.manifest.shards for record in shard.samples]
-        return [places[index] for index in self.indices]
+        return [places[index] for index in self.chosen]
 
 
 @dataclass(frozen=True)
 class RootItems(ItemSource):
     """Images of an official download, as its reader lists and decodes them."""
 
-    dataset: str
-    root: str
-    sources: tuple[Source, ...]
+    chosen: tuple[Source, ...]
     native: bool
 
     def keys(self) -> Sequence[str]:
         """The keys that the converted samples would have."""
-        return [source.key for source in self.sources]
+        return [source.key for source in self.chosen]
 
     def fingerprint(self) -> str:
-        """The fingerprint of the files' names; contents are not read for it."""
-        return digest(self.dataset, self.root, [str(source) for source in self.sources])
+        """Hex digits over all that names the files."""
+        return digest(self.dataset, self.root, [str(source) for source in self.chosen])
 
     def connect(self) -> Reader:
         """Opens the reader."""
@@ -153,7 +153,7 @@ class RootItems(ItemSource):
 
     def read(self, connection: Reader, position: int) -> Item:
         """Decodes a file and its label."""
-        source = self.sources[position]
+        source = self.chosen[position]
         pixels = decode_image(connection.root.read(source.image)).pixels
         label = connection.native_label(source)
         if label.shape != pixels.shape[:2]:

@@ -138,9 +138,8 @@ def _evaluate(
                 empty.rmdir()
     # A log is no terminal, and has no width of its own.
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
-    console.print(report.table())
-    if (published := report.published_table()) is not None:
-        console.print(published)
+    for table in report.tables():
+        console.print(table)
     for line in (*leak.reasons, *plan.notes):
         logger.info("note: %s", line)
     return report.to_dict()

@@ -145,7 +145,7 @@ def _seen_images(
         return 0, ""
     if not isinstance(source, ShardItems | RootItems):
         return None, "pictures of an unknown kind"
-    dataset = source.dataset if isinstance(source, RootItems) else source.manifest.dataset
+    dataset = source.dataset
     if dataset not in provenance.datasets:
         return 0, ""
     split = config.split if isinstance(source, RootItems) else source.manifest.split
@@ -165,9 +165,9 @@ def _own(datasets: Sequence[str]) -> str:
 
 
 def _seen_episodes(source: EpisodeItems, provenance: Provenance) -> tuple[int | None, str]:
-    if "coco_panoptic" not in provenance.datasets or source.benchmark == "fss-1000":
+    if "coco_panoptic" not in provenance.datasets or source.dataset == "fss-1000":
         return 0, ""
-    if source.benchmark == "pascal-5i":
+    if source.dataset == "pascal-5i":
         return None, FLICKR
     manifest = provenance.manifests.get("coco_panoptic")
     if manifest is None:

@@ -18,7 +18,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200p
        padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child, td.text { text-align: left; }
+th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; border: 1px solid #ddd; }
 .warning { background: #fff4d6; padding: .6em 1em; border-left: 4px solid #d9a400; }
 """
@@ -113,43 +113,18 @@ def _warnings(report: EvaluationReport) -> list[str]:
 
 
 def _figures(report: EvaluationReport) -> str:
-    parts = report.figures.parts
-    names = [name for name in TITLES if any(name in part for part in parts.values())]
-    head = "".join(f"<th>{html.escape(TITLES[name])}</th>" for name in names)
-    rows = [(part, values) for part, values in parts.items()]
-    if len(parts) > 1:
-        rows.append(("mean", report.figures.summary))
-    body = "".join(
-        f"<tr><td>{html.escape(part)}</td>"
-        + "".join(f"<td>{_number(name, values.get(name))}</td>" for name in names)
-        + "</tr>"
-        for part, values in rows
-    )
-    harmonic = report.figures.summary.get("harmonic_miou")
-    extra = f"<p>Harmonic mean of mIoU: {100 * harmonic:.2f}</p>" if harmonic is not None else ""
-    return f"<table><tr><th></th>{head}</tr>{body}</table>{extra}"
+    parts = report.figures.parts.values()
+    names = [name for name in TITLES if any(name in part for part in parts)]
+    return _table(["", *(TITLES[name] for name in names)], report.figure_rows(names))
 
 
 def _published(report: EvaluationReport) -> str:
-    table = report.to_dict()["published"]
-    if not table:
-        return ""
-    ours = report.values()
-    names = sorted({name for row in table for name in row["values"]})
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    rows = [{"model": "ours", "values": ours, "source": "this evaluation"}, *table]
-    body = "".join(
-        f"<tr><td>{html.escape(row['model'])}</td>"
-        + "".join(f"<td>{_number('miou', row['values'].get(name))}</td>" for name in names)
-        + f'<td class="text">{html.escape(row["source"])}</td></tr>'
-        for row in rows
-    )
-    return f"<h2>Published</h2><table><tr><th>model</th>{head}<th>source</th></tr>{body}</table>"
+    rows = report.published_rows()
+    return f"<h2>Published</h2>{_table(rows[0], rows[1:])}" if rows else ""
 
 
-def _number(name: str, value: float | None) -> str:
-    if value is None or value != value:
-        return "-"
-    return (
-        f"{value:.0f}" if name in ("images", "unreadable", "counted_px") else f"{100 * value:.2f}"
-    )
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
+    lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><tr>{titles}</tr>{body}</table>"

@@ -248,7 +248,7 @@ def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
             if native:
                 _check_native(config, manifest)
             indices = evenly(manifest.num_samples, config.max_images)
-            sources[name] = ShardItems(config.shards, manifest, indices, native)
+            sources[name] = ShardItems(name, config.shards, indices, manifest, native)
         else:
             raise UserError(
                 f"datasets={name}: must be one of {', '.join(available)}"
