@@ -1,4 +1,4 @@
-"""What the demo's model learned: figures, thresholds, a picture, and one table."""
+"""What the demo's model learned: figures, thresholds, two sheets of images, and one table."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from pipeline.evaluation.behaviours.protocol import (
 from pipeline.evaluation.behaviours.questions import (
     Asker,
     ClosedQuestion,
-    ViewedImage,
+    ViewedSample,
     class_question,
 )
 from pipeline.evaluation.overlay import ComparedImage, draw
@@ -71,7 +71,7 @@ class DemoReport:
         print(f"checkpoint  {self.checkpoint}", file=sys.stderr)
         print(f"report      {self.out / 'report.json'}", file=sys.stderr)
         for name in ("overlay.png", "behaviours.png"):
-            print(f"picture     {self.out / name}", file=sys.stderr)
+            print(f"image       {self.out / name}", file=sys.stderr)
         print(f"MLflow      {self.ui_hint}", file=sys.stderr)
 
     def _table(self) -> Table:
@@ -86,13 +86,13 @@ class DemoReport:
 def evaluate_demo(
     config: TrainMixConfig, outcome: Outcome, seed: int, per_dataset: int, out: Path
 ) -> DemoReport:
-    """Evaluates the demo's last checkpoint, draws the picture and sends all to the MLflow run.
+    """Evaluates the demo's last checkpoint, draws sheets and sends all to the MLflow run.
 
     Args:
-        config: Of the training, with absolute paths.
-        outcome: Of the training.
-        seed: Of the questions.
-        per_dataset: Validation pictures of each dataset.
+        config: Configuration of the training, with absolute paths.
+        outcome: Outcome of the training.
+        seed: Seed of the questions.
+        per_dataset: Validation images of each dataset.
         out: Folder for overlay.png, behaviours.png and report.json.
     """
     corpus = open_corpus(config.data.shards, config.data.val_split)
@@ -103,17 +103,17 @@ def evaluate_demo(
     seen = {name: class_question(labels, with_other=False) for name in corpus.sizes}
     unseen = class_question(HELD_OUT, with_other=True)
     behaviours = FourBehaviours([*labels, *HELD_OUT], SUPER_CLASSES, seed)
-    pictures = []
-    for picture in asker.images(corpus, per_dataset, config.data.augment.base_px):
-        seen[picture.dataset].add(asker, picture)
-        unseen.add(asker, picture)
-        behaviours.add(asker, picture)
-        pictures.append(picture)
+    samples = []
+    for sample in asker.samples(corpus, per_dataset, config.data.augment.base_px):
+        seen[sample.dataset].add(asker, sample)
+        unseen.add(asker, sample)
+        behaviours.add(asker, sample)
+        samples.append(sample)
 
     untrained = _untrained_unseen(config, corpus, encoder.dim, per_dataset, seed)
     figures = _figures(seen, unseen, behaviours, untrained)
-    draw(_rows(asker, pictures, labels), out / "overlay.png")
-    draw(behaviours.rows(asker, pictures), out / "behaviours.png")
+    draw(_rows(asker, samples, labels), out / "overlay.png")
+    draw(behaviours.rows(asker, samples), out / "behaviours.png")
     tracker = open_tracker(config)
     tracker.log_metrics(_flat(figures), config.train.steps)
     tracker.log_artifact(out / "overlay.png")
@@ -132,8 +132,8 @@ def _untrained_unseen(
     torch.manual_seed(seed)
     asker = Asker(build_lseg(config.model, dim), build_text_encoder(config.model.text))
     unseen = class_question(HELD_OUT, with_other=True)
-    for picture in asker.images(corpus, per_dataset, config.data.augment.base_px):
-        unseen.add(asker, picture)
+    for sample in asker.samples(corpus, per_dataset, config.data.augment.base_px):
+        unseen.add(asker, sample)
     return unseen.miou
 
 
@@ -171,7 +171,7 @@ def _figures(
 
 
 def _verdicts(figures: dict[str, Any]) -> list[FigureVerdict]:
-    """Each figure that has a threshold; `figures` learns which are reached."""
+    """The verdicts on all figures with a threshold, which are noted in `figures` too."""
     titles = {
         "seen_miou": "seen classes: mIoU over all datasets",
         "unseen_miou": "unseen classes: mIoU, zero-shot",
@@ -186,31 +186,31 @@ def _verdicts(figures: dict[str, Any]) -> list[FigureVerdict]:
 
 
 def _rows(
-    asker: Asker, pictures: list[ViewedImage], labels: tuple[str, ...]
+    asker: Asker, samples: list[ViewedSample], labels: tuple[str, ...]
 ) -> list[ComparedImage]:
-    """Two pictures each of seen classes, of unseen ones, and of "other"."""
+    """Comparisons to draw: two images each for seen classes, unseen ones, and "other"."""
     taxonomy = universal()
     unseen_ids = [taxonomy.id_of(name) for name in HELD_OUT]
-    richness = [len(np.unique(picture.label)) for picture in pictures]
-    of_unseen = [float(np.isin(picture.label, unseen_ids).mean()) for picture in pictures]
-    plain = [pictures[i] for i in np.lexsort((np.array(of_unseen), -np.array(richness)))]
-    by_unseen = [pictures[i] for i in np.argsort(of_unseen)[::-1]]
+    richness = [len(np.unique(sample.label)) for sample in samples]
+    of_unseen = [float(np.isin(sample.label, unseen_ids).mean()) for sample in samples]
+    plain = [samples[i] for i in np.lexsort((np.array(of_unseen), -np.array(richness)))]
+    by_unseen = [samples[i] for i in np.argsort(of_unseen)[::-1]]
     seen = label_members(labels)
     rows = [compare(asker, p, "seen classes", seen, has_other=False) for p in _distinct(plain, 2)]
     chosen = _distinct(by_unseen, 4)
     rows += [compare(asker, p, "unseen classes", label_members(HELD_OUT)) for p in chosen[:2]]
-    for picture in chosen[2:]:
-        shown = [taxonomy.classes[i] for i in np.unique(picture.label) if i != IGNORE]
+    for sample in chosen[2:]:
+        shown = [taxonomy.classes[i] for i in np.unique(sample.label) if i != IGNORE]
         # Name every second class of the image; the rest has no label but "other".
-        rows.append(compare(asker, picture, "half of the classes named", label_members(shown[::2])))
+        rows.append(compare(asker, sample, "half of the classes named", label_members(shown[::2])))
     return rows
 
 
-def _distinct(pictures: list[ViewedImage], count: int) -> list[ViewedImage]:
-    """The first `count` pictures of different datasets."""
-    found: dict[str, ViewedImage] = {}
-    for picture in pictures:
-        found.setdefault(picture.dataset, picture)
+def _distinct(samples: list[ViewedSample], count: int) -> list[ViewedSample]:
+    """The first `count` images of different datasets."""
+    found: dict[str, ViewedSample] = {}
+    for sample in samples:
+        found.setdefault(sample.dataset, sample)
     return list(found.values())[:count]
 
 

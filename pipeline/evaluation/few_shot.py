@@ -46,7 +46,7 @@ class EpisodeItems(ItemSource):
 
 
 def few_shot_plan(config: EvaluateConfig) -> ProtocolPlan:
-    """The episodes of the configured folds.
+    """Plans the episodes of the configured folds.
 
     Raises:
         UserError: The download is missing, or the policy for "other" does not go with episodes.

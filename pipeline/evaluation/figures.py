@@ -37,7 +37,7 @@ class Figures:
     summary: dict[str, float]
     """The protocol's own figures, 0..1: `miou`, `pixel_accuracy`, `fb_iou`, ..."""
     parts: dict[str, dict[str, float]]
-    """The same by dataset or fold; with the numbers of pictures and counted pixels."""
+    """The same figures by dataset or fold, with the numbers of images and counted pixels."""
     classes: list[ClassRow] = field(default_factory=list)
 
 
@@ -59,7 +59,7 @@ def figures_of(plan: ProtocolPlan, counts: dict[str, Counts]) -> Figures:
 
 
 def _summary(plan: ProtocolPlan, parts: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Means over parts; of the held-out sets the harmonic one too."""
+    """Means of the figures over parts; for the held-out sets the harmonic mean too."""
     names = [key for key in next(iter(parts.values())) if key not in _COUNTS]
     summary = {}
     for name in names:
@@ -76,7 +76,7 @@ _COUNTS = frozenset({"images", "unreadable", "counted_px"})
 
 
 def matrix_of(part: Part, counts: Counts) -> ConfusionMatrix:
-    """The sum over strata, with the row and column of none of the classes last."""
+    """The confusion matrix of a part, summed over strata; "none of the classes" comes last."""
     matrix = ConfusionMatrix(len(part.space.classes) + 1)
     matrix.merge(torch.from_numpy(counts.matrices.sum(0)))
     return matrix

@@ -39,7 +39,7 @@ class HeldOutItems(ItemSource):
 
 
 def held_out_space(dataset: str) -> AnswerSpace:
-    """All universal classes are asked; each belongs to at most one class of the set."""
+    """The answer space of a set: all universal classes, each for at most one class of the set."""
     table = held_out_table(dataset)
     lut = np.full(256, IGNORE, np.uint8)
     owner: dict[str, int] = {}
@@ -54,7 +54,7 @@ def held_out_space(dataset: str) -> AnswerSpace:
 
 
 def held_out_plan(config: EvaluateConfig) -> ProtocolPlan:
-    """The sets whose roots are given.
+    """Plans the held-out sets whose roots are given.
 
     Raises:
         UserError: There are none, or one is not a held-out set.
@@ -79,10 +79,10 @@ def held_out_plan(config: EvaluateConfig) -> ProtocolPlan:
         reader = open_held_out(name, config.roots[name])
         sources = reader.sources()
         if not sources:
-            raise UserError(f"roots.{name}={config.roots[name]}: holds no picture with a label")
+            raise UserError(f"roots.{name}={config.roots[name]}: holds no image with a label")
         picked = tuple(sources[i] for i in evenly(len(sources), config.max_images))
         if len(picked) != reader.num_published:
-            notes.append(f"{name}: {len(picked)} pictures; published: {reader.num_published}")
+            notes.append(f"{name}: {len(picked)} images; published: {reader.num_published}")
         source = HeldOutItems(name, config.roots[name], picked)
         parts.append(Part(name, source, with_policy(held_out_space(name), policy), geometry))
     if len(chosen) < len(HELD_OUT_SETS):

@@ -165,5 +165,5 @@ class RootItems(ItemSource):
 
 
 def digest(*parts: object) -> str:
-    """16 hex digits over plain values."""
+    """A fingerprint of plain values: 16 hex digits."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One evaluation from its configuration to its report."""
+"""An evaluation from its configuration to its report."""
 
 import contextlib
 import logging
@@ -40,7 +40,7 @@ class StartRay(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation leaves behind."""
+    """The outcome of an evaluation."""
 
     report: dict[str, Any]
     """The content of report.json."""
@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evalu
     """Scores a checkpoint by a protocol, writes the report, and records it.
 
     Args:
-        config: What, and how.
+        config: What to score, and how.
         start_ray: Called with the numbers of CPUs and GPUs once Ray is needed, which is after all
             that can be checked without it; None where it is running.
 
@@ -113,7 +113,7 @@ def _evaluate(
     )
     if any(part.geometry.mode == "published" for part in plan.parts) and not workers.use_gpu:
         logger.warning(
-            "six scales and flips on CPUs take some fifty forward passes for each picture; "
+            "six scales and flips on CPUs take some fifty forward passes for each image; "
             "--geometry.mode whole is one"
         )
     # Workers on this machine read what the driver fetched; others fetch for themselves.
@@ -153,7 +153,7 @@ def folder_name(config: EvaluateConfig) -> str:
 
 
 def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
-    """Makes places mean the same in every process, and as long as the job runs.
+    """Makes every place mean the same in all processes, as long as the job runs.
 
     The working folder of a Ray worker is another, and an alias of the registry may move.
     """

@@ -1,4 +1,4 @@
-"""One HTML page of an evaluation: figures, the papers' rows, and its best and worst pictures."""
+"""One HTML page of an evaluation: figures, the papers' rows, and its best and worst images."""
 
 import html
 import os
@@ -73,7 +73,7 @@ def write_page(
 
 
 def extremes(scores: Sequence[ItemScore], count: int) -> tuple[list[ItemScore], list[ItemScore]]:
-    """The worst and the best pictures by their own mIoU; none is in both."""
+    """The worst and the best images by their own mIoU; none is in both."""
     ranked = sorted((s for s in scores if s.miou is not None), key=lambda s: (s.miou, s.position))
     count = min(count, len(ranked) // 2)
     return ranked[:count], ranked[len(ranked) - count :][::-1]
@@ -92,7 +92,7 @@ def _row(
     labels = space.classes if space.rest is not None else (*space.classes, "(none of them)")
     if item.texts:
         labels = (space.classes[0], item.texts[-1])
-    # Colours are few: only labels that are in the picture get one.
+    # Colours are few: only labels that are in the image get one.
     shown = np.union1d(np.unique(target[target < len(labels)]), np.unique(prediction)).astype(int)
     place = np.full(256, IGNORE, np.int64)
     place[shown] = np.arange(len(shown))

@@ -16,7 +16,7 @@ class Part:
     space: AnswerSpace
     geometry: Geometry
     strata: tuple[str, ...] = ("",)
-    """What the separate confusion matrices are of: the classes of a fold, else one of all."""
+    """Names of the separate confusion matrices: the classes of a fold, else one for all."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class ProtocolPlan:
     unscored: frozenset[str] = frozenset()
     """Classes that do not enter the mean: the answer "other" of a zero-shot question."""
     notes: tuple[str, ...] = ()
-    """What keeps the figures from being the published protocol's."""
+    """Departures that keep the figures from being those of the published protocol."""
 
 
 def with_policy(space: AnswerSpace, other: OtherPolicy) -> AnswerSpace:
-    """The same classes under a policy for "other"."""
+    """An answer space with a policy for "other" applied to it."""
     if other.policy == "threshold":
         return replace(space, threshold=other.threshold, policy=str(other))
     if other.policy == "prompts":

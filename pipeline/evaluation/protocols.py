@@ -1,4 +1,4 @@
-"""Which pictures each protocol scores, what it asks, and how the network sees them.
+"""Which images each protocol scores, what it asks, and how the network sees them.
 
 unified         validation sets in MSeg's universal classes
 native-names    a dataset's own classes, asked by the dataset's own label names
@@ -105,7 +105,7 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> ProtocolPlan:
 def native_classes(dataset: str) -> tuple[tuple[int, str], ...]:
     """Id on disk and label text of the classes that a dataset's own benchmark scores.
 
-    Those that its table maps to a universal class; Cityscapes so keeps its 19.
+    They are the classes that its table maps to a universal one; Cityscapes so keeps its 19.
     """
     return tuple(
         (native.native_id, native_text(native.native_name))
@@ -125,7 +125,7 @@ def native_text(name: str) -> str:
 def _unified_space(
     config: EvaluateConfig, source: ItemSource, names: Sequence[str], taxonomy: Taxonomy
 ) -> AnswerSpace:
-    """The question about one dataset in classes of `taxonomy`, of which `names` are asked."""
+    """The answer space of a dataset in classes of `taxonomy`, of which `names` are asked."""
     texts = [label_text(name) for name in names]
     rest = len(names) if config.labels == "unseen" else None
     lut = np.full(256, IGNORE, np.uint8)
@@ -142,7 +142,7 @@ def _unified_space(
 
 
 def _native_space(config: EvaluateConfig, dataset: str) -> tuple[AnswerSpace, tuple[int, ...]]:
-    """The question about one dataset; and which of its classes no answer can tell apart."""
+    """The answer space of a dataset's own classes, and which of them no answer separates."""
     classes = native_classes(dataset)
     lut = np.full(256, IGNORE, np.uint8)
     for position, (native_id, _) in enumerate(classes):
@@ -177,7 +177,7 @@ def _numbered(same: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _taxonomy(sources: Mapping[str, ItemSource]) -> Taxonomy:
-    """The universal classes, and those that shards of a dataset of one's own add."""
+    """The universal classes, and those that shards of a user's own dataset add."""
     manifests = {n: s.manifest for n, s in sources.items() if isinstance(s, ShardItems)}
     if not manifests:
         return universal()
@@ -223,7 +223,7 @@ def _unified_names(
 
 
 def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
-    """The pictures of each dataset: from its root where one is given, else from shards."""
+    """The images of each dataset: from its root where one is given, else from shards."""
     unknown = [name for name in config.roots if name not in DATASETS]
     if unknown:
         raise UserError(
@@ -292,7 +292,7 @@ def _root_items(config: EvaluateConfig, dataset: str, native: bool) -> RootItems
         raise UserError(f"split={config.split!r}: an official download has train and val")
     sources = open_reader(dataset, root).listing(config.split).sources  # type: ignore[arg-type]
     if not sources:
-        raise UserError(f"roots.{dataset}={root}: holds no picture with a label in {config.split}")
+        raise UserError(f"roots.{dataset}={root}: holds no image with a label in {config.split}")
     chosen = tuple(sources[index] for index in evenly(len(sources), config.max_images))
     return RootItems(dataset, root, chosen, native)
 
@@ -313,7 +313,7 @@ def _ade20k(config: EvaluateConfig) -> ProtocolPlan:
     if geometry != Geometry(mode="published"):
         notes.append(f"geometry {geometry.mode} at {geometry.base_px} px, not the published one")
     if config.split != "val" or len(source) != 2000:
-        notes.append(f"{len(source)} pictures of split {config.split}; published: 2000 of val")
+        notes.append(f"{len(source)} images of split {config.split}; published: 2000 of val")
     if isinstance(source, ShardItems):
         notes.append("from shards, which may be shrunk; published: the original files")
     policy = config.other or OtherPolicy()

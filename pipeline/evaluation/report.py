@@ -26,7 +26,7 @@ from pipeline.evaluation.published import PublishedRow, published_rows
 from pipeline.evaluation.scoring import Counts
 
 MAX_CONFUSED = 40
-"""Classes that the confusion picture shows: those with the most pixels."""
+"""Classes that the confusion image shows: those with the most pixels."""
 
 TITLES = {
     "miou": "mIoU",
@@ -114,7 +114,7 @@ class EvaluationReport:
         return buffer.getvalue()
 
     def figure_rows(self, names: Sequence[str]) -> list[list[str]]:
-        """A row for each part, and one for the means: what it is of, and its cells."""
+        """Rows of text for each part and for the means: the name, then the figures `names`."""
         rows = dict(self.figures.parts)
         summary = self.figures.summary
         if len(rows) > 1 or "harmonic_miou" in summary:
@@ -124,7 +124,7 @@ class EvaluationReport:
         return [[row, *(_cell(n, found.get(n)) for n in names)] for row, found in rows.items()]
 
     def published_rows(self) -> list[list[str]]:
-        """The papers' rows below ours, with their sources, and a head; empty without any."""
+        """Rows of text: a head, ours, and the papers' with their sources; empty without any."""
         rows = published_rows(self.config.protocol)
         if not rows:
             return []
@@ -139,7 +139,7 @@ class EvaluationReport:
         ]
 
     def tables(self) -> Iterator[Table]:
-        """What the terminal shows: our rows by part, then the papers'."""
+        """Tables for the terminal: our figures by part, then the papers' beside ours."""
         names = self._columns()
         checkpoint = "/".join(self.config.checkpoint.rstrip("/").split("/")[-2:])
         title = f"{self.config.variant}: {checkpoint}"
@@ -149,7 +149,7 @@ class EvaluationReport:
             yield _table("published", published[0], published[1:])
 
     def _columns(self) -> list[str]:
-        """The figures that the terminal shows: what all parts say, without repetitions."""
+        """Names of the figures that the terminal shows, without repetitions."""
         parts = list(self.figures.parts.values())
         hidden = {"counted_px", "miou_all"}
         if not any(part.get("unreadable") for part in parts):
@@ -159,7 +159,7 @@ class EvaluationReport:
         return [n for n in TITLES if n not in hidden and any(n in part for part in parts)]
 
     def write(self, folder: Path) -> None:
-        """Writes all files but the page's pictures."""
+        """Writes all files but the page's images."""
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
         (folder / "report.json").write_text(text, encoding="utf-8")
@@ -181,7 +181,7 @@ class EvaluationReport:
         return set() if space.rest is None else {space.classes[space.rest]}
 
     def _draw_confusion(self, path: Path) -> None:
-        """Rows are what a pixel is, columns what it was called; each row sums to 1."""
+        """Draws the share of each class's pixels (rows) that was predicted as a class (columns)."""
         parts = self.plan.parts
         figure = Figure(figsize=(9, 8.2 * len(parts)), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)

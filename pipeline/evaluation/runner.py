@@ -1,10 +1,10 @@
-"""Spreads the pictures of an evaluation over Ray workers, and adds up what they count, exactly.
+"""Spreads the images of an evaluation over Ray workers, and adds up what they count, exactly.
 
-Pictures are cut into chunks that do not depend on the number of workers. What a chunk counts is
+Images are cut into chunks that do not depend on the number of workers. What a chunk counts is
 saved below `<out>/partial/<fingerprint>/` when it is done, so that an evaluation that was killed
-goes on with the chunks that are missing. The fingerprint binds the counts to the checkpoint's
-bytes, the protocol and the pictures. Counts are integers: their sum is exact in any order, and
-every picture is in exactly one chunk.
+continues with the chunks that are missing. The fingerprint binds the counts to the checkpoint's
+bytes, the protocol and the images. Counts are integers: their sum is exact in any order, and
+every image is in exactly one chunk.
 """
 
 import logging
@@ -139,7 +139,7 @@ class Runner:
         done = self._saved(chunks)
         todo = [chunk for chunk in chunks if chunk.path not in done]
         if done:
-            logger.info("going on: %d of %d chunks are there already", len(done), len(chunks))
+            logger.info("continuing: %d of %d chunks are there already", len(done), len(chunks))
         progress = Progress(sum(len(chunk.positions) for chunk in todo), "images", LOG_EVERY_S)
         for index, saved in self._workers.run(todo):
             # Saved first: what is counted by now survives whatever ends this process.
@@ -183,7 +183,7 @@ class Runner:
             return True
         raise UserError(
             f"workers.max_failures={most}: a worker died more often ({death.reason}): give it more "
-            "memory, or lower workers.batch_images; the same command goes on where this one ended"
+            "memory, or lower workers.batch_images; the same command continues where this one ended"
         )
 
     def _check_unreadable(self, totals: dict[str, Counts]) -> None:
@@ -200,7 +200,7 @@ class Runner:
 
 
 def resolve_workers(workers: WorkersConfig) -> WorkersConfig:
-    """Fills in what the cluster decides; Ray must be running.
+    """Fills in the settings that the cluster decides; Ray must be running.
 
     Raises:
         UserError: GPUs are wanted and there are none, or there is no room for the workers.
@@ -224,7 +224,7 @@ def resolve_workers(workers: WorkersConfig) -> WorkersConfig:
 def evaluation_fingerprint(
     checkpoint: str, parts: Sequence[Part], workers: WorkersConfig, precision: str
 ) -> str:
-    """16 hex digits over all that the counts depend on, the number of workers not among it."""
+    """16 hex digits over all that the counts depend on, which the number of workers is not."""
     described = [
         (p.name, p.source.fingerprint(), asdict(p.space), asdict(p.geometry), p.strata)
         for p in parts

@@ -34,35 +34,35 @@ class ItemScore:
     key: str
     stratum: int
     miou: float | None
-    """Over the classes of its label; None where no pixel counts."""
+    """Mean IoU over the classes of its label; None where no pixel counts."""
     pixel_accuracy: float | None
     counted_px: int
 
 
 @dataclass
 class Counts:
-    """What some images add up to; adding is exact, in any order."""
+    """The counts of some images; adding them is exact, in any order."""
 
     matrices: np.ndarray
     """(S, K+1, K+1) int64: [stratum, target, prediction]; prediction K is none of the classes."""
     scores: list[ItemScore] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """Key and reason."""
+    """Key of each image that could not be read, and the reason."""
 
     @classmethod
     def empty(cls, part: Part) -> "Counts":
-        """Nothing counted yet."""
+        """Counts of no image."""
         size = len(part.space.classes) + 1
         return cls(np.zeros((len(part.strata), size, size), np.int64))
 
     def add(self, other: "Counts") -> None:
-        """Adds what others have counted."""
+        """Adds the counts of other images."""
         self.matrices += other.matrices
         self.scores += other.scores
         self.unreadable += other.unreadable
 
     def to_bytes(self) -> bytes:
-        """For storage; without pickles."""
+        """Encodes the counts for storage, without pickles."""
         notes = {"scores": [asdict(s) for s in self.scores], "unreadable": self.unreadable}
         buffer = io.BytesIO()
         text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
@@ -71,7 +71,7 @@ class Counts:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Counts":
-        """The inverse; any of a reader's errors where it is damaged."""
+        """Decodes what `to_bytes` wrote; raises any of a reader's errors over damaged bytes."""
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             notes = json.loads(stored["notes"].tobytes())
             matrices = stored["matrices"]

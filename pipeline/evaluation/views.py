@@ -65,7 +65,7 @@ def nearest(source: int, target: int) -> np.ndarray:
 
 
 def sliding_config(geometry: Geometry) -> SlidingConfig:
-    """How the network looks at what `network_input` gives it."""
+    """The views that the network takes of what `network_input` gives it."""
     if geometry.mode in ("whole", "squash"):
         return AS_IT_IS
     kind = PUBLISHED if geometry.mode == "published" else SINGLE_SCALE

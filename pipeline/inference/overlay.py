@@ -1,7 +1,7 @@
-"""One segmented photo as a picture for people: colours, outlines, names in place, a legend.
+"""One segmented photo as an image for people: colours, outlines, names in place, a legend.
 
 The photo stays visible in pale grey below the colours. A region that is large enough carries its
-name; the legend below lists every label with its share of the picture, largest first, and what was
+name; the legend below lists every label with its share of the image, largest first, and what was
 asked and not found.
 """
 
@@ -26,7 +26,7 @@ LONG_SIDE_PX = (900, 1600)
 """Photos are shown enlarged or shrunk to a long side within these bounds."""
 
 MIN_NAMED_SHARE = 0.01
-"""Regions below this share of the picture do not carry their name."""
+"""Regions below this share of the image do not carry their name."""
 
 MAX_ENTRIES = 60
 """Entries of a legend; what is left is counted in its last one."""
@@ -36,7 +36,7 @@ INK, FAINT, PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
 
 @dataclass(frozen=True)
 class _Entry:
-    """One label of the picture."""
+    """One label of the image."""
 
     name: str
     number: int
@@ -50,7 +50,7 @@ def draw_photo(
     none_name: str = "none of these",
     palette: PaletteName = "distinct",
 ) -> Image.Image:
-    """Draws.
+    """Draws a segmented photo above its legend.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -74,13 +74,13 @@ def draw_photo(
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
     style = Style(len(names), palette)
     shown = resize_ids(ids, size)
-    picture = Image.fromarray(paint(resize_image(image, size), shown, style))
-    _write_names(picture, shown, entries)
+    painted = Image.fromarray(paint(resize_image(image, size), shown, style))
+    _write_names(painted, shown, entries)
     missing = [name for name, count in zip(names, counts, strict=False) if not count]
     legend = _legend(max(size[0], 480), entries, missing, style)
-    sheet = Image.new("RGB", (legend.width, picture.height + legend.height), PAPER)
-    sheet.paste(picture, ((legend.width - picture.width) // 2, 0))
-    sheet.paste(legend, (0, picture.height))
+    sheet = Image.new("RGB", (legend.width, painted.height + legend.height), PAPER)
+    sheet.paste(painted, ((legend.width - painted.width) // 2, 0))
+    sheet.paste(legend, (0, painted.height))
     return sheet
 
 
@@ -106,7 +106,7 @@ def resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def paint(image: np.ndarray, shown: np.ndarray, style: Style) -> np.ndarray:
-    """(H, W, 3) uint8: the image in pale grey, colours over it, outlines between the labels."""
+    """Paints an image in pale grey under the labels' colours, with outlines: (H, W, 3) uint8."""
     grey = image.mean(2, keepdims=True) * 0.75 + 48
     colours = style.colours[shown].astype(np.float32)
     for texture in np.unique(style.textures[np.unique(shown)]):
@@ -124,10 +124,10 @@ def paint(image: np.ndarray, shown: np.ndarray, style: Style) -> np.ndarray:
     return mixed.clip(0, 255).astype(np.uint8)
 
 
-def _write_names(picture: Image.Image, shown: np.ndarray, entries: Sequence[_Entry]) -> None:
+def _write_names(painted: Image.Image, shown: np.ndarray, entries: Sequence[_Entry]) -> None:
     """Writes each label's name into the middle of its largest region, if it fits there."""
-    draw = ImageDraw.Draw(picture)
-    smallest = max(12, picture.width // 80)
+    draw = ImageDraw.Draw(painted)
+    smallest = max(12, painted.width // 80)
     taken: list[tuple[float, float, float, float]] = []
     for entry in entries:
         if entry.share < MIN_NAMED_SHARE:
@@ -141,7 +141,7 @@ def _write_names(picture: Image.Image, shown: np.ndarray, entries: Sequence[_Ent
         half = draw.textlength(entry.name, font) / 2
         if radius < 0.8 * size or half > 2.5 * radius:
             continue
-        x = int(np.clip(x, half + 4, max(half + 4, picture.width - half - 4)))
+        x = int(np.clip(x, half + 4, max(half + 4, painted.width - half - 4)))
         box = (x - half, y - size / 2, x + half, y + size / 2)
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue
@@ -160,7 +160,7 @@ def _write_names(picture: Image.Image, shown: np.ndarray, entries: Sequence[_Ent
 def _legend(
     width: int, entries: Sequence[_Entry], missing: Sequence[str], style: Style
 ) -> Image.Image:
-    """Columns of swatches with names and shares; a last line for what was not found."""
+    """Draws columns of swatches with names and shares, and a last line for what was not found."""
     size = max(15, width // 58)
     font, margin, swatch = text_font(size), size, int(1.3 * size)
     left_out = entries[MAX_ENTRIES:]
@@ -209,7 +209,7 @@ def _percent(share: float) -> str:
 
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """A text, or as much of its beginning as fits, with an ellipsis."""
+    """Cuts a text to what fits, with an ellipsis."""
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(f"{text}…", font) > room:
@@ -220,7 +220,7 @@ def shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, 
 def _wrap(
     draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: int
 ) -> list[str]:
-    """Lines of at most `room` pixels, at most three; the rest is an ellipsis."""
+    """Wraps a text into at most three lines of at most `room` pixels; the rest is an ellipsis."""
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}".strip()
@@ -235,6 +235,6 @@ def _wrap(
 
 @lru_cache(maxsize=64)
 def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """The font of all that is font."""
+    """The font in which everything is written."""
     # The font that comes with matplotlib, which knows most alphabets and is there on every machine.
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

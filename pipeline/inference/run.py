@@ -1,7 +1,7 @@
-"""The segmentation of many pictures: what is left to do, who does it, and how it ended.
+"""The segmentation of many images: what is left to do, who does it, and how it ended.
 
-A few pictures are segmented in this process. Prefixes of object storage and large numbers go
-to Ray workers: chunks of pictures' places, each worker with a network of its own; only places and
+A few images are segmented in this process. Prefixes of object storage and large numbers go
+to Ray workers: chunks of images' places, each worker with a network of its own; only places and
 outcomes travel.
 """
 
@@ -39,32 +39,32 @@ _SHOWN_REASONS = 5
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """How a segmentation ended."""
+    """The outcome of a segmentation."""
 
     done: int
-    """Pictures segmented now."""
+    """Images segmented now."""
     skipped: int
-    """Pictures that an earlier run had done."""
+    """Images that an earlier run had done."""
     failed: tuple[PhotoOutcome, ...]
     seconds: float
 
 
 def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) -> PredictionSummary:
-    """Segments pictures.
+    """Segments images.
 
     Args:
-        config: What, with what, into what.
+        config: Which images to segment, with which labels, into which folder.
         start_ray: Called with the number of CPUs where Ray is needed.
 
     Raises:
-        UserError: Pictures, labels or the output folder are not usable; or, at the end, some of the
-            pictures could not be read. The others are done then.
+        UserError: Images, labels or the output folder are not usable; or, at the end, some of the
+            images could not be read. The others are done then.
         ModelError: The checkpoint cannot be loaded.
     """
     began = time.monotonic()
     photos = find_photos(config.images)
     out = open_storage(config.out)
-    # Results of an earlier call are no pictures to segment.
+    # Results of an earlier call are no images to segment.
     found, photos = photos, [photo for photo in photos if not _is_in(photo.uri, out.uri)]
     if not photos:
         raise UserError(
@@ -100,13 +100,13 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
         more = f"; and {len(failed) - _SHOWN_REASONS} more" if len(failed) > _SHOWN_REASONS else ""
         raise UserError(
             f"images: {len(failed)} of {len(photos)} could not be read ({shown}{more}): the others "
-            f"are in {config.out}, these in its failed.json: mend them and start again"
+            f"are in {config.out}, these in its failed.json: fix or remove them and start again"
         )
     return summary
 
 
 def _task(config: PredictConfig) -> SegmentTask:
-    """Loads the checkpoint once, encodes the texts once."""
+    """Makes the task, for which it loads the checkpoint and encodes the prompts once."""
     try:
         folder = local(config.checkpoint)
         lseg = LSeg.load(folder)

@@ -95,7 +95,7 @@ def test_ten_steps_and_a_picture(shards, mini_shards, tmp_path):
     space = label_space(names)
     rows = []
     corpora = (open_corpus(shards, split) for split in ("train", "val"))
-    for picture in itertools.chain.from_iterable(asker.images(c, 1, 384) for c in corpora):
+    for picture in itertools.chain.from_iterable(asker.samples(c, 1, 384) for c in corpora):
         truth = space.lut[picture.label].astype(np.int64)
         assert (truth != IGNORE).mean() > 0.1, picture.dataset
         texts = tuple(label_text(name) for name in names)

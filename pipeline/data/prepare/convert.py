@@ -299,8 +299,8 @@ def convert_unit(unit: Unit) -> UnitResult:
 def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit, UnitResult]]:
     """Converts units on Ray workers, and yields each unit with its result as it finishes.
 
-    A unit whose worker dies is done again, a few times; the others go on meanwhile, and after them
-    the ones that could not be done are an error.
+    A unit whose worker dies is done again, a few times. The others are done meanwhile, and after
+    them the ones that could not be done are an error.
 
     Args:
         units: What to convert.

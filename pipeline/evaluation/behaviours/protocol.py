@@ -22,7 +22,7 @@ from pipeline.evaluation.behaviours.questions import (
     OTHER,
     Asker,
     Behaviours,
-    ViewedImage,
+    ViewedSample,
     super_class_question,
 )
 from pipeline.evaluation.overlay import ComparedImage
@@ -92,10 +92,10 @@ class FourBehaviours:
         self._questions = Behaviours(vocabulary, seed)
         self._supers = super_class_question(super_classes)
 
-    def add(self, asker: Asker, picture: ViewedImage) -> None:
+    def add(self, asker: Asker, sample: ViewedSample) -> None:
         """Asks about one image."""
-        self._supers.add(asker, picture)
-        self._questions.add(asker, picture)
+        self._supers.add(asker, sample)
+        self._questions.add(asker, sample)
 
     def figures(self) -> dict[str, float]:
         """The four figures, and what chance would give for super-classes; 0..1."""
@@ -106,7 +106,7 @@ class FourBehaviours:
         }
 
     def verdicts(self) -> list[FigureVerdict]:
-        """Each of the four against its threshold."""
+        """The verdicts on the four behaviours, each against its threshold."""
         figures = self.figures()
         return [FigureVerdict(n, TITLES[n], figures[n], bound) for n, bound in THRESHOLDS.items()]
 
@@ -118,20 +118,20 @@ class FourBehaviours:
             "reached": {verdict.name: verdict.holds for verdict in self.verdicts()},
         }
 
-    def rows(self, asker: Asker, pictures: Sequence[ViewedImage]) -> list[ComparedImage]:
+    def rows(self, asker: Asker, samples: Sequence[ViewedSample]) -> list[ComparedImage]:
         """One example of each behaviour, to be drawn.
 
         The image with the most classes shows presence, the next two absence and "other", the one
         with the most members of super-classes the fourth.
         """
-        if not pictures:
+        if not samples:
             return []
-        richness = [len(np.unique(picture.label)) for picture in pictures]
-        ranked = [pictures[i] for i in np.argsort(richness, kind="stable")[::-1]]
+        richness = [len(np.unique(sample.label)) for sample in samples]
+        ranked = [samples[i] for i in np.argsort(richness, kind="stable")[::-1]]
         first, second, third = (ranked[i % len(ranked)] for i in range(3))
         members = [universal().id_of(name) for group in self._members.values() for name in group]
-        shares = [float(np.isin(picture.label, members).mean()) for picture in pictures]
-        fourth = pictures[int(np.argmax(shares))]
+        shares = [float(np.isin(sample.label, members).mean()) for sample in samples]
+        fourth = samples[int(np.argmax(shares))]
         shown = self._shown(second)
         absent = [name for name in self._vocabulary if name not in shown][:5]
         also = "also asked:\n" + ", ".join(label_text(name) for name in absent)
@@ -149,8 +149,8 @@ class FourBehaviours:
             compare(asker, fourth, "super-class words", supers or self._members),
         ]
 
-    def _shown(self, picture: ViewedImage) -> list[str]:
-        return [universal().classes[i] for i in np.unique(picture.label) if i != IGNORE]
+    def _shown(self, sample: ViewedSample) -> list[str]:
+        return [universal().classes[i] for i in np.unique(sample.label) if i != IGNORE]
 
 
 def label_members(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -160,7 +160,7 @@ def label_members(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def compare(
     asker: Asker,
-    image: ViewedImage,
+    image: ViewedSample,
     what: str,
     members: Mapping[str, tuple[str, ...]],
     has_other: bool = True,

@@ -36,7 +36,7 @@ IMAGES = 20
 def evaluate_behaviours(
     config: EvaluateConfig, checkpoint: Path, provenance: Provenance, folder: Path
 ) -> dict[str, Any]:
-    """Asks, writes report.json and behaviours.png, and shows a table.
+    """Asks the questions, writes report.json and behaviours.png, and shows a table.
 
     Raises:
         UserError: There are no shards, or the checkpoint names too few universal classes.
@@ -63,11 +63,11 @@ def evaluate_behaviours(
     behaviours = FourBehaviours(vocabulary, SUPER_CLASSES, config.seed)
     augment = (provenance.config.get("data") or {}).get("augment") or {}
     side_px = int(augment.get("base_px", 520))
-    pictures = []
-    for picture in asker.images(corpus, config.max_images or IMAGES, side_px):
-        behaviours.add(asker, picture)
-        pictures.append(picture)
-    draw(behaviours.rows(asker, pictures), folder / "behaviours.png")
+    samples = []
+    for sample in asker.samples(corpus, config.max_images or IMAGES, side_px):
+        behaviours.add(asker, sample)
+        samples.append(sample)
+    draw(behaviours.rows(asker, samples), folder / "behaviours.png")
     report = behaviours.report()
     content = {
         "protocol": config.protocol,
@@ -76,7 +76,7 @@ def evaluate_behaviours(
         "split": config.split,
         "other": f"prompts: {OTHER}",
         "zero_shot": "no",
-        "images": len(pictures),
+        "images": len(samples),
         "notes": [],
         **report,
     }

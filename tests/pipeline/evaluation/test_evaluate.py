@@ -200,7 +200,7 @@ def test_other_questions_on_one_and_two_workers(base_config, mini_shards, protoc
 
 
 def scored(config: EvaluateConfig, trained=()) -> tuple[ProtocolPlan, dict[str, Counts], Figures]:
-    """All pictures of a plan, scored in this process."""
+    """All images of a plan, scored in this process."""
     plan = make_plan(config, trained)
     scorer = Scorer(config.checkpoint, plan.parts, torch.device("cpu"), 1)
     counts = {

@@ -68,7 +68,7 @@ def test_the_picture_shows_colours_in_place_and_a_legend():
     ids[200:, :100] = -1
     sheet = np.asarray(draw_photo(image, ids, ["dog", "grass", "sky"], "other"))
     assert sheet.shape[1] == 900
-    assert sheet.shape[0] > 540  # the picture, enlarged, and the legend below it
+    assert sheet.shape[0] > 540  # the image, enlarged, and the legend below it
     colours = label_colours(3).astype(float)
     # Away from the names, which stand in the middle of the regions.
     assert np.abs(sheet[20, 20] - (0.42 * 144 + 0.58 * colours[0])).max() < 2

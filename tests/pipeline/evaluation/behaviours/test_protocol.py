@@ -77,7 +77,7 @@ def test_the_picture_shows_each_behaviour():
     ]  # fmt: skip
     assert all(row.labels[-1] == OTHER and row.has_other for row in rows)
     assert len(rows[1].labels) == 3 + 5 + 1 or len(rows[1].labels) == 4 + 5 + 1
-    # A perfect network draws its pictures as they are labelled.
+    # A perfect network draws its images as they are labelled.
     for row in rows:
         counted = row.truth != 255
         assert np.array_equal(row.prediction[counted], row.truth[counted])

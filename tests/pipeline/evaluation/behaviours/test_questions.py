@@ -9,7 +9,7 @@ from pipeline.evaluation.behaviours.questions import (
     OTHER,
     Behaviours,
     ClosedQuestion,
-    ViewedImage,
+    ViewedSample,
     class_question,
     super_class_question,
 )
@@ -20,12 +20,12 @@ VOCABULARY = (
 )  # fmt: skip
 
 
-def picture(*stripes: str | None, height: int = 8) -> ViewedImage:
-    """A picture of equal vertical stripes; None is ignored."""
+def picture(*stripes: str | None, height: int = 8) -> ViewedSample:
+    """An image of equal vertical stripes; None is ignored."""
     ids = [IGNORE if name is None else universal().id_of(name) for name in stripes]
     label = np.repeat(np.array(ids, np.uint8), 6)[None].repeat(height, 0)
     image = np.zeros((*label.shape, 3), np.uint8)
-    return ViewedImage("idd", image, label, views=None)
+    return ViewedSample("idd", image, label, views=None)
 
 
 class Oracle:
@@ -34,7 +34,7 @@ class Oracle:
     def __init__(self):
         self.questions: list[list[str]] = []
 
-    def ask(self, picture: ViewedImage, texts) -> np.ndarray:
+    def ask(self, picture: ViewedSample, texts) -> np.ndarray:
         self.questions.append(list(texts))
         answer = np.full(picture.label.shape, len(texts) - 1)
         for universal_id in np.unique(picture.label).tolist():
@@ -51,7 +51,7 @@ class Always:
     def __init__(self, place: int):
         self.place = place
 
-    def ask(self, picture: ViewedImage, texts) -> np.ndarray:
+    def ask(self, picture: ViewedSample, texts) -> np.ndarray:
         return np.full(picture.label.shape, range(len(texts))[self.place])
 
 
@@ -61,7 +61,7 @@ class Guesser:
     def __init__(self, seed: int):
         self.rng = np.random.default_rng(seed)
 
-    def ask(self, picture: ViewedImage, texts) -> np.ndarray:
+    def ask(self, picture: ViewedSample, texts) -> np.ndarray:
         return self.rng.integers(0, len(texts), picture.label.shape)
 
 
