@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
 
 if TYPE_CHECKING:
-    from pipeline.demo.report import Report
+    from pipeline.demo.report import DemoReport
 
 logger = logging.getLogger("jobs.demo")
 
@@ -68,10 +68,10 @@ class Stopwatch:
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
 
-def run(config: DemoConfig) -> "Report":
+def run(config: DemoConfig) -> "DemoReport":
     """Runs all stages and writes the report."""
     from jobs.local_s3 import local_s3
-    from pipeline.demo.report import evaluate
+    from pipeline.demo.report import evaluate_demo
     from pipeline.progress import duration
     from pipeline.storage.places import make_writable
     from pipeline.training.driver.launch import plan_run, train
@@ -93,7 +93,7 @@ def run(config: DemoConfig) -> "Report":
         with watch.stage("train", "LSeg on the weighted mixture"):
             outcome = train(plan_run(training))
         with watch.stage("evaluate", "seen and unseen classes, and the four behaviours"):
-            report = evaluate(training, outcome, config.seed, config.val_scenes, out)
+            report = evaluate_demo(training, outcome, config.seed, config.val_scenes, out)
     watch.seconds["total"] = round(time.perf_counter() - began, 1)
     report.finish(watch.seconds)
     logger.info("demo finished in %s", duration(watch.seconds["total"]))

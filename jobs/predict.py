@@ -21,12 +21,12 @@ from jobs.cli import main, start_ray
 from pipeline.inference.config import PredictConfig
 
 if TYPE_CHECKING:
-    from pipeline.inference.run import Summary
+    from pipeline.inference.run import PredictionSummary
 
 logger = logging.getLogger("jobs.predict")
 
 
-def run(config: PredictConfig) -> "Summary":
+def run(config: PredictConfig) -> "PredictionSummary":
     """Segments, and says where the results lie."""
     from pipeline.inference.run import segment_photos
     from pipeline.progress import duration

@@ -62,7 +62,7 @@ def write_mini_seven(
 
 
 def native_ids(dataset: str, scene: Scene) -> np.ndarray:
-    """The label picture of a scene in a dataset's own ids: (H, W) uint8."""
+    """The label image of a scene in a dataset's own ids: (H, W) uint8."""
     height, width = scene.image.shape[:2]
     ids = np.full((height, width), _VOID_ID[dataset], np.uint8)
     for region in scene.regions:
@@ -235,9 +235,9 @@ def _save_grey(ids: np.ndarray, path: Path) -> None:
 
 def _save_palette(ids: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(ids)
-    picture.putpalette(np.random.Generator(np.random.PCG64(1)).bytes(768))
-    picture.save(path)
+    image = Image.fromarray(ids)
+    image.putpalette(np.random.Generator(np.random.PCG64(1)).bytes(768))
+    image.save(path)
 
 
 def _hash(text: str, length: int) -> str:

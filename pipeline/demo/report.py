@@ -1,15 +1,14 @@
-"""What the demo's model learned: figures, thresholds, a picture, and one table."""
+"""What the demo's model learned: figures, thresholds, two sheets of images, and one table."""
 
 import json
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,21 +16,27 @@ from model.checkpoint import load_checkpoint
 from model.lseg import build_lseg
 from model.text import build_text_encoder
 from pipeline.data.ingest.stream import Corpus, open_corpus
-from pipeline.data.taxonomy import IGNORE, label_text, universal
-from pipeline.evaluation.behaviours import protocol as behaviours_protocol
+from pipeline.data.taxonomy import IGNORE, universal
 from pipeline.evaluation.behaviours.classes import HELD_OUT, SUPER_CLASSES
-from pipeline.evaluation.behaviours.questions import (
-    OTHER,
-    Asker,
-    Closed,
-    Picture,
-    of_classes,
+from pipeline.evaluation.behaviours.protocol import THRESHOLDS as BEHAVIOUR_THRESHOLDS
+from pipeline.evaluation.behaviours.protocol import (
+    TITLES,
+    FigureVerdict,
+    FourBehaviours,
+    compare,
+    label_members,
+    verdict_table,
 )
-from pipeline.evaluation.overlay import Row, draw
+from pipeline.evaluation.behaviours.questions import (
+    Asker,
+    ClosedQuestion,
+    ViewedSample,
+    class_question,
+)
+from pipeline.evaluation.overlay import ComparedImage, draw
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.launch import Outcome
 from pipeline.training.job import open_tracker
-from pipeline.training.questions.labels import label_space
 from pipeline.training.saving.checkpoint import fetch
 
 logger = logging.getLogger(__name__)
@@ -40,21 +45,20 @@ THRESHOLDS = {
     "seen_miou": 0.60,
     "unseen_miou": 0.35,
     "unseen_over_chance": 3.0,
-    **behaviours_protocol.THRESHOLDS,
+    **BEHAVIOUR_THRESHOLDS,
 }
 """What the demo should reach; all are lower bounds but `absent`, an upper one."""
 
 
 @dataclass
-class Report:
+class DemoReport:
     """The figures of one demo; `finish` writes them and prints the table."""
 
     figures: dict[str, Any]
     out: Path
     checkpoint: str
     ui_hint: str
-    rows: list[tuple[str, float, float, bool]] = field(default_factory=list)
-    """Name, figure, threshold, whether it holds."""
+    verdicts: list[FigureVerdict]
 
     def finish(self, seconds: dict[str, float]) -> None:
         """Writes report.json and prints the closing table."""
@@ -67,34 +71,28 @@ class Report:
         print(f"checkpoint  {self.checkpoint}", file=sys.stderr)
         print(f"report      {self.out / 'report.json'}", file=sys.stderr)
         for name in ("overlay.png", "behaviours.png"):
-            print(f"picture     {self.out / name}", file=sys.stderr)
+            print(f"image       {self.out / name}", file=sys.stderr)
         print(f"MLflow      {self.ui_hint}", file=sys.stderr)
 
     def _table(self) -> Table:
-        table = Table(box=box.SIMPLE)
-        for name in ("figure", "result", "wanted", ""):
-            table.add_column(name, justify="left" if name in ("figure", "") else "right")
+        table = verdict_table(self.verdicts)
         for name, value in self.figures["datasets"].items():
             table.add_row(f"mIoU, seen classes, {name}", f"{value['miou']:.3f}", "", "")
-        for name, value, threshold, holds in self.rows:
-            sign = "<" if name.startswith("absent") else ">"
-            verdict = "ok" if holds else "[bold red]not reached[/]"
-            table.add_row(name, f"{value:.3f}", f"{sign} {threshold:g}", verdict)
         for key in ("unseen_chance_miou", "untrained_unseen_miou"):
             table.add_row(key.replace("_", " "), f"{self.figures[key]:.3f}", "", "")
         return table
 
 
-def evaluate(
+def evaluate_demo(
     config: TrainMixConfig, outcome: Outcome, seed: int, per_dataset: int, out: Path
-) -> Report:
-    """Evaluates the demo's last checkpoint, draws the picture and sends all to the MLflow run.
+) -> DemoReport:
+    """Evaluates the demo's last checkpoint, draws sheets and sends all to the MLflow run.
 
     Args:
-        config: Of the training, with absolute paths.
-        outcome: Of the training.
-        seed: Of the questions.
-        per_dataset: Validation pictures of each dataset.
+        config: Configuration of the training, with absolute paths.
+        outcome: Outcome of the training.
+        seed: Seed of the questions.
+        per_dataset: Validation images of each dataset.
         out: Folder for overlay.png, behaviours.png and report.json.
     """
     corpus = open_corpus(config.data.shards, config.data.val_split)
@@ -102,20 +100,20 @@ def evaluate(
     lseg, labels = load_checkpoint(folder)
     encoder = build_text_encoder(lseg.config.text)
     asker = Asker(lseg, encoder)
-    seen = {name: of_classes(labels, with_other=False) for name in corpus.sizes}
-    unseen = of_classes(HELD_OUT, with_other=True)
-    behaviours = behaviours_protocol.FourBehaviours([*labels, *HELD_OUT], SUPER_CLASSES, seed)
-    pictures = []
-    for picture in asker.pictures(corpus, per_dataset, config.data.augment.base_px):
-        seen[picture.dataset].add(asker, picture)
-        unseen.add(asker, picture)
-        behaviours.add(asker, picture)
-        pictures.append(picture)
+    seen = {name: class_question(labels, with_other=False) for name in corpus.sizes}
+    unseen = class_question(HELD_OUT, with_other=True)
+    behaviours = FourBehaviours([*labels, *HELD_OUT], SUPER_CLASSES, seed)
+    samples = []
+    for sample in asker.samples(corpus, per_dataset, config.data.augment.base_px):
+        seen[sample.dataset].add(asker, sample)
+        unseen.add(asker, sample)
+        behaviours.add(asker, sample)
+        samples.append(sample)
 
     untrained = _untrained_unseen(config, corpus, encoder.dim, per_dataset, seed)
     figures = _figures(seen, unseen, behaviours, untrained)
-    draw(_rows(asker, pictures, labels), out / "overlay.png")
-    draw(behaviours.rows(asker, pictures), out / "behaviours.png")
+    draw(_rows(asker, samples, labels), out / "overlay.png")
+    draw(behaviours.rows(asker, samples), out / "behaviours.png")
     tracker = open_tracker(config)
     tracker.log_metrics(_flat(figures), config.train.steps)
     tracker.log_artifact(out / "overlay.png")
@@ -124,7 +122,7 @@ def evaluate(
     tracker.wait_for_run(30)
     hint = tracker.ui_hint()
     tracker.close("FINISHED")
-    return Report(figures, out, outcome.checkpoint, hint, _verdicts(figures))
+    return DemoReport(figures, out, outcome.checkpoint, hint, _verdicts(figures))
 
 
 def _untrained_unseen(
@@ -133,16 +131,16 @@ def _untrained_unseen(
     """Unseen mIoU of the same network before its first step."""
     torch.manual_seed(seed)
     asker = Asker(build_lseg(config.model, dim), build_text_encoder(config.model.text))
-    unseen = of_classes(HELD_OUT, with_other=True)
-    for picture in asker.pictures(corpus, per_dataset, config.data.augment.base_px):
-        unseen.add(asker, picture)
+    unseen = class_question(HELD_OUT, with_other=True)
+    for sample in asker.samples(corpus, per_dataset, config.data.augment.base_px):
+        unseen.add(asker, sample)
     return unseen.miou
 
 
 def _figures(
-    seen: dict[str, Closed],
-    unseen: Closed,
-    behaviours: behaviours_protocol.FourBehaviours,
+    seen: dict[str, ClosedQuestion],
+    unseen: ClosedQuestion,
+    behaviours: FourBehaviours,
     untrained: float,
 ) -> dict[str, Any]:
     datasets = {
@@ -172,66 +170,48 @@ def _figures(
     }
 
 
-def _verdicts(figures: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
-    ratio = figures["unseen_miou"] / figures["unseen_chance_miou"]
-    values = {
-        "seen_miou": ("seen classes: mIoU over all datasets", figures["seen_miou"]),
-        "unseen_miou": ("unseen classes: mIoU, zero-shot", figures["unseen_miou"]),
-        "unseen_over_chance": ("unseen classes: times chance", ratio),
-        "present": (behaviours_protocol.TITLES["present"], figures["behaviours"]["present"]),
-        "absent": (behaviours_protocol.TITLES["absent"], figures["behaviours"]["absent"]),
-        "other": (behaviours_protocol.TITLES["other"], figures["behaviours"]["other"]),
-        "superclass": (
-            behaviours_protocol.TITLES["superclass"],
-            figures["behaviours"]["superclass"],
-        ),
+def _verdicts(figures: dict[str, Any]) -> list[FigureVerdict]:
+    """The verdicts on all figures with a threshold, which are noted in `figures` too."""
+    titles = {
+        "seen_miou": "seen classes: mIoU over all datasets",
+        "unseen_miou": "unseen classes: mIoU, zero-shot",
+        "unseen_over_chance": "unseen classes: times chance",
+        **TITLES,
     }
-    rows = []
-    for key, (title, value) in values.items():
-        threshold = THRESHOLDS[key]
-        holds = value < threshold if key == "absent" else value > threshold
-        rows.append((title, value, threshold, holds))
-    figures["reached"] = {key: row[3] for key, row in zip(values, rows, strict=True)}
-    return rows
+    ratio = figures["unseen_miou"] / figures["unseen_chance_miou"]
+    values = {**figures, "unseen_over_chance": ratio, **figures["behaviours"]}
+    verdicts = [FigureVerdict(k, t, values[k], THRESHOLDS[k]) for k, t in titles.items()]
+    figures["reached"] = {verdict.name: verdict.holds for verdict in verdicts}
+    return verdicts
 
 
-def _rows(asker: Asker, pictures: list[Picture], labels: tuple[str, ...]) -> list[Row]:
-    """Two pictures each of seen classes, of unseen ones, and of "other"."""
+def _rows(
+    asker: Asker, samples: list[ViewedSample], labels: tuple[str, ...]
+) -> list[ComparedImage]:
+    """Comparisons to draw: two images each for seen classes, unseen ones, and "other"."""
     taxonomy = universal()
     unseen_ids = [taxonomy.id_of(name) for name in HELD_OUT]
-    richness = [len(np.unique(picture.label)) for picture in pictures]
-    of_unseen = [float(np.isin(picture.label, unseen_ids).mean()) for picture in pictures]
-    plain = [pictures[i] for i in np.lexsort((np.array(of_unseen), -np.array(richness)))]
-    by_unseen = [pictures[i] for i in np.argsort(of_unseen)[::-1]]
-    rows = [_row(asker, p, "seen classes", labels, other=False) for p in _distinct(plain, 2)]
+    richness = [len(np.unique(sample.label)) for sample in samples]
+    of_unseen = [float(np.isin(sample.label, unseen_ids).mean()) for sample in samples]
+    plain = [samples[i] for i in np.lexsort((np.array(of_unseen), -np.array(richness)))]
+    by_unseen = [samples[i] for i in np.argsort(of_unseen)[::-1]]
+    seen = label_members(labels)
+    rows = [compare(asker, p, "seen classes", seen, has_other=False) for p in _distinct(plain, 2)]
     chosen = _distinct(by_unseen, 4)
-    rows += [_row(asker, p, "unseen classes", HELD_OUT, other=True) for p in chosen[:2]]
-    for picture in chosen[2:]:
-        shown = [taxonomy.classes[i] for i in np.unique(picture.label) if i != IGNORE]
-        # Name every second class of the picture; the rest has no label but "other".
-        rows.append(_row(asker, picture, "half of the classes named", shown[::2], other=True))
+    rows += [compare(asker, p, "unseen classes", label_members(HELD_OUT)) for p in chosen[:2]]
+    for sample in chosen[2:]:
+        shown = [taxonomy.classes[i] for i in np.unique(sample.label) if i != IGNORE]
+        # Name every second class of the image; the rest has no label but "other".
+        rows.append(compare(asker, sample, "half of the classes named", label_members(shown[::2])))
     return rows
 
 
-def _distinct(pictures: list[Picture], count: int) -> list[Picture]:
-    """The first `count` pictures of different datasets."""
-    found: dict[str, Picture] = {}
-    for picture in pictures:
-        found.setdefault(picture.dataset, picture)
+def _distinct(samples: list[ViewedSample], count: int) -> list[ViewedSample]:
+    """The first `count` images of different datasets."""
+    found: dict[str, ViewedSample] = {}
+    for sample in samples:
+        found.setdefault(sample.dataset, sample)
     return list(found.values())[:count]
-
-
-def _row(
-    asker: Asker, picture: Picture, what: str, names: tuple[str, ...] | list[str], other: bool
-) -> Row:
-    lut = label_space(names).lut.astype(np.int64)
-    if other:
-        lut[lut == IGNORE] = len(names)
-        lut[IGNORE] = IGNORE
-    texts = tuple(label_text(name) for name in names) + ((OTHER,) if other else ())
-    prediction = asker.ask(picture, texts)
-    title = f"{picture.dataset}: {what}"
-    return Row(title, picture.image, lut[picture.label], prediction, texts, other)
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, float]:

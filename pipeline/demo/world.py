@@ -3,7 +3,7 @@
 A scene is a painted background with a few objects. The paint of a class is a small tile of six
 colours, which are one fixed linear function of the text vector of its label. What a network learns
 about the paint of some labels therefore holds for labels it never saw, which makes zero-shot
-results on these pictures real and measurable. Noise, lighting, tint and blur differ by dataset.
+results on these images real and measurable. Noise, lighting, tint and blur differ by dataset.
 
 `synthetic_layout.py` writes the scenes in the official layout and label encoding of each dataset.
 """
@@ -21,7 +21,7 @@ from pipeline.data.taxonomy import label_text, native_table
 from pipeline.evaluation.behaviours.classes import HELD_OUT, SUPER_CLASSES
 
 TILE_PX = 8
-"""Side of the tile that a paint repeats. Tiles lie on one grid for the whole picture, so crops on
+"""Side of the tile that a paint repeats. Tiles lie on one grid for the whole image, so crops on
 that grid (`augment.grid_px`) show each patch of a small ViT a whole tile."""
 
 APPEARANCE_DIMS = 18
@@ -41,7 +41,7 @@ PAINT_SPREAD = 0.15
 
 @dataclass(frozen=True)
 class World:
-    """The pictures of one dataset and how its camera sees."""
+    """The images of one dataset and how its camera sees."""
 
     size: tuple[int, int]
     """Width and height in pixels."""
@@ -95,7 +95,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and the regions it was painted from."""
+    """An image and the regions it was painted from."""
 
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
@@ -205,7 +205,7 @@ def _paint(
     colours = (_projection(len(vector)) @ vector).reshape(6, 3)
     # Each object of a class differs a little from the next.
     colours = colours + rng.normal(0, PAINT_SPREAD, colours.shape)
-    # The tile mirrors itself, so that a flipped picture shows the same paint.
+    # The tile mirrors itself, so that a flipped image shows the same paint.
     column = np.minimum(np.arange(TILE_PX), TILE_PX - 1 - np.arange(TILE_PX)) // (TILE_PX // 4)
     row = np.arange(TILE_PX) * 3 // TILE_PX
     tile = (128 + COLOUR_GAIN * colours)[2 * row[:, None] + column[None, :]].astype(np.float32)

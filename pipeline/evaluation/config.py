@@ -18,10 +18,10 @@ ProtocolName = Literal[
     "held-out",
     "behaviours",
 ]
-"""See `pipeline.evaluation.protocols`."""
+"""Names of the protocols, which `pipeline.evaluation.protocols` describes."""
 
 Mode = Literal["whole", "single", "published", "squash"]
-"""How the network sees a picture; see `Geometry`."""
+"""Ways in which the network sees an image, which `Geometry` describes."""
 
 
 DEFAULT_MODES: dict[str, str] = {
@@ -30,21 +30,22 @@ DEFAULT_MODES: dict[str, str] = {
     "coco-20i": "squash",
     "fss-1000": "squash",
 }
-"""Of the protocols whose pictures are not seen as a whole."""
+"""Default geometry of the protocols that do not see an image as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherPolicy:
-    """What becomes of pixels that are none of the classes asked for."""
+    """How pixels of none of the classes in the label set are predicted."""
 
     policy: Literal["none", "prompts", "threshold"] = "none"
-    """`none`: the best class wins everywhere. `prompts`: the texts below compete, and whatever they
-    win is none of the classes. `threshold`: so is a pixel whose best class is less probable than
-    `threshold`. A protocol's background class, where it has one, takes these pixels."""
+    """Policy for "other": with `none` the best class wins everywhere; with `prompts` the texts
+    below compete, and what they win is none of the classes; with `threshold` a pixel whose best
+    class is less probable than `threshold` is none of them. A background class takes these pixels
+    where the protocol has one."""
     prompts: tuple[str, ...] = ("other",)
-    """Texts for "none of these"."""
+    """Prompts that stand for "none of these"."""
     threshold: float = 0.2
-    """Probability, over all texts asked."""
+    """Least probability of the best class, over all prompts."""
 
     def __post_init__(self) -> None:
         if self.policy == "prompts" and not self.prompts:
@@ -59,19 +60,19 @@ class OtherPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How the network sees a picture.
+    """How the network sees an image.
 
     `whole`: resized to a long side of `base_px`, one forward pass. `single`: windows of `window_px`
-    on the picture at `base_px`. `published`: LSeg's six scales of `base_px`, each mirrored too, in
+    on the image at `base_px`. `published`: LSeg's six scales of `base_px`, each mirrored too, in
     windows; logits summed. `squash`: resized to a square of `window_px` whatever its shape, and
     scored at that size, as the few-shot protocols do.
     """
 
     mode: Mode = "whole"
     base_px: int = 520
-    """Long side at scale 1; 0 with `whole` keeps the picture's size."""
+    """Long side of the image at scale 1; 0 with `whole` keeps the image's size."""
     window_px: int = 480
-    """Side of a window, or of the square of `squash`."""
+    """Side of a window, or of the square to which `squash` resizes."""
 
     def __post_init__(self) -> None:
         if self.base_px < 16 and not (self.base_px == 0 and self.mode == "whole"):
@@ -84,22 +85,22 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig:
-    """The processes that evaluate. The figures do not depend on their number."""
+    """The worker processes of an evaluation, whose number does not change the figures."""
 
     num_workers: int = 0
-    """0 takes one for each GPU of the cluster, or for each CPU where there are none."""
+    """Number of worker processes; 0 takes one per GPU, or per CPU in a cluster without GPUs."""
     cpus_per_worker: float = 1.0
     """Logical CPUs that each worker holds."""
     threads: int = 1
-    """Threads of a worker's CPU kernels. Another number may round sums otherwise."""
+    """Threads of a worker's CPU kernels; another number may round sums differently."""
     use_gpu: bool | None = None
-    """One GPU for each worker; null: where the cluster has any."""
+    """Whether each worker holds a GPU; null: if the cluster has any."""
     max_failures: int = 3
-    """Times that each worker process may die before the evaluation ends."""
+    """Number of times that each worker process may die before the evaluation ends."""
     chunk_images: int = 8
-    """Pictures between two savings of a worker's counts."""
+    """Number of images after which a worker's counts are saved."""
     batch_images: int = 4
-    """Pictures of one size that go through the network together."""
+    """Number of images of one size that go through the network together."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_workers", 0), ("max_failures", 0), ("threads", 1)):
@@ -115,41 +116,41 @@ class EvaluateConfig:
     """One evaluation of one checkpoint by one protocol."""
 
     checkpoint: str
-    """A checkpoint's folder, `s3://...`, or `models:/name@alias` of an MLflow registry."""
+    """Checkpoint folder, `s3://...`, or `models:/name@alias` of an MLflow registry."""
     protocol: ProtocolName = "unified"
-    """What is measured, and how."""
+    """Protocol: which images are scored, in which label set, and how."""
     out: str = "runs/evaluation"
     """Folder for reports and partial results: a directory or `s3://`."""
     shards: str = ""
     """Folder of prepared shards: a directory or `s3://`."""
     roots: dict[str, str] = field(default_factory=dict)
-    """Official downloads by dataset, instead of shards or beside them."""
+    """Folders of official downloads by dataset, instead of shards or beside them."""
     datasets: tuple[str, ...] = ()
-    """Only these of the datasets; empty takes all that there are."""
+    """Datasets to evaluate on; empty takes all that are found."""
     split: str = "val"
-    """Split to evaluate on."""
+    """Split of the datasets to evaluate on."""
     folds: tuple[int, ...] = (0, 1, 2, 3)
-    """Folds of PASCAL-5i and COCO-20i."""
+    """Folds of PASCAL-5i and COCO-20i to evaluate."""
     splits: str = ""
     """Folder with HSNet's split lists (`pascal/val/fold0.txt`, `coco/val/fold0.pkl`)."""
     labels: Literal["all", "checkpoint", "unseen"] = "all"
-    """Unified classes to ask for: the whole taxonomy; those that the checkpoint was trained on,
-    where pixels of others do not count; or, zero-shot, those that it was not trained on and the
-    pictures show, where pixels of others should get "other"."""
+    """Label set of protocol unified: `all` of the taxonomy; those of the `checkpoint`, where pixels
+    of other classes do not count; or, zero-shot, the `unseen` classes that the images show and the
+    checkpoint was not trained on, where pixels of other classes should get "other"."""
     max_images: int = 0
-    """Pictures of each dataset, spread evenly over it; 0 takes all."""
+    """Number of images of each dataset, spread evenly over it; 0 takes all."""
     seed: int = 0
-    """Of the draws of COCO-20i (published: 0) and of the behaviours."""
+    """Seed for sampling COCO-20i episodes (published: 0) and behaviour questions."""
     other: OtherPolicy | None = None
-    """What becomes of pixels of none of the classes; null: what the protocol prescribes."""
+    """How pixels of none of the classes are predicted; null: as the protocol prescribes."""
     geometry: Geometry | None = None
-    """How the network sees pictures; null: what the protocol prescribes."""
+    """How the network sees images; null: as the protocol prescribes."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward pass."""
+    """Precision of the forward pass."""
     max_bad_share: float = 0.001
-    """The evaluation ends when more than this share of the pictures does not decode."""
+    """Share of images that do not decode above which the evaluation ends with an error."""
     examples: int = 6
-    """Best and worst pictures of each dataset on the report's page, of each kind."""
+    """Number of best and of worst images of each dataset on the report's page."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -168,7 +169,7 @@ class EvaluateConfig:
 
     @property
     def variant(self) -> str:
-        """The protocol, and what departs from its own settings: names folders and metrics.
+        """A name for folders and metrics: the protocol, and what departs from its own settings.
 
         So figures under another policy for "other" never take the place of the protocol's.
         """

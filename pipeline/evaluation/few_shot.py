@@ -1,65 +1,52 @@
 """Zero-shot episodes of HSNet's benchmarks, scored as LSeg does: a class against `others`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.datasets import BadSample
-from pipeline.data.datasets.few_shot import Episode, open_few_shot
+from pipeline.data.datasets.few_shot import Episode, FewShotSet, open_few_shot
 from pipeline.data.datasets.few_shot.training import OTHERS
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
-from pipeline.evaluation.answers import AnswerSpace
 from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
-from pipeline.evaluation.items import Item, ItemSource, UnreadableItem, digest, spread
-from pipeline.evaluation.plan import Plan
-from pipeline.evaluation.scoring import Part
+from pipeline.evaluation.items import Item, ItemSource, digest
+from pipeline.evaluation.plan import Part, ProtocolPlan
+from pipeline.scoring import AnswerSpace, evenly
 
 
 @dataclass(frozen=True)
 class EpisodeItems(ItemSource):
     """Episodes of a few-shot benchmark."""
 
-    benchmark: str
-    root: str
     chosen: tuple[Episode, ...]
     texts: tuple[tuple[str, ...], ...]
     """Texts of each stratum, background first."""
     strata: tuple[int, ...]
     """Class id of each stratum."""
 
-    def __len__(self) -> int:
-        return len(self.chosen)
-
     def keys(self) -> Sequence[str]:
-        """Picture and class id."""
+        """Image and class id of each episode."""
         return [f"{episode.image}#{episode.class_id}" for episode in self.chosen]
 
     def fingerprint(self) -> str:
-        """Of pictures, classes and texts."""
-        return digest(self.benchmark, self.root, self.keys(), self.texts)
+        """Hex digits over images, classes and texts."""
+        return digest(self.dataset, self.root, self.keys(), self.texts)
 
-    def open(self) -> Callable[[int], Item]:
+    def connect(self) -> FewShotSet:
         """Opens the benchmark's folder."""
-        few_shot = open_few_shot(self.benchmark, self.root)
-        number = {class_id: stratum for stratum, class_id in enumerate(self.strata)}
-        keys = self.keys()
+        return open_few_shot(self.dataset, self.root)
 
-        def read(position: int) -> Item:
-            episode = self.chosen[position]
-            try:
-                image, mask = few_shot.read(episode)
-            except BadSample as error:
-                raise UnreadableItem(str(error)) from None
-            stratum = number[episode.class_id]
-            return Item(keys[position], image, mask, self.texts[stratum], stratum)
-
-        return read
+    def read(self, connection: FewShotSet, position: int) -> Item:
+        """Reads an episode."""
+        episode = self.chosen[position]
+        stratum = self.strata.index(episode.class_id)
+        key = f"{episode.image}#{episode.class_id}"
+        return Item(key, *connection.read(episode), self.texts[stratum], stratum)
 
 
-def few_shot_plan(config: EvaluateConfig) -> Plan:
-    """The episodes of the configured folds.
+def few_shot_plan(config: EvaluateConfig) -> ProtocolPlan:
+    """Plans the episodes of the configured folds.
 
     Raises:
         UserError: The download is missing, or the policy for "other" does not go with episodes.
@@ -90,7 +77,7 @@ def few_shot_plan(config: EvaluateConfig) -> Plan:
     parts = []
     for fold in config.folds if few_shot.num_folds > 1 else (0,):
         episodes = few_shot.episodes(fold, config.seed)
-        chosen = tuple(episodes[i] for i in spread(len(episodes), config.max_images))
+        chosen = tuple(episodes[i] for i in evenly(len(episodes), config.max_images))
         ids = tuple(i for i in few_shot.class_ids(fold) if any(e.class_id == i for e in episodes))
         names = few_shot.class_names()
         texts = tuple((*policy.prompts, names[i]) for i in ids)
@@ -107,4 +94,4 @@ def few_shot_plan(config: EvaluateConfig) -> Plan:
         notes.append(f"max_images={config.max_images}: not all episodes")
     if config.seed:
         notes.append(f"seed={config.seed}; published: 0")
-    return Plan(tuple(parts), "few-shot", notes=tuple(notes))
+    return ProtocolPlan(tuple(parts), "few-shot", notes=tuple(notes))

@@ -13,8 +13,8 @@ from model.metrics import (
     foreground_miou,
     merge_classes,
 )
-from pipeline.evaluation.plan import Plan
-from pipeline.evaluation.scoring import Counts, Part
+from pipeline.evaluation.plan import Part, ProtocolPlan
+from pipeline.evaluation.scoring import Counts
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Figures:
     summary: dict[str, float]
     """The protocol's own figures, 0..1: `miou`, `pixel_accuracy`, `fb_iou`, ..."""
     parts: dict[str, dict[str, float]]
-    """The same by dataset or fold; with the numbers of pictures and counted pixels."""
+    """The same figures by dataset or fold, with the numbers of images and counted pixels."""
     classes: list[ClassRow] = field(default_factory=list)
 
 
-def figures_of(plan: Plan, counts: dict[str, Counts]) -> Figures:
+def figures_of(plan: ProtocolPlan, counts: dict[str, Counts]) -> Figures:
     """Computes the figures of a complete evaluation."""
     parts: dict[str, dict[str, float]] = {}
     rows: list[ClassRow] = []
@@ -58,8 +58,8 @@ def figures_of(plan: Plan, counts: dict[str, Counts]) -> Figures:
     return Figures(_summary(plan, parts), parts, rows)
 
 
-def _summary(plan: Plan, parts: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Means over parts; of the held-out sets the harmonic one too."""
+def _summary(plan: ProtocolPlan, parts: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Means of the figures over parts; for the held-out sets the harmonic mean too."""
     names = [key for key in next(iter(parts.values())) if key not in _COUNTS]
     summary = {}
     for name in names:
@@ -76,13 +76,13 @@ _COUNTS = frozenset({"images", "unreadable", "counted_px"})
 
 
 def matrix_of(part: Part, counts: Counts) -> ConfusionMatrix:
-    """The sum over strata, with the row and column of none of the classes last."""
+    """The confusion matrix of a part, summed over strata; "none of the classes" comes last."""
     matrix = ConfusionMatrix(len(part.space.classes) + 1)
     matrix.merge(torch.from_numpy(counts.matrices.sum(0)))
     return matrix
 
 
-def _classes(plan: Plan, part: Part, counts: Counts) -> dict[str, float]:
+def _classes(plan: ProtocolPlan, part: Part, counts: Counts) -> dict[str, float]:
     matrix = matrix_of(part, counts)
     classes = [i for i, name in enumerate(part.space.classes) if name not in plan.unscored]
     over = "all" if plan.mean_over == "all" else "target"

@@ -1,61 +1,45 @@
 """MSeg's held-out sets: universal predictions, mapped into each set's classes."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.data.datasets import BadSample
 from pipeline.data.datasets.held_out import (
     HELD_OUT_SETS,
+    HeldOutReader,
     HeldOutSource,
     held_out_table,
     open_held_out,
 )
 from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.errors import UserError, did_you_mean
-from pipeline.evaluation.answers import DROPPED, AnswerSpace, space_of
 from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
-from pipeline.evaluation.items import Item, ItemSource, UnreadableItem, digest, spread
-from pipeline.evaluation.plan import Plan
-from pipeline.evaluation.scoring import Part
+from pipeline.evaluation.items import Item, ItemSource
+from pipeline.evaluation.plan import Part, ProtocolPlan, with_policy
+from pipeline.scoring import DROPPED, AnswerSpace, evenly, space_of
 
 
-@dataclass(frozen=True)
 class HeldOutItems(ItemSource):
-    """Pictures of one held-out set."""
+    """Images of one held-out set."""
 
-    dataset: str
-    root: str
-    sources: tuple[HeldOutSource, ...]
-
-    def __len__(self) -> int:
-        return len(self.sources)
+    chosen: tuple[HeldOutSource, ...]
 
     def keys(self) -> Sequence[str]:
-        """The pictures' paths."""
-        return [source.image for source in self.sources]
+        """The images' paths."""
+        return [source.image for source in self.chosen]
 
-    def fingerprint(self) -> str:
-        """Of the files' names."""
-        return digest(self.dataset, self.root, self.keys())
-
-    def open(self) -> Callable[[int], Item]:
+    def connect(self) -> HeldOutReader:
         """Opens the reader."""
-        reader = open_held_out(self.dataset, self.root)
+        return open_held_out(self.dataset, self.root)
 
-        def read(position: int) -> Item:
-            source = self.sources[position]
-            try:
-                return Item(source.image, *reader.read(source))
-            except BadSample as error:
-                raise UnreadableItem(str(error)) from None
-
-        return read
+    def read(self, connection: HeldOutReader, position: int) -> Item:
+        """Decodes a file and its label."""
+        source = self.chosen[position]
+        return Item(source.image, *connection.read(source))
 
 
 def held_out_space(dataset: str) -> AnswerSpace:
-    """All universal classes are asked; each belongs to at most one class of the set."""
+    """The answer space of a set: all universal classes, each for at most one class of the set."""
     table = held_out_table(dataset)
     lut = np.full(256, IGNORE, np.uint8)
     owner: dict[str, int] = {}
@@ -69,8 +53,8 @@ def held_out_space(dataset: str) -> AnswerSpace:
     return space_of(names, texts, lut, text_class, rest)
 
 
-def held_out_plan(config: EvaluateConfig) -> Plan:
-    """The sets whose roots are given.
+def held_out_plan(config: EvaluateConfig) -> ProtocolPlan:
+    """Plans the held-out sets whose roots are given.
 
     Raises:
         UserError: There are none, or one is not a held-out set.
@@ -95,16 +79,16 @@ def held_out_plan(config: EvaluateConfig) -> Plan:
         reader = open_held_out(name, config.roots[name])
         sources = reader.sources()
         if not sources:
-            raise UserError(f"roots.{name}={config.roots[name]}: holds no picture with a label")
-        picked = tuple(sources[i] for i in spread(len(sources), config.max_images))
+            raise UserError(f"roots.{name}={config.roots[name]}: holds no image with a label")
+        picked = tuple(sources[i] for i in evenly(len(sources), config.max_images))
         if len(picked) != reader.num_published:
-            notes.append(f"{name}: {len(picked)} pictures; published: {reader.num_published}")
+            notes.append(f"{name}: {len(picked)} images; published: {reader.num_published}")
         source = HeldOutItems(name, config.roots[name], picked)
-        parts.append(Part(name, source, held_out_space(name).with_policy(policy), geometry))
+        parts.append(Part(name, source, with_policy(held_out_space(name), policy), geometry))
     if len(chosen) < len(HELD_OUT_SETS):
         notes.append(f"harmonic mean over {len(chosen)} of {len(HELD_OUT_SETS)} sets")
     notes.append(
         f"one scale ({geometry.mode} at {geometry.base_px} px); MSeg takes the best of three"
     )
     # MSeg's mean is over all classes of a set.
-    return Plan(tuple(parts), "held-out", mean_over="all", notes=tuple(notes))
+    return ProtocolPlan(tuple(parts), "held-out", mean_over="all", notes=tuple(notes))

@@ -1,30 +1,38 @@
-"""The pictures of an evaluation, each with its label in stored ids; opened where they are read."""
+"""The images of an evaluation, each with its label in stored ids; opened where they are read."""
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from pipeline.data.datasets import BadSample, Source, open_reader
+from pipeline.data.datasets import BadSample, Reader, Source, open_reader
 from pipeline.data.ingest.augment import BadSample as BadStoredSample
 from pipeline.data.ingest.augment import decode
 from pipeline.data.pixels.encode import decode_image
-from pipeline.data.shards.format import Manifest, ShardError, read_sample
+from pipeline.data.shards.format import (
+    Manifest,
+    SampleRecord,
+    ShardError,
+    ShardRecord,
+    read_sample,
+)
 from pipeline.data.taxonomy import lookup_table
 from pipeline.errors import UserError
+from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
 
 class UnreadableItem(ValueError):
-    """A picture or label that cannot be read; counted, reported, and left out."""
+    """An image or label that cannot be read; counted, reported, and left out."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture to score."""
+    """One image to score."""
 
     key: str
     image: np.ndarray
@@ -32,123 +40,130 @@ class Item:
     stored: np.ndarray
     """(H, W) uint8, ids that the part's `lut` maps to classes."""
     texts: tuple[str, ...] = ()
-    """What to ask for this picture; empty: what the part asks."""
+    """Prompts for this image; empty: what the part asks."""
     stratum: int = 0
     """Which of the part's matrices counts it: the class of an episode."""
 
 
-class ItemSource(ABC):
-    """A fixed, ordered set of pictures. Pickles; `open` connects to where they lie."""
+BAD = (BadSample, BadStoredSample, ShardError, FileNotFoundError)
+"""What readers raise over a single image."""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+
+@dataclass(frozen=True)
+class ItemSource(ABC):
+    """A fixed, ordered set of images. Pickles; `open` connects to where they lie."""
+
+    dataset: str
+    """Name of the dataset or benchmark."""
+    root: str
+    """Place of the images: a folder or URI."""
+    chosen: tuple[Any, ...]
+    """What names each image to its reader, in order."""
+
+    def __len__(self) -> int:
+        return len(self.chosen)
 
     @abstractmethod
     def keys(self) -> Sequence[str]:
-        """The name of each picture, in order."""
+        """The name of each image, in order."""
 
-    @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digits that change with the pictures or their order."""
+        """Hex digits that change with the images or their order; contents are not read for it."""
+        return digest(self.dataset, self.root, self.keys())
 
     @abstractmethod
+    def connect(self) -> Any:
+        """What reads the images: a reader or a storage."""
+
+    @abstractmethod
+    def read(self, connection: Any, position: int) -> Item:
+        """Reads the image at a position; raises any of `BAD` where it is damaged."""
+
     def open(self) -> Callable[[int], Item]:
-        """A function that reads the picture at a position; raises UnreadableItem."""
+        """A function that reads the image at a position; raises UnreadableItem."""
+        connection = self.connect()
+
+        def read(position: int) -> Item:
+            try:
+                return self.read(connection, position)
+            except BAD as error:
+                raise UnreadableItem(str(error)) from None
+
+        return read
 
 
 @dataclass(frozen=True)
 class ShardItems(ItemSource):
-    """Pictures of prepared shards, with universal ids or, where they are stored, native ones."""
+    """Images of prepared shards, with universal ids or, where they are stored, native ones."""
 
-    uri: str
     manifest: Manifest
-    indices: tuple[int, ...]
     native: bool
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def keys(self) -> Sequence[str]:
         """The samples' keys."""
-        records = [record for shard in self.manifest.shards for record in shard.samples]
-        return [records[index].key for index in self.indices]
+        return [record.key for _, record in self._places()]
 
     def fingerprint(self) -> str:
-        """That of the manifest and of the choice among its samples."""
-        return digest(self.manifest.fingerprint, self.indices, self.native)
+        """Hex digits over the manifest and the choice among its samples."""
+        return digest(self.manifest.fingerprint, self.chosen, self.native)
 
-    def open(self) -> Callable[[int], Item]:
-        """Connects to the shards."""
-        storage = open_storage(self.uri)
-        dataset, split = self.manifest.dataset, self.manifest.split
+    def connect(self) -> tuple[Storage, list[tuple[ShardRecord, SampleRecord]]]:
+        """Opens the storage, and finds where the chosen samples lie in it."""
+        return open_storage(self.root), self._places()
+
+    def read(self, connection: Any, position: int) -> Item:
+        """Reads a sample of a shard."""
+        storage, places = connection
+        shard, record = places[position]
+        try:
+            sample = read_sample(storage, self.dataset, self.manifest.split, shard, record)
+            label = sample.native_png if self.native else sample.png
+            if label is None:
+                raise UserError(
+                    f"shards={self.root}: {shard.name} holds no native labels, which this "
+                    f"protocol needs: give roots.{self.dataset}, or convert with native labels"
+                )
+            return Item(record.key, *decode(sample.jpeg, label))
+        except (ShardError, BadStoredSample) as error:
+            raise UnreadableItem(f"{shard.name}, key {record.key}: {error}") from None
+
+    def _places(self) -> list[tuple[ShardRecord, SampleRecord]]:
         places = [(shard, record) for shard in self.manifest.shards for record in shard.samples]
-
-        def read(position: int) -> Item:
-            shard, record = places[self.indices[position]]
-            try:
-                sample = read_sample(storage, dataset, split, shard, record)
-                label = sample.native_png if self.native else sample.png
-                if label is None:
-                    raise UserError(
-                        f"shards={self.uri}: {shard.name} holds no native labels, which this "
-                        f"protocol needs: give roots.{dataset}, or convert with native labels"
-                    )
-                return Item(record.key, *decode(sample.jpeg, label))
-            except (ShardError, BadStoredSample) as error:
-                raise UnreadableItem(f"{shard.name}, key {record.key}: {error}") from None
-
-        return read
+        return [places[index] for index in self.chosen]
 
 
 @dataclass(frozen=True)
 class RootItems(ItemSource):
-    """Pictures of an official download, as its reader lists and decodes them."""
+    """Images of an official download, as its reader lists and decodes them."""
 
-    dataset: str
-    root: str
-    sources: tuple[Source, ...]
+    chosen: tuple[Source, ...]
     native: bool
-
-    def __len__(self) -> int:
-        return len(self.sources)
 
     def keys(self) -> Sequence[str]:
         """The keys that the converted samples would have."""
-        return [source.key for source in self.sources]
+        return [source.key for source in self.chosen]
 
     def fingerprint(self) -> str:
-        """Of the files' names; contents are not read for it."""
-        return digest(self.dataset, self.root, [str(source) for source in self.sources])
+        """Hex digits over all that names the files."""
+        return digest(self.dataset, self.root, [str(source) for source in self.chosen])
 
-    def open(self) -> Callable[[int], Item]:
+    def connect(self) -> Reader:
         """Opens the reader."""
-        reader = open_reader(self.dataset, self.root)
+        return open_reader(self.dataset, self.root)
 
-        def read(position: int) -> Item:
-            source = self.sources[position]
-            try:
-                pixels = decode_image(reader.root.read(source.image)).pixels
-                label = reader.native_label(source)
-            except (BadSample, FileNotFoundError) as error:
-                raise UnreadableItem(str(error)) from None
-            if label.shape != pixels.shape[:2]:
-                raise UnreadableItem(f"{source.image}: picture and label differ in size")
-            image = np.ascontiguousarray(pixels[:, :, ::-1])
-            return Item(source.key, image, label if self.native else self._universal(label))
-
-        return read
-
-    def _universal(self, label: np.ndarray) -> np.ndarray:
-        # As a conversion without the annotators' decisions would store it.
-        return lookup_table(self.dataset, overridden=True)[label]
-
-
-def spread(size: int, limit: int) -> tuple[int, ...]:
-    """Up to `limit` positions, evenly over `size`; all where the limit is 0."""
-    count = min(size, limit or size)
-    return tuple(i * size // count for i in range(count))
+    def read(self, connection: Reader, position: int) -> Item:
+        """Decodes a file and its label."""
+        source = self.chosen[position]
+        pixels = decode_image(connection.root.read(source.image)).pixels
+        label = connection.native_label(source)
+        if label.shape != pixels.shape[:2]:
+            raise UnreadableItem(f"{source.image}: image and label differ in size")
+        if not self.native:
+            # As a conversion without the annotators' decisions would store it.
+            label = lookup_table(self.dataset, overridden=True)[label]
+        return Item(source.key, np.ascontiguousarray(pixels[:, :, ::-1]), label)
 
 
 def digest(*parts: object) -> str:
-    """16 hex digits over plain values."""
+    """A fingerprint of plain values: 16 hex digits."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One evaluation from its configuration to its report."""
+"""An evaluation from its configuration to its report."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ from pipeline.evaluation.leak import check_leaks
 from pipeline.evaluation.page import write_page
 from pipeline.evaluation.protocols import make_plan
 from pipeline.evaluation.record import open_run, record
-from pipeline.evaluation.report import Report
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.evaluation.runner import Runner, resolve_workers
 from pipeline.storage.open import open_storage
 from pipeline.storage.places import make_writable
@@ -40,7 +40,7 @@ class StartRay(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation leaves behind."""
+    """The outcome of an evaluation."""
 
     report: dict[str, Any]
     """The content of report.json."""
@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evalu
     """Scores a checkpoint by a protocol, writes the report, and records it.
 
     Args:
-        config: What, and how.
+        config: What to score, and how.
         start_ray: Called with the numbers of CPUs and GPUs once Ray is needed, which is after all
             that can be checked without it; None where it is running.
 
@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evalu
         ModelError: The checkpoint is damaged.
     """
     began = time.perf_counter()
-    config = absolute(config)
+    config = with_absolute_places(config)
     checkpoint, provenance = open_checkpoint(config.checkpoint)
     name = folder_name(config)
     out = f"{config.out}/{name}"
@@ -113,7 +113,7 @@ def _evaluate(
     )
     if any(part.geometry.mode == "published" for part in plan.parts) and not workers.use_gpu:
         logger.warning(
-            "six scales and flips on CPUs take some fifty forward passes for each picture; "
+            "six scales and flips on CPUs take some fifty forward passes for each image; "
             "--geometry.mode whole is one"
         )
     # Workers on this machine read what the driver fetched; others fetch for themselves.
@@ -121,7 +121,7 @@ def _evaluate(
         config.checkpoint, plan.parts, workers, config.precision, out, config.max_bad_share
     ) as runner:
         counts = runner.run()
-        report = Report(
+        report = EvaluationReport(
             config,
             plan,
             figures_of(plan, counts),
@@ -131,16 +131,15 @@ def _evaluate(
             checkpoint_fingerprint(checkpoint),
         )
         report.write(work)
-        write_page(report, runner.example, work)
+        write_page(report, runner.examples, work)
         runner.clean()
         for empty in (work / "partial" / runner.fingerprint, work / "partial"):
             with contextlib.suppress(OSError):  # Not there, or with counts of another evaluation.
                 empty.rmdir()
     # A log is no terminal, and has no width of its own.
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
-    console.print(report.table())
-    if (published := report.published_table()) is not None:
-        console.print(published)
+    for table in report.tables():
+        console.print(table)
     for line in (*leak.reasons, *plan.notes):
         logger.info("note: %s", line)
     return report.to_dict()
@@ -153,8 +152,8 @@ def folder_name(config: EvaluateConfig) -> str:
     return re.sub(r"[^\w.\-]+", "-", f"{words}-{config.variant}").strip("-.")
 
 
-def absolute(config: EvaluateConfig) -> EvaluateConfig:
-    """Makes places mean the same in every process, and as long as the job runs.
+def with_absolute_places(config: EvaluateConfig) -> EvaluateConfig:
+    """Makes every place mean the same in all processes, as long as the job runs.
 
     The working folder of a Ray worker is another, and an alias of the registry may move.
     """

@@ -1,9 +1,9 @@
-"""Whether a figure is zero-shot: which classes and which pictures the training has seen.
+"""Whether a figure is zero-shot: which classes and which images the training has seen.
 
 By class: a tested class counts as seen when the checkpoint was trained on a label of the same
 words, or on the universal class that the benchmark's class is called in MSeg's taxonomy. By
-picture: the keys of the training shards are compared with the protocol's, where both come from the
-same dataset; COCO 2014's validation pictures are found in COCO 2017's training set by their number.
+image: the keys of the training shards are compared with the protocol's, where both come from the
+same dataset; COCO 2014's validation images are found in COCO 2017's training set by their number.
 """
 
 import re
@@ -16,8 +16,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.few_shot import EpisodeItems
 from pipeline.evaluation.held_out import HeldOutItems
 from pipeline.evaluation.items import RootItems, ShardItems
-from pipeline.evaluation.plan import Plan
-from pipeline.evaluation.scoring import Part
+from pipeline.evaluation.plan import Part, ProtocolPlan
 
 SYNONYMS = {
     "aeroplane": "airplane",
@@ -44,28 +43,28 @@ spaces."""
 
 
 FLICKR = (
-    "trained on COCO; COCO and PASCAL both took their pictures from Flickr, and the names do not "
-    "tell whether some are the same"
+    "trained on COCO; COCO and PASCAL both took their images from Flickr, and the names do not "
+    "show whether some are the same"
 )
 
 
 @dataclass
 class LeakReport:
-    """What the training has seen of what is tested."""
+    """Which of the tested classes and images the training has seen."""
 
     known: bool
-    """Whether the checkpoint says what it was trained on."""
+    """Whether the checkpoint records what it was trained on."""
     seen_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By part."""
+    """Names of the classes that were trained, by part."""
     num_classes: dict[str, int] = field(default_factory=dict)
     seen_images: dict[str, int | None] = field(default_factory=dict)
-    """By part; None where it cannot be decided."""
+    """Number of images that were trained, by part; None where it cannot be decided."""
     num_images: dict[str, int] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
     @property
     def zero_shot(self) -> str:
-        """`yes`, `no`, or `unknown`; `yes` only where no class and no picture was seen."""
+        """`yes`, `no`, or `unknown`; `yes` only where no class and no image was seen."""
         if not self.known:
             return "unknown"
         if any(self.seen_classes.values()) or any(self.seen_images.values()):
@@ -74,7 +73,7 @@ class LeakReport:
         return "unknown" if undecided else "yes"
 
 
-def check_leaks(config: EvaluateConfig, plan: Plan, provenance: Provenance) -> LeakReport:
+def check_leaks(config: EvaluateConfig, plan: ProtocolPlan, provenance: Provenance) -> LeakReport:
     """Compares a checkpoint's past with a protocol."""
     report = LeakReport(provenance.is_known)
     if not provenance.is_known:
@@ -101,7 +100,7 @@ def check_leaks(config: EvaluateConfig, plan: Plan, provenance: Provenance) -> L
     return report
 
 
-def _tested(plan: Plan, part: Part) -> dict[str, tuple[str, ...]]:
+def _tested(plan: ProtocolPlan, part: Part) -> dict[str, tuple[str, ...]]:
     """The classes that are tested, and all words that stand for each."""
     if plan.kind == "few-shot":
         return {name: (name,) for name in part.strata}
@@ -130,10 +129,10 @@ def _universal(words: str) -> str:
 def _seen_images(
     config: EvaluateConfig, part: Part, provenance: Provenance
 ) -> tuple[int | None, str]:
-    """How many of a part's pictures were in the training shards, and what to say about it."""
+    """The number of a part's images in the training shards, and a remark about it."""
     source = part.source
     if provenance.has_many:
-        return None, "trained on many datasets, whose pictures are not compared with these"
+        return None, "trained on many datasets, whose images are not compared with these"
     own = sorted(set(provenance.datasets) - set(DATASETS))
     if isinstance(source, EpisodeItems):
         seen, why = _seen_episodes(source, provenance)
@@ -145,8 +144,8 @@ def _seen_images(
             return None, FLICKR
         return 0, ""
     if not isinstance(source, ShardItems | RootItems):
-        return None, "pictures of an unknown kind"
-    dataset = source.dataset if isinstance(source, RootItems) else source.manifest.dataset
+        return None, "images of an unknown kind"
+    dataset = source.dataset
     if dataset not in provenance.datasets:
         return 0, ""
     split = config.split if isinstance(source, RootItems) else source.manifest.split
@@ -158,39 +157,39 @@ def _seen_images(
         return len(source), f"the training used split {split} of {dataset}, as this evaluation does"
     keys = {record.key for shard in manifest.shards for record in shard.samples}
     seen = sum(key in keys for key in source.keys())
-    return seen, f"{seen} of {len(source)} pictures were trained" if seen else ""
+    return seen, f"{seen} of {len(source)} images were trained" if seen else ""
 
 
 def _own(datasets: Sequence[str]) -> str:
-    return f"trained on {', '.join(datasets)}, of whose pictures nothing is known"
+    return f"trained on {', '.join(datasets)}, of whose images nothing is known"
 
 
 def _seen_episodes(source: EpisodeItems, provenance: Provenance) -> tuple[int | None, str]:
-    if "coco_panoptic" not in provenance.datasets or source.benchmark == "fss-1000":
+    if "coco_panoptic" not in provenance.datasets or source.dataset == "fss-1000":
         return 0, ""
-    if source.benchmark == "pascal-5i":
+    if source.dataset == "pascal-5i":
         return None, FLICKR
     manifest = provenance.manifests.get("coco_panoptic")
     if manifest is None:
         return None, (
             "trained on COCO train2017, which holds most of val2014; the training shards are not "
-            "there any more to count how many of these pictures"
+            "there any more to count how many of these images"
         )
     keys = [record.key for shard in manifest.shards for record in shard.samples]
     trained = {number for key in keys if (number := coco_number(key)) is not None}
     seen = sum(coco_number(key.partition("#")[0]) in trained for key in source.keys())
-    text = f"{seen} of {len(source)} episodes show pictures of the training" if seen else ""
+    text = f"{seen} of {len(source)} episodes show images of the training" if seen else ""
     return seen, text
 
 
 def coco_number(name: str) -> int | None:
-    """COCO's number of a picture: 12 digits at the end of the stem, in every release."""
+    """COCO's number of an image: 12 digits at the end of the stem, in every release."""
     match = re.search(r"(\d{12})(?:\.jpg)?$", name)
     return int(match[1]) if match else None
 
 
 def seen_flags(report: LeakReport, part: str, names: Sequence[str]) -> list[bool | None]:
-    """For each class whether the training has seen it; None where unknown."""
+    """Whether the training has seen each of some classes; None where unknown."""
     if not report.known:
         return [None] * len(names)
     seen = set(report.seen_classes.get(part, ()))

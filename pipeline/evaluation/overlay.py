@@ -1,27 +1,38 @@
-"""Pictures of segmentations: image, ground truth, prediction, and a legend with the labels."""
+"""Sheets of compared segmentations: image, ground truth, prediction and legend side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from PIL import Image, ImageDraw
 
-from pipeline.data.pixels.palette import palette
+from pipeline.data.pixels.palette import NO_LABEL_COLOUR
+from pipeline.inference.overlay import (
+    FAINT,
+    INK,
+    PAPER,
+    Style,
+    draw_swatch,
+    paint,
+    resize_ids,
+    resize_image,
+    shorten,
+    text_font,
+)
 
 MAX_LEGEND = 12
-"""Labels that the legend of one row has room for."""
+"""Labels that the legend of one line has room for."""
 
-OTHER_COLOUR = (0.55, 0.55, 0.55)
-"""Grey, for the label that stands for no label."""
+PANEL = (330, 240)
+"""Width and height of the room of each of the three images of a line."""
+
+_GAP, _TITLE_PX, _LEGEND_PX, _SIZE = 8, 16, 250, 13
 
 
 @dataclass(frozen=True)
-class Row:
-    """One picture with two segmentations in the same labels."""
+class ComparedImage:
+    """One image with two segmentations in the same labels."""
 
     title: str
     image: np.ndarray
@@ -35,65 +46,71 @@ class Row:
     """The last label stands for "none of the others" and is drawn grey."""
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Writes one PNG with a line of pictures for each row."""
-    figure = Figure(figsize=(11.5, 2.35 * len(rows)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), 4, squeeze=False, width_ratios=(1, 1, 1, 0.75))
-    for line, row in zip(axes, rows, strict=True):
-        height, width = _content(row.image)
-        image = row.image[:height, :width]
-        truth, prediction = row.truth[:height, :width], row.prediction[:height, :width]
-        blank = (truth < 0) | (truth >= len(row.labels))
-        shown = [i for i in range(len(row.labels)) if _visible(i, truth, prediction, blank)]
-        colours = _colours(row, shown)
-        _show(line[0], image, row.title)
-        _show(line[1], _blend(image, truth, colours), "ground truth")
-        _show(line[2], _blend(image, prediction, colours), "prediction")
-        # The largest, in the order of the labels: a longer legend would run out of its line.
-        shown = sorted(sorted(shown, key=lambda i: -_area(i, truth, prediction))[:MAX_LEGEND])
-        patches = [Patch(color=colours[i], label=row.labels[i]) for i in shown]
-        line[3].legend(handles=patches, loc="center left", fontsize=8, frameon=False)
-        line[3].axis("off")
-    figure.savefig(path)
+def draw(lines: Sequence[ComparedImage], path: Path) -> None:
+    """Writes one PNG with a line for each image."""
+    drawn = [_line(line) for line in lines]
+    sheet = Image.new("RGB", (drawn[0].width, sum(image.height for image in drawn)), PAPER)
+    top = 0
+    for image in drawn:
+        sheet.paste(image, (0, top))
+        top += image.height
+    sheet.save(path)
 
 
-def _colours(row: Row, shown: Sequence[int]) -> np.ndarray:
-    """A colour for each label: (K, 3) float, 0..1; those that are shown lie far apart."""
-    order = [*shown, *(i for i in range(len(row.labels)) if i not in set(shown))]
-    colours = np.empty((len(row.labels), 3))
-    colours[order] = palette(len(order))
-    if row.has_other:
-        colours[-1] = OTHER_COLOUR
-    return colours
+def _line(line: ComparedImage) -> Image.Image:
+    count = len(line.labels)
+    height, width = _content(line.image)
+    image = line.image[:height, :width]
+    # Whatever is no label becomes `count`, which is drawn as none.
+    truth, prediction = (
+        np.where((ids >= 0) & (ids < count), ids, count)[:height, :width]
+        for ids in (line.truth, line.prediction)
+    )
+    shown = _shown(truth, prediction, count)
+    style = Style(count)
+    # Those that are shown come first, where colours lie farthest apart.
+    style.colours[[*shown, *np.setdiff1d(np.arange(count), shown)]] = style.colours[:count].copy()
+    if line.has_other:
+        style.colours[count - 1] = NO_LABEL_COLOUR
+    zoom = min(PANEL[0] / width, PANEL[1] / height)
+    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+    small = resize_image(image, size)
+    panels = [small]
+    for ids in (resize_ids(truth, size), resize_ids(prediction, size)):
+        painted = paint(small, ids, style)
+        painted[ids == count] = painted[ids == count] // 3 + 165
+        panels.append(painted)
+    titles = (line.title, "ground truth", "prediction")
+    head = _TITLE_PX * (1 + line.title.count("\n")) + _GAP
+    left = _GAP + 3 * (PANEL[0] + _GAP)
+    sheet = Image.new("RGB", (left + _LEGEND_PX, head + size[1] + _GAP), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for number, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+        middle = _GAP + number * (PANEL[0] + _GAP) + PANEL[0] // 2
+        pen.text((middle, head - 5), title, INK, text_font(_SIZE), anchor="md", align="center")
+        sheet.paste(Image.fromarray(panel), (middle - size[0] // 2, head))
+    # The largest, in the order of the labels: a longer legend would run out of its line.
+    areas = {i: int((truth == i).sum() + (prediction == i).sum()) for i in shown}
+    legend = sorted(sorted(shown, key=lambda i: -areas[i])[:MAX_LEGEND])
+    pitch = min(19, size[1] // max(1, len(legend)))
+    top = head + (size[1] - pitch * len(legend)) // 2
+    for row, number in enumerate(legend):
+        y, side = top + row * pitch, pitch - 5
+        sheet.paste(draw_swatch(number, side, style), (left, y))
+        pen.rectangle((left, y, left + side - 1, y + side - 1), outline=FAINT)
+        name = shorten(pen, line.labels[number], text_font(_SIZE), _LEGEND_PX - side - 2 * _GAP)
+        pen.text((left + side + _GAP, y + side // 2), name, INK, text_font(_SIZE), anchor="lm")
+    return sheet
 
 
-def _visible(position: int, truth: np.ndarray, prediction: np.ndarray, blank: np.ndarray) -> bool:
-    """Whether a label is worth a line of the legend: it is there, or covers half a per cent."""
-    share = float((prediction[~blank] == position).mean()) if (~blank).any() else 0.0
-    return bool((truth == position).any()) or share > 0.005
-
-
-def _area(position: int, truth: np.ndarray, prediction: np.ndarray) -> int:
-    """Pixels of a label in either segmentation."""
-    return int((truth == position).sum() + (prediction == position).sum())
-
-
-def _blend(image: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Colours over a pale grey version of the picture: (H, W, 3) float, 0..1."""
-    grey = np.repeat(image.mean(2, keepdims=True) / 255, 3, 2) * 0.6 + 0.4
-    valid = (ids >= 0) & (ids < len(colours))
-    paint = colours[np.where(valid, ids, 0)]
-    return np.where(valid[..., None], 0.25 * grey + 0.75 * paint, grey * 0.35 + 0.6)
+def _shown(truth: np.ndarray, prediction: np.ndarray, count: int) -> list[int]:
+    """Labels worth a line of the legend: they are there, or cover half a per cent of what is."""
+    there = np.bincount(truth.ravel(), minlength=count + 1)[:count]
+    found = np.bincount(prediction[truth < count], minlength=count + 1)[:count]
+    return np.flatnonzero((there > 0) | (found > 0.005 * max(1, there.sum()))).tolist()
 
 
 def _content(image: np.ndarray) -> tuple[int, int]:
-    """Size of a picture without the black padding at the right and bottom."""
+    """Height and width of an image without the black padding at the right and bottom."""
     rows, columns = np.nonzero(image.max(axis=2))
     return int(rows.max()) + 1, int(columns.max()) + 1
-
-
-def _show(axis: Axes, picture: np.ndarray, title: str) -> None:
-    axis.imshow(picture, interpolation="nearest")
-    axis.set_title(title, fontsize=9)
-    axis.axis("off")

@@ -1,4 +1,4 @@
-"""One HTML page of an evaluation: figures, the papers' rows, and its best and worst pictures."""
+"""One HTML page of an evaluation: figures, the papers' rows, and its best and worst images."""
 
 import html
 import os
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.taxonomy import IGNORE
-from pipeline.evaluation.overlay import Row, draw
-from pipeline.evaluation.report import TITLES, Report
+from pipeline.evaluation.overlay import ComparedImage, draw
+from pipeline.evaluation.report import TITLES, EvaluationReport
 from pipeline.evaluation.scoring import ItemScore
 
 STYLE = """
@@ -18,32 +18,41 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200p
        padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child, td.text { text-align: left; }
+th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; border: 1px solid #ddd; }
 .warning { background: #fff4d6; padding: .6em 1em; border-left: 4px solid #d9a400; }
 """
 
 
-def write_page(report: Report, example: Callable[[int, int], Any], folder: Path) -> None:
-    """Writes page.html and the pictures that it shows.
+def write_page(
+    report: EvaluationReport,
+    examples: Callable[[Sequence[tuple[int, int]]], list[Any]],
+    folder: Path,
+) -> None:
+    """Writes page.html and the images that it shows.
 
     Args:
         report: The evaluation.
-        example: (number of a part, position of a picture) -> item, target, prediction.
-        folder: Where.
+        examples: Item, target and prediction of each (number of a part, position of an image).
+        folder: Where the files go.
     """
     sections = []
     for number, part in enumerate(report.plan.parts):
         worst, best = extremes(report.counts[part.name].scores, report.config.examples)
-        for kind, chosen in (("best", best), ("worst", worst)):
-            if not chosen:
+        for kind, scores in (("best", best), ("worst", worst)):
+            if not scores:
                 continue
-            rows = [_row(report, number, score, example) for score in chosen]
+            # One file's images at a time: full-size images of a whole evaluation fill a memory.
+            answers = examples([(number, score.position) for score in scores])
+            rows = [
+                _row(report, number, score, answer)
+                for score, answer in zip(scores, answers, strict=True)
+            ]
             name = f"{part.name}-{kind}.png".replace(os.sep, "_")
             draw(rows, folder / name)
             sections.append(
-                f"<h2>{html.escape(part.name)}: {kind} pictures</h2>\n"
-                f'<img src="{html.escape(name)}" alt="{kind} pictures of {html.escape(part.name)}">'
+                f"<h2>{html.escape(part.name)}: {kind} images</h2>\n"
+                f'<img src="{html.escape(name)}" alt="{kind} images of {html.escape(part.name)}">'
             )
     body = [
         f"<h1>{html.escape(report.config.protocol)}</h1>",
@@ -64,15 +73,17 @@ def write_page(report: Report, example: Callable[[int, int], Any], folder: Path)
 
 
 def extremes(scores: Sequence[ItemScore], count: int) -> tuple[list[ItemScore], list[ItemScore]]:
-    """The worst and the best pictures by their own mIoU; none is in both."""
+    """The worst and the best images by their own mIoU; none is in both."""
     ranked = sorted((s for s in scores if s.miou is not None), key=lambda s: (s.miou, s.position))
     count = min(count, len(ranked) // 2)
     return ranked[:count], ranked[len(ranked) - count :][::-1]
 
 
-def _row(report: Report, part_number: int, score: ItemScore, example: Any) -> Row:
+def _row(
+    report: EvaluationReport, part_number: int, score: ItemScore, answer: Any
+) -> ComparedImage:
     space = report.plan.parts[part_number].space
-    item, target, prediction = example(part_number, score.position)
+    item, target, prediction = answer
     image = item.image
     if image.shape[:2] != target.shape:  # squashed
         from pipeline.evaluation.views import network_input
@@ -81,17 +92,17 @@ def _row(report: Report, part_number: int, score: ItemScore, example: Any) -> Ro
     labels = space.classes if space.rest is not None else (*space.classes, "(none of them)")
     if item.texts:
         labels = (space.classes[0], item.texts[-1])
-    # Colours are few: only labels that are in the picture get one.
+    # Colours are few: only labels that are in the image get one.
     shown = np.union1d(np.unique(target[target < len(labels)]), np.unique(prediction)).astype(int)
     place = np.full(256, IGNORE, np.int64)
     place[shown] = np.arange(len(shown))
     named = tuple(labels[number] for number in shown)
     title = f"{score.key.rpartition('/')[2]}: {100 * (score.miou or 0):.1f}"
     has_none = space.rest is None and bool((prediction == space.none).any())
-    return Row(title, image, place[target], place[prediction], named, has_other=has_none)
+    return ComparedImage(title, image, place[target], place[prediction], named, has_other=has_none)
 
 
-def _warnings(report: Report) -> list[str]:
+def _warnings(report: EvaluationReport) -> list[str]:
     lines = [*report.leak.reasons, *report.plan.notes]
     if report.leak.zero_shot != "yes":
         lines.insert(0, f"Zero-shot: {report.leak.zero_shot}.")
@@ -101,44 +112,19 @@ def _warnings(report: Report) -> list[str]:
     return [f'<div class="warning"><ul>{items}</ul></div>']
 
 
-def _figures(report: Report) -> str:
-    parts = report.figures.parts
-    names = [name for name in TITLES if any(name in part for part in parts.values())]
-    head = "".join(f"<th>{html.escape(TITLES[name])}</th>" for name in names)
-    rows = [(part, values) for part, values in parts.items()]
-    if len(parts) > 1:
-        rows.append(("mean", report.figures.summary))
-    body = "".join(
-        f"<tr><td>{html.escape(part)}</td>"
-        + "".join(f"<td>{_number(name, values.get(name))}</td>" for name in names)
-        + "</tr>"
-        for part, values in rows
-    )
-    harmonic = report.figures.summary.get("harmonic_miou")
-    extra = f"<p>Harmonic mean of mIoU: {100 * harmonic:.2f}</p>" if harmonic is not None else ""
-    return f"<table><tr><th></th>{head}</tr>{body}</table>{extra}"
+def _figures(report: EvaluationReport) -> str:
+    parts = report.figures.parts.values()
+    names = [name for name in TITLES if any(name in part for part in parts)]
+    return _table(["", *(TITLES[name] for name in names)], report.figure_rows(names))
 
 
-def _published(report: Report) -> str:
-    table = report.to_dict()["published"]
-    if not table:
-        return ""
-    ours = report.values()
-    names = sorted({name for row in table for name in row["values"]})
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    rows = [{"model": "ours", "values": ours, "source": "this evaluation"}, *table]
-    body = "".join(
-        f"<tr><td>{html.escape(row['model'])}</td>"
-        + "".join(f"<td>{_number('miou', row['values'].get(name))}</td>" for name in names)
-        + f'<td class="text">{html.escape(row["source"])}</td></tr>'
-        for row in rows
-    )
-    return f"<h2>Published</h2><table><tr><th>model</th>{head}<th>source</th></tr>{body}</table>"
+def _published(report: EvaluationReport) -> str:
+    rows = report.published_rows()
+    return f"<h2>Published</h2>{_table(rows[0], rows[1:])}" if rows else ""
 
 
-def _number(name: str, value: float | None) -> str:
-    if value is None or value != value:
-        return "-"
-    return (
-        f"{value:.0f}" if name in ("images", "unreadable", "counted_px") else f"{100 * value:.2f}"
-    )
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
+    lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><tr>{titles}</tr>{body}</table>"

@@ -1,12 +1,26 @@
-"""A protocol that is ready to run: its parts and the rules of its figures."""
+"""A protocol that is ready to run: its parts, what they ask, and the rules of its figures."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from pipeline.evaluation.scoring import Part
+from pipeline.evaluation.config import Geometry, OtherPolicy
+from pipeline.evaluation.items import ItemSource
+from pipeline.scoring import AnswerSpace
 
 
 @dataclass(frozen=True)
-class Plan:
+class Part:
+    """One set of images under one question: a dataset, or a fold."""
+
+    name: str
+    source: ItemSource
+    space: AnswerSpace
+    geometry: Geometry
+    strata: tuple[str, ...] = ("",)
+    """Names of the separate confusion matrices: the classes of a fold, else one for all."""
+
+
+@dataclass(frozen=True)
+class ProtocolPlan:
     """A protocol, ready to run."""
 
     parts: tuple[Part, ...]
@@ -19,4 +33,16 @@ class Plan:
     unscored: frozenset[str] = frozenset()
     """Classes that do not enter the mean: the answer "other" of a zero-shot question."""
     notes: tuple[str, ...] = ()
-    """What keeps the figures from being the published protocol's."""
+    """Departures that keep the figures from being those of the published protocol."""
+
+
+def with_policy(space: AnswerSpace, other: OtherPolicy) -> AnswerSpace:
+    """An answer space with a policy for "other" applied to it."""
+    if other.policy == "threshold":
+        return replace(space, threshold=other.threshold, policy=str(other))
+    if other.policy == "prompts":
+        extra = tuple(text for text in other.prompts if text not in space.texts)
+        none = (space.none,) * len(extra)
+        texts, classes = (*space.texts, *extra), (*space.text_class, *none)
+        return replace(space, texts=texts, text_class=classes, policy=str(other))
+    return replace(space, policy=str(other))

@@ -1,4 +1,4 @@
-"""Which pictures each protocol scores, what it asks, and how the network sees them.
+"""Which images each protocol scores, what it asks, and how the network sees them.
 
 unified         validation sets in MSeg's universal classes
 native-names    a dataset's own classes, asked by the dataset's own label names
@@ -33,22 +33,16 @@ from pipeline.data.taxonomy import (
     universal,
 )
 from pipeline.errors import UserError, did_you_mean
-from pipeline.evaluation.answers import DROPPED, AnswerSpace, space_of
 from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
-from pipeline.evaluation.items import (
-    ItemSource,
-    RootItems,
-    ShardItems,
-    spread,
-)
-from pipeline.evaluation.plan import Plan
-from pipeline.evaluation.scoring import Part
+from pipeline.evaluation.items import ItemSource, RootItems, ShardItems
+from pipeline.evaluation.plan import Part, ProtocolPlan, with_policy
+from pipeline.scoring import DROPPED, AnswerSpace, evenly, space_of
 
 ANYTHING_ELSE = "(other)"
 """The class of all pixels that a zero-shot question does not name; itself not scored."""
 
 
-def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
+def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> ProtocolPlan:
     """Builds the parts of the configured protocol.
 
     Args:
@@ -93,7 +87,7 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
         if same:
             equal[dataset] = same
         parts.append(
-            Part(dataset, source, space.with_policy(policy), config.geometry or Geometry())
+            Part(dataset, source, with_policy(space, policy), config.geometry or Geometry())
         )
     unscored = frozenset({ANYTHING_ELSE} if unseen else ())
     notes = ()
@@ -103,13 +97,15 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> Plan:
             "taxonomy has a class for"
             for part in parts
         )
-    return Plan(tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=notes)
+    return ProtocolPlan(
+        tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=notes
+    )
 
 
 def native_classes(dataset: str) -> tuple[tuple[int, str], ...]:
     """Id on disk and label text of the classes that a dataset's own benchmark scores.
 
-    Those that its table maps to a universal class; Cityscapes so keeps its 19.
+    They are the classes that its table maps to a universal one; Cityscapes so keeps its 19.
     """
     return tuple(
         (native.native_id, native_text(native.native_name))
@@ -129,7 +125,7 @@ def native_text(name: str) -> str:
 def _unified_space(
     config: EvaluateConfig, source: ItemSource, names: Sequence[str], taxonomy: Taxonomy
 ) -> AnswerSpace:
-    """The question about one dataset in classes of `taxonomy`, of which `names` are asked."""
+    """The answer space of a dataset in classes of `taxonomy`, of which `names` are asked."""
     texts = [label_text(name) for name in names]
     rest = len(names) if config.labels == "unseen" else None
     lut = np.full(256, IGNORE, np.uint8)
@@ -146,7 +142,7 @@ def _unified_space(
 
 
 def _native_space(config: EvaluateConfig, dataset: str) -> tuple[AnswerSpace, tuple[int, ...]]:
-    """The question about one dataset; and which of its classes no answer can tell apart."""
+    """The answer space of a dataset's own classes, and which of them no answer separates."""
     classes = native_classes(dataset)
     lut = np.full(256, IGNORE, np.uint8)
     for position, (native_id, _) in enumerate(classes):
@@ -181,7 +177,7 @@ def _numbered(same: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _taxonomy(sources: Mapping[str, ItemSource]) -> Taxonomy:
-    """The universal classes, and those that shards of a dataset of one's own add."""
+    """The universal classes, and those that shards of a user's own dataset add."""
     manifests = {n: s.manifest for n, s in sources.items() if isinstance(s, ShardItems)}
     if not manifests:
         return universal()
@@ -227,7 +223,7 @@ def _unified_names(
 
 
 def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
-    """The pictures of each dataset: from its root where one is given, else from shards."""
+    """The images of each dataset: from its root where one is given, else from shards."""
     unknown = [name for name in config.roots if name not in DATASETS]
     if unknown:
         raise UserError(
@@ -251,8 +247,8 @@ def _sources(config: EvaluateConfig, native: bool) -> dict[str, ItemSource]:
             manifest = manifests[name]
             if native:
                 _check_native(config, manifest)
-            indices = spread(manifest.num_samples, config.max_images)
-            sources[name] = ShardItems(config.shards, manifest, indices, native)
+            indices = evenly(manifest.num_samples, config.max_images)
+            sources[name] = ShardItems(name, config.shards, indices, manifest, native)
         else:
             raise UserError(
                 f"datasets={name}: must be one of {', '.join(available)}"
@@ -296,8 +292,8 @@ def _root_items(config: EvaluateConfig, dataset: str, native: bool) -> RootItems
         raise UserError(f"split={config.split!r}: an official download has train and val")
     sources = open_reader(dataset, root).listing(config.split).sources  # type: ignore[arg-type]
     if not sources:
-        raise UserError(f"roots.{dataset}={root}: holds no picture with a label in {config.split}")
-    chosen = tuple(sources[index] for index in spread(len(sources), config.max_images))
+        raise UserError(f"roots.{dataset}={root}: holds no image with a label in {config.split}")
+    chosen = tuple(sources[index] for index in evenly(len(sources), config.max_images))
     return RootItems(dataset, root, chosen, native)
 
 
@@ -307,7 +303,7 @@ def published_ade20k_labels() -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
-def _ade20k(config: EvaluateConfig) -> Plan:
+def _ade20k(config: EvaluateConfig) -> ProtocolPlan:
     labels = published_ade20k_labels()
     source = _sources(replace(config, datasets=("ade20k",)), native=True)["ade20k"]
     lut = np.full(256, IGNORE, np.uint8)
@@ -317,12 +313,12 @@ def _ade20k(config: EvaluateConfig) -> Plan:
     if geometry != Geometry(mode="published"):
         notes.append(f"geometry {geometry.mode} at {geometry.base_px} px, not the published one")
     if config.split != "val" or len(source) != 2000:
-        notes.append(f"{len(source)} pictures of split {config.split}; published: 2000 of val")
+        notes.append(f"{len(source)} images of split {config.split}; published: 2000 of val")
     if isinstance(source, ShardItems):
         notes.append("from shards, which may be shrunk; published: the original files")
     policy = config.other or OtherPolicy()
     if policy.policy != "none":
         notes.append(f"other: {policy}; published: none")
-    space = space_of(labels, labels, lut).with_policy(policy)
+    space = with_policy(space_of(labels, labels, lut), policy)
     part = Part("ade20k", source, space, geometry)
-    return Plan((part,), "classes", mean_over="all", notes=tuple(notes))
+    return ProtocolPlan((part,), "classes", mean_over="all", notes=tuple(notes))

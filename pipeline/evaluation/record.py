@@ -13,15 +13,15 @@ from pipeline.tracking.tracker import Tracker
 
 
 def open_run(config: EvaluateConfig, provenance: Provenance, folder: Path) -> Tracker:
-    """The run that the checkpoint came from; a run of the evaluation's own where none is known.
+    """Opens the run that the checkpoint came from, or one of the evaluation's own without any.
 
     A checkpoint of this project knows its run's name, its storage and where it was tracked; the
     file that training keeps beside its checkpoints holds the run's id.
 
     Args:
         config: `tracking.uri` overrides what the checkpoint remembers.
-        provenance: Of the checkpoint.
-        folder: Of the evaluation; for what the server does not take.
+        provenance: Provenance of the checkpoint.
+        folder: Folder of the evaluation, which keeps what the server does not take.
     """
     run: dict[str, Any] = provenance.config.get("run") or {}
     saved: dict[str, Any] = provenance.config.get("tracking") or {}
@@ -55,7 +55,7 @@ def record(
 
     Args:
         tracker: From `open_run`.
-        config: Of the evaluation.
+        config: Configuration of the evaluation.
         report: The content of report.json.
         step: Optimiser steps of the checkpoint.
         folder: With the report's files; sent as they are.
@@ -78,7 +78,7 @@ def record(
 
 
 def _training_spill(name: str, storage: str) -> Path | None:
-    """Where the training of that name kept what its tracking could not send; see `job`."""
+    """The file in which the training of that name keeps what its tracking could not send."""
     if not storage or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", name):
         return None
     folder = Path(storage) / name if "://" not in storage else Path.home() / ".lseg"

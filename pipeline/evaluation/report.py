@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from rich.table import Table
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.figures import Figures, matrix_of, miou_over
 from pipeline.evaluation.leak import LeakReport, seen_flags
-from pipeline.evaluation.plan import Plan
-from pipeline.evaluation.published import published_rows
+from pipeline.evaluation.plan import ProtocolPlan
+from pipeline.evaluation.published import PublishedRow, published_rows
 from pipeline.evaluation.scoring import Counts
 
 MAX_CONFUSED = 40
-"""Classes that the confusion picture shows: those with the most pixels."""
+"""Classes that the confusion image shows: those with the most pixels."""
 
 TITLES = {
     "miou": "mIoU",
@@ -41,11 +42,11 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """One finished evaluation."""
 
     config: EvaluateConfig
-    plan: Plan
+    plan: ProtocolPlan
     figures: Figures
     counts: dict[str, Counts]
     leak: LeakReport
@@ -112,28 +113,43 @@ class Report:
             writer.writerow((*cells, flag, policies[row.part]))
         return buffer.getvalue()
 
-    def table(self) -> Table:
-        """What the terminal shows: our rows by part, then the papers'."""
+    def figure_rows(self, names: Sequence[str]) -> list[list[str]]:
+        """Rows of text for each part and for the means: the name, then the figures `names`."""
+        rows = dict(self.figures.parts)
+        summary = self.figures.summary
+        if len(rows) > 1 or "harmonic_miou" in summary:
+            rows["mean"] = summary
+        if "harmonic_miou" in summary:
+            rows["harmonic mean"] = {"miou": summary["harmonic_miou"]}
+        return [[row, *(_cell(n, found.get(n)) for n in names)] for row, found in rows.items()]
+
+    def published_rows(self) -> list[list[str]]:
+        """Rows of text: a head, ours, and the papers' with their sources; empty without any."""
+        rows = published_rows(self.config.protocol)
+        if not rows:
+            return []
+        ours, deviations = self.values(), len(self.plan.notes)
+        source = f"this evaluation{f'; {deviations} deviations, see notes' if deviations else ''}"
+        columns = [name for name in ours if any(name in row.values for row in rows)]
+        columns += sorted({n for row in rows for n in row.values} - set(columns))
+        all_rows = [PublishedRow("ours", ours, source), *rows]
+        return [["model", *columns, "source"]] + [
+            [row.model, *(_cell("miou", row.values.get(n)) for n in columns), row.source]
+            for row in all_rows
+        ]
+
+    def tables(self) -> Iterator[Table]:
+        """Tables for the terminal: our figures by part, then the papers' beside ours."""
         names = self._columns()
         checkpoint = "/".join(self.config.checkpoint.rstrip("/").split("/")[-2:])
         title = f"{self.config.variant}: {checkpoint}"
         caption = f"other: {self.to_dict()['other']}   zero-shot: {self.leak.zero_shot}"
-        table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
-        table.add_column("", no_wrap=True, overflow="fold")
-        for name in names:
-            table.add_column(TITLES[name], justify="right")
-        for part, figures in self.figures.parts.items():
-            table.add_row(part, *(_cell(name, figures.get(name)) for name in names))
-        if len(self.figures.parts) > 1 or "harmonic_miou" in self.figures.summary:
-            table.add_section()
-            summary = self.figures.summary
-            table.add_row("mean", *(_cell(name, summary.get(name)) for name in names))
-            if "harmonic_miou" in summary:
-                table.add_row("harmonic mean", _cell("miou", summary["harmonic_miou"]))
-        return table
+        yield _table(title, ["", *(TITLES[n] for n in names)], self.figure_rows(names), caption)
+        if published := self.published_rows():
+            yield _table("published", published[0], published[1:])
 
     def _columns(self) -> list[str]:
-        """The figures that the terminal shows: what all parts say, without repetitions."""
+        """Names of the figures that the terminal shows, without repetitions."""
         parts = list(self.figures.parts.values())
         hidden = {"counted_px", "miou_all"}
         if not any(part.get("unreadable") for part in parts):
@@ -142,27 +158,8 @@ class Report:
             hidden.add("miou_merged")
         return [n for n in TITLES if n not in hidden and any(n in part for part in parts)]
 
-    def published_table(self) -> Table | None:
-        """The papers' rows beside ours, with their sources; None where there are none."""
-        rows = published_rows(self.config.protocol)
-        if not rows:
-            return None
-        ours = self.values()
-        columns = [name for name in ours if any(name in row.values for row in rows)]
-        columns += sorted({n for row in rows for n in row.values} - set(columns))
-        table = Table(title="published", box=box.SIMPLE_HEAD)
-        table.add_column("model", overflow="fold")
-        for name in columns:
-            table.add_column(name, justify="right")
-        table.add_column("source", overflow="fold")
-        table.add_row("ours", *(_cell("miou", ours.get(n)) for n in columns), _ours(self))
-        for row in rows:
-            cells = (_cell("miou", row.values.get(name)) for name in columns)
-            table.add_row(row.model, *cells, row.source)
-        return table
-
     def write(self, folder: Path) -> None:
-        """Writes all files but the page's pictures."""
+        """Writes all files but the page's images."""
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
         (folder / "report.json").write_text(text, encoding="utf-8")
@@ -184,7 +181,7 @@ class Report:
         return set() if space.rest is None else {space.classes[space.rest]}
 
     def _draw_confusion(self, path: Path) -> None:
-        """Rows are what a pixel is, columns what it was called; each row sums to 1."""
+        """Draws the share of each class's pixels (rows) that was predicted as a class (columns)."""
         parts = self.plan.parts
         figure = Figure(figsize=(9, 8.2 * len(parts)), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
@@ -217,6 +214,13 @@ def _cell(name: str, value: float | None) -> str:
     return f"{100 * value:.2f}"
 
 
-def _ours(report: Report) -> str:
-    deviations = len(report.plan.notes)
-    return f"this evaluation{f'; {deviations} deviations, see notes' if deviations else ''}"
+def _table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
+) -> Table:
+    table = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD)
+    for name in head:
+        words = name in ("", "model", "source")
+        table.add_column(name, justify="left" if words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,23 +1,21 @@
-"""Spreads the pictures of an evaluation over Ray workers, and adds up what they count, exactly.
+"""Spreads the images of an evaluation over Ray workers, and adds up what they count, exactly.
 
-Pictures are cut into chunks that do not depend on the number of workers. What a chunk counts is
+Images are cut into chunks that do not depend on the number of workers. What a chunk counts is
 saved below `<out>/partial/<fingerprint>/` when it is done, so that an evaluation that was killed
-goes on with the chunks that are missing. The fingerprint binds the counts to the checkpoint's
-bytes, the protocol and the pictures. Counts are integers: their sum is exact in any order, and
-every picture is in exactly one chunk.
+continues with the chunks that are missing. The fingerprint binds the counts to the checkpoint's
+bytes, the protocol and the images. Counts are integers: their sum is exact in any order, and
+every image is in exactly one chunk.
 """
 
-import json
 import logging
-import time
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
-import ray.exceptions
 import torch
 
 from model.checkpoint import local
@@ -27,8 +25,10 @@ from pipeline.checkpoints.resolvers import worker_runtime_env
 from pipeline.errors import UserError
 from pipeline.evaluation.config import WorkersConfig
 from pipeline.evaluation.items import digest
-from pipeline.evaluation.scoring import Counts, Part, Scorer
-from pipeline.storage.base import Storage
+from pipeline.evaluation.plan import Part
+from pipeline.evaluation.scoring import Counts, Scorer
+from pipeline.progress import Progress
+from pipeline.spread import Death, Workers
 from pipeline.storage.open import open_storage
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _DAMAGED = (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFi
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some pictures of a part, counted by one call."""
+    """Some images of a part, counted by one call."""
 
     part: int
     positions: tuple[int, ...]
@@ -52,38 +52,26 @@ class Chunk:
     """Where its counts are kept, relative to the evaluation's folder."""
 
 
-class _Worker:
-    """The actor: a Scorer with its threads and device set."""
+def _make_worker(
+    checkpoint: str, parts: Sequence[Part], workers: WorkersConfig, precision: str
+) -> Callable[[Chunk | tuple[int, int]], Any]:
+    """What a worker does: counts of a chunk as bytes, or one image as an example for the page."""
+    torch.set_num_threads(workers.threads)
+    device = torch.device("cuda" if workers.use_gpu else "cpu")
+    try:
+        scorer = Scorer(checkpoint, parts, device, workers.batch_images, precision)
+    except (ModelError, FileNotFoundError) as error:
+        raise UserError(str(error)) from None
 
-    def __init__(self, checkpoint: str, workers: WorkersConfig, precision: str) -> None:
-        self._checkpoint, self._workers, self._precision = checkpoint, workers, precision
-        self._scorer: Scorer | None = None
-
-    def _ready(self, parts: list[Any]) -> Scorer:
-        """The scorer, made at the first call; `parts` holds a reference to the parts."""
-        if self._scorer is None:
-            workers = self._workers
-            torch.set_num_threads(workers.threads)
-            device = torch.device("cuda" if workers.use_gpu else "cpu")
-            self._scorer = Scorer(
-                self._checkpoint, ray.get(parts[0]), device, workers.batch_images, self._precision
-            )
-        return self._scorer
-
-    def score(self, parts: list[Any], part: int, positions: Sequence[int]) -> bytes | str:
-        """Counts of a chunk as bytes; a user's mistake as its message."""
+    def work(task: Chunk | tuple[int, int]) -> Any:
         try:
-            return self._ready(parts).score(part, positions).to_bytes()
-        except (
-            UserError,
-            ModelError,
-            FileNotFoundError,
-        ) as error:  # As a value: Ray would wrap it.
-            return str(error)
+            if isinstance(task, Chunk):
+                return scorer.score(task.part, task.positions).to_bytes()
+            return scorer.example(*task)
+        except (ModelError, FileNotFoundError) as error:
+            raise UserError(str(error)) from None
 
-    def example(self, parts: list[Any], part: int, position: int) -> Any:
-        """See `Scorer.example`."""
-        return self._ready(parts).example(part, position)
+    return work
 
 
 class Runner:
@@ -93,9 +81,9 @@ class Runner:
         checkpoint: A folder or URI that every worker can reach.
         parts: What to score.
         workers: How many, and with what; see `resolve_workers`.
-        precision: Of the forward pass.
+        precision: Precision of the forward pass.
         out: Folder of the evaluation.
-        max_bad_share: Ends the evaluation when more pictures than this do not decode.
+        max_bad_share: Ends the evaluation when more images than this do not decode.
     """
 
     def __init__(
@@ -107,25 +95,28 @@ class Runner:
         out: str,
         max_bad_share: float,
     ) -> None:
-        self._checkpoint, self._parts, self._workers = checkpoint, list(parts), workers
-        self._precision, self._max_bad_share = precision, max_bad_share
-        self._storage: Storage = open_storage(out)
-        self.fingerprint = fingerprint(checkpoint, parts, workers, precision)
-        """Of all that the counts depend on."""
-        self._actors: list[Any] = []
-        self._parts_reference: list[Any] = []
+        self._parts, self._config, self._max_bad_share = list(parts), workers, max_bad_share
+        self._storage = open_storage(out)
+        self.fingerprint = evaluation_fingerprint(checkpoint, parts, workers, precision)
+        """Fingerprint of all that the counts depend on."""
+        self._workers: Workers[Any, Any] = Workers(
+            partial(_make_worker, checkpoint, self._parts, workers, precision),
+            workers.num_workers,
+            num_cpus=workers.cpus_per_worker,
+            num_gpus=1 if workers.use_gpu else 0,
+            runtime_env=worker_runtime_env(checkpoint),
+            on_death=self._on_death,
+        )
 
     def __enter__(self) -> "Runner":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+    def __exit__(self, *error: object) -> None:
+        self._workers.__exit__(*error)
 
     def chunks(self) -> list[Chunk]:
         """All chunks of all parts, in order."""
-        step = self._workers.chunk_images
+        step = self._config.chunk_images
         found = []
         for number, part in enumerate(self._parts):
             for start in range(0, len(part.source), step):
@@ -135,111 +126,65 @@ class Runner:
         return found
 
     def run(self) -> dict[str, Counts]:
-        """Counts all parts, or what is missing of them.
+        """Counts all parts, or what an earlier run has left of them.
 
         Returns:
-            By part's name, complete.
+            The complete counts by the part's name.
 
         Raises:
-            UserError: A worker met a user's mistake, died too often, or too many pictures do not
+            UserError: A worker met a user's mistake, died too often, or too many images do not
                 decode.
         """
         chunks = self.chunks()
-        done: dict[int, Counts] = {}
-        there = {entry.path for entry in self._storage.list(f"partial/{self.fingerprint}")}
-        for number, chunk in enumerate(chunks):
-            if chunk.path in there:
-                try:
-                    counts = Counts.from_bytes(self._storage.read(chunk.path))
-                except _DAMAGED:
-                    logger.warning("%s is damaged; counted again", chunk.path)
-                else:
-                    if not counts.unreadable:  # Those may have been mended since.
-                        done[number] = counts
-        todo = [number for number in range(len(chunks)) if number not in done]
+        done = self._saved(chunks)
+        todo = [chunk for chunk in chunks if chunk.path not in done]
         if done:
-            logger.info("going on: %d of %d chunks are there already", len(done), len(chunks))
-        if todo:
-            self._start(len(todo))
-            self._work(chunks, todo, done)
+            logger.info("continuing: %d of %d chunks are there already", len(done), len(chunks))
+        progress = Progress(sum(len(chunk.positions) for chunk in todo), "images", LOG_EVERY_S)
+        for index, saved in self._workers.run(todo):
+            # Saved first: what is counted by now survives whatever ends this process.
+            self._storage.write(todo[index].path, saved)
+            done[todo[index].path] = Counts.from_bytes(saved)
+            progress.add(len(todo[index].positions))
         totals = {part.name: Counts.empty(part) for part in self._parts}
-        for number, chunk in enumerate(chunks):
-            totals[self._parts[chunk.part].name].add(done[number])
+        for chunk in chunks:
+            totals[self._parts[chunk.part].name].add(done[chunk.path])
         self._check_unreadable(totals)
         return totals
 
-    def example(self, part: int, position: int) -> Any:
-        """See `Scorer.example`; computed by a worker."""
-        self._start(1)
-        return ray.get(self._actors[0].example.remote(self._parts_reference, part, position))
+    def examples(self, places: Sequence[tuple[int, int]]) -> list[Any]:
+        """`Scorer.example` of some images, each named by the number of a part and a position."""
+        answers = dict(self._workers.run(places))
+        return [answers[index] for index in range(len(places))]
 
     def clean(self) -> None:
         """Removes the saved counts, once the report is written."""
         for entry in list(self._storage.list(f"partial/{self.fingerprint}")):
             self._storage.delete(entry.path)
 
-    def _start(self, num_chunks: int) -> None:
-        if self._actors:
-            return
-        workers = self._workers
-        actor = ray.remote(_Worker).options(
-            num_cpus=workers.cpus_per_worker,
-            num_gpus=1 if workers.use_gpu else 0,
-            max_restarts=workers.max_failures,
-            max_task_retries=workers.max_failures,
-            runtime_env=worker_runtime_env(self._checkpoint),
-            # Else a trial of Ray Tune would put them into its own placement group, without room.
-            scheduling_strategy="DEFAULT",
+    def _saved(self, chunks: Sequence[Chunk]) -> dict[str, Counts]:
+        """The counts of an earlier run, by path."""
+        found = {}
+        there = {entry.path for entry in self._storage.list(f"partial/{self.fingerprint}")}
+        for chunk in chunks:
+            if chunk.path in there:
+                try:
+                    counts = Counts.from_bytes(self._storage.read(chunk.path))
+                except _DAMAGED:
+                    logger.warning("%s is damaged; counted again", chunk.path)
+                    continue
+                if not counts.unreadable:  # Those may have been repaired since.
+                    found[chunk.path] = counts
+        return found
+
+    def _on_death(self, death: Death) -> bool:
+        most = self._config.max_failures
+        if death.of_worker <= most:
+            return True
+        raise UserError(
+            f"workers.max_failures={most}: a worker died more often ({death.reason}): give it more "
+            "memory, or lower workers.batch_images; the same command continues where this one ended"
         )
-        # In a list, so that a call hands over the reference and not a copy of the parts.
-        self._parts_reference = [ray.put(self._parts)]
-        self._actors = [
-            actor.remote(self._checkpoint, workers, self._precision)
-            for _ in range(min(workers.num_workers, num_chunks))
-        ]
-
-    def _work(self, chunks: list[Chunk], todo: list[int], done: dict[int, Counts]) -> None:
-        """Hands each worker a chunk, and the next when it is done."""
-        queue = iter(todo)
-        running: dict[Any, tuple[int, Any]] = {}
-        began = logged = time.monotonic()
-        images = 0
-
-        def hand_out(actor: Any) -> None:
-            number = next(queue, None)
-            if number is not None:
-                chunk = chunks[number]
-                reference = actor.score.remote(self._parts_reference, chunk.part, chunk.positions)
-                running[reference] = (number, actor)
-
-        for actor in self._actors:
-            hand_out(actor)
-        while running:
-            (reference, *_), _ = ray.wait(list(running))
-            number, actor = running.pop(reference)
-            try:
-                result = ray.get(reference)
-            except ray.exceptions.RayActorError as error:
-                if "creation task" in str(error):  # It never lived: a defect, not a lack of memory.
-                    raise
-                raise UserError(
-                    f"workers.max_failures={self._workers.max_failures}: a worker died more often "
-                    f"({str(error).splitlines()[0]}): give it more memory, or lower "
-                    "workers.batch_images; the same command goes on where this one ended"
-                ) from None
-            if isinstance(result, str):
-                raise UserError(result)
-            self._storage.write(chunks[number].path, result)
-            done[number] = Counts.from_bytes(result)
-            images += len(chunks[number].positions)
-            hand_out(actor)
-            now = time.monotonic()
-            if now - logged > LOG_EVERY_S or not running:
-                logged, rate = now, images / (now - began)
-                left = sum(len(c.positions) for n, c in enumerate(chunks) if n not in done)
-                logger.info(
-                    "%d images scored, %.2f images/s, about %.0f s left", images, rate, left / rate
-                )
 
     def _check_unreadable(self, totals: dict[str, Counts]) -> None:
         for name, counts in totals.items():
@@ -249,13 +194,13 @@ class Runner:
             if len(counts.unreadable) > self._max_bad_share * total:
                 raise UserError(
                     f"max_bad_share={self._max_bad_share}: {len(counts.unreadable)} of {total} "
-                    f"pictures of {name} do not decode (first: {counts.unreadable[0][1]}): mend "
-                    "them, or allow a larger share"
+                    f"images of {name} do not decode (first: {counts.unreadable[0][1]}): fix or "
+                    "remove them, or allow a larger share"
                 )
 
 
 def resolve_workers(workers: WorkersConfig) -> WorkersConfig:
-    """Fills in what the cluster decides; Ray must be running.
+    """Fills in the settings that the cluster decides; Ray must be running.
 
     Raises:
         UserError: GPUs are wanted and there are none, or there is no room for the workers.
@@ -276,10 +221,10 @@ def resolve_workers(workers: WorkersConfig) -> WorkersConfig:
     return replace(workers, use_gpu=use_gpu, num_workers=workers.num_workers or most)
 
 
-def fingerprint(
+def evaluation_fingerprint(
     checkpoint: str, parts: Sequence[Part], workers: WorkersConfig, precision: str
 ) -> str:
-    """16 hex digits over all that the counts depend on, the number of workers not among it."""
+    """16 hex digits over all that the counts depend on, which the number of workers is not."""
     described = [
         (p.name, p.source.fingerprint(), asdict(p.space), asdict(p.geometry), p.strata)
         for p in parts
@@ -288,8 +233,3 @@ def fingerprint(
     return digest(
         checkpoint_fingerprint(local(checkpoint)), described, context, workers.chunk_images
     )
-
-
-def as_json(value: Any) -> str:
-    """Stable JSON for files."""
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"

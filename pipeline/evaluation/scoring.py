@@ -1,13 +1,12 @@
-"""Scores pictures of a part with a network, and counts. Knows no Ray; one worker's work.
+"""Scores the images of a part with a network, and counts: one worker's work, which knows no Ray.
 
-What a chunk counts depends on its pictures alone: they are batched within it, never across, so any
+What a chunk counts depends on its images alone: they are batched within it, never across, so any
 number of workers counts the same.
 """
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,66 +17,52 @@ from torch import Tensor
 from model.checkpoint import load_checkpoint, local
 from model.metrics import ConfusionMatrix
 from model.text import build_text_encoder
-from pipeline.evaluation.answers import AnswerSpace
-from pipeline.evaluation.config import Geometry
-from pipeline.evaluation.items import Item, ItemSource, UnreadableItem
-from pipeline.evaluation.views import (
-    network_input,
-    predict_classes,
-    scored_size,
-    scored_target,
-)
+from pipeline.evaluation.items import Item, UnreadableItem
+from pipeline.evaluation.plan import Part
+from pipeline.evaluation.views import network_input, scored_size, scored_target, sliding_config
+from pipeline.scoring import predict, read_ahead
 
-
-@dataclass(frozen=True)
-class Part:
-    """One set of pictures under one question: a dataset, or a fold."""
-
-    name: str
-    source: ItemSource
-    space: AnswerSpace
-    geometry: Geometry
-    strata: tuple[str, ...] = ("",)
-    """What the separate confusion matrices are of: the classes of a fold, else one of all."""
+Prepared = tuple[int, Item, np.ndarray]
+"""Position, item, and the image as the network gets it."""
 
 
 @dataclass(frozen=True)
 class ItemScore:
-    """One picture's own figures."""
+    """The figures of one image."""
 
     position: int
     key: str
     stratum: int
     miou: float | None
-    """Over the classes of its label; None where no pixel counts."""
+    """Mean IoU over the classes of its label; None where no pixel counts."""
     pixel_accuracy: float | None
     counted_px: int
 
 
 @dataclass
 class Counts:
-    """What some pictures add up to; adding is exact, in any order."""
+    """The counts of some images; adding them is exact, in any order."""
 
     matrices: np.ndarray
     """(S, K+1, K+1) int64: [stratum, target, prediction]; prediction K is none of the classes."""
     scores: list[ItemScore] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """Key and reason."""
+    """Key of each image that could not be read, and the reason."""
 
     @classmethod
     def empty(cls, part: Part) -> "Counts":
-        """Nothing counted yet."""
+        """Counts of no image."""
         size = len(part.space.classes) + 1
         return cls(np.zeros((len(part.strata), size, size), np.int64))
 
     def add(self, other: "Counts") -> None:
-        """Adds what others have counted."""
+        """Adds the counts of other images."""
         self.matrices += other.matrices
         self.scores += other.scores
         self.unreadable += other.unreadable
 
     def to_bytes(self) -> bytes:
-        """For storage; without pickles."""
+        """Encodes the counts for storage, without pickles."""
         notes = {"scores": [asdict(s) for s in self.scores], "unreadable": self.unreadable}
         buffer = io.BytesIO()
         text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
@@ -86,7 +71,7 @@ class Counts:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Counts":
-        """The inverse; any of a reader's errors where it is damaged."""
+        """Decodes what `to_bytes` wrote; raises any of a reader's errors over damaged bytes."""
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             notes = json.loads(stored["notes"].tobytes())
             matrices = stored["matrices"]
@@ -101,7 +86,7 @@ class Scorer:
         checkpoint: A folder or URI.
         parts: All parts of the evaluation.
         device: Where the network runs.
-        batch_images: Pictures of one size that go through the network together.
+        batch_images: Images of one size that go through the network together.
         precision: `bf16` runs the forward pass under autocast.
     """
 
@@ -121,11 +106,14 @@ class Scorer:
         self._open: dict[int, Callable[[int], Item]] = {}
 
     def score(self, part_number: int, positions: Sequence[int]) -> Counts:
-        """Counts some pictures of a part."""
+        """Counts some images of a part."""
         part = self._parts[part_number]
         counts = Counts.empty(part)
-        by_size: dict[tuple[Any, ...], list[tuple[int, Item, np.ndarray]]] = {}
-        for position, item in self._read(part_number, positions, counts):
+        by_size: dict[tuple[Any, ...], list[Prepared]] = {}
+        for position, item in read_ahead(self._reader(part_number), positions, UnreadableItem):
+            if isinstance(item, UnreadableItem):
+                counts.unreadable.append((part.source.keys()[position], str(item)))
+                continue
             prepared = network_input(item.image, part.geometry)
             key = (prepared.shape, scored_size(item, part.geometry))
             waiting = by_size.setdefault(key, [])
@@ -138,61 +126,39 @@ class Scorer:
         return counts
 
     def example(self, part_number: int, position: int) -> tuple[Item, np.ndarray, np.ndarray]:
-        """A picture, its target (H, W) uint8 and the prediction (H, W) int64, for a report."""
+        """An image, its target (H, W) uint8 and the prediction (H, W) int64, for a report."""
         part = self._parts[part_number]
         item = self._reader(part_number)(position)
-        prediction = self._predict(
-            part, [(position, item, network_input(item.image, part.geometry))]
-        )
-        return item, scored_target(part.space.target(item.stored), part.geometry), prediction[0]
+        prepared = network_input(item.image, part.geometry)
+        (prediction,) = self._predict(part, [(position, item, prepared)])
+        target = scored_target(part.space.target(item.stored), part.geometry)
+        return item, target, prediction.numpy()
 
     def _reader(self, part_number: int) -> Callable[[int], Item]:
         if part_number not in self._open:
             self._open[part_number] = self._parts[part_number].source.open()
         return self._open[part_number]
 
-    def _read(
-        self, part_number: int, positions: Sequence[int], counts: Counts
-    ) -> Iterator[tuple[int, Item]]:
-        """Reads ahead on a thread, in order; what cannot be read is noted."""
-        read = self._reader(part_number)
-        with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-            pending = [pool.submit(read, position) for position in positions[:2]]
-            for number, position in enumerate(positions):
-                future = pending.pop(0)
-                if number + 2 < len(positions):
-                    pending.append(pool.submit(read, positions[number + 2]))
-                try:
-                    yield position, future.result()
-                except UnreadableItem as error:
-                    key = self._parts[part_number].source.keys()[position]
-                    counts.unreadable.append((key, str(error)))
-
-    def _predict(
-        self, part: Part, batch: Sequence[tuple[int, Item, np.ndarray]]
-    ) -> list[np.ndarray]:
-        """The class of each pixel, at the size at which each picture is scored."""
+    def _predict(self, part: Part, batch: Sequence[Prepared]) -> Tensor:
+        """The class of each pixel, at the size at which the images are scored: (B, H, W)."""
         texts = [item.texts or part.space.texts for _, item, _ in batch]
-        inputs = [image for *_, image in batch]
+        images = [image for *_, image in batch]
         size = scored_size(batch[0][1], part.geometry)
-        with torch.inference_mode(), self._amp:
-            text = self._text(texts)
-            found = predict_classes(self._lseg, inputs, text, part.geometry, size, part.space)
-        return list(found.numpy())
+        with self._amp:
+            text, sliding = self._text(texts), sliding_config(part.geometry)
+            return predict(self._lseg, images, text, part.space, sliding, size).cpu()
 
     def _text(self, texts: Sequence[Sequence[str]]) -> Tensor:
-        """(T, C) where all pictures ask the same, else (B, T, C)."""
+        """(T, C) where all images ask the same, else (B, T, C)."""
         if all(asked == texts[0] for asked in texts):
             return self._encoder.encode(texts[0]).to(self._device)
         return torch.stack([self._encoder.encode(asked) for asked in texts]).to(self._device)
 
-    def _count(
-        self, part: Part, batch: Sequence[tuple[int, Item, np.ndarray]], counts: Counts
-    ) -> None:
+    def _count(self, part: Part, batch: Sequence[Prepared], counts: Counts) -> None:
         for (position, item, _), prediction in zip(batch, self._predict(part, batch), strict=True):
             target = scored_target(part.space.target(item.stored), part.geometry)
             matrix = ConfusionMatrix(len(part.space.classes) + 1)
-            matrix.update(prediction, target.astype(np.int64))
+            matrix.update(prediction, target)
             counts.matrices[item.stratum] += matrix.counts.numpy()
             total = int(matrix.counts.sum())
             iou = matrix.miou(over="target") if total else None

@@ -1,26 +1,18 @@
-"""How a picture goes through the network: resized as a whole, squashed, or in windows.
+"""How an image goes through the network: resized as a whole, squashed, or in windows."""
 
-Shapes: B batch, T texts, C embedding, H W picture.
-"""
-
-from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from model.lseg import LSeg
-from model.sliding import PUBLISHED, SINGLE_SCALE, SlidingConfig, Views
-from pipeline.evaluation.answers import AnswerSpace, choose
+from model.sliding import AS_IT_IS, PUBLISHED, SINGLE_SCALE, SlidingConfig
 from pipeline.evaluation.config import Geometry
 from pipeline.evaluation.items import Item
 
 
 def network_input(image: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The picture as the network gets it in the modes of one forward pass.
+    """Resizes an image for the modes of one forward pass.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -28,7 +20,7 @@ def network_input(image: np.ndarray, geometry: Geometry) -> np.ndarray:
             takes the mean of areas where it shrinks.
 
     Returns:
-        (H', W', 3) uint8 RGB; the picture itself in the modes with windows.
+        (H', W', 3) uint8 RGB; the image itself in the modes with windows.
     """
     if geometry.mode == "squash":
         square = (geometry.window_px, geometry.window_px)
@@ -43,7 +35,7 @@ def network_input(image: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def scored_target(target: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The label at the size at which it is scored: its own, but for `squash`.
+    """Resizes a label to the size at which it is scored: its own, but for `squash`.
 
     Args:
         target: (H, W) uint8.
@@ -58,7 +50,7 @@ def scored_target(target: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def scored_size(item: Item, geometry: Geometry) -> tuple[int, int]:
-    """Height and width at which a picture is scored."""
+    """Height and width at which an image is scored."""
     if geometry.mode == "squash":
         return geometry.window_px, geometry.window_px
     return item.stored.shape[0], item.stored.shape[1]
@@ -72,35 +64,9 @@ def nearest(source: int, target: int) -> np.ndarray:
     return np.minimum(positions, source - 1)
 
 
-@torch.no_grad()
-def predict_classes(
-    lseg: LSeg,
-    inputs: Sequence[np.ndarray],
-    text: Tensor,
-    geometry: Geometry,
-    size: tuple[int, int],
-    space: AnswerSpace,
-) -> Tensor:
-    """Takes the best class of each pixel of some pictures.
-
-    Args:
-        lseg: The network, in evaluation mode.
-        inputs: B pictures (H', W', 3) uint8 of one size from `network_input`.
-        text: (T, C), or (B, T, C) where every picture has its own.
-        geometry: How the network sees them.
-        size: (H, W) of the result.
-        space: What the texts mean.
-
-    Returns:
-        (B, H, W) int64 as from `answers.choose`, on the CPU.
-    """
-    batch = lseg.normalize(torch.from_numpy(np.stack(inputs)))
+def sliding_config(geometry: Geometry) -> SlidingConfig:
+    """The views that the network takes of what `network_input` gives it."""
     if geometry.mode in ("whole", "squash"):
-        sliding = SlidingConfig(base_px=None, window_px=None)
-    else:
-        kind = PUBLISHED if geometry.mode == "published" else SINGLE_SCALE
-        sliding = replace(kind, base_px=geometry.base_px, window_px=geometry.window_px)
-    bands = Views(lseg, batch, sliding, size).bands(text)
-    # Where only the order of scores matters, their sum is as good as their mean, and rounds less.
-    views = 1 if space.one_text_each else sliding.num_views
-    return torch.cat([choose(band / views, space).cpu() for _, band in bands], dim=1)
+        return AS_IT_IS
+    kind = PUBLISHED if geometry.mode == "published" else SINGLE_SCALE
+    return replace(kind, base_px=geometry.base_px, window_px=geometry.window_px)

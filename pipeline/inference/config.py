@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from pipeline.data.pixels.palette import PaletteName
 from pipeline.errors import UserError
-from pipeline.inference.palettes import PaletteName
 
 if TYPE_CHECKING:
     from model.sliding import SlidingConfig
@@ -19,70 +19,72 @@ MAX_LABELS = 65_535
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Which pictures to segment, with which labels, into what."""
+    """A prediction: which images to segment, with which label set, into which folder."""
 
     checkpoint: str
-    """A checkpoint directory, `s3://bucket/folder`, or `models:/name@alias`."""
+    """Checkpoint folder, `s3://bucket/folder`, or `models:/name@alias`."""
 
     images: tuple[str, ...] = ()
-    """Files, folders, patterns or `s3://` prefixes; may also be the first words of the command
-    line."""
+    """Images: files, folders, patterns or `s3://` prefixes; they may also be the first words of the
+    command line."""
 
     labels: str = ""
-    """Any texts, separated by commas: "dog, grass, traffic light". Neither these nor a file: what
-    the checkpoint was trained on."""
+    """Label set: any texts, separated by commas ("dog, grass, traffic light"). Without these and
+    without a file it is the one that the checkpoint was trained on."""
 
     labels_file: str | None = None
-    """A text file with one label a line."""
+    """Text file with the label set, one label per line."""
 
     other: str = "none"
-    """Pixels of none of the labels: `none` gives each pixel its best label; a number (0.4) leaves
-    those out whose best label is less probable; any other texts, separated by commas ("other"),
-    compete as labels and leave out what they win."""
+    """Policy for pixels of none of the labels: `none` gives each pixel its best label; a number
+    (0.4) leaves out pixels whose best label is less probable; any other texts, separated by commas
+    ("other"), compete as labels, and the pixels that they win are left out."""
 
     out: str = "predictions"
-    """Folder for the results, local or `s3://`. Pictures that it already holds are skipped."""
+    """Folder for the results, local or `s3://`. Images that it already holds are skipped."""
 
     overlay: bool = True
-    """Also write a picture for people: NAME.overlay.jpg."""
+    """Whether to write an image for people too: NAME.overlay.jpg."""
 
     palette: PaletteName = "distinct"
-    """Colours: `distinct`, or `colour-blind` (safe ones, with textures beyond eight labels)."""
+    """Colours of the labels: `distinct`, or `colour-blind` (safe ones, with textures beyond
+    eight)."""
 
     probabilities: bool = False
-    """Also write each label's probability: NAME.probabilities.npy, (K, H, W) float16, with one more
-    row where `other` is texts."""
+    """Whether to write each label's probability too: NAME.probabilities.npy, (K, H, W) float16,
+    with one more row where `other` is texts."""
 
     features: bool = False
-    """Also write the pixel vectors: NAME.features.npy, (C, h, w) float16 of length 1 over C, at
-    half the size that the network sees."""
+    """Whether to write the pixel vectors too: NAME.features.npy, (C, h, w) float16 of length 1 over
+    C, at half the size that the network sees."""
 
     view: Literal["single", "published", "whole"] = "single"
-    """`single`: windows at one scale; `published`: six scales and mirror images, as for the figures
-    on ADE20K, at some twenty times the cost; `whole`: one forward pass."""
+    """How the network sees an image. `single`: windows at one scale; `published`: six scales and
+    mirror images, as for the figures on ADE20K, at some twenty times the cost; `whole`: one forward
+    pass."""
 
     base_px: int | None = None
-    """Long side at which the network sees a picture at scale 1; not set: as in the checkpoint's
+    """Long side at which the network sees an image at scale 1; not set: as in the checkpoint's
     training (520 where it does not say)."""
 
     window_px: int | None = None
     """Side of the windows; not set: as in the checkpoint's training (480)."""
 
     full_size: bool = False
-    """Look at pictures at their own size instead of `base_px`: more detail, more cost."""
+    """Whether the network sees images at their own size instead of `base_px`, at more cost."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` is for GPUs."""
+    """Precision of the forward pass; `bf16` is for GPUs."""
 
     batch_images: int = 8
-    """Pictures that are read at a time; those of one size go through the network together."""
+    """Number of images read at a time; those of one size go through the network together."""
 
     workers: int | None = None
-    """Ray workers; not set: none for files and folders, as many as there are GPUs (or CPUs) for
-    `s3://` prefixes and for more than `ray_from` pictures."""
+    """Number of Ray workers; not set: none for files and folders, as many as there are GPUs (or
+    CPUs) for `s3://` prefixes and for more than `ray_from` images."""
 
     ray_from: int = 500
-    """More pictures than this are spread over Ray workers."""
+    """Number of images above which they are spread over Ray workers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(self.images))
@@ -106,12 +108,12 @@ class PredictConfig:
             raise UserError("base_px: full_size is set too, which does not use it: set one of them")
         if self.view == "whole" and self.window_px is not None:
             raise UserError("window_px: view=whole has no windows: leave it out")
-        other_policy(self.other)
+        parse_other(self.other)
 
 
 @dataclass(frozen=True)
 class Other:
-    """What becomes of pixels of none of the labels."""
+    """How pixels of none of the labels are predicted."""
 
     texts: tuple[str, ...] = ()
     """Labels that compete, and leave out what they win."""
@@ -124,7 +126,7 @@ class Other:
         return "none" if self.threshold is None else f"threshold {self.threshold:g}"
 
 
-def other_policy(value: str) -> Other:
+def parse_other(value: str) -> Other:
     """Reads `none`, a probability, or texts.
 
     Raises:
@@ -145,11 +147,11 @@ def other_policy(value: str) -> Other:
 
 
 def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...]:
-    """The labels to ask for.
+    """Reads the label set.
 
     Args:
         config: Labels, or a file of them.
-        trained: Those of the checkpoint.
+        trained: Label set of the checkpoint.
 
     Raises:
         UserError: There are none, or one twice, or one that is "other" too.
@@ -171,14 +173,14 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice and labels != tuple(trained):
         raise UserError(f"{where}: names {twice[0]!r} twice: the second would never win: drop it")
-    both = [text for text in other_policy(config.other).texts if text in labels]
+    both = [text for text in parse_other(config.other).texts if text in labels]
     if both:
         raise UserError(f"other={both[0]}: is one of the labels too: drop it from one of them")
     return labels
 
 
 def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
-    """How pictures are looked at: as the checkpoint was trained, unless told otherwise.
+    """The views that the network takes: as the checkpoint was trained, unless configured.
 
     Args:
         config: The job's.
@@ -201,7 +203,7 @@ def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
 
 
 def _augmentation(path: Path) -> dict[str, Any]:
-    """The sizes of the training crops that a checkpoint's configuration tells, if it does."""
+    """The sizes of the training crops in a checkpoint's configuration; empty without any."""
     content = yaml.safe_load(path.read_text())
     data = content.get("data") if isinstance(content, dict) else None
     augment = data.get("augment") if isinstance(data, dict) else None

@@ -1,7 +1,7 @@
-"""One segmented photo as a picture for people: colours, outlines, names in place, a legend.
+"""One segmented photo as an image for people: colours, outlines, names in place, a legend.
 
 The photo stays visible in pale grey below the colours. A region that is large enough carries its
-name; the legend below lists every label with its share of the picture, largest first, and what was
+name; the legend below lists every label with its share of the image, largest first, and what was
 asked and not found.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.inference.palettes import (
+from pipeline.data.pixels.palette import (
     NO_LABEL_COLOUR,
     PaletteName,
     label_colours,
@@ -26,17 +26,17 @@ LONG_SIDE_PX = (900, 1600)
 """Photos are shown enlarged or shrunk to a long side within these bounds."""
 
 MIN_NAMED_SHARE = 0.01
-"""Regions below this share of the picture do not carry their name."""
+"""Regions below this share of the image do not carry their name."""
 
 MAX_ENTRIES = 60
 """Entries of a legend; what is left is counted in its last one."""
 
-_INK, _FAINT, _PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
+INK, FAINT, PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One label of the picture."""
+    """One label of the image."""
 
     name: str
     number: int
@@ -50,7 +50,7 @@ def draw_photo(
     none_name: str = "none of these",
     palette: PaletteName = "distinct",
 ) -> Image.Image:
-    """Draws.
+    """Draws a segmented photo above its legend.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -63,9 +63,8 @@ def draw_photo(
         RGB, the photo above its legend.
     """
     height, width = ids.shape
-    counts = np.bincount(
-        np.where((ids >= 0) & (ids < len(names)), ids, len(names)).ravel(), minlength=len(names) + 1
-    )
+    ids = np.where((ids >= 0) & (ids < len(names)), ids, len(names))
+    counts = np.bincount(ids.ravel(), minlength=len(names) + 1)
     all_names = [*names, none_name]
     order = np.argsort(-counts, kind="stable")
     entries = [
@@ -73,39 +72,47 @@ def draw_photo(
     ]
     zoom = np.clip(1.0, *(bound / max(height, width) for bound in LONG_SIDE_PX))
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
-    image = cv2.resize(image, size, interpolation=how)
-    shown = np.where((ids >= 0) & (ids < len(names)), ids, len(names)).astype(np.int32)
-    # As floats: OpenCV has no nearest neighbour at pixel centres for wide integers.
-    shown = cv2.resize(shown.astype(np.float32), size, interpolation=cv2.INTER_NEAREST_EXACT)
-    shown = shown.astype(np.int32)
-    style = _Style(len(names), palette)
-    picture = Image.fromarray(_paint(image, shown, style))
-    _write_names(picture, shown, entries)
+    style = Style(len(names), palette)
+    shown = resize_ids(ids, size)
+    painted = Image.fromarray(paint(resize_image(image, size), shown, style))
+    _write_names(painted, shown, entries)
     missing = [name for name, count in zip(names, counts, strict=False) if not count]
     legend = _legend(max(size[0], 480), entries, missing, style)
-    sheet = Image.new("RGB", (legend.width, picture.height + legend.height), _PAPER)
-    sheet.paste(picture, ((legend.width - picture.width) // 2, 0))
-    sheet.paste(legend, (0, picture.height))
+    sheet = Image.new("RGB", (legend.width, painted.height + legend.height), PAPER)
+    sheet.paste(painted, ((legend.width - painted.width) // 2, 0))
+    sheet.paste(legend, (0, painted.height))
     return sheet
 
 
-class _Style:
+class Style:
     """Colours and textures of the labels and, last, of no label."""
 
-    def __init__(self, count: int, palette: PaletteName) -> None:
+    def __init__(self, count: int, palette: PaletteName = "distinct") -> None:
         self.colours = np.vstack([label_colours(count, palette), [NO_LABEL_COLOUR]])
         self.textures = np.append(label_textures(count, palette), 0)
 
 
-def _paint(image: np.ndarray, shown: np.ndarray, style: _Style) -> np.ndarray:
-    """(H, W, 3) uint8: the photo in pale grey, colours over it, outlines between the labels."""
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image (H, W, 3) uint8 at another size (width, height)."""
+    smaller = size[0] < image.shape[1]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+
+
+def resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Label ids (H, W) at another size (width, height): int32, each that of the nearest pixel."""
+    # As floats: OpenCV has no nearest neighbour at pixel centres for wide integers.
+    resized = cv2.resize(ids.astype(np.float32), size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized.astype(np.int32)
+
+
+def paint(image: np.ndarray, shown: np.ndarray, style: Style) -> np.ndarray:
+    """Paints an image in pale grey under the labels' colours, with outlines: (H, W, 3) uint8."""
     grey = image.mean(2, keepdims=True) * 0.75 + 48
-    paint = style.colours[shown].astype(np.float32)
+    colours = style.colours[shown].astype(np.float32)
     for texture in np.unique(style.textures[np.unique(shown)]):
         mask = texture_mask(int(texture), shown.shape, 12) & (style.textures[shown] == texture)
-        paint[mask] = paint[mask] * 0.25 + 190
-    mixed = 0.42 * grey + 0.58 * paint
+        colours[mask] = colours[mask] * 0.25 + 190
+    mixed = 0.42 * grey + 0.58 * colours
     none = shown == len(style.colours) - 1
     mixed[none] = (grey * 0.6 + 92).repeat(3, 2)[none]
     edges = np.zeros(shown.shape, np.uint8)
@@ -117,10 +124,10 @@ def _paint(image: np.ndarray, shown: np.ndarray, style: _Style) -> np.ndarray:
     return mixed.clip(0, 255).astype(np.uint8)
 
 
-def _write_names(picture: Image.Image, shown: np.ndarray, entries: Sequence[_Entry]) -> None:
+def _write_names(painted: Image.Image, shown: np.ndarray, entries: Sequence[_Entry]) -> None:
     """Writes each label's name into the middle of its largest region, if it fits there."""
-    draw = ImageDraw.Draw(picture)
-    smallest = max(12, picture.width // 80)
+    draw = ImageDraw.Draw(painted)
+    smallest = max(12, painted.width // 80)
     taken: list[tuple[float, float, float, float]] = []
     for entry in entries:
         if entry.share < MIN_NAMED_SHARE:
@@ -130,11 +137,11 @@ def _write_names(picture: Image.Image, shown: np.ndarray, entries: Sequence[_Ent
         y, x = np.unravel_index(int(depth.argmax()), depth.shape)
         radius = float(depth[y, x])
         size = int(min(2.2 * smallest, max(smallest, radius / 2)))
-        font = _font(size)
+        font = text_font(size)
         half = draw.textlength(entry.name, font) / 2
         if radius < 0.8 * size or half > 2.5 * radius:
             continue
-        x = int(np.clip(x, half + 4, max(half + 4, picture.width - half - 4)))
+        x = int(np.clip(x, half + 4, max(half + 4, painted.width - half - 4)))
         box = (x - half, y - size / 2, x + half, y + size / 2)
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue
@@ -142,24 +149,24 @@ def _write_names(picture: Image.Image, shown: np.ndarray, entries: Sequence[_Ent
         draw.text(
             (x, int(y)),
             entry.name,
-            _PAPER,
+            PAPER,
             font,
             anchor="mm",
             stroke_width=max(2, size // 8),
-            stroke_fill=_INK,
+            stroke_fill=INK,
         )
 
 
 def _legend(
-    width: int, entries: Sequence[_Entry], missing: Sequence[str], style: _Style
+    width: int, entries: Sequence[_Entry], missing: Sequence[str], style: Style
 ) -> Image.Image:
-    """Columns of swatches with names and shares; a last line for what was not found."""
+    """Draws columns of swatches with names and shares, and a last line for what was not found."""
     size = max(15, width // 58)
-    font, margin, swatch = _font(size), size, int(1.3 * size)
+    font, margin, swatch = text_font(size), size, int(1.3 * size)
     left_out = entries[MAX_ENTRIES:]
     entries = entries[:MAX_ENTRIES]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    lines = [(_shorten(measure, e.name, font, width // 2), f"{_percent(e.share)}") for e in entries]
+    lines = [(shorten(measure, e.name, font, width // 2), f"{_percent(e.share)}") for e in entries]
     column = max((measure.textlength(f"{name}  {share}", font) for name, share in lines), default=0)
     column = int(column + swatch + 2.5 * size)
     num_columns = max(1, min(len(entries), (width - margin) // column))
@@ -172,35 +179,37 @@ def _legend(
     wrapped = [part for note in notes for part in _wrap(measure, note, font, width - 2 * margin)]
     pitch = int(1.8 * size)
     height = 2 * margin + pitch * (num_rows + len(wrapped))
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for position, (entry, (name, share)) in enumerate(zip(entries, lines, strict=True)):
         x = margin + position // num_rows * column
         y = margin + position % num_rows * pitch
-        sheet.paste(_swatch(entry.number, swatch, style), (x, y))
-        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), outline=_FAINT)
+        sheet.paste(draw_swatch(entry.number, swatch, style), (x, y))
+        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), outline=FAINT)
         middle = y + swatch // 2
-        draw.text((x + swatch + size // 2, middle), name, _INK, font, anchor="lm")
+        draw.text((x + swatch + size // 2, middle), name, INK, font, anchor="lm")
         after = x + swatch + size // 2 + draw.textlength(f"{name}  ", font)
-        draw.text((after, middle), share, _FAINT, font, anchor="lm")
+        draw.text((after, middle), share, FAINT, font, anchor="lm")
     for number, line in enumerate(wrapped):
         y = margin + (num_rows + number) * pitch + swatch // 2
-        draw.text((margin, y), line, _FAINT, font, anchor="lm")
+        draw.text((margin, y), line, FAINT, font, anchor="lm")
     return sheet
 
 
-def _swatch(number: int, side: int, style: _Style) -> Image.Image:
-    paint = np.tile(style.colours[number].astype(np.float32), (side, side, 1))
+def draw_swatch(number: int, side: int, style: Style) -> Image.Image:
+    """A square of a label's colour and texture, as they look over grey."""
+    colour = np.tile(style.colours[number].astype(np.float32), (side, side, 1))
     mask = texture_mask(int(style.textures[number]), (side, side), 10)
-    paint[mask] = paint[mask] * 0.25 + 190
-    return Image.fromarray((0.42 * 175 + 0.58 * paint).astype(np.uint8))
+    colour[mask] = colour[mask] * 0.25 + 190
+    return Image.fromarray((0.42 * 175 + 0.58 * colour).astype(np.uint8))
 
 
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}" if share >= 0.001 else "<0.1%"
 
 
-def _shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
+def shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
+    """Cuts a text to what fits, with an ellipsis."""
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(f"{text}…", font) > room:
@@ -211,7 +220,7 @@ def _shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont,
 def _wrap(
     draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: int
 ) -> list[str]:
-    """Lines of at most `room` pixels, at most three; the rest is an ellipsis."""
+    """Wraps a text into at most three lines of at most `room` pixels; the rest is an ellipsis."""
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}".strip()
@@ -220,11 +229,12 @@ def _wrap(
         else:
             lines[-1] = longer
     if len(lines) > 3:
-        lines = [*lines[:2], _shorten(draw, f"{lines[2]} …", font, room)]
-    return [_shorten(draw, line, font, room) for line in lines]
+        lines = [*lines[:2], shorten(draw, f"{lines[2]} …", font, room)]
+    return [shorten(draw, line, font, room) for line in lines]
 
 
 @lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def text_font(size: int) -> ImageFont.FreeTypeFont:
+    """The font in which everything is written."""
     # The font that comes with matplotlib, which knows most alphabets and is there on every machine.
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

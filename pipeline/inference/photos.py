@@ -1,4 +1,4 @@
-"""Pictures of any origin: finding them by name, folder, pattern or `s3://` prefix, decoding them.
+"""Images of any origin: finding them by name, folder, pattern or `s3://` prefix, decoding them.
 
 Unlike the images of a dataset, whose labels lie in the orientation of the raw pixels, a photo is
 turned as its EXIF tag says.
@@ -22,29 +22,29 @@ from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 
 SUFFIXES = frozenset(".jpg .jpeg .png .webp .tif .tiff .bmp .ppm .pgm .mpo".split())
-"""What is taken for a picture in a folder, in either case."""
+"""Suffixes of the files that are taken for images in a folder, in either case."""
 
 _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture's place, and the name of what is made of it."""
+    """The place of an image, and the name of its results."""
 
     root: str
     """A storage: a folder, or `s3://bucket/prefix`."""
     path: str
-    """Within the storage."""
+    """Path within the storage."""
     name: str
-    """Path without suffix; with it where two pictures would else have the same name."""
+    """Path without suffix; with it where two images would otherwise have the same name."""
 
     @property
     def uri(self) -> str:
-        """Where it lies."""
+        """Place of the image."""
         return f"{self.root}/{self.path}"
 
     def read(self) -> bytes:
-        """The file.
+        """Reads the file.
 
         Raises:
             FileNotFoundError: It is no longer there.
@@ -54,17 +54,17 @@ class Photo:
 
 
 def find_photos(sources: Sequence[str]) -> list[Photo]:
-    """Finds pictures.
+    """Finds images.
 
     Args:
         sources: Files, folders (searched at any depth), patterns (`*`, `?`, `[..]`, `**`), each
             local or `s3://`.
 
     Returns:
-        The pictures, each once, in the order of the sources and of their names.
+        The images, each once, in the order of the sources and of their names.
 
     Raises:
-        UserError: A source has no picture, or two pictures would have one name.
+        UserError: A source has no image, or two images would have one name.
     """
     if not sources:
         raise UserError("images: none given: name files, folders, patterns or s3:// prefixes")
@@ -73,7 +73,7 @@ def find_photos(sources: Sequence[str]) -> list[Photo]:
         photos = _s3_photos(source) if source.startswith("s3://") else _local_photos(source)
         if not photos:
             raise UserError(
-                f"images={source}: there is no such file, or no picture in it: must be a file, a "
+                f"images={source}: there is no such file, or no image in it: must be a file, a "
                 f"folder, a pattern or an s3:// prefix with {', '.join(sorted(SUFFIXES))}"
             )
         for photo in photos:
@@ -82,7 +82,7 @@ def find_photos(sources: Sequence[str]) -> list[Photo]:
 
 
 def is_batch(sources: Iterable[str]) -> bool:
-    """Whether a source is an `s3://` prefix or pattern, which may hold any number of pictures."""
+    """Whether a source is an `s3://` prefix or pattern, which may hold any number of images."""
     return any(
         source.startswith("s3://") and (_is_pattern(source) or not _named(source))
         for source in sources
@@ -90,11 +90,11 @@ def is_batch(sources: Iterable[str]) -> bool:
 
 
 def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decodes a picture of any common format and colour mode, the right way up.
+    """Decodes an image of any common format and colour mode, the right way up.
 
     Args:
         data: The file.
-        max_pixels: Refuse larger pictures, before decoding.
+        max_pixels: Refuse larger images, before decoding.
 
     Returns:
         (H, W, 3) uint8 RGB; grey repeated, CMYK and palettes converted, alpha dropped, the upper 8

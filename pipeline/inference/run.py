@@ -1,8 +1,8 @@
-"""The segmentation of many pictures: what is left to do, who does it, and how it ended.
+"""The segmentation of many images: what is left to do, who does it, and how it ended.
 
-A few pictures are segmented in this process. Prefixes of object storage and large numbers go
-through Ray Data: chunks of pictures' places to a pool of actors, each with a network of its own;
-only places and outcomes travel.
+A few images are segmented in this process. Prefixes of object storage and large numbers go
+to Ray workers: chunks of images' places, each worker with a network of its own; only places and
+outcomes travel.
 """
 
 import json
@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from model.checkpoint import is_uri, local
 from model.lseg import LSeg
 from pipeline.checkpoints.resolvers import pinned, worker_runtime_env
 from pipeline.errors import UserError
-from pipeline.inference.config import PredictConfig, other_policy, read_labels, sliding_of
+from pipeline.inference.config import PredictConfig, parse_other, read_labels, sliding_of
 from pipeline.inference.photos import Photo, find_photos, is_batch
-from pipeline.inference.segmenter import Outcome, Segmenter, Task
+from pipeline.inference.segmenter import PhotoOutcome, Segmenter, SegmentTask
 from pipeline.progress import Progress
+from pipeline.spread import Death, Workers
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
@@ -30,37 +32,39 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "prediction.json"
 LABELS = "labels.txt"
+WORKER_DEATHS = 4
+"""A chunk of images whose worker died so often ends the segmentation."""
 _SHOWN_REASONS = 5
 
 
 @dataclass(frozen=True)
-class Summary:
-    """How a segmentation ended."""
+class PredictionSummary:
+    """The outcome of a segmentation."""
 
     done: int
-    """Pictures segmented now."""
+    """Images segmented now."""
     skipped: int
-    """Pictures that an earlier run had done."""
-    failed: tuple[Outcome, ...]
+    """Images that an earlier run had done."""
+    failed: tuple[PhotoOutcome, ...]
     seconds: float
 
 
-def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) -> Summary:
-    """Segments pictures.
+def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) -> PredictionSummary:
+    """Segments images.
 
     Args:
-        config: What, with what, into what.
+        config: Which images to segment, with which labels, into which folder.
         start_ray: Called with the number of CPUs where Ray is needed.
 
     Raises:
-        UserError: Pictures, labels or the output folder are not usable; or, at the end, some of the
-            pictures could not be read. The others are done then.
+        UserError: Images, labels or the output folder are not usable; or, at the end, some of the
+            images could not be read. The others are done then.
         ModelError: The checkpoint cannot be loaded.
     """
     began = time.monotonic()
     photos = find_photos(config.images)
     out = open_storage(config.out)
-    # Results of an earlier call are no pictures to segment.
+    # Results of an earlier call are no images to segment.
     found, photos = photos, [photo for photo in photos if not _is_in(photo.uri, out.uri)]
     if not photos:
         raise UserError(
@@ -73,7 +77,7 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
     todo = [photo for photo in photos if f"{photo.name}.png" not in there]
     if len(todo) < len(photos):
         logger.info("%d of %d are done already", len(photos) - len(todo), len(photos))
-    failed: list[Outcome] = []
+    failed: list[PhotoOutcome] = []
     if todo:
         progress = Progress(len(todo), "images")
         by_ray = config.workers is not None or is_batch(config.images)
@@ -88,7 +92,7 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
     failures = [{"image": bad.uri, "reason": bad.error} for bad in failed]
     out.write("failed.json", (json.dumps(failures, indent=1) + "\n").encode())
     seconds = time.monotonic() - began
-    summary = Summary(
+    summary = PredictionSummary(
         len(todo) - len(failed), len(photos) - len(todo), tuple(failed), round(seconds, 1)
     )
     if failed:
@@ -96,13 +100,13 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
         more = f"; and {len(failed) - _SHOWN_REASONS} more" if len(failed) > _SHOWN_REASONS else ""
         raise UserError(
             f"images: {len(failed)} of {len(photos)} could not be read ({shown}{more}): the others "
-            f"are in {config.out}, these in its failed.json: mend them and start again"
+            f"are in {config.out}, these in its failed.json: fix or remove them and start again"
         )
     return summary
 
 
-def _task(config: PredictConfig) -> Task:
-    """Loads the checkpoint once, encodes the texts once."""
+def _task(config: PredictConfig) -> SegmentTask:
+    """Makes the task, for which it loads the checkpoint and encodes the prompts once."""
     try:
         folder = local(config.checkpoint)
         lseg = LSeg.load(folder)
@@ -110,8 +114,8 @@ def _task(config: PredictConfig) -> Task:
     except FileNotFoundError as error:
         raise UserError(f"checkpoint={config.checkpoint}: {error}") from None
     labels = read_labels(config, lseg.labels)
-    other = other_policy(config.other)
-    return Task(
+    other = parse_other(config.other)
+    return SegmentTask(
         # Workers on other machines fetch it for themselves; a folder must be one that they see.
         checkpoint=config.checkpoint if is_uri(config.checkpoint) else str(folder.resolve()),
         labels=labels,
@@ -134,12 +138,12 @@ def _is_in(uri: str, folder: str) -> bool:
     return uri.startswith(f"{folder.rstrip('/')}/")
 
 
-def _claim(out: Storage, task: Task, config: PredictConfig) -> None:
+def _claim(out: Storage, task: SegmentTask, config: PredictConfig) -> None:
     """Notes how the results are made, and refuses a folder of results made otherwise."""
     settings: dict[str, Any] = {
         "checkpoint": config.checkpoint,
         "labels": list(task.labels),
-        "other": str(other_policy(config.other)),
+        "other": str(parse_other(config.other)),
         "sliding": json.loads(json.dumps(asdict(task.sliding))),
         "palette": task.palette,
         "precision": task.precision,
@@ -177,57 +181,47 @@ def _chunks(photos: Sequence[Photo], size: int) -> Iterator[list[Photo]]:
         yield list(photos[first : first + size])
 
 
-def _here(task: Task, photos: Sequence[Photo], config: PredictConfig) -> Iterator[list[Outcome]]:
+def _here(
+    task: SegmentTask, photos: Sequence[Photo], config: PredictConfig
+) -> Iterator[list[PhotoOutcome]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     segmenter = Segmenter(task, device)
     for chunk in _chunks(photos, config.batch_images):
         yield segmenter.segment(chunk)
 
 
-class _Worker:
-    """The actor: chunks of places in, outcomes out."""
-
-    def __init__(self, task: Task, num_gpus: float) -> None:
-        self._segmenter = Segmenter(task, "cuda" if num_gpus else "cpu")
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        outcomes = [
-            outcome
-            for chunk in batch["photos"]
-            for outcome in self._segmenter.segment([Photo(**p) for p in json.loads(chunk)])
-        ]
-        return {"outcomes": [json.dumps([asdict(outcome) for outcome in outcomes])]}
-
-
 def _by_ray(
-    task: Task,
+    task: SegmentTask,
     photos: Sequence[Photo],
     config: PredictConfig,
     start_ray: Callable[[float], None],
-) -> Iterator[list[Outcome]]:
+) -> Iterator[list[PhotoOutcome]]:
     import ray
-    import ray.data
 
-    # One CPU beyond the workers' for Ray Data's own tasks.
-    start_ray((config.workers or 1) + 1)
-    resources = ray.cluster_resources()
-    num_gpus = 1 if resources.get("GPU", 0) else 0
-    there = int(resources["GPU"]) if num_gpus else max(1, int(resources.get("CPU", 1)) - 1)
+    start_ray(config.workers or 1)
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
     chunks = list(_chunks(photos, config.batch_images))
-    workers = min(config.workers or there, len(chunks))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logger.info("%d images on %d Ray workers", len(photos), workers)
-    rows = [{"photos": json.dumps([asdict(photo) for photo in chunk])} for chunk in chunks]
-    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Worker,
-        fn_constructor_args=(task, num_gpus),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=None if num_gpus else 1,
-        num_gpus=num_gpus or None,
+
+    def on_death(death: Death) -> bool:
+        if death.of_item < WORKER_DEATHS:
+            return True
+        raise UserError(
+            f"batch_images={config.batch_images}: {death.of_item} workers died over "
+            f"{chunks[death.index][0].uri} and those after it ({death.reason}), most likely for "
+            "lack of memory: lower batch_images; what is done is kept"
+        )
+
+    with Workers(
+        partial(_segmenter, task, "cuda" if num_gpus else "cpu"),
+        config.workers or num_gpus or None,
+        num_gpus=1 if num_gpus else 0,
         runtime_env=worker_runtime_env(task.checkpoint),
-    )
-    for row in outcomes.iter_rows():
-        yield [Outcome(**values) for values in json.loads(row["outcomes"])]
+        on_death=on_death,
+    ) as workers:
+        logger.info("%d images on Ray workers", len(photos))
+        for _, outcomes in workers.run(chunks):
+            yield outcomes
+
+
+def _segmenter(task: SegmentTask, device: str) -> Callable[[Sequence[Photo]], list[PhotoOutcome]]:
+    return Segmenter(task, device).segment

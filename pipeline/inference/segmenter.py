@@ -1,8 +1,8 @@
-"""From pictures to the files of their segmentation; one worker's work, knows no Ray.
+"""From images to the files of their segmentation; one worker's work, knows no Ray.
 
-Of each picture NAME: `NAME.png`, whose values are positions in the list of labels (8 bits with a
+Each image NAME becomes `NAME.png`, whose values are positions in the list of labels (8 bits with a
 palette, 255 for no label; 16 bits and 65535 beyond 255 labels), and what else was asked for. The
-index is written last, so that a picture that has one is done.
+index is written last, so that an image that has one is done.
 """
 
 import io
@@ -24,21 +24,21 @@ from model.lseg import LSeg
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, Views, sliding_label_ids, window_grid
 from pipeline.data.pixels.official import BadSample
+from pipeline.data.pixels.palette import NO_LABEL_COLOUR, PaletteName, label_colours
 from pipeline.errors import UserError
 from pipeline.inference.overlay import draw_photo
-from pipeline.inference.palettes import NO_LABEL_COLOUR, PaletteName, label_colours
 from pipeline.inference.photos import Photo, decode_photo
 from pipeline.storage.open import open_storage
 
 MAX_BATCH_MPX = 24
-"""Megapixels of the pictures of one size that go through the network together."""
+"""Megapixels of the images of one size that go through the network together."""
 
 OVERLAY_QUALITY = 92
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is made of every picture."""
+class SegmentTask:
+    """The task of all workers: what to make of every image."""
 
     checkpoint: str
     labels: tuple[str, ...]
@@ -57,8 +57,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one picture."""
+class PhotoOutcome:
+    """The outcome of one image."""
 
     uri: str
     name: str
@@ -67,26 +67,26 @@ class Outcome:
 
 
 class Segmenter:
-    """A loaded network that segments pictures.
+    """A loaded network that segments images.
 
     Args:
-        task: What to make.
+        task: What to make of every image.
         device: Where the network runs.
     """
 
-    def __init__(self, task: Task, device: torch.device | str) -> None:
+    def __init__(self, task: SegmentTask, device: torch.device | str) -> None:
         self._task = task
         self._device = torch.device(device)
         self._lseg = LSeg.load(task.checkpoint, self._device).eval()
         self._text_TC = torch.from_numpy(np.array(task.text_TC)).to(self._device)
         self._out = open_storage(task.out)
 
-    def segment(self, photos: Sequence[Photo]) -> list[Outcome]:
-        """Segments pictures and stores the results; what cannot be read is told, not raised."""
+    def segment(self, photos: Sequence[Photo]) -> list[PhotoOutcome]:
+        """Segments images and stores the results; an unreadable image is an outcome too."""
         with ThreadPoolExecutor(4, thread_name_prefix="decode") as pool:
             decoded = list(pool.map(_decode, photos))
         outcomes = [
-            Outcome(photo.uri, photo.name, image)
+            PhotoOutcome(photo.uri, photo.name, image)
             for photo, image in zip(photos, decoded, strict=True)
             if isinstance(image, str)
         ]
@@ -97,7 +97,7 @@ class Segmenter:
         ]
         for batch in _of_one_size(whole):
             self._segment([photo for photo, _ in batch], [image for _, image in batch])
-            outcomes += [Outcome(photo.uri, photo.name) for photo, _ in batch]
+            outcomes += [PhotoOutcome(photo.uri, photo.name) for photo, _ in batch]
         return outcomes
 
     def _segment(self, photos: list[Photo], images: list[np.ndarray]) -> None:
@@ -154,7 +154,7 @@ class Segmenter:
         return ids
 
     def _features(self, image_1CHW: torch.Tensor) -> np.ndarray:
-        """(C, h, w) float16: the pixel vectors of the whole picture at scale 1."""
+        """(C, h, w) float16: the pixel vectors of the whole image at scale 1."""
         grid = window_grid((image_1CHW.shape[2], image_1CHW.shape[3]), 1.0, self._task.sliding)
         if image_1CHW.shape[2:] != (grid.height, grid.width):
             image_1CHW = functional.interpolate(
@@ -171,7 +171,7 @@ class Segmenter:
 
 
 def seen_image(image: np.ndarray, sliding: SlidingConfig) -> np.ndarray:
-    """The picture as the network gets it: never larger than the largest scale needs.
+    """Shrinks an image for the network, to what the largest scale needs.
 
     The protocol's own resizing takes single pixels, of which a large photo loses most; here each
     pixel becomes the mean of its area first.
@@ -209,7 +209,7 @@ def encode_index(ids: np.ndarray, num_labels: int, palette: PaletteName) -> byte
 
 
 def _decode(photo: Photo) -> np.ndarray | str:
-    """The picture, or why it cannot be had."""
+    """The decoded image, or why it could not be read."""
     try:
         return decode_photo(photo.read())
     except (BadSample, FileNotFoundError, UserError) as error:
@@ -217,10 +217,10 @@ def _decode(photo: Photo) -> np.ndarray | str:
 
 
 def _of_one_size(
-    pictures: Sequence[tuple[Photo, np.ndarray]],
+    decoded: Sequence[tuple[Photo, np.ndarray]],
 ) -> Iterator[list[tuple[Photo, np.ndarray]]]:
-    """Batches of pictures of one size, up to MAX_BATCH_MPX."""
-    ordered = sorted(pictures, key=lambda pair: pair[1].shape)
+    """Batches of images of one size, up to MAX_BATCH_MPX."""
+    ordered = sorted(decoded, key=lambda pair: pair[1].shape)
     for shape, group in groupby(ordered, key=lambda pair: pair[1].shape):
         pairs = list(group)
         together = max(1, int(MAX_BATCH_MPX * 1e6 / (shape[0] * shape[1])))

@@ -1,8 +1,8 @@
-"""The network as an MLflow pyfunc: pictures and labels in, label masks out.
+"""The network as an MLflow pyfunc: images and labels in, label masks out.
 
 Saved as code (`served_entry`) beside the checkpoint's safetensors and this project's packages, so
 that loading it unpickles nothing and needs no installation of the project. What comes over the wire
-is not trusted: pictures are bytes, never paths or addresses, and sizes have limits
+is not trusted: images are bytes, never paths or addresses, and sizes have limits
 (`Limits`, MLflow's `model_config`).
 """
 
@@ -35,7 +35,7 @@ from model.sliding import SlidingConfig, sliding_label_ids
 from pipeline.checkpoints.resolvers import FILES
 from pipeline.data.pixels.official import BadSample
 from pipeline.errors import UserError
-from pipeline.inference.config import Other, PredictConfig, other_policy, sliding_of
+from pipeline.inference.config import Other, PredictConfig, parse_other, sliding_of
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.segmenter import encode_index, seen_image
 
@@ -68,21 +68,21 @@ REQUIRED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one call may ask for; a value larger than these is refused before any work."""
+    """Limits of one call; a larger value is refused before any work."""
 
     max_images: int = 32
     max_image_mib: float = 32
-    """Of one file."""
+    """Size of one file."""
     max_image_mpx: float = 24
-    """Of one picture, read from its header."""
+    """Megapixels of one image, read from its header."""
     max_labels: int = 1000
     max_label_chars: int = 200
     max_base_px: int = 2048
-    """Of the parameter `base_px`; half of it with `view` = `whole`, whose memory is its square."""
+    """Largest `base_px`; half of it with `view` = `whole`, whose memory grows with its square."""
 
 
 class SegmentationModel(PythonModel):
-    """Segments pictures with any labels.
+    """Segments images with any labels.
 
     Input: a table with the column `image`: bytes of a JPEG, PNG, WebP, TIFF, BMP or PPM (base64
     over REST). Parameters and outputs: see `signature`.
@@ -102,7 +102,7 @@ class SegmentationModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """Segments each row's picture; see `signature` for what comes out.
+        """Segments each row's image; see `signature` for what comes out.
 
         Raises:
             MlflowException: INVALID_PARAMETER_VALUE; the message says which row or parameter.
@@ -121,7 +121,7 @@ class SegmentationModel(PythonModel):
         other: Other | None = None,
         sliding: SlidingConfig | None = None,
     ) -> np.ndarray:
-        """Segments one decoded picture; for Python callers (`unwrap_python_model().segment`).
+        """Segments one decoded image; for Python callers (`unwrap_python_model().segment`).
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -165,7 +165,7 @@ class SegmentationModel(PythonModel):
         }
 
     def _decode(self, table: pd.DataFrame) -> list[np.ndarray]:
-        """The pictures of a table, once all of it is known to be within the limits."""
+        """Decodes the images of a table, once all of it is known to be within the limits."""
         limits = self._limits
         rows = table["image"].tolist()
         if not 0 < len(rows) <= limits.max_images:
@@ -176,7 +176,7 @@ class SegmentationModel(PythonModel):
         for number, value in enumerate(rows):
             if not isinstance(value, bytes | bytearray | memoryview) or not len(value):
                 raise UserError(
-                    f"image[{number}]: must be the bytes of a picture file (base64 over REST), "
+                    f"image[{number}]: must be the bytes of an image file (base64 over REST), "
                     f"not {type(value).__name__}: paths and addresses are not read here"
                 )
             data = bytes(value)
@@ -203,7 +203,7 @@ class SegmentationModel(PythonModel):
         Raises:
             UserError: One of them is not allowed.
         """
-        other = other_policy(str(params.get("other", "none")))
+        other = parse_other(str(params.get("other", "none")))
         labels = self._labels(params.get("labels", ()), other)
         view, base_px = str(params.get("view", "single")), int(params.get("base_px", 0))
         if view not in ("single", "published", "whole"):
@@ -338,7 +338,7 @@ def save_served(checkpoint: Path, target: Path, *, logged: Any = None, run_id: s
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """MLflow copies it in any case, and refuses symbolic links."""
+    """Links a file where possible: MLflow copies it in any case, and refuses symbolic links."""
     try:
         os.link(source.resolve(), target)
     except OSError:  # another file system
@@ -351,7 +351,7 @@ def _encoder(checkpoint: Path) -> str:
 
 
 def _example() -> tuple[pd.DataFrame, dict[str, Any]]:
-    """An input that the UI shows as the request to send."""
+    """An example input, which the UI shows as the request to send."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 24), (70, 130, 180)).save(buffer, "PNG")
     table = pd.DataFrame({"image": [buffer.getvalue()]})

@@ -19,7 +19,7 @@ from pipeline.data.prepare.config import PrepareConfig, RootsConfig
 from pipeline.data.prepare.run import prepare
 from pipeline.data.taxonomy import DATASETS, IGNORE, label_text, lookup_table
 from pipeline.evaluation.behaviours.questions import Asker
-from pipeline.evaluation.overlay import Row, draw
+from pipeline.evaluation.overlay import ComparedImage, draw
 from pipeline.training.config import RunConfig
 from pipeline.training.driver.launch import plan_run, train
 from pipeline.training.questions.labels import label_space
@@ -95,12 +95,12 @@ def test_ten_steps_and_a_picture(shards, mini_shards, tmp_path):
     space = label_space(names)
     rows = []
     corpora = (open_corpus(shards, split) for split in ("train", "val"))
-    for picture in itertools.chain.from_iterable(asker.pictures(c, 1, 384) for c in corpora):
+    for picture in itertools.chain.from_iterable(asker.samples(c, 1, 384) for c in corpora):
         truth = space.lut[picture.label].astype(np.int64)
         assert (truth != IGNORE).mean() > 0.1, picture.dataset
         texts = tuple(label_text(name) for name in names)
         answer = asker.ask(picture, texts)
-        rows.append(Row(picture.dataset, picture.image, truth, answer, texts))
+        rows.append(ComparedImage(picture.dataset, picture.image, truth, answer, texts))
     assert {row.title for row in rows} == set(DATASETS)
     picture = Path(os.environ.get("LSEG_TEST_PICTURES", tmp_path)) / "real_samples.png"
     draw(rows, picture)

@@ -16,9 +16,9 @@ from model.checkpoint import save_checkpoint
 from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.lseg import LSeg, build_lseg
 from model.sliding import PUBLISHED, SlidingConfig, sliding_logits
+from pipeline.data.pixels.palette import label_colours
 from pipeline.errors import UserError
-from pipeline.inference.config import PredictConfig, other_policy, read_labels, sliding_of
-from pipeline.inference.palettes import label_colours
+from pipeline.inference.config import PredictConfig, parse_other, read_labels, sliding_of
 from pipeline.inference.segmenter import encode_index, seen_image
 from pipeline.storage.open import open_storage
 
@@ -29,7 +29,7 @@ SLIDING = SlidingConfig(base_px=60, window_px=48)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A tiny network whose answers vary over a picture."""
+    """A tiny network whose answers vary over an image."""
     backbone = BackboneConfig(
         name="vit_tiny_patch16_224",
         pretrained=False,
@@ -61,7 +61,7 @@ def png(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Two small pictures of one size, a larger one, a grey one."""
+    """Two small images of one size, a larger one, a grey one."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     (folder / "a.png").write_bytes(png(picture(1, 40, 70)))
@@ -168,7 +168,7 @@ def test_it_goes_on_where_it_stopped(checkpoint, photos, tmp_path, capsys):
 
 
 def test_bad_pictures_are_told_and_the_others_done(checkpoint, photos, tmp_path, capsys):
-    (photos / "broken.jpg").write_bytes(b"not a picture")
+    (photos / "broken.jpg").write_bytes(b"not an image")
     (photos / "cut.png").write_bytes(png(picture(1, 40, 70))[:500])
     out = tmp_path / "out"
     words = (photos, "--labels", "tree,road", "--checkpoint", checkpoint, "--out", out)
@@ -191,7 +191,7 @@ def test_a_prefix_goes_through_ray_with_the_same_results(checkpoint, photos, tmp
     storage = open_storage(s3_bucket)
     for path in photos.rglob("*.png"):
         storage.write(f"in/{path.relative_to(photos)}", path.read_bytes())
-    storage.write("in/broken.jpg", b"no picture")
+    storage.write("in/broken.jpg", b"no image")
     words = ("--labels", "tree,road", "--checkpoint", checkpoint)
     assert job(photos, *words, "--out", tmp_path / "here") == 0
     assert job(f"{s3_bucket}/in", *words, "--batch_images", 2, "--out", f"{s3_bucket}/out") == 2
@@ -269,7 +269,7 @@ def test_sizes_come_from_the_training(checkpoint, tmp_path):
 
 
 def test_policies_are_named():
-    assert [str(other_policy(value)) for value in ("none", "0.4", "other, rest")] == [
+    assert [str(parse_other(value)) for value in ("none", "0.4", "other, rest")] == [
         "none",
         "threshold 0.4",
         "words: other, rest",

@@ -25,7 +25,7 @@ pytestmark = [
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_IMAGES = 2000
 WORKERS = 2
-TASK = "ray::Map(_convert_row)"
+TASK = "ray::_Worker.work"
 """The title of a worker process while it converts a unit."""
 
 

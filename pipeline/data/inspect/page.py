@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.inspect.samples import Chapter, Picture
-from pipeline.data.pixels.palette import palette
+from pipeline.data.pixels.palette import label_colours
 from pipeline.data.taxonomy import IGNORE
 
 _FOLDER = Path(__file__).parent
@@ -187,4 +187,4 @@ def _anchor(chapter: Chapter) -> str:
 
 
 def _colours(count: int) -> list[str]:
-    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (palette(count) * 255).round().astype(int)]
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in label_colours(count)]

@@ -1,16 +1,88 @@
-"""Colours for classes."""
+"""Colours for labels: as far apart as they go, or safe for colour-blind eyes with textures.
 
-import colorsys
+Distances are in CIELAB. The colour-blind-safe colours are those of Okabe and Ito (2008); beyond
+eight labels they come again under a texture, which needs no colour vision at all.
+"""
 
+from functools import lru_cache
+from typing import Literal
+
+import cv2
 import numpy as np
 
+PaletteName = Literal["distinct", "colour-blind"]
 
-def palette(count: int) -> np.ndarray:
-    """Distinct colours: (count, 3) float, 0..1.
+NO_LABEL_COLOUR = (140, 140, 140)
+"""Grey, for pixels of no label."""
 
-    Hues advance by the golden ratio, so that neighbours in the list lie far apart; lightness
-    alternates, so that pairs which look alike to colour-blind eyes differ in brightness.
-    """
-    hues = (0.07 + 0.618034 * np.arange(count)) % 1
-    lights = (0.45, 0.68, 0.56)
-    return np.array([colorsys.hls_to_rgb(h, lights[i % 3], 0.75) for i, h in enumerate(hues)])
+OKABE_ITO = (
+    (0, 114, 178),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (86, 180, 233),
+    (213, 94, 0),
+    (240, 228, 66),
+    (40, 40, 40),
+)
+
+NUM_TEXTURES = 5
+
+_FIRST = ((31, 119, 206), (240, 128, 30), (44, 160, 60))
+"""What the distinct colours start from: blue, orange, green."""
+
+
+def label_colours(count: int, palette: PaletteName = "distinct") -> np.ndarray:
+    """Colours of labels 0, 1, ...: (count, 3) uint8 RGB; the first few do not depend on `count`."""
+    if palette == "colour-blind":
+        return np.array([OKABE_ITO[i % len(OKABE_ITO)] for i in range(count)], np.uint8)
+    return _distinct(count)
+
+
+def label_textures(count: int, palette: PaletteName = "distinct") -> np.ndarray:
+    """Textures of labels: (count,) int64, 0 for none, see `texture_mask`."""
+    if palette == "colour-blind":
+        return (np.arange(count) // len(OKABE_ITO)) % NUM_TEXTURES
+    return np.zeros(count, np.int64)
+
+
+def texture_mask(texture: int, shape: tuple[int, int], period_px: int) -> np.ndarray:
+    """Where a texture is drawn: (H, W) bool. 1 and 2: diagonals; 3: lines; 4: dots; 0: nowhere."""
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    line = max(1, period_px // 4)
+    if texture == 1:
+        return (x + y) % period_px < line
+    if texture == 2:
+        return (x - y) % period_px < line
+    if texture == 3:
+        return np.broadcast_to(y % period_px < line, shape)
+    if texture == 4:
+        half = period_px // 2
+        centred = ((x % period_px) - half) ** 2 + ((y % period_px) - half) ** 2
+        return centred <= (period_px / 3.5) ** 2
+    return np.zeros(shape, bool)
+
+
+def to_lab(colours: np.ndarray) -> np.ndarray:
+    """CIELAB of colours (N, 3) uint8 RGB: (N, 3) float32, L 0..100."""
+    return cv2.cvtColor(colours[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+
+
+@lru_cache(maxsize=8)
+def _distinct(count: int) -> np.ndarray:
+    """Each colour is the one of a cube's that lies farthest from all before it, and from grey."""
+    steps = np.linspace(0, 255, 12).round()
+    cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3).astype(np.uint8)
+    lab = to_lab(cube)
+    # Neither so dark, so light or so pale that it could be the photo itself, nor neon.
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    usable = (lab[:, 0] > 35) & (lab[:, 0] < 85) & (chroma > 30) & (chroma < 78)
+    cube, lab = cube[usable], lab[usable]
+    chosen: list[tuple[int, ...]] = list(_FIRST)
+    fixed = np.array([*_FIRST, NO_LABEL_COLOUR], np.uint8)
+    distance = np.linalg.norm(lab[:, None] - to_lab(fixed), axis=2).min(1)
+    while len(chosen) < count:
+        best = int(distance.argmax())
+        chosen.append(tuple(int(c) for c in cube[best]))
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[best], axis=1))
+    return np.array(chosen[:count], np.uint8).reshape(count, 3)

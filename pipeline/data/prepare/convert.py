@@ -10,19 +10,12 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
-import pickle
-import traceback
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-import ray.data
-from ray._private.worker import global_worker
 
 from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
 from pipeline.data.datasets.few_shot.training import PairsOfClass, reopen
@@ -49,6 +42,7 @@ from pipeline.data.shards.format import (
 from pipeline.data.taxonomy import IGNORE
 from pipeline.data.taxonomy.labelling import Labelling
 from pipeline.errors import UserError
+from pipeline.spread import Death, Workers
 from pipeline.storage.base import DamagedFile
 from pipeline.storage.open import open_storage
 
@@ -303,39 +297,30 @@ def convert_unit(unit: Unit) -> UnitResult:
 
 
 def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit, UnitResult]]:
-    """Converts units by Ray Data tasks, in whatever order they finish.
+    """Converts units on Ray workers, and yields each unit with its result as it finishes.
 
-    Each unit is a task of its own. One whose worker dies is done again, alone, a few times; the
-    others go on meanwhile, and after them the ones that could not be done are an error.
+    A unit whose worker dies is done again, a few times. The others are done meanwhile, and after
+    them the ones that could not be done are an error.
 
     Args:
         units: What to convert.
-        workers: Tasks at once; None takes every CPU of the cluster.
+        workers: Processes at once; None takes every CPU of the cluster.
 
     Raises:
         UserError: A storage fails, or units killed their workers again and again.
         RuntimeError: A defect of ours, with the worker's traceback.
     """
     given_up = []
-    with _quiet_context():
-        # Packed, since paths and ids repeat: the whole plan of 118,000 images takes a few MB.
-        rows = [{"number": i, "unit": _pack(unit)} for i, unit in enumerate(units)]
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _convert_row,
-            compute=ray.data.TaskPoolStrategy(size=workers),
-            num_cpus=1,
-        )
-        del rows
-        for row in results.iter_rows():
-            unit = units[row["number"]]
-            if row["given_up"]:
-                given_up.append(unit.name)
-                continue
-            if row["defect"]:
-                raise RuntimeError(f"{unit.name}: {row['defect']}")
-            if row["error"]:
-                raise UserError(row["error"])
-            yield unit, UnitResult.from_json(row["result"])
+
+    def on_death(death: Death) -> bool:
+        if death.of_item < WORKER_DEATHS:
+            return True
+        given_up.append(units[death.index].name)
+        return False
+
+    with Workers(_converter, workers, on_death=on_death) as pool:
+        for index, result in pool.run(units):
+            yield units[index], result
     if given_up:
         raise UserError(
             f"{', '.join(given_up[:5])}{' ...' if len(given_up) > 5 else ''}: their workers died "
@@ -344,55 +329,21 @@ def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit
         )
 
 
-def _pack(unit: Unit) -> bytes:
-    return zlib.compress(pickle.dumps(unit, pickle.HIGHEST_PROTOCOL), 1)
+def _converter() -> Callable[[Unit], UnitResult]:
+    """Makes what a worker applies to each unit; nothing is kept between units but open readers."""
 
+    def convert(unit: Unit) -> UnitResult:
+        try:
+            return convert_unit(unit)
+        except OSError as error:
+            raise UserError(
+                f"{unit.out}/{unit.path}: {error}: see to the disk of the worker or the output"
+            ) from None
+        except Exception as error:
+            error.add_note(f"while converting {unit.name}")
+            raise
 
-def _convert_row(row: dict[str, Any]) -> dict[str, Any]:
-    unit: Unit = pickle.loads(zlib.decompress(row["unit"]))  # Our own driver packed it.
-    result = error = defect = ""
-    given_up = _deaths() >= WORKER_DEATHS
-    try:
-        if not given_up:
-            result = convert_unit(unit).to_json()
-    except UserError as caught:  # As a value: Ray would wrap it into its own exceptions.
-        error = str(caught)
-    except OSError as caught:
-        error = f"{unit.out}/{unit.path}: {caught}: see to the disk of the worker or the output"
-    except Exception:
-        defect = traceback.format_exc()
-    return {
-        "number": row["number"],
-        "result": result,
-        "error": error,
-        "defect": defect,
-        "given_up": given_up,
-    }
-
-
-def _deaths() -> int:
-    """How many workers this task has cost so far.
-
-    Ray Data repeats a task whose worker died for ever, and its public interface does not say how
-    often that was.
-    """
-    worker: Any = global_worker
-    return worker.core_worker.get_current_task_attempt_number()
-
-
-@contextmanager
-def _quiet_context() -> Iterator[None]:
-    """Turns off Ray Data's own progress bars and chatter for a while; the job has its own."""
-    context = ray.data.DataContext.get_current()
-    saved = (context.enable_progress_bars, context.print_on_execution_start)
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # Warns that the bars are off.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.print_on_execution_start = saved
+    return convert
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,11 +1,11 @@
-"""The four behaviours of LSeg's first figure, as one protocol with thresholds and a picture.
+"""The four behaviours of LSeg's first figure, as one protocol with thresholds and a sheet.
 
-    present      labels in the picture are found
-    absent       labels that are not in it are not hallucinated
+    present      labels of what the image shows are found
+    absent       labels of what it does not show are not hallucinated
     other        pixels of classes that no label names go to "other"
     superclass   a word for several classes finds its members
 
-Every picture gets two questions: one that names half of its classes, five absent ones and "other"
+Every image gets two questions: one that names half of its classes, five absent ones and "other"
 (the first three behaviours), and one with all super-class words and "other".
 """
 
@@ -14,16 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich import box
+from rich.table import Table
 
 from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.evaluation.behaviours.questions import (
     OTHER,
     Asker,
     Behaviours,
-    Picture,
-    of_super_classes,
+    ViewedSample,
+    super_class_question,
 )
-from pipeline.evaluation.overlay import Row
+from pipeline.evaluation.overlay import ComparedImage
 
 THRESHOLDS = {
     # Half of a named class's pixels, where one label in about ten would be right by chance.
@@ -46,28 +48,41 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FigureVerdict:
     """One figure against its threshold."""
 
     name: str
+    title: str
     value: float
     threshold: float
 
     @property
     def holds(self) -> bool:
-        """Whether the behaviour is there."""
+        """Whether the figure is as it should be: high, but for `absent`."""
         if self.name == "absent":
             return self.value < self.threshold
         return self.value > self.threshold
 
 
+def verdict_table(verdicts: Sequence[FigureVerdict], title: str = "") -> Table:
+    """A table for the terminal, a line for each figure."""
+    table = Table(title=title or None, box=box.SIMPLE)
+    for name in ("figure", "result", "wanted", ""):
+        table.add_column(name, justify="left" if name in ("figure", "") else "right")
+    for verdict in verdicts:
+        wanted = f"{'<' if verdict.name == 'absent' else '>'} {verdict.threshold:g}"
+        holds = "ok" if verdict.holds else "[bold red]not reached[/]"
+        table.add_row(verdict.title, f"{verdict.value:.3f}", wanted, holds)
+    return table
+
+
 class FourBehaviours:
-    """Asks about pictures one after the other, and adds up.
+    """Asks about images one after the other, and adds up.
 
     Args:
         vocabulary: Universal classes that absent labels are drawn from.
         super_classes: Words, and the universal classes that each should find.
-        seed: Of the draws; the same pictures in the same order get the same questions.
+        seed: Seed of the draws; the same images in the same order get the same questions.
     """
 
     def __init__(
@@ -75,12 +90,12 @@ class FourBehaviours:
     ) -> None:
         self._vocabulary, self._members = tuple(vocabulary), dict(super_classes)
         self._questions = Behaviours(vocabulary, seed)
-        self._supers = of_super_classes(super_classes)
+        self._supers = super_class_question(super_classes)
 
-    def add(self, asker: Asker, picture: Picture) -> None:
-        """Asks about one picture."""
-        self._supers.add(asker, picture)
-        self._questions.add(asker, picture)
+    def add(self, asker: Asker, sample: ViewedSample) -> None:
+        """Asks about one image."""
+        self._supers.add(asker, sample)
+        self._questions.add(asker, sample)
 
     def figures(self) -> dict[str, float]:
         """The four figures, and what chance would give for super-classes; 0..1."""
@@ -90,10 +105,10 @@ class FourBehaviours:
             "superclass_chance": self._supers.chance_miou,
         }
 
-    def verdicts(self) -> list[Verdict]:
-        """Each of the four against its threshold."""
+    def verdicts(self) -> list[FigureVerdict]:
+        """The verdicts on the four behaviours, each against its threshold."""
         figures = self.figures()
-        return [Verdict(name, figures[name], bound) for name, bound in THRESHOLDS.items()]
+        return [FigureVerdict(n, TITLES[n], figures[n], bound) for n, bound in THRESHOLDS.items()]
 
     def report(self) -> dict[str, Any]:
         """Figures, thresholds and verdicts as plain values."""
@@ -103,20 +118,20 @@ class FourBehaviours:
             "reached": {verdict.name: verdict.holds for verdict in self.verdicts()},
         }
 
-    def rows(self, asker: Asker, pictures: Sequence[Picture]) -> list[Row]:
-        """One example of each behaviour for a picture of segmentations.
+    def rows(self, asker: Asker, samples: Sequence[ViewedSample]) -> list[ComparedImage]:
+        """One example of each behaviour, to be drawn.
 
-        The picture with the most classes shows presence, the next two absence and "other", the one
+        The image with the most classes shows presence, the next two absence and "other", the one
         with the most members of super-classes the fourth.
         """
-        if not pictures:
+        if not samples:
             return []
-        richness = [len(np.unique(picture.label)) for picture in pictures]
-        ranked = [pictures[i] for i in np.argsort(richness, kind="stable")[::-1]]
+        richness = [len(np.unique(sample.label)) for sample in samples]
+        ranked = [samples[i] for i in np.argsort(richness, kind="stable")[::-1]]
         first, second, third = (ranked[i % len(ranked)] for i in range(3))
         members = [universal().id_of(name) for group in self._members.values() for name in group]
-        shares = [float(np.isin(picture.label, members).mean()) for picture in pictures]
-        fourth = pictures[int(np.argmax(shares))]
+        shares = [float(np.isin(sample.label, members).mean()) for sample in samples]
+        fourth = samples[int(np.argmax(shares))]
         shown = self._shown(second)
         absent = [name for name in self._vocabulary if name not in shown][:5]
         also = "also asked:\n" + ", ".join(label_text(name) for name in absent)
@@ -125,27 +140,44 @@ class FourBehaviours:
             for word, group in self._members.items()
             if set(group) & set(self._shown(fourth))
         }
+        own = label_members(self._shown(first))
+        half = label_members(self._shown(third)[::2])
         return [
-            _row(asker, first, "present: all its classes asked", _own(self._shown(first))),
-            _row(asker, second, f"absent: {also}", _own([*shown, *absent])),
-            _row(asker, third, "other: half of its classes asked", _own(self._shown(third)[::2])),
-            _row(asker, fourth, "super-class words", supers or self._members),
+            compare(asker, first, "present: all its classes asked", own),
+            compare(asker, second, f"absent: {also}", label_members([*shown, *absent])),
+            compare(asker, third, "other: half of its classes asked", half),
+            compare(asker, fourth, "super-class words", supers or self._members),
         ]
 
-    def _shown(self, picture: Picture) -> list[str]:
-        return [universal().classes[i] for i in np.unique(picture.label) if i != IGNORE]
+    def _shown(self, sample: ViewedSample) -> list[str]:
+        return [universal().classes[i] for i in np.unique(sample.label) if i != IGNORE]
 
 
-def _own(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def label_members(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The label of each class, with the class as its only member."""
     return {label_text(name): (name,) for name in names}
 
 
-def _row(asker: Asker, picture: Picture, what: str, members: Mapping[str, tuple[str, ...]]) -> Row:
-    lut = np.full(256, len(members), np.int64)
+def compare(
+    asker: Asker,
+    image: ViewedSample,
+    what: str,
+    members: Mapping[str, tuple[str, ...]],
+    has_other: bool = True,
+) -> ComparedImage:
+    """The answer to one question beside the truth.
+
+    Args:
+        asker: The network.
+        image: What to ask about.
+        what: What the question shows, for the title.
+        members: Labels, and the universal classes that each stands for.
+        has_other: Whether "other" is asked too, and is right for all classes without a label.
+    """
+    lut = np.full(256, len(members) if has_other else IGNORE, np.int64)
     lut[IGNORE] = IGNORE
     for position, group in enumerate(members.values()):
         lut[[universal().id_of(name) for name in group]] = position
-    texts = (*members, OTHER)
-    title = f"{picture.dataset}: {what}"
-    prediction = asker.ask(picture, texts)
-    return Row(title, picture.image, lut[picture.label], prediction, texts, has_other=True)
+    texts = (*members, OTHER) if has_other else tuple(members)
+    title, prediction = f"{image.dataset}: {what}", asker.ask(image, texts)
+    return ComparedImage(title, image.image, lut[image.label], prediction, texts, has_other)

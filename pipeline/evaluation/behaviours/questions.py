@@ -1,8 +1,8 @@
 """Zero-shot figures: held-out classes, and the four behaviours of LSeg's first figure.
 
-Labels in the picture are found; labels that are not in it are not hallucinated; pixels of classes
-that no label names go to "other"; a super-class word finds its members. Every picture goes through
-the network once and is asked different questions.
+Labels of what the image shows are found; labels of what it does not show are not hallucinated;
+pixels of classes that no label names go to "other"; a super-class word finds its members. Every
+image goes through the network once and is asked different questions.
 
 Shapes: K labels, C embedding, H W pixels.
 """
@@ -25,15 +25,15 @@ from pipeline.training.questions.labels import label_space
 OTHER = "other"
 
 MIN_PRESENT_SHARE = 0.02
-"""A class with less than this share of a picture's pixels does not count as present."""
+"""A class with less than this share of an image's pixels does not count as present."""
 
 NUM_ABSENT = 5
 """Labels of absent classes in each question about the behaviours."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A validation picture as the network sees it."""
+class ViewedSample:
+    """A validation image as the network sees it."""
 
     dataset: str
     image: np.ndarray
@@ -41,37 +41,39 @@ class Picture:
     label: np.ndarray
     """(H, W) uint8, universal ids or IGNORE."""
     views: Views
-    """Keeps what does not depend on the labels."""
+    """The network's features, which do not depend on the labels."""
 
 
 class Asker:
-    """Asks a network about pictures with any labels."""
+    """Asks a network about images with any labels."""
 
     def __init__(self, lseg: LSeg, encoder: TextEncoder) -> None:
         self._lseg, self._encoder = lseg.eval(), encoder
         self._device = next(lseg.parameters()).device
 
     @torch.no_grad()
-    def pictures(self, corpus: Corpus, per_dataset: int, side_px: int) -> Iterator[Picture]:
-        """Up to `per_dataset` pictures of each dataset, whole, long side `side_px`."""
+    def samples(self, corpus: Corpus, per_dataset: int, side_px: int) -> Iterator[ViewedSample]:
+        """Up to `per_dataset` images of each dataset, whole, long side `side_px`."""
         reader = SampleReader(corpus)
         for name, size in corpus.sizes.items():
             count = min(size, per_dataset)
             for index in (i * size // count for i in range(count)):
                 image, label = whole_view(*reader.read(name, index), side_px)
                 batch = self._lseg.normalize(torch.from_numpy(image)[None])
-                yield Picture(name, image, label, Views(self._lseg, batch, AS_IT_IS, keep=True))
+                yield ViewedSample(
+                    name, image, label, Views(self._lseg, batch, AS_IT_IS, keep=True)
+                )
 
     @torch.no_grad()
-    def ask(self, picture: Picture, texts: Sequence[str]) -> np.ndarray:
+    def ask(self, sample: ViewedSample, texts: Sequence[str]) -> np.ndarray:
         """The best of the labels at each pixel: (H, W) int64, positions in `texts`."""
         text_KC = self._encoder.encode(texts).to(self._device)
-        bands = picture.views.bands(text_KC)
+        bands = sample.views.bands(text_KC)
         return torch.cat([band.argmax(1)[0] for _, band in bands]).cpu().numpy()
 
 
 @dataclass
-class Closed:
+class ClosedQuestion:
     """Scores of a fixed list of classes, with everything else asked for as "other" or ignored."""
 
     names: tuple[str, ...]
@@ -93,18 +95,18 @@ class Closed:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What the network is asked."""
+        """Prompts for the network."""
         return (*self.names, OTHER) if self.with_other else self.names
 
-    def add(self, asker: Asker, picture: Picture) -> None:
-        """Scores one picture, if it shows at least one of the labels."""
-        target = self._lut[picture.label]
+    def add(self, asker: Asker, sample: ViewedSample) -> None:
+        """Scores one image, if it shows at least one of the labels."""
+        target = self._lut[sample.label]
         if (target < len(self.names)).any():
-            self.matrix.update(asker.ask(picture, self.texts), target.astype(np.int64))
+            self.matrix.update(asker.ask(sample, self.texts), target.astype(np.int64))
 
     @property
     def miou(self) -> float:
-        """Over the named labels; "other" is no class of its own."""
+        """Mean IoU over the named labels; "other" is no class of its own."""
         return self.matrix.miou(over="target", classes=range(len(self.names)))
 
     @property
@@ -117,26 +119,26 @@ class Closed:
         return float((share * guess / (share + guess - share * guess)).mean())
 
 
-def of_classes(names: Sequence[str], with_other: bool) -> Closed:
+def class_question(names: Sequence[str], with_other: bool) -> ClosedQuestion:
     """A closed question in which each label is one universal class."""
     texts = tuple(label_text(name) for name in names)
-    return Closed(texts, tuple((name,) for name in names), with_other)
+    return ClosedQuestion(texts, tuple((name,) for name in names), with_other)
 
 
-def of_super_classes(members: Mapping[str, tuple[str, ...]]) -> Closed:
+def super_class_question(members: Mapping[str, tuple[str, ...]]) -> ClosedQuestion:
     """A closed question in which each label is a word for several universal classes."""
-    return Closed(tuple(members), tuple(members.values()), with_other=True)
+    return ClosedQuestion(tuple(members), tuple(members.values()), with_other=True)
 
 
 class Behaviours:
-    """Presence, absence and "other", one question a picture.
+    """Presence, absence and "other", by one question about each image.
 
-    Half of the classes in the picture are named, the other half are not; with them are asked
-    NUM_ABSENT labels of classes that are not in the picture, and "other".
+    Half of the classes in the image are named, the other half are not; with them are asked
+    NUM_ABSENT labels of classes that are not in the image, and "other".
 
     Args:
         vocabulary: Universal classes that absent labels are drawn from.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
 
     def __init__(self, vocabulary: Sequence[str], seed: int) -> None:
@@ -145,10 +147,10 @@ class Behaviours:
         self._recalls: list[float] = []
         self._pixels = {"labelled": 0, "absent": 0, "unnamed": 0, "to_other": 0}
 
-    def add(self, asker: Asker, picture: Picture) -> None:
-        """Asks about one picture."""
+    def add(self, asker: Asker, sample: ViewedSample) -> None:
+        """Asks about one image."""
         space = label_space(self._vocabulary)
-        target = space.lut[picture.label]
+        target = space.lut[sample.label]
         counts = np.bincount(target.ravel(), minlength=256)[: len(space)]
         present = np.flatnonzero(counts > MIN_PRESENT_SHARE * target.size)
         if len(present) < 2:
@@ -157,7 +159,7 @@ class Behaviours:
         named, unnamed = np.array_split(present, 2)
         absent = self._rng.choice(np.flatnonzero(counts == 0), NUM_ABSENT, replace=False)
         asked = [*named, *absent]
-        answer = asker.ask(picture, [*(space.texts[i] for i in asked), OTHER])
+        answer = asker.ask(sample, [*(space.texts[i] for i in asked), OTHER])
         for position, name in enumerate(named):
             self._recalls.append(float((answer[target == name] == position).mean()))
         labelled = target != IGNORE
@@ -169,10 +171,10 @@ class Behaviours:
         self._pixels["to_other"] += int((answer[hidden] == len(asked)).sum())
 
     def figures(self) -> dict[str, float]:
-        """Three shares, 0..1.
+        """The shares of the three behaviours, 0..1.
 
         Returns:
-            present: pixels of a named class that get its label, mean over classes and pictures.
+            present: pixels of a named class that get its label, mean over classes and images.
             absent: labelled pixels that get the label of an absent class; low is good.
             other: pixels of unnamed classes that go to "other".
         """

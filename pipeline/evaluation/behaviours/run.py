@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from model.checkpoint import load_checkpoint
 from model.text import build_text_encoder
@@ -23,7 +21,7 @@ from pipeline.checkpoints.provenance import Provenance
 from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
 from pipeline.evaluation.behaviours.classes import HELD_OUT, SUPER_CLASSES
-from pipeline.evaluation.behaviours.protocol import TITLES, FourBehaviours
+from pipeline.evaluation.behaviours.protocol import FourBehaviours, verdict_table
 from pipeline.evaluation.behaviours.questions import OTHER, Asker
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.overlay import draw
@@ -31,14 +29,14 @@ from pipeline.evaluation.protocols import open_shards
 
 logger = logging.getLogger(__name__)
 
-PICTURES = 20
-"""Pictures of each dataset where `max_images` is 0: the features of them all are held in memory."""
+IMAGES = 20
+"""Images of each dataset where `max_images` is 0: the features of them all are held in memory."""
 
 
 def evaluate_behaviours(
     config: EvaluateConfig, checkpoint: Path, provenance: Provenance, folder: Path
 ) -> dict[str, Any]:
-    """Asks, writes report.json and behaviours.png, and shows a table.
+    """Asks the questions, writes report.json and behaviours.png, and shows a table.
 
     Raises:
         UserError: There are no shards, or the checkpoint names too few universal classes.
@@ -65,11 +63,11 @@ def evaluate_behaviours(
     behaviours = FourBehaviours(vocabulary, SUPER_CLASSES, config.seed)
     augment = (provenance.config.get("data") or {}).get("augment") or {}
     side_px = int(augment.get("base_px", 520))
-    pictures = []
-    for picture in asker.pictures(corpus, config.max_images or PICTURES, side_px):
-        behaviours.add(asker, picture)
-        pictures.append(picture)
-    draw(behaviours.rows(asker, pictures), folder / "behaviours.png")
+    samples = []
+    for sample in asker.samples(corpus, config.max_images or IMAGES, side_px):
+        behaviours.add(asker, sample)
+        samples.append(sample)
+    draw(behaviours.rows(asker, samples), folder / "behaviours.png")
     report = behaviours.report()
     content = {
         "protocol": config.protocol,
@@ -78,19 +76,13 @@ def evaluate_behaviours(
         "split": config.split,
         "other": f"prompts: {OTHER}",
         "zero_shot": "no",
-        "images": len(pictures),
+        "images": len(samples),
         "notes": [],
         **report,
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")
-    table = Table(title=f"behaviours: {config.checkpoint}", box=box.SIMPLE_HEAD)
-    for name in ("behaviour", "figure", "wanted", "holds"):
-        table.add_column(name, justify="left" if name == "behaviour" else "right")
-    for verdict in behaviours.verdicts():
-        sign = "<" if verdict.name == "absent" else ">"
-        wanted = f"{sign} {verdict.threshold:.2f}"
-        holds = "yes" if verdict.holds else "NO"
-        table.add_row(TITLES[verdict.name], f"{verdict.value:.3f}", wanted, holds)
-    Console(file=sys.stderr).print(table)
+    Console(file=sys.stderr).print(
+        verdict_table(behaviours.verdicts(), f"behaviours: {config.checkpoint}")
+    )
     return content

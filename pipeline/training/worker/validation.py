@@ -2,8 +2,8 @@
 
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from torch import distributed as dist
 
 from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
-from model.sliding import AS_IT_IS, sliding_label_ids
+from model.sliding import AS_IT_IS
 from pipeline.data.ingest.augment import whole_view
 from pipeline.data.ingest.stream import Corpus, SampleReader, open_cache
 from pipeline.data.pixels.decode import BadSample
+from pipeline.scoring import evenly, predict, read_ahead, space_of
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.questions.episodes import EpisodeQuestions
 from pipeline.training.questions.labels import LabelSpace
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Validation:
-    """Confusion matrices of one validation, complete on every worker."""
+    """The confusion matrices of one validation, complete on every worker."""
 
     labels: tuple[str, ...]
     matrices: dict[str, ConfusionMatrix]
@@ -102,19 +103,21 @@ def validate(
     num_bad = torch.zeros((), dtype=torch.int64, device=text_KC.device)
     for name, size in corpus.sizes.items():
         matrix = ConfusionMatrix(len(labels), device=text_KC.device)
+        # A dataset is asked for its own labels only, and answers in all of them.
         competing = questions.labels_of(name)
-        count = min(size, config.train.val_images or size)
-        # Spread over the whole split, which is sorted by name.
-        indices = [i * size // count for i in range(rank, count, world)]
-        for image, label in _views(reader, name, indices, config.data.augment.base_px):
-            if image is None:
+        space = space_of(labels.names, (), labels.lut, competing.tolist())
+        # Spread over the whole split, which is sorted by name; every N-th of them is this worker's.
+        indices = evenly(size, config.train.val_images)[rank::world]
+        read = partial(_read_view, reader, name, config.data.augment.base_px)
+        for _, view in read_ahead(read, indices, BadSample):
+            if isinstance(view, BadSample):  # No reason to end a run.
+                logger.warning("validation leaves out %s", view)
                 num_bad += 1
                 continue
-            target = torch.from_numpy(labels.lut[label].astype(np.int64))
+            image, label = view
             with amp:
-                batch = lseg.normalize(torch.from_numpy(image)[None])
-                ids = sliding_label_ids(lseg, batch, text_KC[competing], AS_IT_IS)
-            matrix.update(competing[ids[0]], target.to(text_KC.device))
+                ids = predict(lseg, [image], text_KC[competing], space, AS_IT_IS)
+            matrix.update(ids[0], space.target(label))
         dist.all_reduce(matrix.counts)
         matrices[name] = matrix
     dist.all_reduce(num_bad)
@@ -122,22 +125,8 @@ def validate(
     return Validation(labels.names, matrices, int(num_bad))
 
 
-def _views(reader: SampleReader, dataset: str, indices: list[int], side_px: int) -> Any:
-    """Reads ahead on a thread: (image (S, S, 3) uint8, label (S, S) uint8), in order.
-
-    Two times None for one that cannot be read: that is logged, and no reason to end a run.
-    """
-
-    def view(index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        try:
-            return whole_view(*reader.read(dataset, index), side_px)
-        except BadSample as error:
-            logger.warning("validation leaves out %s", error)
-            return None, None
-
-    with ThreadPoolExecutor(1, thread_name_prefix="validation") as pool:
-        pending = [pool.submit(view, index) for index in indices[:4]]
-        for index in [*indices[4:], *([None] * len(pending))]:
-            yield pending.pop(0).result()
-            if index is not None:
-                pending.append(pool.submit(view, index))
+def _read_view(
+    reader: SampleReader, dataset: str, side_px: int, index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image (S, S, 3) uint8 RGB and label (S, S) uint8 of a sample as validation sees it."""
+    return whole_view(*reader.read(dataset, index), side_px)

@@ -84,6 +84,6 @@ def base_config(mini_shards: MiniShards, tiny_checkpoint: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def unified(mini_shards: MiniShards, tiny_checkpoint: Path, tmp_path_factory) -> Evaluation:
-    """One finished evaluation by one worker, with pictures; not to be written to."""
+    """One finished evaluation by one worker, with images; not to be written to."""
     config = config_of(mini_shards, tiny_checkpoint, tmp_path_factory.mktemp("unified"))
     return evaluate(replace(config, examples=1))

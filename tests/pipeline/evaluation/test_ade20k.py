@@ -24,7 +24,7 @@ SIZES = [(40, 61), (90, 33), (52, 52), (17, 120)]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Four pictures in the challenge's layout, odd and extreme in shape."""
+    """Four images in the challenge's layout, odd and extreme in shape."""
     folder = tmp_path_factory.mktemp("ade") / "ADEChallengeData2016"
     rng = np.random.default_rng(2)
     for kind in ("images", "annotations"):
@@ -145,6 +145,6 @@ def test_the_published_geometry_is_the_default(tiny_checkpoint, root):
     plan = make_plan(config, ())
     assert plan.parts[0].geometry == Geometry(mode="published", base_px=520, window_px=480)
     assert plan.mean_over == "all"
-    assert plan.notes == ("4 pictures of split val; published: 2000 of val",)
+    assert plan.notes == ("4 images of split val; published: 2000 of val",)
     cheap = make_plan(replace(config, geometry=Geometry(mode="single")), ())
     assert "geometry single" in cheap.notes[0]

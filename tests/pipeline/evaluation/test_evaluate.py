@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,11 @@ from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
 from pipeline.evaluation.figures import Figures, figures_of
 from pipeline.evaluation.items import RootItems
 from pipeline.evaluation.launch import evaluate, folder_name
-from pipeline.evaluation.plan import Plan
+from pipeline.evaluation.plan import ProtocolPlan
 from pipeline.evaluation.protocols import make_plan
 from pipeline.evaluation.scoring import Counts, Scorer
 from pipeline.evaluation.views import network_input
+from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 from tests.support.mini_shards import MiniShards
 
@@ -127,46 +129,52 @@ def test_the_files_and_the_mlflow_run(unified, mini_shards, base_config):
     assert f"evaluation/{variant}/page.html" in artifacts
 
 
+class Killed(BaseException):
+    """Ends an evaluation as a kill does: nothing catches it."""
+
+
+class CountingStorage:
+    """A storage that remembers the counts written to it, and fails after so many of them."""
+
+    def __init__(self, storage: Storage, stored: list[str], most: int | None) -> None:
+        self._storage, self._stored, self._most = storage, stored, most
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def write(self, path: str, data: bytes) -> None:
+        if len(self._stored) == self._most:
+            raise Killed
+        self._storage.write(path, data)
+        self._stored.append(path)
+
+
 def test_a_killed_evaluation_goes_on(base_config, unified, monkeypatch):
-    stored: list[str] = []
-    write = runner_module.Runner._work
+    def store_in(stored: list[str], most: int | None = None) -> None:
+        def opened(uri: str) -> Any:
+            return CountingStorage(open_storage(uri), stored, most)
 
-    class Killed(BaseException):
-        pass
+        monkeypatch.setattr(runner_module, "open_storage", opened)
 
-    def work(self, chunks, todo, done):
-        storage_write = self._storage.write
-
-        def write_two(path, data):
-            if len(stored) == 2:
-                raise Killed
-            storage_write(path, data)
-            stored.append(path)
-
-        self._storage.write = write_two
-        write(self, chunks, todo, done)
-
-    monkeypatch.setattr(runner_module.Runner, "_work", work)
+    first: list[str] = []
+    store_in(first, 2)
     with pytest.raises(Killed):
         evaluate(base_config)
-    assert len(stored) == 2
-    counted: list[int] = []
-
-    def count(self, chunks, todo, done):
-        counted.append(len(todo))
-        write(self, chunks, todo, done)
-
-    monkeypatch.setattr(runner_module.Runner, "_work", count)
+    assert len(first) == 2
+    second: list[str] = []
+    store_in(second)
     # On another number of workers than before.
     again = evaluate(with_workers(base_config, 2))
-    assert counted == [6 - 2]
+    assert len(second) == len(set(second) - set(first)) == 6 - 2
     assert again.report["figures"] == unified.report["figures"]
 
 
 def test_saved_counts_are_not_taken_for_another_question(base_config):
     def fingerprint(config, workers=base_config.workers):
         parts = make_plan(config, ()).parts
-        return runner_module.fingerprint(config.checkpoint, parts, workers, config.precision)
+        return runner_module.evaluation_fingerprint(
+            config.checkpoint, parts, workers, config.precision
+        )
 
     threshold = replace(base_config, other=OtherPolicy(policy="threshold", threshold=0.01))
     fewer = replace(base_config, max_images=1)
@@ -191,8 +199,8 @@ def test_other_questions_on_one_and_two_workers(base_config, mini_shards, protoc
     assert one["figures"]["cityscapes/images"] == 2
 
 
-def scored(config: EvaluateConfig, trained=()) -> tuple[Plan, dict[str, Counts], Figures]:
-    """All pictures of a plan, scored in this process."""
+def scored(config: EvaluateConfig, trained=()) -> tuple[ProtocolPlan, dict[str, Counts], Figures]:
+    """All images of a plan, scored in this process."""
     plan = make_plan(config, trained)
     scorer = Scorer(config.checkpoint, plan.parts, torch.device("cpu"), 1)
     counts = {
@@ -304,14 +312,16 @@ def test_roots_give_the_targets_of_their_shards(mini_shards):
     root = roots_of(mini_shards)["coco_panoptic"]
     sources = open_reader("coco_panoptic", root).listing("val").sources
     read = RootItems("coco_panoptic", root, tuple(sources), native=False).open()
+    native = RootItems("coco_panoptic", root, tuple(sources), native=True).open()
+    # Without MSeg's decisions over single segments, COCO's "light" cannot be told.
+    table = lookup_table("coco_panoptic", overridden=True)
+    assert table[130] == IGNORE != lookup_table("coco_panoptic")[130]
     corpus = open_corpus(str(mini_shards.folder), "val")
     for index in range(len(sources)):
         item, (image, label) = read(index), SampleReader(corpus).read("coco_panoptic", index)
         assert np.array_equal(item.stored, label)
+        assert np.array_equal(item.stored, table[native(index).stored])
         assert item.image.shape == image.shape
-    # Without MSeg's decisions over single segments, COCO's "light" cannot be told.
-    light = np.array([[130]], np.uint8)
-    assert RootItems("coco_panoptic", root, (), native=False)._universal(light) == IGNORE
 
 
 def test_classes_of_ones_own_are_scored_by_their_names(base_config, tmp_path):

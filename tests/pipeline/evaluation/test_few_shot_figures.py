@@ -31,7 +31,7 @@ def noise(rng: np.random.Generator, height: int, width: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory) -> dict[str, Path]:
-    """Noise pictures of odd sizes in the three official layouts, with HSNet's lists."""
+    """Noise images of odd sizes in the three official layouts, with HSNet's lists."""
     folder = tmp_path_factory.mktemp("few-shot")
     rng = np.random.default_rng(4)
     lines, coco_lists = [], {class_id: [] for class_id in range(1, 80, 4)}
@@ -48,7 +48,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(ids).save(target)
         lines.append(f"{name}__{class_id + 1:02d}")
-        # COCO: each picture shows every class of the fold, in stripes.
+        # COCO: each image shows every class of the fold, in stripes.
         stripes = np.tile(np.arange(2, 82, 4), width)[:width].astype(np.uint8)
         target = folder / f"COCO2014/annotations/val2014/{number:012d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pipeline.checkpoints.provenance import Provenance, read_provenance
 from pipeline.data.shards.format import Manifest, SampleRecord, ShardRecord
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.leak import check_leaks, coco_number
-from pipeline.evaluation.plan import Plan
+from pipeline.evaluation.plan import ProtocolPlan
 from pipeline.evaluation.protocols import make_plan
 
 
@@ -30,8 +30,8 @@ def past(labels: tuple[str, ...], **manifests: Manifest | None) -> Provenance:
 
 
 @pytest.fixture
-def coco_plan(tmp_path) -> tuple[EvaluateConfig, Plan]:
-    """COCO-20i with one picture for each class of fold 0, numbers 0 to 19."""
+def coco_plan(tmp_path) -> tuple[EvaluateConfig, ProtocolPlan]:
+    """COCO-20i with one image for each class of fold 0, numbers 0 to 19."""
     root = tmp_path / "COCO2014"
     for number, class_id in enumerate(range(0, 80, 4)):
         image = root / f"val2014/COCO_val2014_{number:012d}.jpg"
@@ -93,7 +93,7 @@ def test_classes_are_known_where_the_datasets_are_too_many_to_name(
     assert other_fold.zero_shot == "no"
     same_fold = check_leaks(*coco_plan, trained_on("bicycle"))
     assert same_fold.zero_shot == "unknown"
-    assert "pictures are not compared" in same_fold.reasons[0]
+    assert "images are not compared" in same_fold.reasons[0]
 
 
 def test_pictures_by_cocos_number(coco_plan):

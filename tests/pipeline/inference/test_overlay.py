@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.inference.overlay import draw_photo
-from pipeline.inference.palettes import (
+from pipeline.data.pixels.palette import (
     NO_LABEL_COLOUR,
     NUM_TEXTURES,
     OKABE_ITO,
@@ -11,6 +10,7 @@ from pipeline.inference.palettes import (
     texture_mask,
     to_lab,
 )
+from pipeline.inference.overlay import draw_photo
 
 # Machado, Oliveira and Fernandes (2009), severity 1, for linear RGB.
 COLOUR_BLIND = {
@@ -68,7 +68,7 @@ def test_the_picture_shows_colours_in_place_and_a_legend():
     ids[200:, :100] = -1
     sheet = np.asarray(draw_photo(image, ids, ["dog", "grass", "sky"], "other"))
     assert sheet.shape[1] == 900
-    assert sheet.shape[0] > 540  # the picture, enlarged, and the legend below it
+    assert sheet.shape[0] > 540  # the image, enlarged, and the legend below it
     colours = label_colours(3).astype(float)
     # Away from the names, which stand in the middle of the regions.
     assert np.abs(sheet[20, 20] - (0.42 * 144 + 0.58 * colours[0])).max() < 2

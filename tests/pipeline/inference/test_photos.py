@@ -83,7 +83,7 @@ def test_16_bits_are_scaled_not_clipped():
     np.testing.assert_array_equal(pixels[:, :, 1], ramp >> 8)
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", saved(corners(), "JPEG")[:200]])
+@pytest.mark.parametrize("data", [b"", b"not an image", saved(corners(), "JPEG")[:200]])
 def test_what_is_none_is_told(data):
     with pytest.raises(BadSample):
         decode_photo(data)
@@ -137,7 +137,7 @@ def test_equal_names_are_told_apart_by_their_suffix(folder):
 @pytest.mark.parametrize("source", ["missing.jpg", "*.gif", "empty"])
 def test_a_source_without_pictures_is_an_error(folder, source):
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match="no picture"):
+    with pytest.raises(UserError, match="no image"):
         find_photos(["a.jpg", source])
 
 
@@ -154,7 +154,7 @@ def test_s3_objects_prefixes_and_patterns(s3_bucket):
     assert names([f"{s3_bucket}/*/[!a]*.jpg"]) == ["out/d"]
     (photo,) = find_photos([f"{s3_bucket}/out/d.jpg"])
     assert photo.read() == b"out/d.jpg"
-    with pytest.raises(UserError, match="no picture"):
+    with pytest.raises(UserError, match="no image"):
         find_photos([f"{s3_bucket}/nothing"])
 
 

@@ -35,7 +35,7 @@ TRAINED = ("wall", "traffic light")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A tiny network whose answers vary over a picture."""
+    """A tiny network whose answers vary over an image."""
     folder = tmp_path_factory.mktemp("served") / "step_00000003"
     torch.manual_seed(0)
     lseg = build_lseg(tiny_model(), 512)
@@ -146,7 +146,7 @@ PNG = encoded(picture(1))
     ("files", "params", "message"),
     [
         ([PNG] * 4, {}, r"image: 4 rows: must be 1 to 3"),
-        ([PNG, b"no picture"], {}, r"image\[1\]: .*must be a JPEG, PNG"),
+        ([PNG, b"no image"], {}, r"image\[1\]: .*must be a JPEG, PNG"),
         ([PNG[:-40]], {}, r"image\[0\]: "),
         ([b""], {}, r"image\[0\]: must be the bytes"),
         ([b"/etc/passwd"], {}, r"image\[0\]: .*must be a JPEG, PNG"),
@@ -172,7 +172,7 @@ def test_what_is_refused_and_how_it_is_told(served, files, params, message):
 
 
 def test_a_string_is_no_picture_for_python_callers_either(served):
-    with pytest.raises(MlflowException, match=r"image\[0\]: must be the bytes of a picture"):
+    with pytest.raises(MlflowException, match=r"image\[0\]: must be the bytes of an image"):
         served.predict(table("/etc/passwd"))
 
 

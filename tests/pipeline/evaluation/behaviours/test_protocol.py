@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.behaviours.protocol import THRESHOLDS, FourBehaviours
-from pipeline.evaluation.behaviours.questions import OTHER, Behaviours, of_super_classes
+from pipeline.evaluation.behaviours.questions import OTHER, Behaviours, super_class_question
 from tests.pipeline.evaluation.behaviours.test_questions import (
     VOCABULARY,
     Always,
@@ -62,7 +62,7 @@ def test_degenerate_networks_fail(place, held):
 
 def test_figures_are_those_of_the_two_questions_asked_apart():
     together, questions, supers = run(Guesser(5)), Behaviours(VOCABULARY, 3), None
-    asker, supers = Guesser(5), of_super_classes(SUPERS)
+    asker, supers = Guesser(5), super_class_question(SUPERS)
     for shown in PICTURES:
         supers.add(asker, shown)
         questions.add(asker, shown)
@@ -77,7 +77,7 @@ def test_the_picture_shows_each_behaviour():
     ]  # fmt: skip
     assert all(row.labels[-1] == OTHER and row.has_other for row in rows)
     assert len(rows[1].labels) == 3 + 5 + 1 or len(rows[1].labels) == 4 + 5 + 1
-    # A perfect network draws its pictures as they are labelled.
+    # A perfect network draws its images as they are labelled.
     for row in rows:
         counted = row.truth != 255
         assert np.array_equal(row.prediction[counted], row.truth[counted])

@@ -8,10 +8,10 @@ from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.evaluation.behaviours.questions import (
     OTHER,
     Behaviours,
-    Closed,
-    Picture,
-    of_classes,
-    of_super_classes,
+    ClosedQuestion,
+    ViewedSample,
+    class_question,
+    super_class_question,
 )
 
 VOCABULARY = (
@@ -20,12 +20,12 @@ VOCABULARY = (
 )  # fmt: skip
 
 
-def picture(*stripes: str | None, height: int = 8) -> Picture:
-    """A picture of equal vertical stripes; None is ignored."""
+def picture(*stripes: str | None, height: int = 8) -> ViewedSample:
+    """An image of equal vertical stripes; None is ignored."""
     ids = [IGNORE if name is None else universal().id_of(name) for name in stripes]
     label = np.repeat(np.array(ids, np.uint8), 6)[None].repeat(height, 0)
     image = np.zeros((*label.shape, 3), np.uint8)
-    return Picture("idd", image, label, views=None)
+    return ViewedSample("idd", image, label, views=None)
 
 
 class Oracle:
@@ -34,7 +34,7 @@ class Oracle:
     def __init__(self):
         self.questions: list[list[str]] = []
 
-    def ask(self, picture: Picture, texts) -> np.ndarray:
+    def ask(self, picture: ViewedSample, texts) -> np.ndarray:
         self.questions.append(list(texts))
         answer = np.full(picture.label.shape, len(texts) - 1)
         for universal_id in np.unique(picture.label).tolist():
@@ -51,7 +51,7 @@ class Always:
     def __init__(self, place: int):
         self.place = place
 
-    def ask(self, picture: Picture, texts) -> np.ndarray:
+    def ask(self, picture: ViewedSample, texts) -> np.ndarray:
         return np.full(picture.label.shape, range(len(texts))[self.place])
 
 
@@ -61,13 +61,13 @@ class Guesser:
     def __init__(self, seed: int):
         self.rng = np.random.default_rng(seed)
 
-    def ask(self, picture: Picture, texts) -> np.ndarray:
+    def ask(self, picture: ViewedSample, texts) -> np.ndarray:
         return self.rng.integers(0, len(texts), picture.label.shape)
 
 
 class TestClosed:
     def test_a_perfect_answer_scores_one(self):
-        closed = of_classes(("horse", "traffic_light", "bus"), with_other=True)
+        closed = class_question(("horse", "traffic_light", "bus"), with_other=True)
         oracle = Oracle()
         closed.add(oracle, picture("horse", "road", None, "traffic_light"))
         closed.add(oracle, picture("bus", "sky"))
@@ -76,30 +76,30 @@ class TestClosed:
         assert closed.matrix.counts.diagonal().tolist() == [48, 48, 48, 96]
 
     def test_without_other_only_named_classes_are_scored(self):
-        closed = of_classes(("horse", "bus"), with_other=False)
+        closed = class_question(("horse", "bus"), with_other=False)
         closed.add(Always(0), picture("horse", "road", "bus", "horse", None))
         assert closed.texts == ("horse", "bus")
         assert closed.matrix.counts.tolist() == [[96, 0], [48, 0]]
         assert closed.miou == pytest.approx((96 / 144 + 0) / 2)
 
     def test_pixels_wrongly_taken_from_other_lower_the_score(self):
-        closed = of_classes(("horse",), with_other=True)
+        closed = class_question(("horse",), with_other=True)
         closed.add(Always(0), picture("horse", "road", "road"))
         assert closed.miou == pytest.approx(1 / 3)
 
     def test_classes_that_never_occur_do_not_count(self):
-        closed = of_classes(("horse", "bus"), with_other=True)
+        closed = class_question(("horse", "bus"), with_other=True)
         closed.add(Oracle(), picture("horse", "road"))
         assert closed.miou == 1.0
 
     def test_pictures_without_a_scored_pixel_are_not_asked(self):
         oracle = Oracle()
-        of_classes(("horse",), with_other=False).add(oracle, picture("road", None))
-        of_classes(("horse",), with_other=True).add(oracle, picture(None))
+        class_question(("horse",), with_other=False).add(oracle, picture("road", None))
+        class_question(("horse",), with_other=True).add(oracle, picture(None))
         assert oracle.questions == []
 
     def test_a_super_class_is_right_for_each_of_its_members(self):
-        closed = of_super_classes(
+        closed = super_class_question(
             {"traffic": ("traffic_light", "traffic_sign"), "animal": ("horse",)}
         )
         assert closed.texts == ("traffic", "animal", OTHER)
@@ -112,7 +112,7 @@ class TestClosed:
         "stripes", [("horse", "bus"), ("horse", "horse", "horse", "bus", "road", "road", "sky")]
     )
     def test_chance_is_what_random_answers_score(self, with_other, stripes):
-        closed = of_classes(("horse", "bus", "bed"), with_other)  # No bed is shown.
+        closed = class_question(("horse", "bus", "bed"), with_other)  # No bed is shown.
         guesser = Guesser(1)
         big = picture(*stripes, height=6000)
         closed.add(guesser, big)
@@ -129,7 +129,7 @@ class TestClosed:
     def test_chance_does_not_depend_on_the_answers(self):
         figures = []
         for asker in (Oracle(), Always(0), Guesser(0)):
-            closed = Closed(("horse", "bus"), (("horse",), ("bus",)), with_other=True)
+            closed = ClosedQuestion(("horse", "bus"), (("horse",), ("bus",)), with_other=True)
             closed.add(asker, picture("horse", "bus", "bus", "road"))
             figures.append(closed.chance_miou)
         assert figures[0] == figures[1] == figures[2]

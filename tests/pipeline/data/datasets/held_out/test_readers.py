@@ -10,8 +10,8 @@ from pipeline.data.datasets.held_out import HELD_OUT_SETS, held_out_table, open_
 from pipeline.data.pixels.official import BadSample
 from pipeline.data.taxonomy import IGNORE, universal
 from pipeline.errors import UserError
-from pipeline.evaluation.answers import DROPPED
 from pipeline.evaluation.held_out import held_out_space
+from pipeline.scoring import DROPPED
 
 LAYOUTS = {
     "voc2012": ("JPEGImages/2007_000033.jpg", "SegmentationClass/2007_000033.png"),

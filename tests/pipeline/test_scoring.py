@@ -1,0 +1,59 @@
+"""From scores to classes, and reading ahead: what validation and evaluation share."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.taxonomy import IGNORE
+from pipeline.scoring import DROPPED, READ_AHEAD, choose, evenly, read_ahead, space_of
+
+LUT = np.full(256, IGNORE, np.uint8)
+
+
+def scores(*probabilities: float) -> torch.Tensor:
+    """One pixel whose softmax is this: (1, T, 1, 1)."""
+    return torch.tensor(probabilities).log()[None, :, None, None]
+
+
+def answer(space, *probabilities: float) -> int:
+    return int(choose(scores(*probabilities), space)[0, 0, 0])
+
+
+def test_probabilities_of_a_class_are_summed():
+    space = space_of(("a", "b"), ("t", "u", "v"), LUT, (0, 1, 1))
+    assert answer(space, 0.4, 0.35, 0.25) == 1
+    assert answer(space, 0.6, 0.2, 0.2) == 0
+
+
+def test_texts_without_a_class_cannot_win():
+    space = space_of(("a", "b"), ("t", "u", "v"), LUT, (DROPPED, 0, 1))
+    assert answer(space, 0.9, 0.04, 0.06) == 1
+
+
+def test_reading_goes_ahead_in_order_and_hands_on_what_is_bad():
+    begun: list[int] = []
+
+    def read(position: int) -> int:
+        begun.append(position)
+        assert threading.current_thread() is not threading.main_thread()
+        if position == 3:
+            raise KeyError(position)
+        return 10 * position
+
+    seen = []
+    for position, value in read_ahead(read, [1, 2, 3, 4, 5], KeyError):
+        seen.append((position, value if isinstance(value, int) else "bad"))
+        # Only so many more than are asked for: the rest would fill the memory.
+        assert len(begun) <= len(seen) + READ_AHEAD
+    assert seen == [(1, 10), (2, 20), (3, "bad"), (4, 40), (5, 50)]
+    with pytest.raises(KeyError):
+        list(read_ahead(read, [1, 3], OSError))
+    assert list(read_ahead(read, [], OSError)) == []
+
+
+def test_positions_lie_evenly():
+    assert evenly(10, 3) == (0, 3, 6)
+    assert evenly(3, 10) == evenly(3, 0) == (0, 1, 2)
+    assert evenly(0, 5) == ()
