@@ -5,23 +5,32 @@
 A test fails while the committed page is not what this prints. The text depends on the code alone.
 """
 
+import importlib
 import runpy
 import sys
+import types
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
 from jobs.cli import build_parser
-from jobs.mistakes import describe
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
+KINDS = {
+    float: "number",
+    int: "whole number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Any: "anything",
+}
 BASE = "train_mix"
 """The job whose settings others take as a whole; they are listed once."""
 
@@ -55,13 +64,14 @@ def config_class(job: str) -> type:
         return 0
 
     # A job takes `main` when it is imported, which is when it is started.
-    with mock.patch("jobs.cli.main", record), mock.patch.object(sys, "argv", [job]):
+    with mock.patch("jobs.cli.main", record), mock.patch.object(sys, "argv", [job, "--help"]):
         try:
             runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
         except SystemExit:
             pass
     (found,) = given
-    return found
+    # The texts of a class are read from the module that it is in, and a started job is gone again.
+    return getattr(importlib.import_module(f"jobs.{job}"), found.__name__)
 
 
 def settings(cls: type, prefix: str = "") -> Iterator[Setting]:
@@ -70,13 +80,34 @@ def settings(cls: type, prefix: str = "") -> Iterator[Setting]:
     defaults = parser.get_defaults()
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
-        if hint is None or action.dest == "config":
+        # The parser adds `GROUP.help` to a group that may be null.
+        if hint is None or action.dest == "config" or ".help" in action.dest:
             continue
         key = f"{prefix}{action.dest}"
-        yield Setting(key, describe(hint), _default(defaults.get(action.dest)), _text(action.help))
+        kind, default = _kind(hint), _default(defaults.get(action.dest))
+        if default == "null" and "null" not in kind and kind != KINDS[Any]:
+            default = ""
+        text = _text(action.help)
+        yield Setting(key, kind, f"`{default}`" if default else "required", text)
         if group := _group(hint):
             middle = ".NAME." if get_origin(hint) is dict else "."
             yield from settings(group, f"{key}{middle}")
+
+
+def _kind(hint: Any) -> str:
+    """A type in the words of YAML."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in parts)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_kind(part) for part in parts)
+    if origin is dict:
+        return f"mapping of name to {_kind(parts[1])}"
+    if origin is tuple and parts[-1] is not Ellipsis:
+        return f"list of {len(parts)}: {_kind(parts[0])}"
+    if origin in (tuple, list):
+        return f"list: {_kind(parts[0])}"
+    return "group" if is_dataclass(hint) else KINDS[hint]
 
 
 def _group(hint: Any) -> type | None:
@@ -101,8 +132,7 @@ def _table(rows: list[Setting]) -> Iterator[str]:
     yield "| key | type | default | what it is |"
     yield "|---|---|---|---|"
     for row in rows:
-        default = f"`{row.default}`" if row.default else ""
-        yield f"| `{row.key}` | {row.kind} | {default} | {row.text} |"
+        yield f"| `{row.key}` | {row.kind} | {row.default} | {row.text} |"
 
 
 def page() -> str:
@@ -131,8 +161,9 @@ def page() -> str:
         common = set(rows) & set(base)
         if job != BASE and len(common) > len(base) // 2:
             rows = [row for row in rows if row not in common]
-            anchor = f"[{BASE}.py](#{BASE}py)"
-            lines += [f"It takes {len(common)} of the {len(base)} settings of {anchor}, and:", ""]
+            lacks = ", ".join(f"`{row.key}`" for row in base if row not in common)
+            but = f", except {lacks}," if lacks else ","
+            lines += [f"It takes all settings of [{BASE}.py](#{BASE}py){but} and these:", ""]
         lines += [*_table(rows), ""]
     return "\n".join(lines)
 
