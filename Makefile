@@ -1,8 +1,4 @@
-# The README's commands. Each installs what it needs by itself and does nothing twice.
-#   make demo [SEED=0] [S3=1] [STEPS=N]    the whole system on this machine
-#   make sweep-demo                        an ablation sweep on this machine: regulariser depth
-#   make test                              the tests; make test-slow: the ones that take minutes
-#                                          (LONG_TESTS=1: also those that CI has no time for)
+# Each target installs what it needs by itself, and does nothing twice.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -18,10 +14,23 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo sweep-demo test test-slow lint type bench clean
+.PHONY: help setup demo sweep-demo test test-slow whole-path lint type bench docs clean
 
+# The jobs are listed by the first line of their documentation.
 help:
-	@sed -n '1,4p' Makefile; echo "#   make setup | lint | type | bench | clean"
+	@echo "make demo [SEED=0] [S3=1] [STEPS=N]  runs the whole system on this machine"
+	@echo "make sweep-demo [SEED=0]             runs a small sweep over the depth of the regulariser"
+	@echo "make test | test-slow [ARGS=...]     runs the tests; the slow ones take minutes each"
+	@echo "                                     (LONG_TESTS=1 adds those that CI has no time for)"
+	@echo "make whole-path                      runs every job against real servers, in ten minutes"
+	@echo "make lint | type                     runs ruff | pyright"
+	@echo "make bench                           prints what a training step and a conversion cost"
+	@echo "make docs                            writes docs/configuration.md anew"
+	@echo "make setup | clean                   installs into .venv | removes what runs have left"
+	@echo
+	@echo "The jobs; 'python jobs/NAME.py --help' lists the settings of one:"
+	@awk 'FNR == 1 {gsub(/^"""|"""$$/, ""); printf "  %-26s %s\n", FILENAME, $$0}' \
+	  $$(grep -l '__name__ == "__main__"' jobs/*.py)
 
 setup: $(STAMP)
 
@@ -49,7 +58,6 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 # SeaweedFS, MLflow, Ray and every job on this machine, some ten minutes.
-.PHONY: whole-path
 whole-path: $(STAMP)
 	$(BIN)/python -m tests.integration.whole_path $(ARGS)
 
@@ -63,6 +71,9 @@ type: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.train_step
 	$(BIN)/python -m tests.benchmarks.convert
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate_configuration.py
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache

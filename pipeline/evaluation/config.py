@@ -69,6 +69,7 @@ class Geometry:
     """
 
     mode: Mode = "whole"
+    """How the network sees an image: as a whole, in windows, as published, or squashed."""
     base_px: int = 520
     """Long side of the image at scale 1; 0 with `whole` keeps the image's size."""
     window_px: int = 480

@@ -1,5 +1,6 @@
 """Scheduling without Kubernetes: the script, the systemd units, the line for cron, the launcher."""
 
+import ast
 import configparser
 import json
 import os
@@ -40,8 +41,10 @@ def test_every_file_of_infra_has_a_test():
 
 def test_the_runbook_is_a_page_and_names_what_there_is():
     text = (INFRA / "RUNBOOK.md").read_text()
-    assert text.count("\n") <= 65
-    assert "None was run on a cluster, no image was built, and no tag was pulled" in text
+    assert len(text.split()) < 1500  # A page to keep open.
+    honest = re.search(r"\b(?:none|not|never)\b[^.]*\brun on a cluster\b[^.]*", text, re.I)
+    assert honest
+    assert re.search(r"\bimages?\b[^.]*\bbuilt\b[^.]*\btags?\b[^.]*\bpulled\b", honest[0])
     quoted = re.findall(r"`([^`\n]+)`", text)
     words = [word for each in quoted for word in each.split()]
     folders = ("infra/", "jobs/", "docs/", "tests/")
@@ -53,14 +56,21 @@ def test_the_runbook_is_a_page_and_names_what_there_is():
     named = re.findall(r"`((?:train|data|run|cluster)\.\w+)`", text)
     assert len(named) > 5
     assert [key for key in named if key not in keys] == []
-    source = "".join(path.read_text() for path in (ROOT / "pipeline/training").rglob("*.py"))
     metrics = re.findall(r"`((?:train|val)/\w+)`", text)
     assert len(metrics) > 5
-    assert [name for name in metrics if f'"{name}"' not in source] == []
+    assert [name for name in metrics if name not in texts_of_the_pipeline()] == []
+
+
+def texts_of_the_pipeline() -> set[str]:
+    """All constant texts of the code, in whatever room a metric is logged."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "pipeline").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return {each.value for each in nodes if isinstance(each, ast.Constant)}
 
 
 def test_every_compose_command_finds_its_file_and_may_be_piped():
-    texts = {path.name: path.read_text() for path in (INFRA / "RUNBOOK.md", ROOT / "README.md")}
+    pages = [INFRA / "RUNBOOK.md", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = {path.name: path.read_text() for path in pages}
     texts["compose.yaml"] = (INFRA / "compose.yaml").read_text()
     texts["compose.gpu.yaml"] = (INFRA / "compose.gpu.yaml").read_text()
     commands = [
@@ -68,7 +78,8 @@ def test_every_compose_command_finds_its_file_and_may_be_piped():
         for name, text in texts.items()
         for command in re.findall(r"docker[ -]compose (?!config)([^`\n]+)", text)
     ]
-    assert sum(name == "RUNBOOK.md" for name, _ in commands) == 2
+    runbook = [words for name, words in commands if name == "RUNBOOK.md"]
+    assert {"pg_dump", "pg_restore"} <= {word for words in runbook for word in words}
     for name, words in commands:
         assert words[0] == "-f", (name, words)
         files = [after for word, after in pairwise(words) if word == "-f"]
