@@ -5,9 +5,9 @@
 The state is stored after each phase, and each phase may be done again: a call that was killed
 anywhere is followed by one that continues, and until the alias `champion` moves, in one write of
 the registry, nothing that is in service has changed. Once it is stored that it moved (`promoted`),
-it is not moved again: what people do then with it stands. A rejected candidate skips that phase. The
-registry is the memory of what was tried: each version carries the fingerprints of its data and what
-was decided about it.
+it is not moved again: what people do then with it stands. A rejected candidate skips that phase.
+The registry is the memory of what was tried: each version carries the fingerprints of its data and
+what was decided about it.
 """
 
 import hashlib
