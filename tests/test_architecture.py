@@ -19,9 +19,10 @@ jobs
 pipeline.demo  pipeline.sweep  pipeline.retraining
 pipeline.evaluation  pipeline.registry
 pipeline.training  pipeline.inference
-pipeline.checkpoints
+pipeline.checkpoints  pipeline.scoring
 pipeline.data  pipeline.tracking
 pipeline.storage
+pipeline.spread
 pipeline.progress  pipeline.ray_internals
 pipeline.errors  model
 """
