@@ -176,15 +176,15 @@ class Runner:
         )
 
     def _check_unreadable(self, totals: dict[str, Counts]) -> None:
+        most = self._config.max_bad_share
         for name, counts in totals.items():
-            total = len(counts.scores) + len(counts.unreadable)
-            for key, reason in counts.unreadable:
+            bad, total = counts.unreadable, len(counts.scores) + len(counts.unreadable)
+            for key, reason in bad:
                 logger.warning("%s: left out: %s: %s", name, key, reason)
-            if len(counts.unreadable) > self._config.max_bad_share * total:
+            if len(bad) > most * total:
                 raise UserError(
-                    f"max_bad_share={self._config.max_bad_share}: {len(counts.unreadable)} of {total} "
-                    f"images of {name} do not decode (first: {counts.unreadable[0][1]}): fix or "
-                    "remove them, or allow a larger share"
+                    f"max_bad_share={most}: {len(bad)} of {total} images of {name} do not decode "
+                    f"(first: {bad[0][1]}): fix or remove them, or allow a larger share"
                 )
 
 
