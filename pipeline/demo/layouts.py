@@ -87,8 +87,8 @@ def _write_ade20k(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     folder = _SPLITS[split]
     for number, scene in enumerate(scenes, 1):
         stem = f"ADE_{split}_{number:08d}"
-        _save_image(scene.image, root / "images" / folder / f"{stem}.jpg")
-        _save_grey(native_ids("ade20k", scene), root / "annotations" / folder / f"{stem}.png")
+        _save(scene.image, root / "images" / folder / f"{stem}.jpg")
+        _save(native_ids("ade20k", scene), root / "annotations" / folder / f"{stem}.png")
     names = [f"{e.native_id}\t0.0\t0\t0\t{e.native_name}" for e in native_table("ade20k")]
     info = ["Idx\tRatio\tTrain\tVal\tName", *(n for n in names if not n.startswith("0\t"))]
     (root / "objectInfo150.txt").write_text("\n".join(info) + "\n")
@@ -98,10 +98,10 @@ def _write_bdd100k(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     labels = root / "labels" / "sem_seg"
     for number, scene in enumerate(scenes):
         stem = f"{_hash(f'bdd/{split}/{number}', 8)}-{_hash(f'{split}/{number}', 8)}"
-        _save_image(scene.image, root / "images" / "10k" / split / f"{stem}.jpg")
+        _save(scene.image, root / "images" / "10k" / split / f"{stem}.jpg")
         ids = native_ids("bdd100k", scene)
-        _save_grey(ids, labels / "masks" / split / f"{stem}.png")
-        _save_palette(ids, labels / "colormaps" / split / f"{stem}.png")
+        _save(ids, labels / "masks" / split / f"{stem}.png")
+        _save(ids, labels / "colormaps" / split / f"{stem}.png", has_palette=True)
 
 
 def _write_cityscapes(root: Path, split: str, scenes: Iterable[Scene]) -> None:
@@ -109,9 +109,9 @@ def _write_cityscapes(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     for number, scene in enumerate(scenes):
         stem = f"{city}_{number:06d}_000019"
         image = root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png"
-        _save_image(scene.image, image)
+        _save(scene.image, image)
         label = root / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png"
-        _save_grey(native_ids("cityscapes", scene), label)
+        _save(native_ids("cityscapes", scene), label)
 
 
 def _write_coco_panoptic(root: Path, split: str, scenes: Iterable[Scene]) -> None:
@@ -129,9 +129,9 @@ def _write_coco_panoptic(root: Path, split: str, scenes: Iterable[Scene]) -> Non
             if segment_id:
                 categories[segment_id] = _native_id("coco_panoptic", region)
         colours = np.stack([segment & 255, segment >> 8 & 255, segment >> 16], -1)
-        _save_image(scene.image, root / f"{split}2017" / f"{stem}.jpg")
+        _save(scene.image, root / f"{split}2017" / f"{stem}.jpg")
         png = root / "annotations" / f"panoptic_{split}2017" / f"{stem}.png"
-        _save_image(colours.astype(np.uint8), png)
+        _save(colours.astype(np.uint8), png)
         image_id = int(stem)
         images.append(
             {"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width}
@@ -167,7 +167,7 @@ def _write_idd(root: Path, split: str, scenes: Iterable[Scene]) -> None:
         drive, stem = f"{number // 10 + 1}", f"{number * 15:06d}"
         height, width = scene.image.shape[:2]
         image = root / "leftImg8bit" / split / drive / f"{stem}_leftImg8bit.png"
-        _save_image(scene.image, image)
+        _save(scene.image, image)
         objects = [
             {
                 "date": "01-Jan-2020 00:00:00",
@@ -194,8 +194,8 @@ def _write_mapillary(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     for number, scene in enumerate(scenes):
         # Keys of the original have 22 characters and may begin with a dash or an underscore.
         key = "-_aB"[number % 4] + _hash(f"mapillary/{split}/{number}", 21)
-        _save_image(scene.image, folder / "images" / f"{key}.jpg")
-        _save_palette(native_ids("mapillary", scene), folder / "labels" / f"{key}.png")
+        _save(scene.image, folder / "images" / f"{key}.jpg")
+        _save(native_ids("mapillary", scene), folder / "labels" / f"{key}.png", has_palette=True)
     labels = [
         {"name": f"object--{e.native_name.lower()}", "readable": e.native_name}
         for e in native_table("mapillary")
@@ -206,8 +206,8 @@ def _write_mapillary(root: Path, split: str, scenes: Iterable[Scene]) -> None:
 def _write_sunrgbd(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     folder = {"train": "train", "val": "test"}[split]
     for number, scene in enumerate(scenes, 1):
-        _save_image(scene.image, root / "image" / folder / f"img-{number:06d}.jpg")
-        _save_grey(native_ids("sunrgbd", scene), root / "label37" / folder / f"{number:08d}.png")
+        _save(scene.image, root / "image" / folder / f"img-{number:06d}.jpg")
+        _save(native_ids("sunrgbd", scene), root / "label37" / folder / f"{number:08d}.png")
 
 
 _WRITERS: dict[str, Callable[[Path, str, Iterable[Scene]], None]] = {
@@ -221,23 +221,14 @@ _WRITERS: dict[str, Callable[[Path, str, Iterable[Scene]], None]] = {
 }
 
 
-def _save_image(image: np.ndarray, path: Path) -> None:
+def _save(pixels: np.ndarray, path: Path, has_palette: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    if has_palette:
+        image.putpalette(np.random.Generator(np.random.PCG64(1)).bytes(768))
     # No chroma subsampling: the paint of a class is fine colour texture.
     options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
-    Image.fromarray(image).save(path, **options)
-
-
-def _save_grey(ids: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(ids).save(path)
-
-
-def _save_palette(ids: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(ids)
-    image.putpalette(np.random.Generator(np.random.PCG64(1)).bytes(768))
-    image.save(path)
+    image.save(path, **options)
 
 
 def _hash(text: str, length: int) -> str:

@@ -101,35 +101,26 @@ def _evaluate(
     if start_ray is not None:
         least = max(1, config.workers.num_workers)
         start_ray(least * config.workers.cpus_per_worker, least if config.workers.use_gpu else 0)
-    workers = resolve_workers(config.workers)
+    config = replace(config, workers=resolve_workers(config.workers))
     total = sum(len(part.source) for part in plan.parts)
     logger.info(
         "%s: %d images in %s, on %d %s",
         config.protocol,
         total,
         ", ".join(part.name for part in plan.parts),
-        workers.num_workers,
-        "GPUs" if workers.use_gpu else "CPU workers",
+        config.workers.num_workers,
+        "GPUs" if config.workers.use_gpu else "CPU workers",
     )
-    if any(part.geometry.mode == "published" for part in plan.parts) and not workers.use_gpu:
+    if any(part.geometry.mode == "published" for part in plan.parts) and not config.workers.use_gpu:
         logger.warning(
             "six scales and flips on CPUs take some fifty forward passes for each image; "
             "--geometry.mode whole is one"
         )
     # Workers on this machine read what the driver fetched; others fetch for themselves.
-    with Runner(
-        config.checkpoint, plan.parts, workers, config.precision, out, config.max_bad_share
-    ) as runner:
+    with Runner(config, plan.parts, out) as runner:
         counts = runner.run()
-        report = EvaluationReport(
-            config,
-            plan,
-            figures_of(plan, counts),
-            counts,
-            leak,
-            runner.fingerprint,
-            checkpoint_fingerprint(checkpoint),
-        )
+        figures, bytes_of = figures_of(plan, counts), checkpoint_fingerprint(checkpoint)
+        report = EvaluationReport(config, plan, figures, counts, leak, runner.fingerprint, bytes_of)
         report.write(work)
         write_page(report, runner.examples, work)
         runner.clean()

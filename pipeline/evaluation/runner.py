@@ -23,7 +23,7 @@ from model.errors import ModelError
 from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
 from pipeline.checkpoints.resolvers import worker_runtime_env
 from pipeline.errors import UserError
-from pipeline.evaluation.config import WorkersConfig
+from pipeline.evaluation.config import EvaluateConfig, WorkersConfig
 from pipeline.evaluation.items import digest
 from pipeline.evaluation.plan import Part
 from pipeline.evaluation.scoring import Counts, Scorer
@@ -53,13 +53,14 @@ class Chunk:
 
 
 def _make_worker(
-    checkpoint: str, parts: Sequence[Part], workers: WorkersConfig, precision: str
+    config: EvaluateConfig, parts: Sequence[Part]
 ) -> Callable[[Chunk | tuple[int, int]], Any]:
     """What a worker does: counts of a chunk as bytes, or one image as an example for the page."""
+    workers = config.workers
     torch.set_num_threads(workers.threads)
     device = torch.device("cuda" if workers.use_gpu else "cpu")
     try:
-        scorer = Scorer(checkpoint, parts, device, workers.batch_images, precision)
+        scorer = Scorer(config.checkpoint, parts, device, workers.batch_images, config.precision)
     except (ModelError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
 
@@ -78,33 +79,21 @@ class Runner:
     """The workers of one evaluation; a context manager.
 
     Args:
-        checkpoint: A folder or URI that every worker can reach.
+        config: The evaluation, with its workers resolved and a checkpoint that all can reach.
         parts: What to score.
-        workers: How many, and with what; see `resolve_workers`.
-        precision: Precision of the forward pass.
         out: Folder of the evaluation.
-        max_bad_share: Ends the evaluation when more images than this do not decode.
     """
 
-    def __init__(
-        self,
-        checkpoint: str,
-        parts: Sequence[Part],
-        workers: WorkersConfig,
-        precision: str,
-        out: str,
-        max_bad_share: float,
-    ) -> None:
-        self._parts, self._config, self._max_bad_share = list(parts), workers, max_bad_share
-        self._storage = open_storage(out)
-        self.fingerprint = evaluation_fingerprint(checkpoint, parts, workers, precision)
+    def __init__(self, config: EvaluateConfig, parts: Sequence[Part], out: str) -> None:
+        self._config, self._parts, self._storage = config, list(parts), open_storage(out)
+        self.fingerprint = evaluation_fingerprint(config, parts)
         """Fingerprint of all that the counts depend on."""
         self._workers: Workers[Any, Any] = Workers(
-            partial(_make_worker, checkpoint, self._parts, workers, precision),
-            workers.num_workers,
-            num_cpus=workers.cpus_per_worker,
-            num_gpus=1 if workers.use_gpu else 0,
-            runtime_env=worker_runtime_env(checkpoint),
+            partial(_make_worker, config, self._parts),
+            config.workers.num_workers,
+            num_cpus=config.workers.cpus_per_worker,
+            num_gpus=1 if config.workers.use_gpu else 0,
+            runtime_env=worker_runtime_env(config.checkpoint),
             on_death=self._on_death,
         )
 
@@ -116,7 +105,7 @@ class Runner:
 
     def chunks(self) -> list[Chunk]:
         """All chunks of all parts, in order."""
-        step = self._config.chunk_images
+        step = self._config.workers.chunk_images
         found = []
         for number, part in enumerate(self._parts):
             for start in range(0, len(part.source), step):
@@ -178,7 +167,7 @@ class Runner:
         return found
 
     def _on_death(self, death: Death) -> bool:
-        most = self._config.max_failures
+        most = self._config.workers.max_failures
         if death.of_worker <= most:
             return True
         raise UserError(
@@ -187,15 +176,15 @@ class Runner:
         )
 
     def _check_unreadable(self, totals: dict[str, Counts]) -> None:
+        most = self._config.max_bad_share
         for name, counts in totals.items():
-            total = len(counts.scores) + len(counts.unreadable)
-            for key, reason in counts.unreadable:
+            bad, total = counts.unreadable, len(counts.scores) + len(counts.unreadable)
+            for key, reason in bad:
                 logger.warning("%s: left out: %s: %s", name, key, reason)
-            if len(counts.unreadable) > self._max_bad_share * total:
+            if len(bad) > most * total:
                 raise UserError(
-                    f"max_bad_share={self._max_bad_share}: {len(counts.unreadable)} of {total} "
-                    f"images of {name} do not decode (first: {counts.unreadable[0][1]}): fix or "
-                    "remove them, or allow a larger share"
+                    f"max_bad_share={most}: {len(bad)} of {total} images of {name} do not decode "
+                    f"(first: {bad[0][1]}): fix or remove them, or allow a larger share"
                 )
 
 
@@ -221,15 +210,13 @@ def resolve_workers(workers: WorkersConfig) -> WorkersConfig:
     return replace(workers, use_gpu=use_gpu, num_workers=workers.num_workers or most)
 
 
-def evaluation_fingerprint(
-    checkpoint: str, parts: Sequence[Part], workers: WorkersConfig, precision: str
-) -> str:
+def evaluation_fingerprint(config: EvaluateConfig, parts: Sequence[Part]) -> str:
     """16 hex digits over all that the counts depend on, which the number of workers is not."""
     described = [
         (p.name, p.source.fingerprint(), asdict(p.space), asdict(p.geometry), p.strata)
         for p in parts
     ]
-    context = (FORMAT, precision, bool(workers.use_gpu), workers.threads, workers.batch_images)
-    return digest(
-        checkpoint_fingerprint(local(checkpoint)), described, context, workers.chunk_images
-    )
+    workers, checkpoint = config.workers, checkpoint_fingerprint(local(config.checkpoint))
+    gpu, threads = bool(workers.use_gpu), workers.threads
+    context = (FORMAT, config.precision, gpu, threads, workers.batch_images)
+    return digest(checkpoint, described, context, workers.chunk_images)

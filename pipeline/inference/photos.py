@@ -84,7 +84,7 @@ def find_photos(sources: Sequence[str]) -> list[Photo]:
 def is_batch(sources: Iterable[str]) -> bool:
     """Whether a source is an `s3://` prefix or pattern, which may hold any number of images."""
     return any(
-        source.startswith("s3://") and (_is_pattern(source) or not _named(source))
+        source.startswith("s3://") and (glob.has_magic(source) or not _named(source))
         for source in sources
     )
 
@@ -122,10 +122,6 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _is_pattern(path: str) -> bool:
-    return glob.has_magic(path)
-
-
 def _local_photos(source: str) -> list[Photo]:
     source = os.path.expanduser(source.removeprefix("file://"))
     if os.path.isfile(source):  # whatever its suffix: it was named
@@ -134,7 +130,7 @@ def _local_photos(source: str) -> list[Photo]:
         root = os.path.abspath(source)
         entries = open_storage(root).list()
         return [_photo(root, entry.path) for entry in entries if _named(entry.path)]
-    if not _is_pattern(source):
+    if not glob.has_magic(source):
         return []
     root = os.path.abspath(_fixed_folder(source) or ".")
     files = sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
@@ -147,7 +143,7 @@ def _named(path: str) -> bool:
 
 
 def _s3_photos(source: str) -> list[Photo]:
-    if _is_pattern(source.removeprefix("s3://")):
+    if glob.has_magic(source.removeprefix("s3://")):
         root = _fixed_folder(source)
         if root.count("/") < 2 or root == "s3://":
             raise UserError(f"images={source}: must name a bucket: write s3://bucket/pattern")

@@ -85,16 +85,12 @@ class Segmenter:
         """Segments images and stores the results; an unreadable image is an outcome too."""
         with ThreadPoolExecutor(4, thread_name_prefix="decode") as pool:
             decoded = list(pool.map(_decode, photos))
-        outcomes = [
-            PhotoOutcome(photo.uri, photo.name, image)
-            for photo, image in zip(photos, decoded, strict=True)
-            if isinstance(image, str)
-        ]
-        whole = [
-            (photo, image)
-            for photo, image in zip(photos, decoded, strict=True)
-            if not isinstance(image, str)
-        ]
+        outcomes, whole = [], []
+        for photo, image in zip(photos, decoded, strict=True):
+            if isinstance(image, str):
+                outcomes.append(PhotoOutcome(photo.uri, photo.name, image))
+            else:
+                whole.append((photo, image))
         for batch in _of_one_size(whole):
             self._segment([photo for photo, _ in batch], [image for _, image in batch])
             outcomes += [PhotoOutcome(photo.uri, photo.name) for photo, _ in batch]

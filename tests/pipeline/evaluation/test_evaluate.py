@@ -172,9 +172,8 @@ def test_a_killed_evaluation_goes_on(base_config, unified, monkeypatch):
 def test_saved_counts_are_not_taken_for_another_question(base_config):
     def fingerprint(config, workers=base_config.workers):
         parts = make_plan(config, ()).parts
-        return runner_module.evaluation_fingerprint(
-            config.checkpoint, parts, workers, config.precision
-        )
+        config = replace(config, workers=workers)
+        return runner_module.evaluation_fingerprint(config, parts)
 
     threshold = replace(base_config, other=OtherPolicy(policy="threshold", threshold=0.01))
     fewer = replace(base_config, max_images=1)
