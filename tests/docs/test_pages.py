@@ -78,6 +78,15 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), link
 
 
+@every(PAGES)
+def test_rows_of_tables_have_a_cell_for_each_column(page):
+    width = 0
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) - 1 if line.startswith("|") else 0
+        assert cells == width or not width or not cells, line
+        width = cells
+
+
 def test_every_page_is_reached_from_the_readme():
     reached, left = set(), [README]
     while left:
