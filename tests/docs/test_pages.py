@@ -196,7 +196,7 @@ def test_what_a_page_says_is_in_a_module_is_there(page):
     ):
         source = "".join(file.read_text("utf-8") for file in ROOT.glob(path.replace("NAME", "*")))
         last = name.rsplit(".", 1)[-1]
-        assert re.search(rf"(?:class|def) {last}\b", source), f"{name} in {path}"
+        assert re.search(rf"(?:class|def|^) ?{last}\b", source, re.M), f"{name} in {path}"
 
 
 @cache
