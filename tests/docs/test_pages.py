@@ -78,6 +78,15 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), link
 
 
+@every(PAGES)
+def test_rows_of_tables_have_a_cell_for_each_column(page):
+    width = 0
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) - 1 if line.startswith("|") else 0
+        assert cells == width or not width or not cells, line
+        width = cells
+
+
 def test_every_page_is_reached_from_the_readme():
     reached, left = set(), [README]
     while left:
@@ -187,7 +196,7 @@ def test_what_a_page_says_is_in_a_module_is_there(page):
     ):
         source = "".join(file.read_text("utf-8") for file in ROOT.glob(path.replace("NAME", "*")))
         last = name.rsplit(".", 1)[-1]
-        assert re.search(rf"(?:class|def) {last}\b", source), f"{name} in {path}"
+        assert re.search(rf"(?:class|def|^) ?{last}\b", source, re.M), f"{name} in {path}"
 
 
 @cache
