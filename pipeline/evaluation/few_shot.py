@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.datasets import BadSample
 from pipeline.data.datasets.few_shot import Episode, open_few_shot
 from pipeline.data.datasets.few_shot.training import OTHERS
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 from pipeline.evaluation.answers import AnswerSpace
@@ -91,7 +91,7 @@ def few_shot_plan(config: EvaluateConfig) -> Plan:
     for fold in config.folds if few_shot.num_folds > 1 else (0,):
         episodes = few_shot.episodes(fold, config.seed)
         chosen = tuple(episodes[i] for i in spread(len(episodes), config.max_images))
-        ids = tuple(i for i in few_shot.class_ids(fold) if any(e.class_id == i for e in episodes))
+        ids = tuple(i for i in few_shot.test_ids(fold) if any(e.class_id == i for e in episodes))
         names = few_shot.class_names()
         texts = tuple((*policy.prompts, names[i]) for i in ids)
         source = EpisodeItems(name, config.roots[name], chosen, texts, ids)

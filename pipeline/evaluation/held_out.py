@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.datasets import BadSample
 from pipeline.data.datasets.held_out import (
     HELD_OUT_SETS,
     HeldOutSource,
     held_out_table,
     open_held_out,
 )
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluation.answers import DROPPED, AnswerSpace, space_of
@@ -97,8 +97,9 @@ def held_out_plan(config: EvaluateConfig) -> Plan:
         if not sources:
             raise UserError(f"roots.{name}={config.roots[name]}: holds no picture with a label")
         picked = tuple(sources[i] for i in spread(len(sources), config.max_images))
-        if len(picked) != reader.num_published:
-            notes.append(f"{name}: {len(picked)} pictures; published: {reader.num_published}")
+        published = reader.layout.num_published
+        if len(picked) != published:
+            notes.append(f"{name}: {len(picked)} pictures; published: {published}")
         source = HeldOutItems(name, config.roots[name], picked)
         parts.append(Part(name, source, held_out_space(name).with_policy(policy), geometry))
     if len(chosen) < len(HELD_OUT_SETS):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.datasets import BadSample, Source, open_reader
-from pipeline.data.ingest.augment import BadSample as BadStoredSample
-from pipeline.data.ingest.augment import decode
+from pipeline.data.datasets import Source, open_reader
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode
 from pipeline.data.pixels.encode import decode_image
 from pipeline.data.shards.format import Manifest, ShardError, read_sample
 from pipeline.data.taxonomy import lookup_table
@@ -94,7 +94,7 @@ class ShardItems(ItemSource):
                         f"protocol needs: give roots.{dataset}, or convert with native labels"
                     )
                 return Item(record.key, *decode(sample.jpeg, label))
-            except (ShardError, BadStoredSample) as error:
+            except (ShardError, BadSample) as error:
                 raise UnreadableItem(f"{shard.name}, key {record.key}: {error}") from None
 
         return read

@@ -16,8 +16,8 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image
 
+from pipeline.data.pixels.checks import MAX_PIXELS, bad_sample_errors
 from pipeline.data.pixels.encode import decode_image
-from pipeline.data.pixels.official import MAX_PIXELS, bad_sample_errors
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 

@@ -73,7 +73,7 @@ class Lease:
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "place": _place(),
+            "place": _host_id(),
             "started": psutil.Process().create_time(),
             "since": _clock(),
             "note": note,
@@ -232,8 +232,8 @@ def _clock(ahead_s: float = 0.0) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(time.time() + ahead_s))
 
 
-def _place() -> str:
-    """Names this boot of this machine and its process numbers, or "" where that cannot be known."""
+def _host_id() -> str:
+    """Identifies this boot of the machine and its PID namespace; "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
@@ -242,7 +242,7 @@ def _place() -> str:
 
 
 def _is_here(holder: dict[str, Any]) -> bool:
-    return bool(_place()) and holder.get("place") == _place()
+    return bool(_host_id()) and holder.get("place") == _host_id()
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:

@@ -6,7 +6,6 @@ this user alone, and are kept for later runs; one that was not used for a week i
 next one is made.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,8 +13,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from pipeline.errors import UserError
 
@@ -79,15 +79,13 @@ def _touched(path: Path) -> bool:
     return True
 
 
-@contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that reads %s", what)
-            fcntl.flock(file, fcntl.LOCK_EX)  # The kernel frees it should that process die.
-        yield
+def _locked(path: Path, what: str) -> AcquireReturnProxy:
+    lock = FileLock(path)
+    try:
+        return lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("waiting for another process that reads %s", what)
+        return lock.acquire()  # The kernel frees it should that process die.
 
 
 def _write(path: Path, chunks: Iterator[bytes], what: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 
-def absolute_place(key: str, uri: str) -> str:
+def resolve_location(key: str, uri: str) -> str:
     """A local path made absolute: the working folder of a Ray worker is another.
 
     Args:
@@ -36,7 +36,7 @@ def absolute_place(key: str, uri: str) -> str:
     return str(path.resolve())
 
 
-def bookkeeping_folder(key: str, given: str, storage: str) -> Path:
+def local_state_dir(key: str, given: str, storage: str) -> Path:
     """Where this machine keeps what goes with a storage: metrics that wait, a sqlite MLflow.
 
     Args:
@@ -48,7 +48,7 @@ def bookkeeping_folder(key: str, given: str, storage: str) -> Path:
         UserError: The folder cannot be made or written to.
     """
     if "://" not in storage:
-        make_writable(key, given, Path(storage))
+        ensure_writable_dir(key, given, Path(storage))
         return Path(storage)
     home = os.environ.get("HOME", "")
     try:
@@ -57,11 +57,11 @@ def bookkeeping_folder(key: str, given: str, storage: str) -> Path:
         raise UserError(
             f"HOME={home}: {error}: set it to a folder that can be written to"
         ) from None
-    make_writable("HOME", home, folder)
+    ensure_writable_dir("HOME", home, folder)
     return folder
 
 
-def make_writable(key: str, given: str, folder: Path) -> None:
+def ensure_writable_dir(key: str, given: str, folder: Path) -> None:
     """Makes a folder of this machine for a setting.
 
     Raises:

@@ -61,23 +61,20 @@ class S3Storage(Storage):
         return {**self.__dict__, "_connected": None}
 
     def _read(self, path: str) -> bytes:
-        return self._get(path)
+        return self._get(path)[0]
 
     def _read_range(self, path: str, offset: int, length: int) -> bytes:
         if length == 0:  # HTTP has no empty range
             self._size(path)  # raises when there is no such object
             return b""
         try:
-            return self._get(path, Range=f"bytes={offset}-{offset + length - 1}")
+            return self._get(path, Range=f"bytes={offset}-{offset + length - 1}")[0]
         except aws.ClientError as error:
             if _code(error) in ("InvalidRange", "416"):  # it begins after the object's end
                 return b""
             raise
 
-    def _get(self, path: str, **range_: str) -> bytes:
-        return self._get_tagged(path, **range_)[0]
-
-    def _get_tagged(self, path: str, **range_: str) -> tuple[bytes, str]:
+    def _get(self, path: str, **range_: str) -> tuple[bytes, str]:
         """Reads an object and its ETag. botocore retries requests, but not a body that breaks off.
 
         Nor does it notice one that ends early when the server did not announce its length.
@@ -110,7 +107,7 @@ class S3Storage(Storage):
         return self._put_if(path, data, IfNoneMatch="*")
 
     def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
-        found, etag = self._get_tagged(path)
+        found, etag = self._get(path)
         return found == expected and self._put_if(path, data, IfMatch=etag)
 
     def _put_if(self, path: str, data: bytes, **condition: str) -> bool:
@@ -134,7 +131,7 @@ class S3Storage(Storage):
     def _holds(self, path: str, data: bytes | None) -> bool:
         """Whether an object holds these bytes; None takes any."""
         try:
-            found = self._get(path)
+            found, _ = self._get(path)
         except aws.ClientError as error:
             if _code(error) in ("NoSuchKey", "404"):
                 return False
@@ -189,11 +186,16 @@ class S3Storage(Storage):
         return count
 
     def _size(self, path: str) -> int:
-        head = self._client.head_object(Bucket=self._bucket, Key=self._root + path)
-        return head["ContentLength"]
+        return self._head(path)["ContentLength"]
 
     def _list(self, prefix: str) -> Iterator[Entry]:
-        for page in self._pages(self._folder_key(prefix)):
+        return self._entries(prefix)
+
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        return self._entries(prefix, Delimiter="/")
+
+    def _entries(self, prefix: str, **options: str) -> Iterator[Entry]:
+        for page in self._pages(self._folder_key(prefix), **options):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # some tools mark folders by empty objects
                     yield Entry(item["Key"].removeprefix(self._root), item["Size"])
@@ -204,15 +206,12 @@ class S3Storage(Storage):
             for item in page.get("CommonPrefixes", ()):
                 yield item["Prefix"].removeprefix(folder).removesuffix("/")
 
-    def _files(self, prefix: str) -> Iterator[Entry]:
-        for page in self._pages(self._folder_key(prefix), Delimiter="/"):
-            for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):
-                    yield Entry(item["Key"].removeprefix(self._root), item["Size"])
-
     def _version(self, path: str) -> str:
-        head = self._client.head_object(Bucket=self._bucket, Key=self._root + path)
+        head = self._head(path)
         return f"{head['ContentLength']}-{head.get('ETag', '')}"
+
+    def _head(self, path: str) -> dict[str, Any]:
+        return self._client.head_object(Bucket=self._bucket, Key=self._root + path)
 
     def _delete(self, path: str) -> None:
         self._client.delete_object(Bucket=self._bucket, Key=self._root + path)

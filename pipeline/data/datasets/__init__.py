@@ -12,7 +12,6 @@ from pipeline.data.datasets.coco_panoptic import COCOPanoptic
 from pipeline.data.datasets.idd import IDD
 from pipeline.data.datasets.mapillary import Mapillary
 from pipeline.data.datasets.sunrgbd import SUNRGBD
-from pipeline.data.pixels.official import BadSample
 from pipeline.data.taxonomy import require_dataset
 from pipeline.errors import UserError
 from pipeline.storage.archives.archive import SUFFIXES
@@ -23,7 +22,6 @@ from pipeline.storage.open import open_storage
 __all__ = [
     "READERS",
     "SPLITS",
-    "BadSample",
     "LeftOut",
     "Listing",
     "Reader",

@@ -22,12 +22,8 @@ from pipeline.data.datasets.base import (
     pair,
     safe_key,
 )
-from pipeline.data.pixels.official import (
-    BadSample,
-    bad_sample_errors,
-    decode_index_png,
-    decode_rgb_png,
-)
+from pipeline.data.pixels.checks import BadSample, bad_sample_errors
+from pipeline.data.pixels.official import decode_index_png, decode_rgb_png
 from pipeline.storage.archives.packed import Packing
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage

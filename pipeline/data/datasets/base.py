@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.official import MAX_PIXELS, BadSample
+from pipeline.data.pixels.checks import MAX_PIXELS, BadSample
 from pipeline.data.taxonomy import IGNORE, native_table
 from pipeline.storage.archives.packed import PackedStorage, Packing
 from pipeline.storage.base import DamagedFile, Storage

@@ -27,7 +27,8 @@ from pipeline.data.datasets.base import (
     pair,
     safe_key,
 )
-from pipeline.data.pixels.official import BadSample, decode_rgb_png
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.official import decode_rgb_png
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 from pipeline.storage.archives.packed import Packing

@@ -34,7 +34,7 @@ from pipeline.data.datasets.base import (
 )
 from pipeline.data.datasets.cityscapes import Cityscapes
 from pipeline.data.datasets.polygons import LIMIT_PX, polygon_masks
-from pipeline.data.pixels.official import BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.checks import BadSample, bad_sample_errors, check_size
 from pipeline.data.taxonomy import native_table
 from pipeline.errors import did_you_mean
 from pipeline.storage.archives.packed import Packing

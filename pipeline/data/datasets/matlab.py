@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import scipy.io
 
-from pipeline.data.pixels.official import BadSample, check_size
+from pipeline.data.pixels.checks import BadSample, check_size
 from pipeline.errors import UserError
 
 

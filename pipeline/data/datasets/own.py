@@ -21,7 +21,8 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
-from pipeline.data.pixels.official import MAX_PIXELS, decode_index_png
+from pipeline.data.pixels.checks import MAX_PIXELS
+from pipeline.data.pixels.official import decode_index_png
 from pipeline.data.taxonomy import DATASETS, IGNORE, VARIANTS, universal
 from pipeline.data.taxonomy.labelling import OwnClass
 from pipeline.errors import UserError

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.data.pixels.official import bad_sample_errors, check_size
+from pipeline.data.pixels.checks import bad_sample_errors, check_size
 
 LIMIT_PX = 1_000_000
 """Points may lie outside the image, but not so far that the drawing overflows."""

@@ -18,7 +18,8 @@ from pipeline.data.datasets.sunrgbd_layouts import (
     over_both_splits,
     toolbox_folder,
 )
-from pipeline.data.pixels.official import BadSample, decode_index_png
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.official import decode_index_png
 from pipeline.data.taxonomy import IGNORE
 from pipeline.storage.archives.packed import Packing, local_copy
 from pipeline.storage.base import Storage

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.decode import BadSample as BadSample
-from pipeline.data.pixels.decode import decode as decode
 from pipeline.data.pixels.decode import decode_jpeg, decode_label, shrink_image
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError

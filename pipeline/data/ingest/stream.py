@@ -23,7 +23,7 @@ from ray.data import DataContext, Dataset, ExecutionOptions
 from pipeline.data.ingest.augment import load_crop
 from pipeline.data.ingest.config import DataConfig as DataConfig
 from pipeline.data.ingest.mixture import Mixture, Row, capped, resolve_weights
-from pipeline.data.pixels.decode import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.shards.cache import ShardCache, default_folder
 from pipeline.data.shards.corpus import Corpus as Corpus
 from pipeline.data.shards.corpus import SampleReader as SampleReader

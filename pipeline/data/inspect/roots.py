@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.data.datasets import SPLITS, BadSample, Reader, Source, Split, open_reader
+from pipeline.data.datasets import SPLITS, Reader, Source, Split, open_reader
 from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.inspect.local_pool import map_in_pool
 from pipeline.data.inspect.report import Finding, Report, Section
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import decode_image
 from pipeline.errors import UserError
 from pipeline.progress import Progress

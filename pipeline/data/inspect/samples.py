@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.data.ingest.augment import BadSample, decode
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode
 from pipeline.data.pixels.encode import encode_jpeg
 from pipeline.data.shards.format import (
     Manifest,

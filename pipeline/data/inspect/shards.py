@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.ingest.augment import BadSample, decode
 from pipeline.data.inspect.local_pool import map_in_pool
 from pipeline.data.inspect.report import Finding, Report, Section
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode
 from pipeline.data.shards.format import (
     MANIFEST_NAME,
     Manifest,

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pipeline.data.pixels.official import MAX_PIXELS, BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
 
 _PNG_LEVEL = 3  # In zlib 1.2.13 the fastest to decode, and the last before writing gets slow.
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1  # Second bytes of JPEG markers; the first is 0xFF.

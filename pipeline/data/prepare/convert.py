@@ -24,9 +24,10 @@ import numpy as np
 import ray.data
 from ray._private.worker import global_worker
 
-from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
+from pipeline.data.datasets import LeftOut, Reader, Source, open_reader
 from pipeline.data.datasets.few_shot.training import PairsOfClass, reopen
 from pipeline.data.datasets.own import OwnDataset, open_own
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import (
     SourceImage,
     decode_image,

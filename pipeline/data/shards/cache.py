@@ -12,7 +12,6 @@ for the next would fetch each of them again and again: room is made only at the 
 nobody has used for a while, the longest unused first. What does not fit stays remote.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -22,9 +21,9 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pipeline.data.shards.format import ShardRecord
 from pipeline.errors import UserError
@@ -123,29 +122,28 @@ class ShardCache:
             UserError: The storage does not answer.
             FileNotFoundError: There is no such shard.
         """
-        with self._locked(f"{shard.sha256}.lock") as is_mine:
-            if not is_mine:
-                return False
-            copy = self._copy(shard.sha256)
-            if copy.exists():
-                return True
-            partial = self.folder / f"{shard.sha256}.partial"
-            try:
-                if not self._make_room(partial, shard.size):
-                    return False
-                if not _download(storage, path, shard, partial):
+        copy, partial = self._copy(shard.sha256), self.folder / f"{shard.sha256}.partial"
+        try:
+            with FileLock(partial.with_suffix(".lock"), blocking=False):
+                if copy.exists():
+                    return True
+                try:
+                    if not self._make_room(partial, shard.size):
+                        return False
+                    if _download(storage, path, shard, partial):
+                        os.replace(partial, copy)
+                        return True
                     logger.warning("%s/%s: not as its manifest says; not kept", storage.uri, path)
-                    return False
-                os.replace(partial, copy)
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                # A full or failing disk costs speed, not the run.
-                logger.warning("%s: no copy of %s: %s", self.folder, path, error)
-                return False
-            finally:
-                partial.unlink(missing_ok=True)
-            return True
+                finally:
+                    partial.unlink(missing_ok=True)
+        except FileNotFoundError:
+            raise
+        except Timeout:  # Another process fetches it.
+            return False
+        except OSError as error:
+            # A full or failing disk costs speed, not the run.
+            logger.warning("%s: no copy of %s: %s", self.folder, path, error)
+        return False
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until everything asked for is here or refused; False when time ran out."""
@@ -198,26 +196,12 @@ class ShardCache:
                     if not is_here:
                         self._refused[shard.sha256] = time.monotonic() + _RETRY_S
 
-    @contextmanager
-    def _locked(self, name: str, wait: bool = False) -> Iterator[bool]:
-        """Holds a lock among all processes of the node; the kernel lets go of a dead one's."""
-        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(descriptor)
-
     def _make_room(self, partial: Path, size: int) -> bool:
         """Throws out what is not in use until `size` more bytes fit; False if they do not.
 
         Where they do, `partial` takes that size at once, so that other writers reckon with it.
         """
-        with self._locked("evict.lock", wait=True):
+        with FileLock(self.folder / "evict.lock"):
             used, candidates = 0, []
             for path in self.folder.iterdir():
                 try:
@@ -228,7 +212,7 @@ class ShardCache:
                     candidates.append((status.st_mtime, status.st_size, path))
                 elif path.suffix != ".partial":
                     continue
-                elif path != partial and self._is_orphan(path):
+                elif path != partial and _is_orphan(path):
                     path.unlink(missing_ok=True)
                     continue
                 used += status.st_size
@@ -245,10 +229,14 @@ class ShardCache:
                 file.truncate(size)
             return True
 
-    def _is_orphan(self, partial: Path) -> bool:
-        """Whether the writer of a half-written copy is gone."""
-        with self._locked(f"{partial.stem}.lock") as is_mine:
-            return is_mine
+
+def _is_orphan(partial: Path) -> bool:
+    """Whether the writer of a half-written copy is gone: the kernel frees a dead one's lock."""
+    try:
+        with FileLock(partial.with_suffix(".lock"), blocking=False):
+            return True
+    except Timeout:
+        return False
 
 
 def _download(storage: Storage, path: str, shard: ShardRecord, partial: Path) -> bool:

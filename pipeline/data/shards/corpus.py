@@ -11,7 +11,8 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.decode import BadSample, decode
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode
 from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.format import (
     Manifest,

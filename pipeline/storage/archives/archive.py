@@ -68,9 +68,8 @@ class Archive:
         place = bisect_left(self.names, name)
         return place < len(self.names) and self.names[place] == name
 
-    @property
-    def version(self) -> str:
-        """Changes when the archive does."""
+    def version(self, name: str) -> str:
+        """A text that changes when the archive does, and so the member."""
         return self._blob.version
 
     def size(self, name: str) -> int:
@@ -121,10 +120,9 @@ class Archive:
         return _whole(copy, where, version)
 
     def _row(self, name: str) -> Row:
-        place = bisect_left(self.names, name)
-        if place == len(self.names) or self.names[place] != name:
+        if name not in self:
             raise FileNotFoundError(f"{self.name}/{name}: there is no such file")
-        return Row(*self._table[place].tolist())
+        return Row(*self._table[bisect_left(self.names, name)].tolist())
 
     def _data(self, name: str, offset: int, wanted: int) -> tuple[int, bytes]:
         """Where a zip member's data begins, and its first bytes, mostly by one request."""

@@ -97,66 +97,51 @@ class PackedStorage(Storage):
 
     def blob(self, path: str) -> Blob:
         """A file as a byte range of something stored; a compressed one is copied to this node."""
-        if (found := self._found(path)) is not None:
-            archive, name = found
-            return archive.spooled_part(name)
-        if self._plain is None:
-            raise self._missing(path)
-        return Blob.of(self._plain, path)
+        holder, name = self._holder(path)
+        return holder.spooled_part(name) if isinstance(holder, Archive) else Blob.of(holder, name)
 
-    def _found(self, path: str) -> tuple[Archive, str] | None:
+    def _holder(self, path: str) -> tuple[Archive | Storage, str]:
+        """What holds a file, an archive before the folder beside it, and the file's path there."""
         for folder, archive in self._mounts:
             if path.startswith(folder) and path.removeprefix(folder) in archive:
                 return archive, path.removeprefix(folder)
-        return None
-
-    def _read(self, path: str) -> bytes:
-        if (found := self._found(path)) is not None:
-            return found[0].read(found[1])
-        return self._beside(path).read(path)
-
-    def _read_range(self, path: str, offset: int, length: int) -> bytes:
-        if (found := self._found(path)) is not None:
-            return found[0].read_range(found[1], offset, length)
-        return self._beside(path).read_range(path, offset, length)
-
-    def _size(self, path: str) -> int:
-        if (found := self._found(path)) is not None:
-            return found[0].size(found[1])
-        return self._beside(path).size(path)
-
-    def _version(self, path: str) -> str:
-        if (found := self._found(path)) is not None:
-            return found[0].version
-        return self._beside(path).version(path)
-
-    def _beside(self, path: str) -> Storage:
         if self._plain is None:
             raise self._missing(path)
-        return self._plain
+        return self._plain, path
+
+    def _read(self, path: str) -> bytes:
+        holder, name = self._holder(path)
+        return holder.read(name)
+
+    def _read_range(self, path: str, offset: int, length: int) -> bytes:
+        holder, name = self._holder(path)
+        return holder.read_range(name, offset, length)
+
+    def _size(self, path: str) -> int:
+        holder, name = self._holder(path)
+        return holder.size(name)
+
+    def _version(self, path: str) -> str:
+        holder, name = self._holder(path)
+        return holder.version(name)
 
     def _list(self, prefix: str) -> Iterator[Entry]:
+        return self._merged(prefix, None if self._plain is None else self._plain.list(prefix))
+
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        beside = None if self._plain is None else self._plain.files(prefix)
+        depth = prefix.count("/") + bool(prefix)
+        return (e for e in self._merged(prefix, beside) if e.path.count("/") == depth)
+
+    def _merged(self, prefix: str, beside: Iterator[Entry] | None) -> Iterator[Entry]:
+        """What the archives, and then the folder beside them, have below a folder, in order."""
         start = f"{prefix}/" if prefix else ""
         parts = [_members(folder, archive, start) for folder, archive in self._mounts]
-        if self._plain is not None:
-            parts.append(self._plain.list(prefix))
         last = None
-        for entry in heapq.merge(*parts, key=lambda entry: entry.path):
+        for entry in heapq.merge(*parts, beside or (), key=lambda entry: entry.path):
             if entry.path != last:
                 yield entry
             last = entry.path
-
-    def _files(self, prefix: str) -> Iterator[Entry]:
-        start = f"{prefix}/" if prefix else ""
-        found = {}
-        for folder, archive in self._mounts:
-            for entry in _members(folder, archive, start):
-                if "/" not in entry.path.removeprefix(start):
-                    found.setdefault(entry.path, entry)
-        if self._plain is not None:
-            for entry in self._plain.files(prefix):
-                found.setdefault(entry.path, entry)
-        return iter([found[path] for path in sorted(found)])
 
     def _folders(self, prefix: str) -> Iterator[str]:
         start = f"{prefix}/" if prefix else ""
@@ -164,18 +149,6 @@ class PackedStorage(Storage):
         for folder, archive in self._mounts:
             found |= _subfolders(folder, archive, start)
         return iter(found)
-
-    def _write(self, path: str, data: bytes) -> None:
-        raise self._read_only(path)
-
-    def _upload(self, path: str, local: Path) -> None:
-        raise self._read_only(path)
-
-    def _delete(self, path: str) -> None:
-        raise self._read_only(path)
-
-    def _read_only(self, path: str) -> UserError:
-        return UserError(f"{self.uri}/{path}: archives are only read: give a folder to write into")
 
     def _translated(self, path: str) -> AbstractContextManager[None]:
         return nullcontext()

@@ -15,7 +15,7 @@ from model.metrics import ConfusionMatrix
 from model.sliding import AS_IT_IS, sliding_label_ids
 from pipeline.data.ingest.augment import whole_view
 from pipeline.data.ingest.stream import Corpus, SampleReader, open_cache
-from pipeline.data.pixels.decode import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.shards.format import find_manifests
 from pipeline.errors import UserError, did_you_mean
 from pipeline.storage.open import open_storage

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.datasets.base import has_folders
-from pipeline.data.datasets.few_shot.base import Episode, FewShotSet, shipped_lines
+from pipeline.data.datasets.few_shot.base import Episode, FewShotSet
 from pipeline.data.pixels.official import decode_index_png
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
@@ -36,19 +35,12 @@ class COCO20i(FewShotSet):
     name = "coco-20i"
     layout = "val2014 and annotations/val2014"
     folder = "COCO2014"
-
-    @classmethod
-    def recognises(cls, root: Storage, base: str) -> bool:
-        """Whether a folder looks like this benchmark's."""
-        return has_folders(root, base, "val2014", "annotations/val2014")
-
-    def class_names(self) -> dict[int, str]:
-        """The 80 names of LSeg's label file."""
-        return dict(enumerate(shipped_lines("coco_classes.txt")))
+    needs = ("val2014", "annotations/val2014")
+    names = "coco_classes.txt"
 
     @classmethod
     def test_ids(cls, fold: int) -> tuple[int, ...]:
-        """Twenty of them."""
+        """The twenty test classes of a fold."""
         return tuple(range(fold, 80, 4))
 
     def episodes(self, fold: int, seed: int = 0) -> tuple[Episode, ...]:
@@ -62,7 +54,7 @@ class COCO20i(FewShotSet):
             )
         elif (size := sum(map(len, by_class.values()))) != LIST_SIZES[fold]:
             self.notes.append(f"fold {fold}: {size} pairs listed; published: {LIST_SIZES[fold]}")
-        class_ids = self.class_ids(fold)
+        class_ids = self.test_ids(fold)
         # Numpy's old generator, whose draws are the protocol.
         draws = np.random.RandomState(seed)
         episodes = []
@@ -75,9 +67,11 @@ class COCO20i(FewShotSet):
                     f"{fold} has no picture: every class must have one"
                 )
             name = names[draws.choice(len(names), 1, replace=False)[0]]
-            mask = f"annotations/{name.removesuffix('.jpg')}.png"
-            episodes.append(Episode(self._path(name), self._path(mask), class_id))
+            episodes.append(self._episode_of(name, class_id))
         return tuple(episodes)
+
+    def _episode_of(self, name: str, class_id: int) -> Episode:
+        return self._episode(name, f"annotations/{name.removesuffix('.jpg')}.png", class_id)
 
     def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
         """The lists of `coco/trn/fold*.pkl`: each holds the pairs of the three other folds."""
@@ -90,28 +84,21 @@ class COCO20i(FewShotSet):
                     "HSNet's splits folder"
                 )
             for class_id, names in listed.items():
-                if class_id in self.class_ids(fold) or class_id not in self.class_names():
+                if class_id in self.test_ids(fold) or class_id not in self.class_names():
                     if names:
                         raise UserError(
                             f"{splits.uri}/coco/trn/fold{fold}.pkl: has pictures of class "
                             f"{class_id}, which that fold tests or nobody knows: take HSNet's file"
                         )
                     continue
-                by_class[class_id] = [
-                    Episode(
-                        self._path(name),
-                        self._path(f"annotations/{name.removesuffix('.jpg')}.png"),
-                        class_id,
-                    )
-                    for name in names
-                ]
+                by_class[class_id] = [self._episode_of(name, class_id) for name in names]
         total = sum(map(len, by_class.values()))
         if total != NUM_TRAINING_PAIRS:
             self.notes.append(f"{total} training pairs listed; published: {NUM_TRAINING_PAIRS}")
         return by_class
 
     def _from_masks(self, fold: int) -> dict[int, list[str]]:
-        wanted = set(self.class_ids(fold))
+        wanted = set(self.test_ids(fold))
         by_class: dict[int, list[str]] = {class_id: [] for class_id in sorted(wanted)}
         for entry in self.root.list(self._path("annotations/val2014")):
             if not entry.path.endswith(".png"):
@@ -121,11 +108,6 @@ class COCO20i(FewShotSet):
             for class_id in {int(value) - 1 for value in np.unique(ids)} & wanted:
                 by_class[class_id].append(f"val2014/{stem}.jpg")
         return by_class
-
-    def mask(self, data: bytes, episode: Episode) -> np.ndarray:
-        """The pixels of the class; nothing is ignored."""
-        ids = decode_index_png(data, episode.mask, ("L", "P"))
-        return (ids == episode.class_id + 1).astype(np.uint8)
 
 
 def _listed(splits: Storage, name: str) -> dict[int, list[str]] | None:

@@ -11,8 +11,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipeline.data.datasets.few_shot.base import Episode, FewShotSet, shipped_lines
-from pipeline.data.pixels.official import MAX_PIXELS, bad_sample_errors, check_size
+from pipeline.data.datasets.few_shot.base import Episode, FewShotSet, hsnet_list, shipped_lines
+from pipeline.data.pixels.checks import MAX_PIXELS, bad_sample_errors, check_size
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 
@@ -28,20 +28,18 @@ class FSS1000(FewShotSet):
     name = "fss-1000"
     layout = "one folder for each class, such as abe's_flyingfish"
     folder = "FSS-1000"
+    names = "fss_test_classes.txt"
+    first_class = FIRST_TEST_CLASS
     num_folds = 1
 
     @classmethod
     def recognises(cls, root: Storage, base: str) -> bool:
         """Whether a folder looks like this benchmark's."""
-        return bool(set(root.folders(base)) & set(shipped_lines("fss_test_classes.txt")))
-
-    def class_names(self) -> dict[int, str]:
-        """The folder names, which LSeg uses as labels as they are."""
-        return dict(enumerate(shipped_lines("fss_test_classes.txt"), FIRST_TEST_CLASS))
+        return bool(set(root.folders(base)) & set(shipped_lines(cls.names)))
 
     @classmethod
     def test_ids(cls, fold: int) -> tuple[int, ...]:
-        """All of them, whatever the fold."""
+        """All test classes, whatever the fold; their folders' names are LSeg's labels."""
         return tuple(range(FIRST_TEST_CLASS, FIRST_TEST_CLASS + NUM_TEST_CLASSES))
 
     def episodes(self, fold: int = 0, seed: int = 0) -> tuple[Episode, ...]:
@@ -65,12 +63,7 @@ class FSS1000(FewShotSet):
 
     def training_names(self, splits: Storage) -> dict[int, str]:
         """The folder names of `fss/trn.txt`, in their order by name."""
-        try:
-            names = sorted(splits.read("fss/trn.txt").decode().splitlines())
-        except FileNotFoundError:
-            raise UserError(
-                f"few_shot_splits={splits.uri}: must hold fss/trn.txt: give HSNet's splits folder"
-            ) from None
+        names = sorted(hsnet_list(splits, "fss/trn.txt").splitlines())
         for name in names:
             if not name or "/" in name or name[0] == "." or name in self.class_names().values():
                 raise UserError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from pipeline.data.datasets.held_out.readers import HELD_OUT_READERS, HeldOutReader, HeldOutSource
+from pipeline.data.datasets.held_out.readers import HELD_OUT_LAYOUTS, HeldOutReader, HeldOutSource
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 
@@ -23,7 +23,7 @@ __all__ = [
     "open_held_out",
 ]
 
-HELD_OUT_SETS = tuple(HELD_OUT_READERS)
+HELD_OUT_SETS = tuple(HELD_OUT_LAYOUTS)
 """Names of the sets, in the order of MSeg's table."""
 
 
@@ -59,12 +59,12 @@ def open_held_out(dataset: str, root_uri: str) -> HeldOutReader:
     Raises:
         UserError: The root does not hold what the set's layout names.
     """
-    cls = HELD_OUT_READERS[dataset]
+    layout = HELD_OUT_LAYOUTS[dataset]
     root = open_storage(root_uri)
     for base in ("", *root.folders()[:50]):
-        if cls.recognises(root, base):
-            return cls(root, base)
+        if (reader := HeldOutReader(layout, root, base)).is_there():
+            return reader
     raise UserError(
-        f"roots.{dataset}={root_uri}: must hold {cls.layout}: it holds "
+        f"roots.{dataset}={root_uri}: must hold {layout.layout}: it holds "
         f"{', '.join(root.folders()[:8]) or 'no folders'}"
     )

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.datasets import BadSample, LeftOut, open_reader
+from pipeline.data.datasets import LeftOut, open_reader
+from pipeline.data.pixels.checks import BadSample
 
 from .conftest import Put, png
 

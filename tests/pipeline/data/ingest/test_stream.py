@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray.data
 
-from pipeline.data.ingest.augment import BadSample, load_crop
+from pipeline.data.ingest.augment import load_crop
 from pipeline.data.ingest.stream import (
     CropLoader,
     DataConfig,
@@ -21,6 +21,7 @@ from pipeline.data.ingest.stream import (
     open_corpus,
     training_stream,
 )
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.shards.cache import ShardCache
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.datasets import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import (
     decode_image,
     encode_jpeg,
