@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.decode import decode_jpeg, decode_label, shrink_image
+from pipeline.data.pixels.decode import decode_jpeg, decode_label
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 
@@ -168,29 +168,7 @@ def load_crop(
     label = decode_label(png)
     window = draw_window(label.shape[0], label.shape[1], seed, config)
     image = decode_jpeg(jpeg, label.shape, window.shrink, _scratch(label.size * 3))
-    _cut(image, label, window, image_out, label_out)
-
-
-def random_crop(
-    image: np.ndarray, label: np.ndarray, seed: int, config: AugmentConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts one training crop; a pure function of its arguments.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        label: (H, W) uint8.
-        seed: 64-bit seed of this row of the stream.
-        config: Sizes and probabilities.
-
-    Returns:
-        image: (crop_px, crop_px, 3) uint8 RGB, padded with 0.
-        label: (crop_px, crop_px) uint8, padded with IGNORE.
-    """
-    window = draw_window(label.shape[0], label.shape[1], seed, config)
-    crop = np.zeros((config.crop_px, config.crop_px, 3), np.uint8)
-    ids = np.full((config.crop_px, config.crop_px), IGNORE, np.uint8)
-    _cut(shrink_image(image, window.shrink), label, window, crop, ids)
-    return crop, ids
+    cut_window(image, label, window, image_out, label_out)
 
 
 def whole_view(image: np.ndarray, label: np.ndarray, side_px: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +189,7 @@ def whole_view(image: np.ndarray, label: np.ndarray, side_px: int) -> tuple[np.n
     return view, ids
 
 
-def _cut(
+def cut_window(
     image: np.ndarray,
     label: np.ndarray,
     window: Window,

@@ -92,10 +92,11 @@ class Mixture:
         phase = batch % PERIOD
         return self._before[phase + 1] - self._before[phase]
 
-    def row(self, t: int) -> Row:
-        """Row t of the stream; costs O(batch_size) whatever t is."""
-        batch, position = divmod(t, self.batch_size)
-        return self.batch(batch)[position]
+    def rows(self, start: int, stop: int) -> list[Row]:
+        """Rows [start, stop) of the stream; costs O(batch_size) more whatever `start` is."""
+        first, size = start // self.batch_size, self.batch_size
+        whole = [row for b in range(first, -(-stop // size)) for row in self.batch(b)]
+        return whole[start - first * size : stop - first * size]
 
     def batch(self, batch: int) -> list[Row]:
         """All rows of one global batch, in stream order."""
@@ -133,11 +134,7 @@ def capped(sizes: Mapping[str, int], caps: Mapping[str, int]) -> dict[str, int]:
         UserError: A cap names no dataset.
     """
     for name, cap in caps.items():
-        if name not in sizes:
-            raise UserError(
-                f"data.caps.{name}={cap}: no such dataset among the shards, which have "
-                f"{', '.join(sorted(sizes)) or 'none'}{did_you_mean(name, sizes)}"
-            )
+        _check_known(f"data.caps.{name}={cap}", name, sizes)
     return {name: min(size, caps.get(name, size)) for name, size in sizes.items()}
 
 
@@ -179,11 +176,7 @@ def resolve_weights(
 
 def _check(sizes: Mapping[str, int], weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
-        if name not in sizes:
-            raise UserError(
-                f"data.weights.{name}={weight}: no such dataset among the shards, which have "
-                f"{', '.join(sorted(sizes)) or 'none'}{did_you_mean(name, sizes)}"
-            )
+        _check_known(f"data.weights.{name}={weight}", name, sizes)
         if not weight >= 0 or weight == float("inf"):
             raise UserError(
                 f"data.weights.{name}={weight}: a weight must be a number >= 0; "
@@ -193,6 +186,14 @@ def _check(sizes: Mapping[str, int], weights: Mapping[str, float]) -> None:
             raise UserError(f"data.weights.{name}={weight}: the dataset has no samples; set 0")
     if not any(weights.values()):
         raise UserError("data.weights: all are 0; give at least one dataset a positive weight")
+
+
+def _check_known(setting: str, name: str, sizes: Mapping[str, int]) -> None:
+    if name not in sizes:
+        raise UserError(
+            f"{setting}: no such dataset among the shards, which have "
+            f"{', '.join(sorted(sizes)) or 'none'}{did_you_mean(name, sizes)}"
+        )
 
 
 def _systematic_extras(fractions: np.ndarray, num_extra: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.inspect.samples import Chapter, Picture
+from pipeline.data.inspect.samples import Chapter, PreviewImage
 from pipeline.data.pixels.palette import palette
 from pipeline.data.taxonomy import IGNORE
 
@@ -128,7 +128,7 @@ def _histogram(chapter: Chapter, seen: Iterable[int], colours: list[str]) -> str
     return "".join(rows)
 
 
-def _card(picture: Picture, names: Sequence[str], colours: list[str]) -> str:
+def _card(picture: PreviewImage, names: Sequence[str], colours: list[str]) -> str:
     height, width = picture.label.shape
     image = base64.b64encode(picture.jpeg).decode()
     mask = base64.b64encode(run_lengths(picture.label)).decode()
@@ -168,7 +168,7 @@ def _left_out(left_out: Sequence[tuple[str, str]]) -> str:
 
 def _percent(share: float) -> str:
     if 0 < share < 0.0001:
-        return "<0.01 %".replace("<", "&lt;")
+        return "&lt;0.01 %"
     return f"{100 * share:.2f} %" if share < 0.1 else f"{100 * share:.1f} %"
 
 

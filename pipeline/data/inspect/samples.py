@@ -16,6 +16,7 @@ from pipeline.data.shards.format import (
     ShardError,
     ShardRecord,
     StoredSample,
+    finished_splits,
     load_manifest,
     read_sample,
 )
@@ -32,8 +33,8 @@ _JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A shrunk sample."""
+class PreviewImage:
+    """A sample, shrunk for the page."""
 
     key: str
     source: str
@@ -42,7 +43,7 @@ class Picture:
     """Height and width of the source image."""
     jpeg: bytes
     label: np.ndarray
-    """(H, W) uint8, universal ids or IGNORE; as large as the picture."""
+    """(H, W) uint8, universal ids or IGNORE; as large as the image."""
     classes: tuple[int, ...]
     """Universal ids in the label before it was shrunk."""
 
@@ -54,7 +55,7 @@ class Chapter:
     manifest: Manifest
     names: tuple[str, ...]
     """Class names by id."""
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PreviewImage, ...]
 
 
 def load_chapters(
@@ -79,11 +80,7 @@ def load_chapters(
         UserError: There is nothing such, or the storage fails.
     """
     storage = open_storage(uri)
-    finished = sorted(
-        (parts[0], parts[1])
-        for parts in (entry.path.split("/") for entry in storage.list())
-        if len(parts) == 3 and parts[2] == "manifest.json"
-    )
+    finished = finished_splits(storage)
     if not finished:
         raise UserError(
             f"shards={uri}: no <dataset>/<split>/manifest.json below it: give the folder that "
@@ -153,12 +150,12 @@ def _read(
 
 def _shrink(
     stored: StoredSample, image: np.ndarray, label: np.ndarray, long_side_px: int
-) -> Picture:
+) -> PreviewImage:
     height, width = label.shape
     scale = min(1.0, long_side_px / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return Picture(
+    return PreviewImage(
         key=stored.key,
         source=str(stored.meta.get("source", "")),
         original_size=tuple(stored.meta.get("original_size", (height, width))),

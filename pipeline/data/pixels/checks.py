@@ -28,10 +28,11 @@ def bad_sample_errors(path: str) -> Iterator[None]:
         ValueError,
         SyntaxError,  # a broken PNG chunk
         EOFError,
-        KeyError,
+        LookupError,
         TypeError,
         AttributeError,
         OverflowError,
+        RuntimeError,
         struct.error,
         zlib.error,
         Image.DecompressionBombError,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from pipeline.data.datasets.base import SPLITS
+from pipeline.data.datasets.base import SPLITS, check_split_names
 from pipeline.data.datasets.few_shot import FEW_SHOT_SETS
 from pipeline.data.datasets.own import OwnDataset, check_own_name
 from pipeline.data.taxonomy.labelling import LabelSpace
@@ -153,12 +153,7 @@ class PrepareConfig:
             return
         if not self.splits:
             raise UserError(f"splits=[]: give one or more of {', '.join(SPLITS)}")
-        for split in self.splits:
-            if split not in SPLITS:
-                raise UserError(
-                    f"splits={split!r}: must be among {', '.join(SPLITS)}"
-                    + did_you_mean(split, SPLITS)
-                )
+        check_split_names(self.splits)
         if len(set(self.splits)) < len(self.splits):
             raise UserError(f"splits=[{','.join(self.splits)}]: names a split twice")
 

@@ -50,7 +50,6 @@ from pipeline.data.shards.format import (
 from pipeline.data.taxonomy import IGNORE
 from pipeline.data.taxonomy.labelling import Labelling
 from pipeline.errors import UserError
-from pipeline.storage.base import DamagedFile
 from pipeline.storage.open import open_storage
 
 RECORD_SUFFIX = ".json"
@@ -77,23 +76,26 @@ class ConvertSettings:
     """Fingerprint of the relabelling."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unit:
     """One shard to write. Travels to the worker, which opens the storages there."""
 
     dataset: str
     split: str
-    index: int
     root: str
     """URI of the dataset's root."""
     out: str
     """URI of the shards' root."""
-    sources: tuple[Source, ...]
     settings: ConvertSettings
     labelling: Labelling
-    fingerprint: str
+    """What the stored labels mean."""
     own: OwnDataset | PairsOfClass | None = None
     """How to open the dataset if it is one of the user's own, or a class of a benchmark."""
+    index: int = 0
+    """The shard's number within the split."""
+    sources: tuple[Source, ...] = ()
+    fingerprint: str = ""
+    """Identifies all that the shard is made from; see `fingerprint_sources`."""
 
     @property
     def path(self) -> str:
@@ -150,38 +152,22 @@ class ConvertedSample:
     relabelled: tuple[int, int] = (0, 0)
 
 
-def make_units(
-    dataset: str,
-    split: str,
-    root: str,
-    out: str,
-    sources: tuple[Source, ...],
-    sizes: dict[str, int],
-    settings: ConvertSettings,
-    labelling: Labelling,
-    own: OwnDataset | PairsOfClass | None = None,
-) -> list[Unit]:
+def make_units(blank: Unit, sources: tuple[Source, ...], sizes: dict[str, int]) -> list[Unit]:
     """Cuts a listing into units.
 
     Args:
-        dataset: Dataset to convert.
-        split: Split to convert.
-        root: URI of the dataset's root.
-        out: URI of the shards' root.
+        blank: A unit without sources: how and where to convert the split.
         sources: All samples, sorted by key.
         sizes: Bytes of the source files by path; a file that changed its size is converted anew.
-        settings: How to convert.
-        labelling: What the stored labels mean.
-        own: How to open the dataset if it is one of the user's own, or a class of a benchmark.
     """
+    settings = dataclasses.asdict(blank.settings)
+    step = blank.settings.samples_per_shard
     units = []
-    step = settings.samples_per_shard
     for index, start in enumerate(range(0, len(sources), step)):
         part = sources[start : start + step]
-        digest = fingerprint_sources(
-            part, sizes, FORMAT_VERSION, dataset, split, index, dataclasses.asdict(settings)
-        )
-        units.append(Unit(dataset, split, index, root, out, part, settings, labelling, digest, own))
+        context = (FORMAT_VERSION, blank.dataset, blank.split, index, settings)
+        digest = fingerprint_sources(part, sizes, *context)
+        units.append(dataclasses.replace(blank, index=index, sources=part, fingerprint=digest))
     return units
 
 
@@ -189,14 +175,8 @@ def fingerprint_sources(sources: Iterable[Source], sizes: dict[str, int], *conte
     """16 hex digits over the sources, the sizes of their files, and whatever else is given."""
     digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
     for source in sources:
-        row = (
-            source.key,
-            source.image,
-            sizes.get(source.image, -1),
-            source.label,
-            sizes.get(source.label, -1),
-            source.extra,
-        )
+        image = source.image, sizes.get(source.image, -1)
+        row = (source.key, *image, source.label, sizes.get(source.label, -1), source.extra)
         digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
     return digest.hexdigest()[:16]
 
@@ -208,7 +188,7 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         BadSample: It cannot be used.
         UserError: The storage fails, which is not the sample's fault.
     """
-    data = _read_image(reader, source)
+    data = reader.read(source.image, "the image file is missing")
     image = None
     if kept := keep_jpeg(data, unit.settings.short_side_px):
         jpeg, original = kept
@@ -402,15 +382,6 @@ def _open_once(dataset: str, root: str, own: OwnDataset | PairsOfClass | None) -
     if isinstance(own, PairsOfClass):
         return reopen(own)
     return open_own(dataset, own) if own else open_reader(dataset, root)
-
-
-def _read_image(reader: Reader, source: Source) -> bytes:
-    try:
-        return reader.root.read(source.image)
-    except FileNotFoundError:
-        raise BadSample("the image file is missing") from None
-    except DamagedFile as error:
-        raise BadSample(str(error)) from error
 
 
 def _read_label(reader: Reader, source: Source) -> np.ndarray:

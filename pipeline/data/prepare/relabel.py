@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets.base import Listing, Reader, Source
+from pipeline.data.datasets.base import Listing, Reader, Source, has_folders
 from pipeline.data.datasets.sunrgbd_layouts import NUM_TEST
-from pipeline.data.taxonomy import IGNORE, native_table, universal
+from pipeline.data.taxonomy import IGNORE, native_table, read_tsv, universal
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -178,20 +178,17 @@ def relabel(
     """
     decisions = list(decisions)
     masks = reader.segment_masks(source, {segment for segment, _, _ in decisions})
-    changed = missed = 0
+    changed = 0
     for segment, natives, new in decisions:
+        if masks is not None and segment not in masks:
+            continue
         still = np.isin(native, natives)
         if masks is not None:
-            if segment not in masks:
-                missed += 1
-                continue
             still &= masks[segment]
         if still.any():
             label[still] = new
             changed += 1
-        else:
-            missed += 1
-    return changed, missed
+    return changed, len(decisions) - changed
 
 
 def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
@@ -209,22 +206,17 @@ def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
         if missing:
             raise UserError(f"{where}: lacks the column {missing[0]}: must have {_COLUMNS}")
         for row in rows:
-            natives = _native_ids(dataset, row["native_class"])
-            if not natives:
+            if not (natives := _native_ids(dataset, row["native_class"])):
                 raise UserError(
                     f"{where}: native_class={row['native_class']!r}: not a class of {dataset}"
                 )
+            place = row["split"], row.get("parent") or "", row["image_stem"]
             table.add(
-                row["split"],
-                row.get("parent") or "",
-                row["image_stem"],
-                int(row["segment_id"]),
-                natives,
-                _universal_id(row["new_universal_name"]),
+                *place, int(row["segment_id"]), natives, _universal_id(row["new_universal_name"])
             )
-    except (OSError, EOFError, UnicodeDecodeError, ValueError, TypeError, csv.Error) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, TypeError, csv.Error) as error:
         raise UserError(
             f"{where}: is no table of relabelled segments ({type(error).__name__}: {error})"
         ) from error
@@ -232,7 +224,7 @@ def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
 
 
 def _checkout(root: Storage, datasets: set[str]) -> dict[str, Relabelling]:
-    base = next((b for b in (_FILES, "relabeled_data", "") if b in ("",) or _is(root, b)), "")
+    base = next((b for b in (_FILES, "relabeled_data") if has_folders(root, "", b)), "")
     found: dict[str, Relabelling] = {}
     for row in _index():
         dataset = _MSEG_KEYS[row["mseg_key"]]
@@ -249,11 +241,6 @@ def _checkout(root: Storage, datasets: set[str]) -> dict[str, Relabelling]:
             segment = int(match["segment"])
             table.add(row["split"], match["parent"] or "", match["stem"], segment, natives, new)
     return found
-
-
-def _is(root: Storage, folder: str) -> bool:
-    parent, _, name = folder.rpartition("/")
-    return name in root.folders(parent)
 
 
 @cache
@@ -276,11 +263,9 @@ def split_classes(dataset: str) -> Mapping[str, tuple[int, ...]]:
 
 
 @cache
-def _index() -> tuple[Mapping[str, str], ...]:
+def _index() -> list[dict[str, str]]:
     """What each list of a checkout decides: key, split, original and new class, file."""
-    path = Path(__file__).parents[1] / "taxonomy" / "relabel_files.tsv"
-    with path.open(encoding="utf-8", newline="") as file:
-        return tuple(csv.DictReader(file, delimiter="\t"))
+    return read_tsv(Path(__file__).parents[1] / "taxonomy" / "relabel_files.tsv")
 
 
 @cache

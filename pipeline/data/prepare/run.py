@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from functools import partial
 from rich import box
 from rich.table import Table
 
-from pipeline.data.datasets import READERS, SPLITS, Listing, Reader, Split, open_reader
+from pipeline.data.datasets import READERS, Listing, Reader, Split, open_reader
 from pipeline.data.datasets.few_shot.training import open_training
 from pipeline.data.datasets.own import open_own
 from pipeline.data.prepare.config import PrepareConfig
@@ -28,7 +28,8 @@ from pipeline.data.prepare.relabel import (
     with_decisions,
     with_full_ade20k,
 )
-from pipeline.data.prepare.split_job import SplitJob, SplitSummary, describe
+from pipeline.data.prepare.split_job import SplitJob, describe
+from pipeline.data.shards.format import Manifest, folder
 from pipeline.data.taxonomy import overrides
 from pipeline.errors import Terminated, UserError
 from pipeline.progress import Progress
@@ -43,14 +44,14 @@ LOCK_NAME = "prepare.lock"
 
 
 @dataclass(frozen=True)
-class Summary:
+class PrepareSummary:
     """What a conversion made."""
 
-    splits: tuple[SplitSummary, ...]
+    splits: tuple[Manifest, ...]
+    unchanged: frozenset[str]
+    """Folders of the splits that an earlier run had finished."""
     images_converted: int
     """Images of this run, without those that an earlier run had finished."""
-    classes_seen: int
-    """Classes with a pixel in any of the splits."""
     seconds: float
 
     def table(self) -> Table:
@@ -61,33 +62,29 @@ class Summary:
         for name in ("images", "shards", "GiB", "left out", "classes seen"):
             table.add_column(name, justify="right")
         table.add_column("")
-        for row in self.splits:
-            table.add_row(
-                row.dataset,
-                row.split,
-                f"{row.images:,}",
-                f"{row.shards:,}",
-                f"{row.gib:,.3f}",
-                f"{row.left_out:,}",
-                str(row.classes_seen),
-                "unchanged" if row.unchanged else "",
-            )
+        for made in self.splits:
+            is_unchanged = folder(made.dataset, made.split) in self.unchanged
+            cells = _cells([made])
+            table.add_row(made.dataset, made.split, *cells, "unchanged" if is_unchanged else "")
         if len(self.splits) > 1:
             table.add_section()
-            table.add_row(
-                "all",
-                "",
-                f"{sum(row.images for row in self.splits):,}",
-                f"{sum(row.shards for row in self.splits):,}",
-                f"{sum(row.gib for row in self.splits):,.3f}",
-                f"{sum(row.left_out for row in self.splits):,}",
-                str(self.classes_seen),
-                "",
-            )
+            table.add_row("all", "", *_cells(self.splits), "")
         return table
 
 
-def prepare(config: PrepareConfig, start_ray: Callable[[float], None] | None = None) -> Summary:
+def _cells(splits: Sequence[Manifest]) -> tuple[str, ...]:
+    return (
+        f"{sum(made.num_samples for made in splits):,}",
+        f"{sum(len(made.shards) for made in splits):,}",
+        f"{sum(made.size for made in splits) / 2**30:,.3f}",
+        f"{sum(len(made.left_out) for made in splits):,}",
+        str(len({name for made in splits for name in made.classes_seen})),
+    )
+
+
+def prepare(
+    config: PrepareConfig, start_ray: Callable[[float], None] | None = None
+) -> PrepareSummary:
     """Converts datasets to shards.
 
     Args:
@@ -113,9 +110,9 @@ def prepare(config: PrepareConfig, start_ray: Callable[[float], None] | None = N
                     start_ray(config.workers or 1)
                     arm()  # Ray has put a handler of its own in place.
                 _convert(jobs, units, num_images, lease, config.workers)
-    seen = {i for job in jobs for i in job.classes_seen}
-    rows = tuple(job.summary() for job in jobs)
-    return Summary(rows, num_images, len(seen), time.monotonic() - began)
+    splits = tuple(job.manifest for job in jobs if job.manifest is not None)
+    unchanged = frozenset(job.name for job in jobs if job.unchanged)
+    return PrepareSummary(splits, unchanged, num_images, time.monotonic() - began)
 
 
 def _plan(
@@ -176,14 +173,11 @@ def _interruptible(jobs: list[SplitJob], out: Storage) -> Iterator[Callable[[], 
     try:
         yield arm
     except KeyboardInterrupt:
-        done = sum(job.num_units - len(job.waiting) for job in jobs)
         total = sum(job.num_units for job in jobs)
+        done = total - sum(len(job.waiting) for job in jobs)
         logger.warning(
-            "interrupted: %d of %d shards are finished and kept in %s; the same command goes on "
-            "from there",
-            done,
-            total,
-            out.uri,
+            f"interrupted: {done} of {total} shards are finished and kept in {out.uri}; the same "
+            "command continues from there"
         )
         raise
     finally:
@@ -218,12 +212,10 @@ def _relabel(
 
 
 def _note_overrides(table: str, listings: dict[Split, Listing]) -> None:
-    changed = [
-        f"{entry.native_name} ({entry.universal_name or 'ignored'})" for entry in overrides(table)
-    ]
-    if not changed:
+    if not (changed := overrides(table)):
         return
-    note = f"without relabelling, not mapped as by MSeg: {', '.join(changed)}"
+    names = ", ".join(f"{new.native_name} ({new.universal_name or 'ignored'})" for new in changed)
+    note = f"without relabelling, not mapped as by MSeg: {names}"
     logger.info("%s: %s", table, note)
     for split, listing in listings.items():
         listings[split] = replace(listing, notes=(*listing.notes, note))
@@ -253,9 +245,7 @@ def _listed(
     """A reader with what it lists for each split that is wanted."""
     listings: dict[Split, Listing] = {}
     problems = []
-    for split in SPLITS:
-        if split not in reader.splits:
-            continue
+    for split in reader.splits:
         if config.splits is not None and split not in config.splits:
             continue
         listing = reader.listing(split)

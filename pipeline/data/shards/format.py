@@ -128,6 +128,17 @@ class Manifest:
         return sum(len(shard.samples) for shard in self.shards)
 
     @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def classes_seen(self) -> set[str]:
+        """Names of the classes with a pixel in any label."""
+        pairs = zip(self.class_names, self.class_pixels, strict=True)
+        return {name for name, count in pairs if count}
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that change with anything stored, down to single bytes of a shard."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
@@ -290,7 +301,7 @@ def load_manifest(storage: Storage, dataset: str, split: str) -> Manifest:
     try:
         text = storage.read(path)
     except FileNotFoundError:
-        finished = [f"{d}/{s}" for d, s in _finished(storage)]
+        finished = [f"{d}/{s}" for d, s in finished_splits(storage)]
         raise UserError(
             f"{storage.uri}/{path}: no such manifest; finished there: "
             f"{', '.join(finished) or 'nothing'}: run jobs/prepare_shards.py to the end"
@@ -301,7 +312,7 @@ def load_manifest(storage: Storage, dataset: str, split: str) -> Manifest:
 
 def find_manifests(storage: Storage, split: str) -> dict[str, Manifest]:
     """The manifests of all datasets that have this split, by dataset in alphabetical order."""
-    return {d: load_manifest(storage, d, s) for d, s in _finished(storage) if s == split}
+    return {d: load_manifest(storage, d, s) for d, s in finished_splits(storage) if s == split}
 
 
 def read_sample(
@@ -365,7 +376,8 @@ def parse_sample(data: bytes, where: str, record: SampleRecord) -> StoredSample:
     )
 
 
-def _finished(storage: Storage) -> list[tuple[str, str]]:
+def finished_splits(storage: Storage) -> list[tuple[str, str]]:
+    """Dataset and split of every manifest below the root of the shards, sorted."""
     parts = (entry.path.split("/") for entry in storage.list())
     return sorted((p[0], p[1]) for p in parts if len(p) == 3 and p[2] == MANIFEST_NAME)
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.data.taxonomy import IGNORE, Taxonomy, lookup_table, native_table, universal
+from pipeline.data.taxonomy import IGNORE, Taxonomy, id_table, lookup_table, native_table, universal
 from pipeline.errors import UserError
 
 LabelSpace = Literal["universal", "native"]
@@ -91,10 +91,8 @@ def of_classes(name: str, classes: Iterable["OwnClass"], space: LabelSpace) -> L
     names = (*known, *dict.fromkeys(extra))
     _check_count(name, len(names))
     taxonomy = Taxonomy(f"{universal().name}+{name}", names) if extra else universal()
-    lut = np.full(256, IGNORE, np.uint8)
-    for entry in classes:
-        if entry.target is not None:
-            lut[entry.native_id] = taxonomy.id_of(entry.target)
+    targets = {e.native_id: e.target for e in classes if e.target is not None}
+    lut = id_table({native_id: taxonomy.id_of(name) for native_id, name in targets.items()})
     return Labelling(taxonomy, lut.tobytes())
 
 
@@ -117,9 +115,7 @@ class OwnClass:
 def _numbered(name: str, classes: list[tuple[int, str]]) -> Labelling:
     names = tuple(dict.fromkeys(text for _, text in classes))
     _check_count(name, len(names))
-    lut = np.full(256, IGNORE, np.uint8)
-    for native_id, text in classes:
-        lut[native_id] = names.index(text)
+    lut = id_table({native_id: names.index(text) for native_id, text in classes})
     return Labelling(Taxonomy(name, names), lut.tobytes())
 
 

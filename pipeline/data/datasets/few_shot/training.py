@@ -9,7 +9,7 @@ equal weights. Which word stands for 1 is said by the taxonomy's name in the man
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -20,7 +20,7 @@ from pipeline.data.datasets.base import LeftOut, Listing, Reader, Source, Split,
 from pipeline.data.datasets.few_shot import FEW_SHOT_SETS, open_few_shot
 from pipeline.data.datasets.few_shot.base import Episode, FewShotSet
 from pipeline.data.shards.format import Manifest
-from pipeline.data.taxonomy import IGNORE, Taxonomy
+from pipeline.data.taxonomy import Taxonomy, id_table
 from pipeline.data.taxonomy.labelling import Labelling
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
@@ -58,27 +58,21 @@ class PairReader(Reader):
     ) -> None:
         """Creates a reader; a list is only needed by `listing`."""
         self.name = pairs.dataset  # type: ignore[misc]
-        self.root, self.base, self.more_bases = few_shot.root, "", ()
         self.pairs, self._few_shot, self._lists = pairs, few_shot, lists
-        self._native = np.full(256, IGNORE, np.uint8)
-        self._native[:2] = (0, 1)
+        super().__init__(few_shot.root)
 
-    @classmethod
-    def recognises(cls, root: Storage, base: str = "") -> bool:
-        """Never: a few-shot benchmark is always named by the user."""
-        return False
+    def _native_ids(self) -> Iterable[int]:
+        return (0, 1)
 
     @property
     def labelling(self) -> Labelling:
         """Stored labels: 0 the others, 1 the class."""
         assert self._lists is not None
         name = self._lists.names[self.pairs.class_id]
-        lut = np.full(256, IGNORE, np.uint8)
-        lut[:2] = (0, 1)
-        return Labelling(Taxonomy(f"{_TAXONOMY}{name}", (OTHERS, "class")), lut.tobytes())
+        taxonomy = Taxonomy(f"{_TAXONOMY}{name}", (OTHERS, "class"))
+        return Labelling(taxonomy, id_table({0: 0, 1: 1}).tobytes())
 
-    def listing(self, split: Split) -> Listing:
-        """The pairs of the class, by picture."""
+    def _listing(self, split: Split) -> Listing:
         if split != "train":
             return Listing((), ())
         assert self._lists is not None

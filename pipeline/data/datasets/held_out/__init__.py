@@ -5,12 +5,12 @@ class belongs to at most one class of each set, and a set's class has the probab
 universal classes together. Stored ids are the values in the label files.
 """
 
-import csv
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from pipeline.data.datasets.held_out.readers import HELD_OUT_LAYOUTS, HeldOutReader, HeldOutSource
+from pipeline.data.taxonomy import read_tsv
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 
@@ -40,16 +40,13 @@ class HeldOutClass:
 @cache
 def held_out_table(dataset: str) -> tuple[HeldOutClass, ...]:
     """All classes of a set, in the order of their stored ids."""
-    path = Path(__file__).parent / f"{dataset}.tsv"
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return tuple(
         HeldOutClass(
             int(row["stored_id"]),
             row["name"],
             tuple(name for name in row["universal_names"].split(",") if name),
         )
-        for row in rows
+        for row in read_tsv(Path(__file__).parent / f"{dataset}.tsv")
     )
 
 
