@@ -127,7 +127,7 @@ class RootItems(ItemSource):
         def read(position: int) -> Item:
             source = self.sources[position]
             try:
-                pixels = decode_image(reader.root.read(source.image)).pixels
+                pixels = decode_image(reader.root.read(source.image))
                 label = reader.native_label(source)
             except (BadSample, FileNotFoundError) as error:
                 raise UnreadableItem(str(error)) from None

@@ -22,7 +22,7 @@ class Entry:
     path: str
     """Relative to the storage's root, "/" between folders."""
     size: int
-    """In bytes."""
+    """Bytes."""
 
 
 class DamagedFile(ValueError):
@@ -113,7 +113,7 @@ class Storage(ABC):
     def clean(self, prefix: str = "") -> int:
         """Removes what writers that were killed left half-written below a folder.
 
-        Only for a folder that nobody else is writing to.
+        No other process may be writing to the folder.
 
         Returns:
             How many half-written objects there were.

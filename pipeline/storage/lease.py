@@ -1,9 +1,9 @@
 """A lock on an output that outlives no crash: one conversion at a time writes to a folder.
 
 The lock is an object in the output itself, so it holds between machines. Its holder rewrites it
-every few seconds. A lock whose process is known to be gone, or which nobody rewrote for a while as
-seen by the clock of the one who waits, is taken over; no two clocks are compared. Creating and
-replacing are conditional writes, so of several that try at once one succeeds.
+every few seconds. A lock is taken over when its process is known to be gone, or when it was not
+rewritten for a while by the clock of the process that waits; no two clocks are compared. Creating
+and replacing are conditional writes, so of several that try at once one succeeds.
 """
 
 import json
@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -25,7 +24,7 @@ from pipeline.storage.base import Storage
 logger = logging.getLogger(__name__)
 
 EXPIRES_S = 45.0
-"""A lock that is not rewritten for so long belongs to nobody any more."""
+"""Seconds without a rewrite after which another process may take the lock over."""
 BEAT_S = 5.0
 """Seconds between two rewrites."""
 
@@ -50,7 +49,7 @@ class Lease:
         path: The lock's place in it.
         expires_s: See EXPIRES_S; the same for all who share the lock.
         beat_s: See BEAT_S.
-        note: Kept in the lock for whoever finds it taken.
+        note: A text that the lock holds, for processes that find it taken.
 
     Entering raises LeaseHeld when another process holds the lock, which takes up to `beat_s` to
     find out when that is on another machine; when its holder is silent there, it takes
@@ -107,12 +106,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         try:
@@ -197,7 +191,7 @@ class Lease:
             self._beaten_at = time.monotonic()
 
     def _content(self) -> bytes:
-        # Whoever waits goes by the beats; the time is for people.
+        # A process that waits counts the beats; the time is for people.
         fields = self._identity | {"beat": self._beats, "until": _clock(self._expires_s)}
         return (json.dumps(fields) + "\n").encode()
 

@@ -38,7 +38,7 @@ def spooled(key: str, what: str, chunks: Iterator[bytes], expected_bytes: int = 
         expected_bytes: The size, or what is known of it, to refuse at once what cannot fit.
 
     Raises:
-        UserError: The disk is too small, or the folder is somebody else's. Whatever `chunks`
+        UserError: The disk is too small, or the folder belongs to another user. Whatever `chunks`
             raises passes through, and nothing is kept then.
     """
     folder = _folder()
@@ -65,7 +65,7 @@ def _folder() -> Path:
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
         raise UserError(
-            f"{folder}: must be a folder of this user that nobody else may enter: delete it, or "
+            f"{folder}: must be a folder that this user alone may enter: delete it, or "
             "set TMPDIR to another place"
         )
     return folder

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from boto3.exceptions import S3UploadFailedError
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
 _FIRST_TIMEOUT_S = 8
-"""Of the first request of a process, in place of the above: it is small, and a user waits."""
+"""The read timeout of a process's first request, which is small, while a user waits."""
 _ATTEMPTS = 10
 """Tries of one request, with growing pauses of up to 20 s: a minute or two of outage in all."""
 _UPLOADS = 4
@@ -118,7 +119,7 @@ class S3Storage(Storage):
             if code in ("NoSuchKey", "404"):
                 return False
             if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
-                # Also what a repeated request is told when only the first one's answer got lost.
+                # The store says so too when only the answer to the first request got lost.
                 return self._holds(path, data)
             if code not in _NOT_OFFERED:
                 raise
@@ -143,10 +144,11 @@ class S3Storage(Storage):
         for attempt in range(_UPLOADS):
             local.seek(0)
             try:
-                # boto3 would close the file; it aborts the upload's parts when one fails.
-                self._client.upload_fileobj(
-                    _Unclosed(local), self._bucket, self._root + path, Config=_TRANSFER
-                )
+                # boto3 would close the caller's file; it aborts the upload's parts when one fails.
+                unclosed: Any = SimpleNamespace(read=local.read, seek=local.seek, tell=local.tell)
+                unclosed.close = lambda: None
+                key = self._root + path
+                self._client.upload_fileobj(unclosed, self._bucket, key, Config=_TRANSFER)
                 if self._size(path) == size:
                     return
                 problem: object = "its size is wrong"
@@ -233,14 +235,14 @@ class S3Storage(Storage):
 
     def _connect(self) -> Any:
         session = Session()
-        # Two attempts tell in seconds that nobody answers. The many that a long job needs to live
-        # through a busy server would keep a user waiting who has mistyped an address.
+        # With two attempts, an address without a server is reported in seconds. The many that a
+        # long job needs on a busy server would keep a user waiting who has mistyped the address.
         try:
             first = _new_client(session, attempts=2, read_timeout_s=_FIRST_TIMEOUT_S)
             first.head_bucket(Bucket=self._bucket)
         except aws.ClientError as error:
-            # HEAD has no body: 404 is all that a missing bucket says. A refusal may be for HEAD
-            # alone, so it is left to the request itself.
+            # HEAD has no body, so 404 alone means a missing bucket. A refusal may be for HEAD only,
+            # so it is left to the request itself.
             if _code(error) in ("404", "NoSuchBucket"):
                 raise self._no_bucket() from error
         return _new_client(session, attempts=_ATTEMPTS)
@@ -292,16 +294,6 @@ class S3Storage(Storage):
             f"{self.uri}/{path}: {_endpoint()} answers {error.operation_name} with {code}: the "
             f"credentials must allow it; check the environment variables {_VARIABLES}"
         )
-
-
-class _Unclosed:
-    """A file that its reader cannot close."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
-
-    def close(self) -> None:
-        """Does nothing: the file is the caller's, who may need it again."""
 
 
 def _code(error: aws.ClientError) -> str:

@@ -1,10 +1,10 @@
 """From the bytes of a stored sample to one uint8 crop: decode, scale, crop, flip, jitter.
 
-LSeg's augmentation: the long side is drawn uniformly from `scale * base_px`, the picture is padded
+LSeg's augmentation: the long side is drawn uniformly from `scale * base_px`, the image is padded
 at the right and bottom when it is smaller than the crop, a window is cut at a uniform position, and
 flipped with probability one half. Only the source box of that window is resized, which gives the
 same distribution of crops at a fraction of the work: by a power of two while decoding, as long as
-the picture stays at least as fine as the crop, and bilinearly from there, so that no source pixel
+the image stays at least as fine as the crop, and bilinearly from there, so that no source pixel
 is skipped.
 """
 
@@ -53,18 +53,18 @@ class JitterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How a training crop is cut from a picture."""
+    """How a training crop is cut from a image."""
 
     crop_px: int = 480
     """Side of the square crop, in pixels."""
     base_px: int = 520
-    """Long side of a picture at scale 1, in pixels."""
+    """Long side of a image at scale 1, in pixels."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale, relative to `base_px`."""
     flip_probability: float = 0.5
     """Probability of a horizontal flip."""
     squash: bool = False
-    """Take the whole picture, squeezed to the crop's square, instead of a crop at a random scale:
+    """Take the whole image, squeezed to the crop's square, instead of a crop at a random scale:
     the zero-shot protocol's way. `base_px`, `scale` and `grid_px` are not used then."""
     grid_px: int = 1
     """Corners of crops lie on a grid of this many source pixels; 1 is any position."""
@@ -91,16 +91,16 @@ class AugmentConfig:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What was drawn for one crop. Sizes and places in pixels of the stored picture."""
+    """What was drawn for one crop. Sizes and places in pixels of the stored image."""
 
     top: int
     left: int
     height: int
     width: int
     shrink: int
-    """Power of two that divides the four numbers above; by which the picture is shrunk first."""
+    """Power of two by which the image is shrunk first; it divides the four numbers above."""
     out_height: int
-    """Of the crop, without its padding."""
+    """Pixels of the crop, without its padding."""
     out_width: int
     flip: bool
     colour: tuple[float, float, float, float] | None
@@ -111,7 +111,7 @@ def draw_window(height: int, width: int, seed: int, config: AugmentConfig) -> Wi
     """Draws the crop of one row of the stream; a pure function of its arguments.
 
     Args:
-        height: Of the stored picture, in pixels.
+        height: Pixels of the stored image.
         width: The same.
         seed: 64-bit seed of the row.
         config: Sizes and probabilities.
@@ -172,7 +172,7 @@ def load_crop(
 
 
 def whole_view(image: np.ndarray, label: np.ndarray, side_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """The whole picture for validation: long side `side_px`, padded to a square.
+    """The whole image for validation: long side `side_px`, padded to a square.
 
     Returns:
         image: (side_px, side_px, 3) uint8 RGB, padded with 0 at the right and bottom.
@@ -250,7 +250,7 @@ _memory = threading.local()
 
 
 def _scratch(size: int) -> np.ndarray:
-    """Memory of this thread to decode into: new pages for each picture cost more than decoding."""
+    """Memory of this thread to decode into: new pages for each image cost more than decoding."""
     found = getattr(_memory, "scratch", None)
     if found is None or found.size < size:
         found = _memory.scratch = np.empty(size, np.uint8)

@@ -61,13 +61,7 @@ class DataConfig:
                 f"data.cache_dir={self.cache_dir}: would be ignored, since data.cache_gib is 0: "
                 "leave one of the two out"
             )
-        if isinstance(self.weights, str):
-            resolve_weights({}, self.weights, self.temperature)
-        elif self.temperature != 1:
-            raise UserError(
-                f"data.temperature={self.temperature}: needs data.weights=size; explicit weights "
-                "would ignore it: leave it out"
-            )
+        resolve_weights({}, self.weights, self.temperature)
         for name, cap in self.caps.items():
             if cap < 1:
                 raise UserError(

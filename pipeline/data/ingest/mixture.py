@@ -150,10 +150,8 @@ def resolve_weights(
         temperature: Exponent for `"size"`: 1 is proportional, 0 equal.
 
     Raises:
-        UserError: An unknown word.
+        UserError: An unknown word, or a temperature that does not fit.
     """
-    if not isinstance(weights, str):
-        return dict(weights)
     if not 0 <= temperature < math.inf:
         raise UserError(
             f"data.temperature={temperature}: must be 0 (equal shares) or more; 1 is in proportion "
@@ -164,6 +162,8 @@ def resolve_weights(
             f"data.temperature={temperature}: needs data.weights=size; data.weights={weights} "
             "would ignore it: leave one of the two out"
         )
+    if not isinstance(weights, str):
+        return dict(weights)
     if weights == "equal":
         return dict.fromkeys(sizes, 1.0)
     if weights == "size":

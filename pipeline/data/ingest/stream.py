@@ -40,7 +40,7 @@ BATCHES_PER_TASK = 8
 BATCHES_AHEAD = 2
 """Batches that a loader decodes while it hands another one to Ray."""
 BATCHES_WAITING = 8
-"""Batches that a loader may have made before anybody takes them; fewer let it stall."""
+"""Finished batches that a loader may hold before they are fetched; with fewer it stalls."""
 
 
 def build_mixture(corpus: Corpus, config: DataConfig, batch_size: int, seed: int) -> Mixture:

@@ -9,6 +9,7 @@ from pipeline.data.inspect.report import CheckReport, Finding
 from pipeline.progress import Progress
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +21,21 @@ class CheckTask:
     samples: tuple[Any, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """What one process found; subclasses add what is compared over all of them."""
-
-    findings: tuple[Finding, ...]
-
-
 Task = TypeVar("Task", bound=CheckTask)
-Found = TypeVar("Found", bound=Checked)
 
 
 def run_checks(
-    report: CheckReport, check: Callable[[Task], Found], tasks: Sequence[Task], workers: int | None
+    report: CheckReport,
+    check: Callable[[Task], tuple[list[Finding], Found]],
+    tasks: Sequence[Task],
+    workers: int | None,
 ) -> Iterator[tuple[Task, Found]]:
-    """Checks tasks in a pool, adds the findings to the report, and yields each task's result.
+    """Checks tasks in a pool, adds the findings to the report, and yields what else was found.
 
     Args:
         report: Has a section for each split of the tasks.
-        check: A function of a module; it and the tasks must pickle.
+        check: A function of a module; it and the tasks must pickle. Returns the findings of a task
+            and whatever is compared over all tasks.
         tasks: What to check.
         workers: Processes; None takes one for each CPU.
 
@@ -46,11 +43,11 @@ def run_checks(
         UserError: A storage fails, or a process died.
     """
     progress = Progress(sum(len(task.samples) for task in tasks), "samples")
-    for task, checked in map_in_pool(check, tasks, workers):
+    for task, (findings, found) in map_in_pool(check, tasks, workers):
         section = report.section(task.dataset, task.split)
         section.checked += len(task.samples)
-        section.findings.extend(checked.findings)
-        yield task, checked
+        section.findings.extend(findings)
+        yield task, found
         progress.add(len(task.samples), section.name)
 
 

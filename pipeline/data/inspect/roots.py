@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.data.datasets import SPLITS, Reader, Source, open_reader
 from pipeline.data.datasets.own import OwnDataset, open_own
-from pipeline.data.inspect.check import Checked, CheckTask, run_checks, spread_evenly
+from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
 from pipeline.data.inspect.report import CheckReport, Finding, Section
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import decode_image
@@ -31,12 +31,6 @@ class _RootTask(CheckTask):
     samples: tuple[Source, ...]
     root: str
     own: OwnDataset | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CheckedImages(Checked):
-    digests: tuple[tuple[bytes, str], ...]
-    """Content hash and path of each image."""
 
 
 def check_roots(
@@ -70,8 +64,8 @@ def check_roots(
                 place = {"dataset": dataset, "split": section.split, "root": root}
                 tasks.append(_RootTask(**place, samples=part, own=spec))
     first_seen: dict[tuple[str, bytes], tuple[str, str]] = {}
-    for task, checked in run_checks(report, _check_task, tasks, workers):
-        for digest, path in checked.digests:
+    for task, digests in run_checks(report, _check_task, tasks, workers):
+        for digest, path in digests:
             split, twin = first_seen.setdefault((task.dataset, digest), (task.split, path))
             if split != task.split:
                 (_, first), (later, second) = sorted(((split, twin), (task.split, path)))
@@ -132,7 +126,8 @@ def _open_once(dataset: str, root: str, own: OwnDataset | None) -> tuple[Reader,
     return reader, known
 
 
-def _check_task(task: _RootTask) -> _CheckedImages:
+def _check_task(task: _RootTask) -> tuple[list[Finding], list[tuple[bytes, str]]]:
+    """What is wrong with the samples, and the content hash and path of each image."""
     reader, known = _open_once(task.dataset, task.root, task.own)
     findings: list[Finding] = []
     digests: list[tuple[bytes, str]] = []
@@ -141,14 +136,15 @@ def _check_task(task: _RootTask) -> _CheckedImages:
         try:
             data = reader.read(source.image, "was there when it was listed")
             digests.append((hashlib.sha256(data).digest()[:16], source.image))
-            size = decode_image(data).size
+            height, width, _ = decode_image(data).shape
+            size = height, width
             findings += _remarks(source.image, data)
         except UserError:
             raise
         except ValueError as error:
             findings.append(Finding("image", source.image, str(error)))
         findings += _check_label(reader, source, size, known)
-    return _CheckedImages(findings=tuple(findings), digests=tuple(digests))
+    return findings, digests
 
 
 def _check_label(
@@ -181,7 +177,7 @@ def _remarks(path: str, data: bytes) -> Iterator[Finding]:
     image = Image.open(io.BytesIO(data))
     try:
         turn = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Damaged EXIF matters to nobody here.
+    except Exception:  # Damaged EXIF has no effect here.
         turn = 1
     if turn not in (0, 1):
         yield Finding("rotated", path, f"EXIF orientation {turn}")

@@ -20,7 +20,6 @@ from pipeline.data.shards.format import (
     load_manifest,
     read_sample,
 )
-from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError, did_you_mean
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -53,9 +52,7 @@ class Chapter:
     """What a page shows of one split of a dataset."""
 
     manifest: Manifest
-    names: tuple[str, ...]
-    """Class names by id."""
-    pictures: tuple[PreviewImage, ...]
+    images: tuple[PreviewImage, ...]
 
 
 def load_chapters(
@@ -72,9 +69,9 @@ def load_chapters(
         uri: Root of the shards.
         datasets: Which datasets; None takes all that are finished.
         splits: Which splits; None takes all that are finished.
-        count: Pictures of each split.
+        count: Images of each split.
         long_side_px: Their size.
-        seed: Another one shows other pictures.
+        seed: Another seed shows other images.
 
     Raises:
         UserError: There is nothing such, or the storage fails.
@@ -100,20 +97,13 @@ def load_chapters(
     for dataset, split in finished:
         if (datasets is None or dataset in datasets) and (splits is None or split in splits):
             manifest = load_manifest(storage, dataset, split)
-            logger.info("%s/%s: choosing %d pictures", dataset, split, count)
+            logger.info("%s/%s: choosing %d images", dataset, split, count)
             chosen = _choose(storage, manifest, count, seed)
-            pictures = tuple(_shrink(*sample, long_side_px) for sample in chosen)
-            chapters.append(Chapter(manifest, class_names(manifest), pictures))
+            images = tuple(_shrink(*sample, long_side_px) for sample in chosen)
+            chapters.append(Chapter(manifest, images))
     if not chapters:
         raise UserError(f"shards={uri}: has none of these datasets in these splits")
     return chapters
-
-
-def class_names(manifest: Manifest) -> tuple[str, ...]:
-    """The names of a manifest's classes by id; numbers when they are of an unknown taxonomy."""
-    if manifest.classes or manifest.taxonomy_fingerprint == universal().fingerprint:
-        return manifest.class_names
-    return tuple(f"class {number}" for number in range(len(manifest.class_pixels)))
 
 
 _Decoded = tuple[StoredSample, np.ndarray, np.ndarray]
@@ -121,7 +111,7 @@ _Decoded = tuple[StoredSample, np.ndarray, np.ndarray]
 
 
 def _choose(storage: Storage, manifest: Manifest, count: int, seed: int) -> list[_Decoded]:
-    """Of a few times as many random samples those that show the most classes not yet shown."""
+    """Picks, among four times as many random samples, those that show the most new classes."""
     places = [(shard, record) for shard in manifest.shards for record in shard.samples]
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(places))[: count * _CANDIDATES].tolist()

@@ -1,4 +1,4 @@
-"""Checks finished shards against their manifests: bytes, places, pictures and histogram."""
+"""Checks finished shards against their manifests: bytes, places, images and histogram."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.inspect.check import Checked, CheckTask, run_checks, spread_evenly
+from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
 from pipeline.data.inspect.report import CheckReport, Finding, Section
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.decode import decode
@@ -33,11 +33,6 @@ class _ShardTask(CheckTask):
     uri: str
     shard: ShardRecord
     num_classes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CheckedShard(Checked):
-    class_pixels: tuple[int, ...]
 
 
 def check_shards(
@@ -88,8 +83,8 @@ def check_shards(
             "prepare_shards.py wrote"
         )
     totals = {key: np.zeros(len(m.class_pixels), np.int64) for key, m in manifests.items()}
-    for task, checked in run_checks(report, _check_shard, tasks, workers):
-        totals[task.dataset, task.split] += np.array(checked.class_pixels, np.int64)
+    for task, pixels in run_checks(report, _check_shard, tasks, workers):
+        totals[task.dataset, task.split] += pixels
     for key, manifest in manifests.items():
         section = report.section(*key)
         if share == 1 and section.lost == 0:
@@ -123,13 +118,14 @@ def _manifest(storage: Storage, section: Section, paths: list[str]) -> Manifest 
         return None
 
 
-def _check_shard(task: _ShardTask) -> _CheckedShard:
+def _check_shard(task: _ShardTask) -> tuple[list[Finding], np.ndarray]:
+    """What is wrong with a shard, and the pixels of each class in its labels: (K,) int64."""
     storage = open_storage(task.uri)
     path = f"{folder(task.dataset, task.split)}/{task.shard.name}"
     pixels = np.zeros(256, np.int64)
     findings = list(_check_bytes(storage, path, task.shard))
     if any(finding.detail == _MISSING for finding in findings):
-        return _CheckedShard(findings=tuple(findings), class_pixels=(0,) * task.num_classes)
+        return findings, pixels[: task.num_classes]
     for record in task.samples:
         name = f"{path}, key {record.key}"
         try:
@@ -156,8 +152,7 @@ def _check_shard(task: _ShardTask) -> _CheckedShard:
         if unknown:
             findings.append(Finding("decode", name, f"ids {unknown[:8]} are no classes"))
         pixels += counts
-    known = tuple(pixels[: task.num_classes].tolist())
-    return _CheckedShard(findings=tuple(findings), class_pixels=known)
+    return findings, pixels[: task.num_classes]
 
 
 _MISSING = "is missing"

@@ -77,8 +77,8 @@ def decode_jpeg(
             jpeg, "RGB", min_height=least[0], min_width=least[1], buffer=buffer
         )
     except ValueError:
-        # Also what is no more than odd, such as stray bytes: OpenCV, with which the shards were
-        # written, tells that from pixels that are missing.
+        # The file may be odd but whole, as with stray bytes: OpenCV, which wrote the shards, sees
+        # whether pixels are missing.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         return shrink_image(_decode_by_opencv("the jpg", jpeg, flags), shrink)
 

@@ -29,7 +29,6 @@ from pipeline.data.datasets.few_shot.training import PairsOfClass, reopen
 from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import (
-    SourceImage,
     decode_image,
     encode_jpeg,
     encode_label,
@@ -38,7 +37,7 @@ from pipeline.data.pixels.encode import (
     resize_label,
     shrunk_size,
 )
-from pipeline.data.prepare.relabel import DECISIONS, relabel
+from pipeline.data.prepare.relabel import relabel
 from pipeline.data.shards.format import (
     FORMAT_VERSION,
     EncodedSample,
@@ -194,7 +193,7 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         jpeg, original = kept
     else:
         jpeg, image = b"", decode_image(data)
-        original = image.size
+        original = image.shape[0], image.shape[1]
     native = _read_label(reader, source)
     if native.ndim != 2 or native.dtype != np.uint8:
         raise BadSample(f"the label is {native.dtype} of shape {native.shape}, not 8-bit ids")
@@ -204,13 +203,14 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
             f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
         )
     label = cv2.LUT(native, unit.labelling.table)
-    decisions = source.extra.get(DECISIONS)
-    relabelled = relabel(label, native, decisions, reader, source) if decisions else (0, 0)
+    relabelled = relabel(label, native, reader, source)
     size = shrunk_size(*original, unit.settings.short_side_px)
     if size != original:
         label, native = resize_label(label, size), resize_label(native, size)
+        assert image is not None  # `keep_jpeg` keeps none that must shrink.
+        image = resize_image(image, size)
     if image is not None:
-        jpeg = _stored_jpeg(image, size, unit.settings.jpeg_quality)
+        jpeg = encode_jpeg(image, unit.settings.jpeg_quality)
     id_pixels = count_ids(label)
     meta = {
         "dataset": unit.dataset,
@@ -220,14 +220,10 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         "classes": [int(i) for i in np.flatnonzero(id_pixels) if i != IGNORE],
     }
     native_png = encode_label(native) if unit.settings.native else None
-    encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size, native_png)
+    encoded = EncodedSample(
+        source.key, jpeg, encode_label(label), meta, native_png, height=size[0], width=size[1]
+    )
     return ConvertedSample(encoded, id_pixels, relabelled)
-
-
-def _stored_jpeg(image: SourceImage, size: tuple[int, int], quality: int) -> bytes:
-    if size != image.size:
-        return encode_jpeg(resize_image(image.pixels, size), quality)
-    return image.jpeg or encode_jpeg(image.pixels, quality)
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:

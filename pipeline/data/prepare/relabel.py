@@ -155,20 +155,15 @@ def load_relabelling(uri: str, datasets: Iterable[str]) -> dict[str, Relabelling
 
 
 def relabel(
-    label: np.ndarray,
-    native: np.ndarray,
-    decisions: Iterable[Decision],
-    reader: Reader,
-    source: Source,
+    label: np.ndarray, native: np.ndarray, reader: Reader, source: Source
 ) -> tuple[int, int]:
-    """Applies decisions to a label in place.
+    """Applies the decisions over an image, if there are any, to its label in place.
 
     Args:
         label: (H, W) uint8 universal ids.
         native: (H, W) uint8 native ids, as read.
-        decisions: Those over this image.
         reader: Knows the segments.
-        source: The image.
+        source: The image, with the decisions.
 
     Returns:
         How many decisions changed pixels, and how many found none.
@@ -176,7 +171,8 @@ def relabel(
     Raises:
         BadSample: The file that holds the segments is missing or damaged.
     """
-    decisions = list(decisions)
+    if not (decisions := source.extra.get(DECISIONS)):
+        return 0, 0
     masks = reader.segment_masks(source, {segment for segment, _, _ in decisions})
     changed = 0
     for segment, natives, new in decisions:
@@ -313,10 +309,10 @@ def with_decisions(listing: Listing, split: str, table: Relabelling) -> Listing:
 
 
 def with_full_ade20k(listing: Listing, uri: str) -> Listing:
-    """Tells the sources of ADE20K with decisions where the full release has their segments.
+    """Adds to ADE20K's sources with decisions where the full release has their segments.
 
     Args:
-        listing: Of the challenge's images.
+        listing: The challenge's images.
         uri: The full release, local or s3://; images lie by scene, `*_seg.png` beside them.
 
     Raises:

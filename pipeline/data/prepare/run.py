@@ -1,6 +1,6 @@
 """The conversion as a whole: from dataset roots to folders of shards, each with its manifest.
 
-Lists every root first, so that whatever the user got wrong is told before any work starts. Then one
+Lists every root first, so that a user's mistake is reported before any work starts. Then one
 pool of workers takes the units of all datasets; a split's manifest is written when its last unit
 is in.
 """
@@ -40,7 +40,7 @@ from pipeline.storage.open import open_storage
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = "prepare.lock"
-"""In the output while a conversion writes there; see `Lease`."""
+"""The lock's place in the output while a conversion writes there; see `Lease`."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,6 @@ def _listed(
             f"{key}={root}: {', '.join(problems)}: give the folder of the official "
             "download, or set splits to those that it has"
         )
-    for problem in problems:  # Nobody asked for this split: a download of the other is usual.
+    for problem in problems:  # The split was not asked for: many downloads have one alone.
         logger.warning("%s=%s: %s: skipped", key, root, problem)
     return reader, listings

@@ -1,15 +1,15 @@
 """Copies of remote shards on the disk of a node, shared by all processes on it.
 
     <folder>/<sha256>.tar        a verified copy; its modification time is its last use
-    <folder>/<sha256>.partial    being fetched by whoever holds <sha256>.lock
+    <folder>/<sha256>.partial    being fetched by the process that holds <sha256>.lock
     <folder>/evict.lock          held while room is made
 
 A copy is named after its contents, so runs and buckets can share it, and a shard that was written
-anew is another one. A sample whose shard is not here yet is left to the caller,
-who reads its few bytes from afar, while a thread fetches the whole shard: the first batch does not
-wait for gigabytes. The random order of training uses every shard all the time, so throwing one out
-for the next would fetch each of them again and again: room is made only at the cost of copies that
-nobody has used for a while, the longest unused first. What does not fit stays remote.
+anew is another one. A sample whose shard is not here yet is left to the caller, which reads its
+few bytes from afar while a thread fetches the whole shard: the first batch does not wait for
+gigabytes. The random order of training uses every shard all the time, so throwing one out for the
+next would fetch each of them again and again: room is made only at the cost of copies that were
+not used for a while, the longest unused first. What does not fit stays remote.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ _TOUCH_S = 30.0
 
 
 def default_folder() -> Path:
-    """Where copies lie unless told otherwise: `$LSEG_CACHE_DIR`, or one of the user in /tmp."""
+    """The folder of the copies by default: `$LSEG_CACHE_DIR`, or one of the user in /tmp."""
     given = os.environ.get(FOLDER_VARIABLE)
     return Path(given) if given else Path(tempfile.gettempdir(), f"lseg-cache-{os.getuid()}")
 
@@ -89,7 +89,7 @@ class ShardCache:
         """
         try:
             # Opened for each read: thousands of shards would be more files than a process may hold,
-            # and an open file can be read to its end whoever throws it out meanwhile.
+            # and an open file can be read to its end even if it is thrown out meanwhile.
             descriptor = os.open(self._copy(shard.sha256), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._want(storage, path, shard)
@@ -187,8 +187,8 @@ class ShardCache:
             try:
                 is_here = self.fetch(storage, path, shard)
             except (OSError, UserError) as error:
-                # No room for a lock; or else, whoever reads the sample itself meets the same error,
-                # and tells the user.
+                # The caller, which reads the sample itself, meets the same error and reports it,
+                # unless there was only no room for a lock.
                 logger.warning("no copy of %s/%s: %s", storage.uri, path, error)
             finally:
                 with self._lock:
@@ -263,7 +263,7 @@ def _make_private(folder: Path) -> None:
             f"data.cache_dir={folder}: cannot be made ({error.strerror}): give another folder, "
             f"there or in ${FOLDER_VARIABLE}, or set data.cache_gib to 0"
         ) from None
-    # In a folder like /tmp anybody could have made it first, and put images of theirs into it.
+    # In a folder like /tmp another user could have made it first, with other images in it.
     is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UserError(

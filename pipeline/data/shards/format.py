@@ -59,7 +59,7 @@ class SampleRecord:
     """Pixels of the stored image and label."""
     width: int
     crc32: int | None = None
-    """Of these bytes of the tar; None in manifests of format version 1."""
+    """Checksum of these bytes of the tar; None in manifests of format version 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,11 @@ class Manifest:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes that the stored ids are positions in."""
-        return self.classes or universal().classes
+        """The classes that the stored ids are positions in; numbers for an unknown taxonomy."""
+        known = universal()
+        if self.classes or self.taxonomy_fingerprint == known.fingerprint:
+            return self.classes or known.classes
+        return tuple(f"class {number}" for number in range(len(self.class_pixels)))
 
     @property
     def num_samples(self) -> int:
@@ -191,27 +194,22 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class EncodedSample:
-    """One sample as its stored members, before it is written."""
+class StoredSample:
+    """The stored members of one sample."""
 
     key: str
     jpeg: bytes
     png: bytes
     meta: dict[str, Any]
+    native_png: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample(StoredSample):
+    """One sample before it is written, with the size of its image and label in pixels."""
+
     height: int
     width: int
-    native_png: bytes | None = None
-
-
-@dataclass(frozen=True)
-class StoredSample:
-    """One sample as read back."""
-
-    key: str
-    jpeg: bytes
-    png: bytes
-    meta: dict[str, Any]
-    native_png: bytes | None = None
 
 
 def folder(dataset: str, split: str) -> str:
@@ -264,15 +262,11 @@ class ShardWriter:
         self._keys.add(sample.key.casefold())
         meta = json.dumps(sample.meta, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         offset = self._tar.tarstream.offset
-        self._tar.write(
-            {
-                "__key__": sample.key,
-                "jpg": sample.jpeg,
-                "json": meta.encode(),
-                "png": sample.png,
-            }
-            | ({"native.png": sample.native_png} if sample.native_png is not None else {})
-        )
+        members = {"__key__": sample.key, "jpg": sample.jpeg, "json": meta.encode()}
+        members |= {"png": sample.png}
+        if sample.native_png is not None:
+            members["native.png"] = sample.native_png
+        self._tar.write(members)
         length = self._tar.tarstream.offset - offset
         self._records.append(SampleRecord(sample.key, offset, length, sample.height, sample.width))
 

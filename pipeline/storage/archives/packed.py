@@ -3,8 +3,8 @@
     cityscapes/leftImg8bit_trainvaltest.zip    is read as  cityscapes/leftImg8bit/train/...
     cityscapes/gtFine_trainvaltest.zip                     cityscapes/gtFine/train/...
 
-An archive of bare pictures, without a folder of its own, counts as unpacked into a folder of its
-own name: two such archives may hold equal names.
+An archive of bare images, without a folder of its own, counts as unpacked into a folder of its own
+name: two such archives may hold equal names.
 """
 
 import heapq
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _MAX_LOOSE_FILES = 1000
 """No folder with more files than this beside its archives is searched to the end."""
 _MAX_NESTING = 3
-_PICTURES = (".jpg", ".jpeg", ".png")
+_IMAGES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PackedStorage(Storage):
     def mount(self, folder: str, archive: Archive) -> None:
         """Makes an archive's members appear in a folder."""
         tops = {name.partition("/")[0] for name in archive.names}
-        if any(top.lower().endswith(_PICTURES) for top in tops):
+        if any(top.lower().endswith(_IMAGES) for top in tops):
             stem = posixpath.basename(archive.name)
             for suffix in SUFFIXES:
                 stem = stem.removesuffix(suffix)
@@ -237,12 +237,7 @@ def local_copy(storage: Storage, path: str) -> Path:
     whole = blob.offset == 0 and blob.size == blob.storage.size(blob.path)
     if whole and isinstance(blob.storage, LocalStorage):
         return Path(blob.storage.uri, blob.path)
-    return spooled(f"copy 1|{blob.version}", blob.name, _pieces(blob), blob.size)
-
-
-def _pieces(blob: Blob, piece_bytes: int = 8 << 20) -> Iterator[bytes]:
-    for start in range(0, blob.size, piece_bytes):
-        yield blob.read(start, piece_bytes)
+    return spooled(f"copy 1|{blob.version}", blob.name, blob.chunks(), blob.size)
 
 
 def _archive_at(uri: str) -> Blob | None:

@@ -31,17 +31,16 @@ class Episode:
     mask: str
     """Path in the root."""
     class_id: int
-    """As the benchmark numbers its classes, from 0 (FSS-1000: the test classes from 760)."""
+    """The benchmark's number of the class, from 0 (FSS-1000: test classes from 760)."""
 
 
 class FewShotSet(ABC):
     """One benchmark's images, folds and episodes."""
 
     name: ClassVar[str]
-    layout: ClassVar[str]
     folder: ClassVar[str]
     """The folder's usual name, where a root holds it."""
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]]
     """Folders by which the benchmark is recognised."""
     names: ClassVar[str]
     """The shipped list of the names of the classes that episodes can have."""
@@ -112,7 +111,7 @@ class FewShotSet(ABC):
             BadSample: A file is missing or damaged, or the sizes differ.
         """
         try:
-            pixels = decode_image(self.root.read(episode.image)).pixels
+            pixels = decode_image(self.root.read(episode.image))
             mask = self.mask(self.root.read(episode.mask), episode)
         except FileNotFoundError as error:
             raise BadSample(str(error)) from None

@@ -1,9 +1,9 @@
-"""COCO-20i: COCO 2014's validation pictures, four folds of twenty classes.
+"""COCO-20i: COCO 2014's validation images, four folds of twenty classes.
 
     COCO2014/val2014/*.jpg    COCO2014/annotations/val2014/*.png    class id + 1; 0 background
 
-Each of the 1000 episodes draws a class of the fold, then one of that class's pictures, from numpy's
-legacy generator with seed 0: the lists of pictures and their order are part of the protocol. They
+Each of the 1000 episodes draws a class of the fold, then one of that class's images, from numpy's
+legacy generator with seed 0: the lists of images and their order are part of the protocol. They
 come as pickles of plain lists (`coco/val/fold0.pkl`), which are read without ever resolving a name,
 so that none of their content can run. Without them the lists are made from the masks, in the order
 of the file names; the episodes are then others than the published ones, and a note says so.
@@ -33,7 +33,6 @@ class COCO20i(FewShotSet):
     """Eighty classes; fold f tests f, f + 4, ..., f + 76."""
 
     name = "coco-20i"
-    layout = "val2014 and annotations/val2014"
     folder = "COCO2014"
     needs = ("val2014", "annotations/val2014")
     names = "coco_classes.txt"
@@ -44,12 +43,12 @@ class COCO20i(FewShotSet):
         return tuple(range(fold, 80, 4))
 
     def episodes(self, fold: int, seed: int = 0) -> tuple[Episode, ...]:
-        """1000 draws; zero-shot, so no support pictures are drawn in between."""
+        """1000 draws; zero-shot, so no support images are drawn in between."""
         by_class = None if self._splits is None else _listed(self._splits, f"val/fold{fold}")
         if by_class is None:
             by_class = self._from_masks(fold)
             self.notes.append(
-                f"fold {fold}: the lists of pictures were made from the masks, since splits holds "
+                f"fold {fold}: the lists of images were made from the masks, since splits holds "
                 f"no coco/val/fold{fold}.pkl: the episodes are not the published ones"
             )
         elif (size := sum(map(len, by_class.values()))) != LIST_SIZES[fold]:
@@ -64,7 +63,7 @@ class COCO20i(FewShotSet):
             if not names:
                 raise UserError(
                     f"roots.coco-20i={self.root.uri}: class {self.class_names()[class_id]} of fold "
-                    f"{fold} has no picture: every class must have one"
+                    f"{fold} has no image: every class must have one"
                 )
             name = names[draws.choice(len(names), 1, replace=False)[0]]
             episodes.append(self._episode_of(name, class_id))
@@ -87,8 +86,8 @@ class COCO20i(FewShotSet):
                 if class_id in self.test_ids(fold) or class_id not in self.class_names():
                     if names:
                         raise UserError(
-                            f"{splits.uri}/coco/trn/fold{fold}.pkl: has pictures of class "
-                            f"{class_id}, which that fold tests or nobody knows: take HSNet's file"
+                            f"{splits.uri}/coco/trn/fold{fold}.pkl: has images of class "
+                            f"{class_id}, which that fold tests or no list names: take HSNet's file"
                         )
                     continue
                 by_class[class_id] = [self._episode_of(name, class_id) for name in names]
@@ -123,7 +122,7 @@ def _listed(splits: Storage, name: str) -> dict[int, list[str]] | None:
             continue
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{where}: must hold a mapping of class ids to picture names ({error}): take "
+                f"{where}: must hold a mapping of class ids to image names ({error}): take "
                 "HSNet's file"
             ) from None
     return None
@@ -153,6 +152,6 @@ def _as_lists(content: Any) -> dict[int, list[str]]:
     for key, names in dict(content).items():
         for name in names:
             if not isinstance(name, str) or not name.endswith(".jpg"):
-                raise ValueError(f"{str(name)[:60]!r} is no picture's name")
+                raise ValueError(f"{str(name)[:60]!r} is no image's name")
         lists[int(key)] = list(names)
     return lists

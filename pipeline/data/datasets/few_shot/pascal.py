@@ -2,7 +2,7 @@
 
     VOC2012/JPEGImages/*.jpg    VOC2012/SegmentationClassAug/*.png    ids 0..20, 255 border
 
-A fold's test list names pairs of picture and class (346, 451, 725 and 346 of them); an evaluation
+A fold's test list names pairs of image and class (346, 451, 725 and 346 of them); an evaluation
 has 1000 episodes, the list over and over. Border pixels do not count.
 """
 
@@ -26,7 +26,6 @@ class PASCAL5i(FewShotSet):
     """Twenty classes; fold f tests 5f to 5f + 4."""
 
     name = "pascal-5i"
-    layout = "JPEGImages and SegmentationClassAug"
     folder = "VOC2012"
     needs = (_IMAGES, _MASKS)
     names = "pascal_classes.txt"
@@ -52,7 +51,7 @@ class PASCAL5i(FewShotSet):
             )
         if not found:
             raise UserError(
-                f"roots.pascal-5i={self.root.uri}: must hold the pictures of the list of fold "
+                f"roots.pascal-5i={self.root.uri}: must hold the images of the list of fold "
                 f"{fold}: none of {len(pairs)} is there"
             )
         cycled = (found[number % len(found)] for number in range(NUM_EPISODES))
@@ -62,7 +61,7 @@ class PASCAL5i(FewShotSet):
         return self._episode(f"{_IMAGES}/{name}.jpg", f"{_MASKS}/{name}.png", class_id)
 
     def _pairs(self, fold: int) -> list[tuple[str, int]]:
-        """Picture and class (from 0) of each line `2007_000033__01` of the fold's list."""
+        """Image and class (from 0) of each line `2007_000033__01` of the fold's list."""
         name = f"pascal/val/fold{fold}.txt"
         if self._splits is not None:
             return self._parsed(hsnet_list(self._splits, name, "splits").split(), name, fold)
@@ -78,8 +77,8 @@ class PASCAL5i(FewShotSet):
                 self.notes.append(
                     f"fold {fold}: {len(lines)} training pairs; published: {TRAINING_SIZES[fold]}"
                 )
-            for picture, class_id in self._parsed(lines, name, fold):
-                by_class.setdefault(class_id, []).append(self._episode_of(picture, class_id))
+            for image, class_id in self._parsed(lines, name, fold):
+                by_class.setdefault(class_id, []).append(self._episode_of(image, class_id))
         return by_class
 
     def _parsed(self, lines: list[str], name: str, fold: int) -> list[tuple[str, int]]:

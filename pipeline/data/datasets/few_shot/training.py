@@ -1,6 +1,6 @@
 """The training pairs of the few-shot benchmarks, as datasets that the conversion can store.
 
-LSeg trains zero-shot on pairs of a picture and one class: the pixels of that class against all
+LSeg trains zero-shot on pairs of an image and one class: the pixels of that class against all
 others, which are background, whatever they show: other trained classes, those of the test fold, and
 PASCAL's borders too. Each class becomes one dataset of stored labels 0 and 1, such as
 `pascal_5i_006`, so that a fold is a choice of datasets, and COCO's uniform draw of classes are

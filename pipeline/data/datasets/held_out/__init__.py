@@ -62,6 +62,6 @@ def open_held_out(dataset: str, root_uri: str) -> HeldOutReader:
         if (reader := HeldOutReader(layout, root, base)).is_there():
             return reader
     raise UserError(
-        f"roots.{dataset}={root_uri}: must hold {layout.layout}: it holds "
+        f"roots.{dataset}={root_uri}: must hold {layout}: it holds "
         f"{', '.join(root.folders()[:8]) or 'no folders'}"
     )

@@ -33,8 +33,6 @@ class HeldOutLayout:
     name: str
     num_published: int
     """Images that MSeg scores."""
-    layout: str
-    """The files that a root must hold, for messages."""
     images: tuple[str, str]
     """The images' folder, and what their names end in."""
     labels: tuple[str, str]
@@ -44,54 +42,30 @@ class HeldOutLayout:
     scene_list: str = ""
     """The file that names the scenes to score, for a set of videos."""
 
+    def __str__(self) -> str:
+        files = [f"{folder} with *{suffix}" for folder, suffix in (self.images, self.labels)]
+        return " and ".join((*files, *filter(None, (self.image_list, self.scene_list))))
 
-_VOC_LIST = "ImageSets/Segmentation/val.txt"
-_CONTEXT_LIST = "ImageSets/SegmentationContext/val.txt"
+
+_VOC = {"images": ("JPEGImages", ".jpg"), "labels": ("SegmentationClass", ".png")}
+_CONTEXT = {"images": ("JPEGImages", ".jpg"), "labels": ("SegmentationClassContext", ".png")}
+_CAMVID = {"images": ("test", ".png"), "labels": ("testannot", ".png")}
+_WILDDASH = {"images": ("wd_val_01", ".png"), "labels": ("wd_val_01", "_labelIds.png")}
+_KITTI = {"images": ("training/image_2", ".png"), "labels": ("training/semantic", ".png")}
+_SCANNET = {"images": ("scannet_frames_25k", ".jpg"), "labels": ("scannet_frames_25k", ".png")}
+_VOC_LIST, _CONTEXT_LIST = (
+    f"ImageSets/{folder}/val.txt" for folder in ("Segmentation", "SegmentationContext")
+)
 
 HELD_OUT_LAYOUTS = {
     row.name: row
     for row in (
-        HeldOutLayout(
-            "voc2012",
-            1449,
-            f"JPEGImages, SegmentationClass and {_VOC_LIST}",
-            ("JPEGImages", ".jpg"),
-            ("SegmentationClass", ".png"),
-            image_list=_VOC_LIST,
-        ),
-        HeldOutLayout(
-            "pascal-context-60",
-            5105,
-            f"JPEGImages, SegmentationClassContext and {_CONTEXT_LIST}",
-            ("JPEGImages", ".jpg"),
-            ("SegmentationClassContext", ".png"),
-            image_list=_CONTEXT_LIST,
-        ),
-        HeldOutLayout(
-            "camvid-11", 233, "test and testannot", ("test", ".png"), ("testannot", ".png")
-        ),
-        HeldOutLayout(
-            "wilddash-19",
-            70,
-            "wd_val_01 with *_labelIds.png",
-            ("wd_val_01", ".png"),
-            ("wd_val_01", "_labelIds.png"),
-        ),
-        HeldOutLayout(
-            "kitti-19",
-            200,
-            "training/image_2 and training/semantic",
-            ("training/image_2", ".png"),
-            ("training/semantic", ".png"),
-        ),
-        HeldOutLayout(
-            "scannet-20",
-            5436,
-            "scannet_frames_25k and scannetv2_val.txt",
-            ("scannet_frames_25k", ".jpg"),
-            ("scannet_frames_25k", ".png"),
-            scene_list="scannetv2_val.txt",
-        ),
+        HeldOutLayout("voc2012", 1449, **_VOC, image_list=_VOC_LIST),
+        HeldOutLayout("pascal-context-60", 5105, **_CONTEXT, image_list=_CONTEXT_LIST),
+        HeldOutLayout("camvid-11", 233, **_CAMVID),
+        HeldOutLayout("wilddash-19", 70, **_WILDDASH),
+        HeldOutLayout("kitti-19", 200, **_KITTI),
+        HeldOutLayout("scannet-20", 5436, **_SCANNET, scene_list="scannetv2_val.txt"),
     )
 }
 """The six sets by name, in the order of MSeg's table."""
@@ -147,7 +121,7 @@ class HeldOutReader:
             BadSample: A file is missing or damaged, or the shapes do not fit.
         """
         try:
-            pixels = decode_image(self.root.read(source.image)).pixels
+            pixels = decode_image(self.root.read(source.image))
             label = decode_index_png(self.root.read(source.label), source.label, ("L", "P"))
         except FileNotFoundError as error:
             raise BadSample(str(error)) from None

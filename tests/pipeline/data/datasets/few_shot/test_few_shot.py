@@ -234,7 +234,7 @@ class TestFSS:
         few_shot = open_few_shot("fss-1000", str(tmp_path))
         (episode,) = few_shot.episodes(0)
         assert few_shot.read(episode)[1].tolist() == [[0, 1, 1]]
-        assert "1 test pictures are there; published: 2400" in few_shot.notes[0]
+        assert "1 test images are there; published: 2400" in few_shot.notes[0]
 
 
 def open_names() -> list[str]:

@@ -82,7 +82,7 @@ def test_coco_pairs_come_from_the_lists_of_two_folds(tmp_path):
     # A list that has pictures of what its fold tests is not HSNet's.
     lists[0][4] = lists[1][4]
     (folder / "fold0.pkl").write_bytes(pickle.dumps(lists[0]))
-    with pytest.raises(UserError, match=r"fold0\.pkl: has pictures of class 4"):
+    with pytest.raises(UserError, match=r"fold0\.pkl: has images of class 4"):
         readers("coco-20i", tmp_path)
 
 
