@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.datasets import Source, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import Source
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.decode import decode
 from pipeline.data.pixels.encode import decode_image

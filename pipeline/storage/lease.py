@@ -91,7 +91,7 @@ class Lease:
             if found is None:  # released just now
                 continue
             holder = _parse(found)
-            if not _is_dead(holder):
+            if _lives(holder) is not False:
                 found = self._watch(found, holder)
                 if found is None:
                     continue
@@ -142,7 +142,7 @@ class Lease:
         Raises:
             LeaseHeld: Its holder lives.
         """
-        if _is_alive(holder):
+        if _lives(holder):
             raise self._taken(holder)
         logger.info(
             "%s: is locked (%s); waiting up to %.0f s for a sign of life",
@@ -235,22 +235,13 @@ def _host_id() -> str:
         return ""
 
 
-def _is_here(holder: dict[str, Any]) -> bool:
-    return bool(_host_id()) and holder.get("place") == _host_id()
-
-
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether a lock's process is known to run."""
-    if not _is_here(holder):
-        return False
+def _lives(holder: dict[str, Any]) -> bool | None:
+    """Whether a lock's process runs; None if that cannot be seen from this machine."""
+    if not _host_id() or holder.get("place") != _host_id():
+        return None
     try:
         process = psutil.Process(int(holder["pid"]))
         is_same = abs(process.create_time() - float(holder["started"])) < 1.0
         return is_same and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
-
-
-def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether a lock's process is known to be gone."""
-    return _is_here(holder) and not _is_alive(holder)

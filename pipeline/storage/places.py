@@ -54,9 +54,8 @@ def local_state_dir(key: str, given: str, storage: str) -> Path:
     try:
         folder = Path.home() / ".lseg"
     except RuntimeError as error:
-        raise UserError(
-            f"HOME={home}: {error}: set it to a folder that can be written to"
-        ) from None
+        text = f"HOME={home}: {error}: set it to a folder that can be written to"
+        raise UserError(text) from None
     ensure_writable_dir("HOME", home, folder)
     return folder
 

@@ -197,16 +197,15 @@ class S3Storage(Storage):
         return self._entries(prefix, Delimiter="/")
 
     def _entries(self, prefix: str, **options: str) -> Iterator[Entry]:
-        for page in self._pages(self._folder_key(prefix), **options):
+        for page in self._pages(prefix, **options):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # some tools mark folders by empty objects
                     yield Entry(item["Key"].removeprefix(self._root), item["Size"])
 
     def _folders(self, prefix: str) -> Iterator[str]:
-        folder = self._folder_key(prefix)
-        for page in self._pages(folder, Delimiter="/"):
+        for page in self._pages(prefix, Delimiter="/"):
             for item in page.get("CommonPrefixes", ()):
-                yield item["Prefix"].removeprefix(folder).removesuffix("/")
+                yield item["Prefix"].removeprefix(self._folder_key(prefix)).removesuffix("/")
 
     def _version(self, path: str) -> str:
         head = self._head(path)
@@ -223,7 +222,8 @@ class S3Storage(Storage):
 
     def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
         paginator = self._client.get_paginator("list_objects_v2")
-        return paginator.paginate(Bucket=self._bucket, Prefix=prefix, **options)
+        key = self._folder_key(prefix)
+        return paginator.paginate(Bucket=self._bucket, Prefix=key, **options)
 
     @property
     def _client(self) -> Any:

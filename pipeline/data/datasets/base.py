@@ -58,7 +58,7 @@ class LeftOut:
     """A file that became no sample."""
 
     name: str
-    """Path, relative to the reader's root."""
+    """Path of the file, relative to the reader's root."""
     reason: str
 
 
@@ -67,7 +67,7 @@ class Listing:
     """All that a split of a dataset holds."""
 
     sources: tuple[Source, ...]
-    """Sorted by key."""
+    """The samples, sorted by key."""
     left_out: tuple[LeftOut, ...]
     """Images without a label, labels without an image, and names that clash; sorted by name."""
     notes: tuple[str, ...] = ()
@@ -148,7 +148,7 @@ class Reader(ABC):
         return known
 
     def keep_unknown_ids(self) -> None:
-        """Makes `native_label` return ids outside the table as they are, for who checks them."""
+        """Makes `native_label` return ids outside the table as they are, for checks of them."""
         self._native = np.arange(256, dtype=np.uint8)
 
     def listing(self, split: Split) -> Listing:

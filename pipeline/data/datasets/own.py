@@ -33,10 +33,10 @@ _IGNORED = "-"
 
 @dataclass(frozen=True, kw_only=True)
 class OwnDataset:
-    """A dataset of your own."""
+    """A dataset of your own: images, masks and a table of classes."""
 
     root: str
-    """The folder that holds the other three: a local directory or `s3://`."""
+    """Folder that holds the images, the masks and the table: a local directory or `s3://`."""
     images: str = "images"
     """Folder of the images, in `root`."""
     masks: str = "masks"
@@ -44,7 +44,7 @@ class OwnDataset:
     classes: str = "classes.csv"
     """The table of classes, in `root`: columns id, name, universal; commas or tabs."""
     mask_suffix: str = ""
-    """What the masks' names have more than the images', before `.png`; such as `_mask`."""
+    """Ending of the masks' names, before `.png`, that the images' names lack; such as `_mask`."""
     val_fraction: float = 0.1
     """Share of the images for validation where there are no folders `train` and `val`."""
 
@@ -70,7 +70,7 @@ def check_own_name(name: str) -> None:
 
 
 class OwnReader(Reader):
-    """Reads such a dataset."""
+    """Reads a dataset of the user's own."""
 
     layout = "images/, masks/ and classes.csv"
     inner_folders: ClassVar = ()

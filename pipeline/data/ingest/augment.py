@@ -29,13 +29,13 @@ class JitterConfig:
     """Random changes of colour; each is drawn uniformly around "no change". 0 turns one off."""
 
     brightness: float = 0.0
-    """Values are multiplied by 1 +- this."""
+    """Largest change of brightness: values are multiplied by 1 +- this."""
     contrast: float = 0.0
-    """Distances from the crop's mean grey are multiplied by 1 +- this."""
+    """Largest change of contrast: distances from the crop's mean grey times 1 +- this."""
     saturation: float = 0.0
-    """Distances from each pixel's grey are multiplied by 1 +- this."""
+    """Largest change of saturation: distances from each pixel's grey times 1 +- this."""
     hue: float = 0.0
-    """Colours turn by up to this share of the colour circle, to either side."""
+    """Largest turn of the hue, as a share of the colour circle, to either side."""
 
     def __post_init__(self) -> None:
         for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
@@ -53,23 +53,23 @@ class JitterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How a training crop is cut from a image."""
+    """How a training crop is cut from an image."""
 
     crop_px: int = 480
     """Side of the square crop, in pixels."""
     base_px: int = 520
-    """Long side of a image at scale 1, in pixels."""
+    """Long side of an image at scale 1, in pixels."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale, relative to `base_px`."""
     flip_probability: float = 0.5
     """Probability of a horizontal flip."""
     squash: bool = False
-    """Take the whole image, squeezed to the crop's square, instead of a crop at a random scale:
+    """Squeeze the whole image to the crop's square, instead of a crop at a random scale:
     the zero-shot protocol's way. `base_px`, `scale` and `grid_px` are not used then."""
     grid_px: int = 1
     """Corners of crops lie on a grid of this many source pixels; 1 is any position."""
     jitter: JitterConfig = field(default_factory=JitterConfig)
-    """Random changes of colour; off as published."""
+    """Random changes of colour; LSeg as published makes none."""
 
     def __post_init__(self) -> None:
         for name, least in (("crop_px", 16), ("base_px", 16), ("grid_px", 1)):
@@ -91,7 +91,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What was drawn for one crop. Sizes and places in pixels of the stored image."""
+    """The random choices of one crop; sizes and places in pixels of the stored image."""
 
     top: int
     left: int

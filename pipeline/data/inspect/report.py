@@ -42,12 +42,12 @@ NOTES = frozenset({"rotated", "grey", "CMYK", "duplicate", "note"})
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one file."""
+    """One finding about one file."""
 
     kind: str
     """A key of KINDS."""
     name: str
-    """The file, or what else it is about."""
+    """The file, or what else the finding is about."""
     detail: str = ""
 
 
@@ -57,7 +57,7 @@ class Section:
 
     dataset: str
     split: str
-    """Empty for what is about the dataset as a whole."""
+    """The split; empty for findings about the dataset as a whole."""
     samples: int = 0
     checked: int = 0
     findings: list[Finding] = field(default_factory=list)

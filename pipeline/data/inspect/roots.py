@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.data.datasets import SPLITS, Reader, Source, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import SPLITS, Reader, Source
 from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
 from pipeline.data.inspect.report import CheckReport, Finding, Section
@@ -40,7 +41,7 @@ def check_roots(
     workers: int | None,
     own: Mapping[str, OwnDataset] | None = None,
 ) -> CheckReport:
-    """Checks downloads.
+    """Checks the downloads of datasets.
 
     Args:
         roots: URI of each dataset's root.

@@ -27,7 +27,7 @@ from pipeline.storage.open import open_storage
 logger = logging.getLogger(__name__)
 
 _CANDIDATES = 4
-"""So many samples are read for each one that is shown."""
+"""Samples that are read for each one that is shown."""
 _JPEG_QUALITY = 82
 
 

@@ -24,7 +24,8 @@ import numpy as np
 import ray.data
 from ray._private.worker import global_worker
 
-from pipeline.data.datasets import LeftOut, Reader, Source, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import LeftOut, Reader, Source
 from pipeline.data.datasets.few_shot.training import PairsOfClass, reopen
 from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.pixels.checks import BadSample
@@ -77,7 +78,7 @@ class ConvertSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One shard to write. Travels to the worker, which opens the storages there."""
+    """One shard to write; travels to the worker, which opens the storages there."""
 
     dataset: str
     split: str
@@ -114,7 +115,7 @@ class UnitResult:
     fingerprint: str
     settings: dict[str, Any]
     shard: ShardRecord | None
-    """None when no sample of the unit was usable; no file is written then."""
+    """The shard; None when no sample of the unit was usable, and no file was written."""
     class_pixels: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
     relabelled: tuple[int, int] = (0, 0)

@@ -331,15 +331,11 @@ def with_full_ade20k(listing: Listing, uri: str) -> Listing:
         )
     sources, missing = [], 0
     for source in listing.sources:
-        if DECISIONS in source.extra:
-            extra = dict(source.extra)
+        if decisions := source.extra.get(DECISIONS):
             place = places.get(source.image.rpartition("/")[2].rpartition(".")[0])
-            if place is None:
-                missing += 1
-                del extra[DECISIONS]
-            else:
-                extra["full_release"] = f"{root.uri}/{place}"
-            source = replace(source, extra=extra)
+            found = {DECISIONS: decisions, "full_release": f"{root.uri}/{place}"}
+            missing += place is None
+            source = replace(source, extra={} if place is None else found)
         sources.append(source)
     notes = listing.notes
     if missing:

@@ -17,7 +17,8 @@ from functools import partial
 from rich import box
 from rich.table import Table
 
-from pipeline.data.datasets import READERS, Listing, Reader, Split, open_reader
+from pipeline.data.datasets import READERS, open_reader
+from pipeline.data.datasets.base import Listing, Reader, Split
 from pipeline.data.datasets.few_shot.training import open_training
 from pipeline.data.datasets.own import open_own
 from pipeline.data.prepare.config import PrepareConfig

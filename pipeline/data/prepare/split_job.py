@@ -9,7 +9,7 @@ import logging
 import posixpath
 from collections.abc import Iterable
 
-from pipeline.data.datasets import LeftOut, Listing, Reader
+from pipeline.data.datasets.base import LeftOut, Listing, Reader
 from pipeline.data.datasets.few_shot.training import PairReader
 from pipeline.data.datasets.own import OwnReader
 from pipeline.data.prepare.config import PrepareConfig

@@ -77,14 +77,8 @@ class PackedStorage(Storage):
             folder = posixpath.join(folder, stem)
         self._mounts.append((f"{folder}/" if folder else "", archive))
         if archive.refused:
-            name, reason = archive.refused[0]
-            logger.warning(
-                "%s: %d members are not read, the first: %s %s",
-                archive.name,
-                len(archive.refused),
-                name,
-                reason,
-            )
+            count, first = len(archive.refused), " ".join(archive.refused[0])
+            logger.warning(f"{archive.name}: {count} members are not read, the first: {first}")
 
     @property
     def refused(self) -> tuple[tuple[str, str], ...]:

@@ -34,7 +34,7 @@ class HeldOutClass:
     stored_id: int
     name: str
     universal_names: tuple[str, ...]
-    """May be empty: two classes of PASCAL Context have no universal one, and are never found."""
+    """The universal classes that it covers; two of PASCAL Context cover none: never found."""
 
 
 @cache

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.datasets import Source, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import Source
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.prepare.relabel import (
     DECISIONS,
