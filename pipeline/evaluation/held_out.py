@@ -5,12 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.datasets.held_out import (
-    HELD_OUT_SETS,
-    HeldOutSource,
-    held_out_table,
-    open_held_out,
-)
+from pipeline.data.datasets.held_out import HELD_OUT_SETS, held_out_table, open_held_out
+from pipeline.data.datasets.held_out.readers import HeldOutSource
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.errors import UserError, did_you_mean

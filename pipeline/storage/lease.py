@@ -96,11 +96,8 @@ class Lease:
                 if found is None:
                     continue
             if self._storage.replace(self._path, self._current, found):
-                logger.warning(
-                    "%s: took over the lock of a run that is gone (%s)",
-                    self._storage.uri,
-                    _name(holder),
-                )
+                text = f"took over the lock of a run that is gone ({_name(holder)})"
+                logger.warning(f"{self._storage.uri}: {text}")
                 break
         self._beaten_at = time.monotonic()
         self._thread.start()
@@ -144,12 +141,8 @@ class Lease:
         """
         if _lives(holder):
             raise self._taken(holder)
-        logger.info(
-            "%s: is locked (%s); waiting up to %.0f s for a sign of life",
-            self._storage.uri,
-            _name(holder),
-            self._expires_s,
-        )
+        place = f"{self._storage.uri}: is locked ({_name(holder)})"
+        logger.info(f"{place}; waiting up to {self._expires_s:.0f} s for a sign of life")
         deadline = time.monotonic() + self._expires_s
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._beat_s / 2))

@@ -49,12 +49,11 @@ class LocalStorage(Storage):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with target.open("xb") as file:
-                file.write(data)
+                return file.write(data) == len(data)
         except FileExistsError:
             if target.is_dir():
                 raise
             return False
-        return True
 
     def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
         target = self._root / path

@@ -222,8 +222,8 @@ class S3Storage(Storage):
 
     def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
         paginator = self._client.get_paginator("list_objects_v2")
-        key = self._folder_key(prefix)
-        return paginator.paginate(Bucket=self._bucket, Prefix=key, **options)
+        where = {"Bucket": self._bucket, "Prefix": self._folder_key(prefix)}
+        return paginator.paginate(**where, **options)
 
     @property
     def _client(self) -> Any:

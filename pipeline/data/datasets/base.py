@@ -353,9 +353,8 @@ def check_split_names(splits: Iterable[str]) -> None:
 
 def has_folders(root: Storage, base: str, *folders: str) -> bool:
     """Whether every one of some folders, such as "images/10k", is in a folder of a storage."""
-    return all(_has_folder(root, f"{base}/{folder}".strip("/")) for folder in folders)
-
-
-def _has_folder(root: Storage, path: str) -> bool:
-    parent, _, name = path.rpartition("/")
-    return name in root.folders(parent)
+    for folder in folders:
+        parent, _, name = f"{base}/{folder}".strip("/").rpartition("/")
+        if name not in root.folders(parent):
+            return False
+    return True

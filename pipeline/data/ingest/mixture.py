@@ -121,7 +121,8 @@ class Mixture:
         size, used = self._sizes[dataset], self._used[dataset]
         sweep, position = divmod(nth, used)
         # Keyed by name: adding a dataset to the mixture reshuffles no other.
-        name = _hash_name(self.datasets[dataset])
+        digest = hashlib.sha256(self.datasets[dataset].encode()).digest()
+        name = int.from_bytes(digest[:8], "big")
         place = _permute(position, used, _mix(self.seed, 3, name, sweep))
         # A capped dataset is the beginning of one fixed permutation of all.
         return place if used == size else _permute(place, size, _mix(self.seed, 4, name))
@@ -225,10 +226,6 @@ def _mix(*words: int) -> int:
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK64
         state ^= state >> 31
     return state
-
-
-def _hash_name(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def _permute(position: int, size: int, key: int) -> int:

@@ -133,16 +133,11 @@ def _check_shard(task: _ShardTask) -> tuple[list[Finding], np.ndarray]:
             _, label = decode(stored.jpeg, stored.png)
             if stored.native_png is not None:
                 decode(stored.jpeg, stored.native_png)
-        except ShardError as error:
-            findings.append(Finding("offset", name, str(error)))
-            continue
-        except BadSample as error:
-            findings.append(Finding("decode", name, str(error)))
-            continue
-        except UserError as error:
-            if not findings:  # The shard's own size was right, so it is the storage that fails.
-                raise
-            findings.append(Finding("offset", name, str(error)))
+        except (ShardError, BadSample, UserError) as error:
+            if isinstance(error, UserError) and not findings:
+                raise  # The shard's own size was right, so it is the storage that fails.
+            kind = "decode" if isinstance(error, BadSample) else "offset"
+            findings.append(Finding(kind, name, str(error)))
             continue
         if label.shape != (record.height, record.width):
             text = f"{label.shape[1]}x{label.shape[0]} pixels, not {record.width}x{record.height}"

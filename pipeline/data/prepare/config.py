@@ -31,8 +31,7 @@ class RootsConfig:
     @property
     def given(self) -> dict[str, str]:
         """The roots that are set, by dataset."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: root for name, root in values.items() if root is not None}
+        return {name: root for name, root in vars(self).items() if root is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,15 +143,6 @@ class UnitResult:
         )
 
 
-@dataclass(frozen=True)
-class ConvertedSample:
-    """An encoded sample and the pixels of each of the 256 label ids in it."""
-
-    encoded: EncodedSample
-    id_pixels: np.ndarray
-    relabelled: tuple[int, int] = (0, 0)
-
-
 def make_units(blank: Unit, sources: tuple[Source, ...], sizes: dict[str, int]) -> list[Unit]:
     """Cuts a listing into units.
 
@@ -181,8 +172,13 @@ def fingerprint_sources(sources: Iterable[Source], sizes: dict[str, int], *conte
     return digest.hexdigest()[:16]
 
 
-def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSample:
+def convert_sample(
+    reader: Reader, source: Source, unit: Unit
+) -> tuple[EncodedSample, np.ndarray, tuple[int, int]]:
     """Reads, checks, maps, shrinks and encodes one sample.
+
+    Returns:
+        The sample, the pixels of each of the 256 label ids in it, and what `relabel` returns.
 
     Raises:
         BadSample: It cannot be used.
@@ -224,7 +220,7 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
     encoded = EncodedSample(
         source.key, jpeg, encode_label(label), meta, native_png, height=size[0], width=size[1]
     )
-    return ConvertedSample(encoded, id_pixels, relabelled)
+    return encoded, id_pixels, relabelled
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:
@@ -254,27 +250,26 @@ def convert_unit(unit: Unit) -> UnitResult:
     cv2.setNumThreads(1)  # The units are the parallelism; more threads only fight over cores.
     out = open_storage(unit.out)
     reader = _open_once(unit.dataset, unit.root, unit.own)
-    id_pixels = np.zeros(256, np.int64)
-    changed = missed = 0
+    totals, relabelled = np.zeros(256, np.int64), np.zeros(2, np.int64)
     left_out: list[LeftOut] = []
     with ShardWriter(out, unit.dataset, unit.split, unit.index) as writer:
         for source in unit.sources:
             try:
-                sample = convert_sample(reader, source, unit)
+                encoded, id_pixels, decisions = convert_sample(reader, source, unit)
             except BadSample as error:
                 left_out.append(LeftOut(source.image, str(error)))
                 continue
-            writer.write(sample.encoded)
-            id_pixels += sample.id_pixels
-            changed, missed = changed + sample.relabelled[0], missed + sample.relabelled[1]
+            writer.write(encoded)
+            totals += id_pixels
+            relabelled += decisions
         shard = writer.finish() if len(left_out) < len(unit.sources) else None
     result = UnitResult(
         unit.fingerprint,
         dataclasses.asdict(unit.settings),
         shard,
-        tuple(id_pixels[: len(unit.labelling.taxonomy.classes)].tolist()),
+        tuple(totals[: len(unit.labelling.taxonomy.classes)].tolist()),
         tuple(left_out),
-        (changed, missed),
+        (int(relabelled[0]), int(relabelled[1])),
     )
     out.write(unit.path + RECORD_SUFFIX, result.to_json().encode())
     return result

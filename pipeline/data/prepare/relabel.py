@@ -86,10 +86,6 @@ class Relabelling:
             stem = _sunrgbd_stem(source, split)
         return [] if stem is None else self.decisions.get(self._key(split, parent, stem), [])
 
-    def count(self, split: str) -> int:
-        """Decisions over the images of a split."""
-        return sum(len(found) for key, found in self.decisions.items() if key[0] == split)
-
     def add(
         self, split: str, parent: str, stem: str, segment: int, natives: tuple[int, ...], new: int
     ) -> None:
@@ -301,10 +297,10 @@ def with_decisions(listing: Listing, split: str, table: Relabelling) -> Listing:
             matched += len(found)
             source = replace(source, extra={**source.extra, DECISIONS: found})
         sources.append(source)
-    elsewhere = table.count(split) - matched
+    known = sum(len(found) for key, found in table.decisions.items() if key[0] == split)
     note = f"{split}: {matched} of MSeg's decisions are over images that are here"
-    if elsewhere:
-        note += f", {elsewhere} over others"
+    if known > matched:
+        note += f", {known - matched} over others"
     return replace(listing, sources=tuple(sources), notes=(*listing.notes, note))
 
 

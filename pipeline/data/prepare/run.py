@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 from rich import box
 from rich.table import Table
@@ -224,19 +223,12 @@ def _note_overrides(table: str, listings: dict[Split, Listing]) -> None:
 
 def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Listing]]]:
     """Each dataset's reader and its listings by split."""
-    opened: list[tuple[str, str, Callable[[], Reader]]] = [
-        (f"roots.{name}", root, partial(open_reader, name, root))
-        for name, root in config.roots.given.items()
-    ]
-    opened += [
-        (f"own.{name}.root", own.root, partial(open_own, name, own))
-        for name, own in config.own.items()
-    ]
-    for key, root, open_it in opened:
-        yield _listed(config, key, root, open_it())
+    for name, root in config.roots.given.items():
+        yield _listed(config, f"roots.{name}", root, open_reader(name, root))
+    for name, own in config.own.items():
+        yield _listed(config, f"own.{name}.root", own.root, open_own(name, own))
     for benchmark, root in config.few_shot.items():
-        splits = open_storage(config.few_shot_splits)
-        for reader in open_training(benchmark, root, splits):
+        for reader in open_training(benchmark, root, open_storage(config.few_shot_splits)):
             yield _listed(config, f"few_shot.{benchmark}", root, reader)
 
 

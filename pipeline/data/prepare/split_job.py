@@ -67,8 +67,16 @@ class SplitJob:
         self._listing = listing
         self._max_bad_fraction = config.max_bad_fraction
         self._labelling = labelling_of(config, reader, relabelling is not None)
-        relabelled = "" if relabelling is None else relabelling.fingerprint
-        self._settings = _settings(config, reader.name, self._labelling, relabelled)
+        self._settings = ConvertSettings(
+            short_side_px=config.short_side_px,
+            jpeg_quality=config.jpeg_quality,
+            samples_per_shard=config.samples_per_shard,
+            taxonomy_fingerprint=self._labelling.taxonomy.fingerprint,
+            table=config.tables.get(reader.name, reader.name),
+            lookup=self._labelling.fingerprint,
+            native=config.native,
+            relabel="" if relabelling is None else relabelling.fingerprint,
+        )
         sizes = _file_sizes(reader.root, listing)
         self._source_fingerprint = fingerprint_sources(listing.sources, sizes)
         blank = Unit(
@@ -174,12 +182,8 @@ class SplitJob:
         self.manifest = manifest
         if manifest.left_out:
             logger.warning("%s: left out %s", self.name, describe(self.left_out))
-        logger.info(
-            "%s: finished, %d images in %d shards",
-            self.name,
-            manifest.num_samples,
-            len(manifest.shards),
-        )
+        count = f"{manifest.num_samples} images in {len(manifest.shards)} shards"
+        logger.info(f"{self.name}: finished, {count}")
 
     def _relabel_notes(self, results: list[UnitResult]) -> list[str]:
         if not self._settings.relabel:
@@ -235,12 +239,8 @@ class SplitJob:
             if whole and result.fingerprint == unit.fingerprint:
                 self._results[unit.index] = result
         if self._results:
-            logger.info(
-                "%s: %d of %d shards finished by an earlier run",
-                self.name,
-                len(self._results),
-                len(self._units),
-            )
+            count = f"{len(self._results)} of {len(self._units)}"
+            logger.info(f"{self.name}: {count} shards finished by an earlier run")
 
     def _check_settings(self, where: str, found: dict[str, object]) -> None:
         wanted = dataclasses.asdict(self._settings)
@@ -276,21 +276,6 @@ def labelling_of(config: PrepareConfig, reader: Reader, relabelled: bool) -> Lab
     if config.taxonomy == "native":
         return in_native(table)
     return in_universal(table, relabelled)
-
-
-def _settings(
-    config: PrepareConfig, dataset: str, labelling: Labelling, relabelled: str
-) -> ConvertSettings:
-    return ConvertSettings(
-        short_side_px=config.short_side_px,
-        jpeg_quality=config.jpeg_quality,
-        samples_per_shard=config.samples_per_shard,
-        taxonomy_fingerprint=labelling.taxonomy.fingerprint,
-        table=config.tables.get(dataset, dataset),
-        lookup=labelling.fingerprint,
-        native=config.native,
-        relabel=relabelled,
-    )
 
 
 def _file_sizes(root: Storage, listing: Listing) -> dict[str, int]:

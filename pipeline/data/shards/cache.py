@@ -90,19 +90,16 @@ class ShardCache:
         try:
             # Opened for each read: thousands of shards would be more files than a process may hold,
             # and an open file can be read to its end even if it is thrown out meanwhile.
-            descriptor = os.open(self._copy(shard.sha256), os.O_RDONLY | os.O_CLOEXEC)
+            with self._copy(shard.sha256).open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), length, offset)
+                self._touch(shard.sha256, file.fileno())
         except FileNotFoundError:
             self._want(storage, path, shard)
             return None
         except OSError as error:
-            return self._unreadable(path, error)
-        try:
-            data = os.pread(descriptor, length, offset)
-            self._touch(shard.sha256, descriptor)
-        except OSError as error:
-            return self._unreadable(path, error)
-        finally:
-            os.close(descriptor)
+            # A failing disk of one node costs speed, not the run.
+            logger.warning("%s: the copy of %s cannot be read: %s", self.folder, path, error)
+            return None
         if len(data) == length:
             return data
         self.discard(shard)
@@ -153,10 +150,6 @@ class ShardCache:
                 return False
             time.sleep(0.01)
         return True
-
-    def _unreadable(self, path: str, error: OSError) -> None:
-        # A failing disk of one node costs speed, not the run.
-        logger.warning("%s: the copy of %s cannot be read: %s", self.folder, path, error)
 
     def _copy(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.tar"

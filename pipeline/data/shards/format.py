@@ -276,7 +276,11 @@ class ShardWriter:
         self._file.flush()
         self._file.seek(0)
         assert _sample_starts(self._file) == [(r.key, r.offset) for r in self._records]
-        records = [replace(r, crc32=_crc32(self._file, r)) for r in self._records]
+        records = []
+        for record in self._records:
+            self._file.seek(record.offset)
+            checksum = crc32(self._file.read(record.length))
+            records.append(replace(record, crc32=checksum))
         self._file.seek(0)
         sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
         size = self._file.tell()
@@ -382,11 +386,6 @@ def _check_key(key: str) -> None:
         raise ValueError(f"key {key!r}: must be without dots, spaces, backslashes, leading slash")
     if len(key.encode()) > _MAX_KEY_BYTES:
         raise ValueError(f"key {key!r}: must be at most {_MAX_KEY_BYTES} bytes long")
-
-
-def _crc32(file: BinaryIO, record: SampleRecord) -> int:
-    file.seek(record.offset)
-    return crc32(file.read(record.length))
 
 
 def _sample_starts(file: BinaryIO) -> list[tuple[str, int]]:

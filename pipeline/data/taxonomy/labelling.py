@@ -62,12 +62,12 @@ def in_native(table: str) -> Labelling:
     """Labels of a training set in its own classes."""
     no_class = _NO_CLASS.get(table, frozenset())
     kept = [
-        entry
+        (entry.native_id, entry.native_name)
         for entry in native_table(table)
         if entry.native_name not in no_class
         and not (table == "cityscapes" and entry.universal_name is None)
     ]
-    return _numbered(f"{table}-native", [(entry.native_id, entry.native_name) for entry in kept])
+    return _numbered(f"{table}-native", kept)
 
 
 def of_classes(name: str, classes: Iterable["OwnClass"], space: LabelSpace) -> Labelling:

@@ -259,16 +259,15 @@ def _packed_in(
                 if not fnmatchcase(posixpath.join(folder, name), packing.pattern):
                     continue
                 there = "/".join(part for part in (base, packing.unpacks_to) if part)
-                if packing.unpacks_to and _is_there(storage, there):
+                is_there = packing.unpacks_to and (
+                    storage.exists(there) or not storage.is_empty(there)
+                )
+                if is_there:
                     logger.info("%s/%s: is unpacked already", storage.uri, entry.path)
                 else:
                     found.append(entry.path)
                 break
     return found
-
-
-def _is_there(storage: Storage, path: str) -> bool:
-    return storage.exists(path) or not storage.is_empty(path)
 
 
 def _archive(blob: Blob) -> Archive:

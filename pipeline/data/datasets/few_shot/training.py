@@ -9,9 +9,8 @@ equal weights. Which word stands for 1 is said by the taxonomy's name in the man
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -54,11 +53,25 @@ class PairReader(Reader):
     splits: ClassVar[tuple[Split, ...]] = ("train",)
 
     def __init__(
-        self, few_shot: FewShotSet, pairs: PairsOfClass, lists: "TrainingLists | None" = None
+        self,
+        few_shot: FewShotSet,
+        pairs: PairsOfClass,
+        word: str = "",
+        listed: Sequence[Episode] = (),
+        masks: Container[str] = (),
     ) -> None:
-        """Creates a reader; a list is only needed by `listing`."""
+        """Creates a reader.
+
+        Args:
+            few_shot: The benchmark's data.
+            pairs: The class.
+            word: The class's name, which `labelling` needs.
+            listed: The training pairs of the class, which `listing` needs.
+            masks: The masks that the download has, which `listing` needs.
+        """
         self.name = pairs.dataset  # type: ignore[misc]
-        self.pairs, self._few_shot, self._lists = pairs, few_shot, lists
+        self.pairs, self._few_shot, self._word = pairs, few_shot, word
+        self._listed, self._masks = listed, masks
         super().__init__(few_shot.root)
 
     def _native_ids(self) -> Iterable[int]:
@@ -67,63 +80,26 @@ class PairReader(Reader):
     @property
     def labelling(self) -> Labelling:
         """Stored labels: 0 the others, 1 the class."""
-        assert self._lists is not None
-        name = self._lists.names[self.pairs.class_id]
-        taxonomy = Taxonomy(f"{_TAXONOMY}{name}", (OTHERS, "class"))
+        taxonomy = Taxonomy(f"{_TAXONOMY}{self._word}", (OTHERS, "class"))
         return Labelling(taxonomy, id_table({0: 0, 1: 1}).tobytes())
 
     def _listing(self, split: Split) -> Listing:
         if split != "train":
             return Listing((), ())
-        assert self._lists is not None
         sources, left_out = [], []
-        for pair in self._lists.by_class.get(self.pairs.class_id, ()):
+        for pair in self._listed:
             name = pair.image.rpartition("/")[2].rpartition(".")[0]
-            if pair.mask in self._lists.there:
+            if pair.mask in self._masks:
                 sources.append(Source(safe_key(name), pair.image, pair.mask))
             else:
                 left_out.append(LeftOut(pair.image, "is in HSNet's list, but has no mask here"))
-        sources.sort(key=lambda source: source.key)
-        return Listing(tuple(sources), tuple(left_out))
+        return Listing.of(sources, left_out)
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         episode = Episode(source.image, source.label, self.pairs.class_id)
         mask = self._few_shot.mask(data, episode)
         # In training a border is background: the reference's loss ignores nothing.
         return (mask == 1).astype(np.uint8)
-
-
-class TrainingLists:
-    """HSNet's training lists of a benchmark; read once for all of its classes.
-
-    Args:
-        few_shot: The benchmark's data.
-        splits: HSNet's `splits` folder.
-    """
-
-    def __init__(self, few_shot: FewShotSet, splits: Storage) -> None:
-        self.few_shot, self.splits = few_shot, splits
-
-    @cached_property
-    def by_class(self) -> dict[int, list[Episode]]:
-        """The pairs of each training class of any fold.
-
-        Raises:
-            UserError: A list is missing or damaged.
-        """
-        return self.few_shot.training_pairs(self.splits)
-
-    @cached_property
-    def names(self) -> dict[int, str]:
-        """The word of each class."""
-        return self.few_shot.training_names(self.splits)
-
-    @cached_property
-    def there(self) -> frozenset[str]:
-        """The masks that the download has."""
-        folders = {pair.mask.rpartition("/")[0] for p in self.by_class.values() for pair in p}
-        root = self.few_shot.root
-        return frozenset(entry.path for folder in folders for entry in root.list(folder))
 
 
 def open_training(benchmark: str, root: str, splits: Storage) -> Iterator[PairReader]:
@@ -138,12 +114,14 @@ def open_training(benchmark: str, root: str, splits: Storage) -> Iterator[PairRe
         UserError: The root or a list does not look as it should.
     """
     few_shot = open_few_shot(benchmark, root)
-    lists = TrainingLists(few_shot, splits)
-    class_ids = sorted(lists.by_class)
+    by_class, names = few_shot.training_pairs(splits), few_shot.training_names(splits)
     for note in few_shot.notes:
         logger.warning("few_shot.%s=%s: %s", benchmark, root, note)
-    for class_id in class_ids:
-        yield PairReader(few_shot, PairsOfClass(benchmark, root, class_id), lists)
+    folders = {pair.mask.rpartition("/")[0] for listed in by_class.values() for pair in listed}
+    masks = frozenset(entry.path for path in folders for entry in few_shot.root.list(path))
+    for class_id in sorted(by_class):
+        pairs = PairsOfClass(benchmark, root, class_id)
+        yield PairReader(few_shot, pairs, names[class_id], by_class[class_id], masks)
 
 
 def reopen(pairs: PairsOfClass) -> PairReader:

@@ -9,19 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from pipeline.data.datasets.held_out.readers import HELD_OUT_LAYOUTS, HeldOutReader, HeldOutSource
+from pipeline.data.datasets.held_out.readers import HELD_OUT_LAYOUTS, HeldOutReader
 from pipeline.data.taxonomy import read_tsv
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
-
-__all__ = [
-    "HELD_OUT_SETS",
-    "HeldOutClass",
-    "HeldOutReader",
-    "HeldOutSource",
-    "held_out_table",
-    "open_held_out",
-]
 
 HELD_OUT_SETS = tuple(HELD_OUT_LAYOUTS)
 """Names of the sets, in the order of MSeg's table."""
