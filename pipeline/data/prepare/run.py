@@ -98,12 +98,15 @@ def prepare(
     """
     began = time.monotonic()
     out = open_storage(config.out)
+    # Every root and table is read before the lock is taken: what is wrong with them is reported
+    # at once, even while another run writes there.
     roots = list(_open_roots(config))
     relabellings = _relabel(config, roots)
     with Lease(out, LOCK_NAME) as lease:
         jobs = _plan(config, out, roots, relabellings)
         units = [unit for job in jobs for unit in job.waiting]
         num_images = sum(len(unit.sources) for unit in units)
+        # Ray is only started for work: a finished conversion is recognised without it.
         if units:
             with _interruptible(jobs, out) as arm:
                 if start_ray is not None:

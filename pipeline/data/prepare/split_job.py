@@ -177,6 +177,7 @@ class SplitJob:
                 self._out.delete(path)
         # A begun upload whose answer got lost is begun again, and the first one stays behind.
         self._out.clean(self.name)
+        # The records go last: a run that ends before the manifest is whole needs them again.
         self._out.write(self._manifest_path, manifest.to_json().encode())
         self._delete_records(present)
         self.manifest = manifest

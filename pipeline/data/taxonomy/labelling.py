@@ -84,7 +84,7 @@ def of_classes(name: str, classes: Iterable["OwnClass"], space: LabelSpace) -> L
     """
     classes = list(classes)
     if space == "native":
-        named = [(entry.native_id, entry.name) for entry in classes if not entry.ignored]
+        named = [(entry.native_id, entry.name) for entry in classes if entry.target is not None]
         return _numbered(f"{name}-native", named)
     known = universal().classes
     extra = [e.target for e in classes if e.target is not None and e.target not in known]
@@ -105,11 +105,6 @@ class OwnClass:
     name: str
     target: str | None
     """The universal class, a new one by its own name, or None to ignore its pixels."""
-
-    @property
-    def ignored(self) -> bool:
-        """Whether its pixels are left unlabelled."""
-        return self.target is None
 
 
 def _numbered(name: str, classes: list[tuple[int, str]]) -> Labelling:
