@@ -73,13 +73,13 @@ def run(config: DemoConfig) -> "DemoReport":
     from jobs.local_s3 import local_s3
     from pipeline.demo.report import evaluate_demo
     from pipeline.progress import duration
-    from pipeline.storage.places import make_writable
+    from pipeline.storage.places import ensure_writable_dir
     from pipeline.training.driver.launch import plan_run, train
 
     began = time.perf_counter()
     out = Path(config.out).resolve()
     work = out / f"seed-{config.seed}{'-s3' if config.s3 else ''}"
-    make_writable("out", config.out, work)
+    ensure_writable_dir("out", config.out, work)
     watch = Stopwatch()
     server = local_s3(work / "s3", ("lseg",)) if config.s3 else nullcontext()
     with server:

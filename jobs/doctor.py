@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main
+from pipeline.data.datasets.base import check_split_names
 from pipeline.data.datasets.own import OwnDataset, check_own_name
 from pipeline.data.prepare.config import RootsConfig
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.data.inspect.report import Report
+    from pipeline.data.inspect.report import CheckReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,7 @@ class DoctorConfig:
         for name in self.own:
             check_own_name(name)
         if self.splits is not None:
-            from pipeline.data.inspect.roots import split_names
-
-            split_names(self.splits)
+            check_split_names(self.splits)
         if not 0 < self.sample <= 1:
             raise UserError(f"sample={self.sample}: must be above 0 and at most 1")
         if self.workers is not None and self.workers < 1:
@@ -65,7 +64,7 @@ class DoctorConfig:
             raise UserError(f"out={self.out}: is a folder; give a file such as report.json")
 
 
-def run(config: DoctorConfig) -> "list[Report]":
+def run(config: DoctorConfig) -> "list[CheckReport]":
     """Checks, prints the tables and writes the JSON."""
     from rich.console import Console
 

@@ -39,10 +39,10 @@ def run(config: ExportConfig) -> None:
     from model.checkpoint import load_checkpoint
     from model.official import export_official
     from model.open_clip_tower import load_open_clip
-    from pipeline.storage.places import make_writable
+    from pipeline.storage.places import ensure_writable_dir
 
     out = Path(config.out)
-    make_writable("out", config.out, out.parent)
+    ensure_writable_dir("out", config.out, out.parent)
     if out.is_dir():
         raise UserError(f"out={out}: is a folder: name a file in it, such as {out / 'lseg.ckpt'}")
     try:

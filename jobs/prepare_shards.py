@@ -15,10 +15,10 @@ from jobs.cli import main, start_ray
 from pipeline.data.prepare.config import PrepareConfig
 
 if TYPE_CHECKING:
-    from pipeline.data.prepare.run import Summary
+    from pipeline.data.prepare.run import PrepareSummary
 
 
-def run(config: PrepareConfig) -> "Summary":
+def run(config: PrepareConfig) -> "PrepareSummary":
     """Converts, and prints what came of it."""
     from rich.console import Console
 
@@ -26,9 +26,9 @@ def run(config: PrepareConfig) -> "Summary":
 
     summary = prepare(config, start_ray)
     Console().print(summary.table())
-    for row in summary.splits:
-        for note in row.notes:
-            print(f"{row.dataset}/{row.split}: {note}")
+    for made in summary.splits:
+        for note in made.notes:
+            print(f"{made.dataset}/{made.split}: {note}")
     print(
         f"{summary.images_converted:,} images converted in {summary.seconds:.1f} s; "
         f"shards are in {config.out}"

@@ -59,7 +59,7 @@ def run(config: PreviewConfig) -> Path:
     )
     out = Path(config.out).absolute()
     out.write_text(render_page(chapters, f"Shards in {config.shards}"), encoding="utf-8")
-    pictures = sum(len(chapter.pictures) for chapter in chapters)
+    pictures = sum(len(chapter.images) for chapter in chapters)
     print(f"{out}: {pictures} pictures, {out.stat().st_size / 2**20:.1f} MiB")
     return out
 

@@ -1,4 +1,4 @@
-"""Tells how far a long job is: one line every few seconds, with its rate and the time left."""
+"""How far a long job is: a line of log every few seconds, with the rate and the time left."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ class Progress:
     Args:
         total: Items to do.
         unit: What the items are, in the plural.
-        every_s: Seconds between two lines; the last item is always told.
+        every_s: Seconds between two lines; the last item always gets one.
     """
 
     def __init__(self, total: int, unit: str, every_s: float = 5.0) -> None:
@@ -20,32 +20,24 @@ class Progress:
         self._unit = unit
         self._every_s = every_s
         self._done = 0
-        self._began = self._told = time.monotonic()
+        self._began = self._logged = time.monotonic()
 
     def add(self, count: int, note: str = "") -> None:
         """Counts items as done.
 
         Args:
             count: How many.
-            note: Ends the line, such as what was just finished.
+            note: Ends the line, such as the name of what was just finished.
         """
         self._done += count
         now = time.monotonic()
-        if now - self._told < self._every_s and self._done < self._total:
+        if now - self._logged < self._every_s and self._done < self._total:
             return
-        self._told = now
+        self._logged = now
         rate = self._done / max(now - self._began, 1e-9)
-        minutes, seconds = divmod(round((self._total - self._done) / max(rate, 1e-9)), 60)
+        eta = duration((self._total - self._done) / max(rate, 1e-9))
         logger.info(
-            "%d/%d %s  %.1f %s/s  ETA %d:%02d  %s",
-            self._done,
-            self._total,
-            self._unit,
-            rate,
-            self._unit,
-            minutes,
-            seconds,
-            note,
+            f"{self._done}/{self._total} {self._unit}  {rate:.1f} {self._unit}/s  ETA {eta}  {note}"
         )
 
 

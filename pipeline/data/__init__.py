@@ -1,1 +1,1 @@
-"""From official downloads to uint8 batches: taxonomy, shards, and the training stream."""
+"""The way from official downloads to uint8 batches: taxonomy, shards, the training stream."""

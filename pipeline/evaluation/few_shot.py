@@ -78,7 +78,7 @@ def few_shot_plan(config: EvaluateConfig) -> ProtocolPlan:
     for fold in config.folds if few_shot.num_folds > 1 else (0,):
         episodes = few_shot.episodes(fold, config.seed)
         chosen = tuple(episodes[i] for i in evenly(len(episodes), config.max_images))
-        ids = tuple(i for i in few_shot.class_ids(fold) if any(e.class_id == i for e in episodes))
+        ids = tuple(i for i in few_shot.test_ids(fold) if any(e.class_id == i for e in episodes))
         names = few_shot.class_names()
         texts = tuple((*policy.prompts, names[i]) for i in ids)
         source = EpisodeItems(name, config.roots[name], chosen, texts, ids)

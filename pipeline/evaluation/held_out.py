@@ -4,13 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.data.datasets.held_out import (
-    HELD_OUT_SETS,
-    HeldOutReader,
-    HeldOutSource,
-    held_out_table,
-    open_held_out,
-)
+from pipeline.data.datasets.held_out import HELD_OUT_SETS, held_out_table, open_held_out
+from pipeline.data.datasets.held_out.readers import HeldOutReader, HeldOutSource
 from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
@@ -81,8 +76,8 @@ def held_out_plan(config: EvaluateConfig) -> ProtocolPlan:
         if not sources:
             raise UserError(f"roots.{name}={config.roots[name]}: holds no image with a label")
         picked = tuple(sources[i] for i in evenly(len(sources), config.max_images))
-        if len(picked) != reader.num_published:
-            notes.append(f"{name}: {len(picked)} images; published: {reader.num_published}")
+        if len(picked) != reader.layout.num_published:
+            notes.append(f"{name}: {len(picked)} images; published: {reader.layout.num_published}")
         source = HeldOutItems(name, config.roots[name], picked)
         parts.append(Part(name, source, with_policy(held_out_space(name), policy), geometry))
     if len(chosen) < len(HELD_OUT_SETS):

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.datasets import BadSample, Reader, Source, open_reader
-from pipeline.data.ingest.augment import BadSample as BadStoredSample
-from pipeline.data.ingest.augment import decode
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import Reader, Source
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode
 from pipeline.data.pixels.encode import decode_image
 from pipeline.data.shards.format import (
     Manifest,
@@ -45,7 +46,7 @@ class Item:
     """Which of the part's matrices counts it: the class of an episode."""
 
 
-BAD = (BadSample, BadStoredSample, ShardError, FileNotFoundError)
+BAD = (BadSample, ShardError, FileNotFoundError)
 """What readers raise over a single image."""
 
 
@@ -124,7 +125,7 @@ class ShardItems(ItemSource):
                     f"protocol needs: give roots.{self.dataset}, or convert with native labels"
                 )
             return Item(record.key, *decode(sample.jpeg, label))
-        except (ShardError, BadStoredSample) as error:
+        except (ShardError, BadSample) as error:
             raise UnreadableItem(f"{shard.name}, key {record.key}: {error}") from None
 
     def _places(self) -> list[tuple[ShardRecord, SampleRecord]]:
@@ -154,7 +155,7 @@ class RootItems(ItemSource):
     def read(self, connection: Reader, position: int) -> Item:
         """Decodes a file and its label."""
         source = self.chosen[position]
-        pixels = decode_image(connection.root.read(source.image)).pixels
+        pixels = decode_image(connection.root.read(source.image))
         label = connection.native_label(source)
         if label.shape != pixels.shape[:2]:
             raise UnreadableItem(f"{source.image}: image and label differ in size")

@@ -26,7 +26,7 @@ from pipeline.evaluation.record import open_run, record
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.evaluation.runner import Runner, resolve_workers
 from pipeline.storage.open import open_storage
-from pipeline.storage.places import make_writable
+from pipeline.storage.places import ensure_writable_dir
 
 logger = logging.getLogger(__name__)
 
@@ -168,5 +168,5 @@ def _local_folder(out: str) -> Path:
     if "://" in out:
         return Path(tempfile.mkdtemp(prefix="lseg-evaluation-"))
     folder = Path(out)
-    make_writable("out", out, folder)
+    ensure_writable_dir("out", out, folder)
     return folder

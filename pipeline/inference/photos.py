@@ -16,8 +16,8 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image
 
+from pipeline.data.pixels.checks import MAX_PIXELS, bad_sample_errors
 from pipeline.data.pixels.encode import decode_image
-from pipeline.data.pixels.official import MAX_PIXELS, bad_sample_errors
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 
@@ -103,7 +103,7 @@ def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         BadSample: It is none, is too large, is cut short, or does not decode.
     """
-    pixels = decode_image(data, max_pixels).pixels[:, :, ::-1]
+    pixels = decode_image(data, max_pixels)[:, :, ::-1]
     with bad_sample_errors("the image"), Image.open(io.BytesIO(data)) as header:
         # Pillow turns a TIFF itself, and would decode a PNG for a tag that it lacks.
         has_tag = header.format in ("JPEG", "MPO", "WEBP") or b"eXIf" in data[: 1 << 16]

@@ -23,7 +23,7 @@ from torch.nn import functional
 from model.lseg import LSeg
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, Views, sliding_label_ids, window_grid
-from pipeline.data.pixels.official import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.palette import NO_LABEL_COLOUR, PaletteName, label_colours
 from pipeline.errors import UserError
 from pipeline.inference.overlay import draw_photo

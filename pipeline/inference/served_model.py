@@ -33,7 +33,7 @@ from model.lseg import LSeg
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, sliding_label_ids
 from pipeline.checkpoints.resolvers import FILES
-from pipeline.data.pixels.official import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.errors import UserError
 from pipeline.inference.config import Other, PredictConfig, parse_other, sliding_of
 from pipeline.inference.photos import decode_photo

@@ -7,7 +7,7 @@ Ray workers, which connect for themselves.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +22,7 @@ class Entry:
     path: str
     """Relative to the storage's root, "/" between folders."""
     size: int
-    """In bytes."""
+    """Bytes."""
 
 
 class DamagedFile(ValueError):
@@ -45,8 +45,7 @@ class Storage(ABC):
         Raises:
             FileNotFoundError: There is no such object.
         """
-        check_path(path)
-        with self._translated(path):
+        with self._at(path):
             return self._read(path)
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
@@ -58,8 +57,7 @@ class Storage(ABC):
         """
         assert offset >= 0
         assert length >= 0
-        check_path(path)
-        with self._translated(path):
+        with self._at(path):
             data = self._read_range(path, offset, length)
         if len(data) < length:
             raise UserError(
@@ -70,8 +68,7 @@ class Storage(ABC):
 
     def write(self, path: str, data: bytes) -> None:
         """Stores an object atomically, replacing what was there."""
-        check_path(path)
-        with self._translated(path):
+        with self._at(path):
             self._write(path, data)
 
     def upload(self, path: str, local: Path | BinaryIO) -> None:
@@ -84,15 +81,13 @@ class Storage(ABC):
         Raises:
             FileNotFoundError: The local file does not exist.
         """
-        check_path(path)
-        if not isinstance(local, Path):
-            with self._translated(path):
-                self._upload(path, local)
-            return
-        if not local.is_file():
-            raise FileNotFoundError(f"{local}: there is no such file")
-        with local.open("rb") as file, self._translated(path):
-            self._upload(path, file)
+        if isinstance(local, Path):
+            if not local.is_file():
+                raise FileNotFoundError(f"{local}: there is no such file")
+            with local.open("rb") as file:
+                return self.upload(path, file)
+        with self._at(path):
+            self._upload(path, local)
 
     def create(self, path: str, data: bytes) -> bool:
         """Stores an object only if there is none; of several that try at once one succeeds.
@@ -100,8 +95,7 @@ class Storage(ABC):
         Returns:
             Whether it was stored.
         """
-        check_path(path)
-        with self._translated(path):
+        with self._at(path):
             return self._create(path, data)
 
     def replace(self, path: str, data: bytes, expected: bytes) -> bool:
@@ -110,9 +104,8 @@ class Storage(ABC):
         Returns:
             Whether it was stored.
         """
-        check_path(path)
         try:
-            with self._translated(path):
+            with self._at(path):
                 return self._replace(path, data, expected)
         except FileNotFoundError:
             return False
@@ -120,14 +113,13 @@ class Storage(ABC):
     def clean(self, prefix: str = "") -> int:
         """Removes what writers that were killed left half-written below a folder.
 
-        Only for a folder that nobody else is writing to.
+        No other process may be writing to the folder.
 
         Returns:
             How many half-written objects there were.
         """
-        prefix = check_folder(prefix)
-        with self._translated(prefix):
-            return self._clean(prefix)
+        with self._in(prefix) as folder:
+            return self._clean(folder)
 
     def exists(self, path: str) -> bool:
         """Whether there is an object (not a folder) at the path."""
@@ -143,8 +135,7 @@ class Storage(ABC):
         Raises:
             FileNotFoundError: There is no such object.
         """
-        check_path(path)
-        with self._translated(path):
+        with self._at(path):
             return self._size(path)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
@@ -152,21 +143,18 @@ class Storage(ABC):
 
         A folder that does not exist yields nothing. Half-written files are not listed.
         """
-        prefix = check_folder(prefix)
-        with self._translated(prefix):
-            yield from self._list(prefix)
+        with self._in(prefix) as folder:
+            yield from self._list(folder)
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """Returns the names of the folders directly in a folder, sorted; none if it is missing."""
-        prefix = check_folder(prefix)
-        with self._translated(prefix):
-            return tuple(sorted(self._folders(prefix)))
+        with self._in(prefix) as folder:
+            return tuple(sorted(self._folders(folder)))
 
     def files(self, prefix: str = "") -> Iterator[Entry]:
         """Yields the objects directly in a folder, in the order of their names."""
-        prefix = check_folder(prefix)
-        with self._translated(prefix):
-            yield from self._files(prefix)
+        with self._in(prefix) as folder:
+            yield from self._files(folder)
 
     def version(self, path: str) -> str:
         """A text that changes when the object is replaced by another.
@@ -174,19 +162,29 @@ class Storage(ABC):
         Raises:
             FileNotFoundError: There is no such object.
         """
-        check_path(path)
-        with self._translated(path):
+        with self._at(path):
             return self._version(path)
 
     def delete(self, path: str) -> None:
         """Removes an object; removing one that is not there is no error."""
-        check_path(path)
-        with self._translated(path):
+        with self._at(path):
             self._delete(path)
 
     def is_empty(self, prefix: str = "") -> bool:
         """Whether there is no object below a folder."""
         return next(iter(self.list(prefix)), None) is None
+
+    def _at(self, path: str) -> AbstractContextManager[None]:
+        """Checks the path of an object, and translates errors while it is worked on."""
+        check_path(path)
+        return self._translated(path)
+
+    @contextmanager
+    def _in(self, prefix: str) -> Iterator[str]:
+        """Like `_at` for a folder; yields its path without a trailing slash."""
+        folder = check_folder(prefix)
+        with self._translated(folder):
+            yield folder
 
     @abstractmethod
     def _translated(self, path: str) -> AbstractContextManager[None]:
@@ -199,18 +197,21 @@ class Storage(ABC):
     def _read_range(self, path: str, offset: int, length: int) -> bytes:
         """May return fewer bytes at the end of the object."""
 
-    @abstractmethod
-    def _write(self, path: str, data: bytes) -> None: ...
+    def _write(self, path: str, data: bytes) -> None:
+        raise self._read_only(path)
 
-    @abstractmethod
     def _upload(self, path: str, local: BinaryIO) -> None:
         """May be given a file whose position is anywhere."""
+        raise self._read_only(path)
 
     def _create(self, path: str, data: bytes) -> bool:
-        raise UserError(f"{self.uri}/{path}: this kind of storage can only be read")
+        raise self._read_only(path)
 
     def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
-        raise UserError(f"{self.uri}/{path}: this kind of storage can only be read")
+        raise self._read_only(path)
+
+    def _delete(self, path: str) -> None:
+        raise self._read_only(path)
 
     def _clean(self, prefix: str) -> int:
         return 0
@@ -230,8 +231,8 @@ class Storage(ABC):
     @abstractmethod
     def _version(self, path: str) -> str: ...
 
-    @abstractmethod
-    def _delete(self, path: str) -> None: ...
+    def _read_only(self, path: str) -> UserError:
+        return UserError(f"{self.uri}/{path}: is only read: give a folder to write into")
 
     def _missing(self, path: str) -> FileNotFoundError:
         return FileNotFoundError(f"{self.uri}/{path}: there is no such file")

@@ -1,9 +1,9 @@
 """A lock on an output that outlives no crash: one conversion at a time writes to a folder.
 
 The lock is an object in the output itself, so it holds between machines. Its holder rewrites it
-every few seconds. A lock whose process is known to be gone, or which nobody rewrote for a while as
-seen by the clock of the one who waits, is taken over; no two clocks are compared. Creating and
-replacing are conditional writes, so of several that try at once one succeeds.
+every few seconds. A lock is taken over when its process is known to be gone, or when it was not
+rewritten for a while by the clock of the process that waits; no two clocks are compared. Creating
+and replacing are conditional writes, so of several that try at once one succeeds.
 """
 
 import json
@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -25,7 +24,7 @@ from pipeline.storage.base import Storage
 logger = logging.getLogger(__name__)
 
 EXPIRES_S = 45.0
-"""A lock that is not rewritten for so long belongs to nobody any more."""
+"""Seconds without a rewrite after which another process may take the lock over."""
 BEAT_S = 5.0
 """Seconds between two rewrites."""
 
@@ -50,7 +49,7 @@ class Lease:
         path: The lock's place in it.
         expires_s: See EXPIRES_S; the same for all who share the lock.
         beat_s: See BEAT_S.
-        note: Kept in the lock for whoever finds it taken.
+        note: A text that the lock holds, for processes that find it taken.
 
     Entering raises LeaseHeld when another process holds the lock, which takes up to `beat_s` to
     find out when that is on another machine; when its holder is silent there, it takes
@@ -73,7 +72,7 @@ class Lease:
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "place": _place(),
+            "place": _host_id(),
             "started": psutil.Process().create_time(),
             "since": _clock(),
             "note": note,
@@ -92,27 +91,19 @@ class Lease:
             if found is None:  # released just now
                 continue
             holder = _parse(found)
-            if not _is_dead(holder):
+            if _lives(holder) is not False:
                 found = self._watch(found, holder)
                 if found is None:
                     continue
             if self._storage.replace(self._path, self._current, found):
-                logger.warning(
-                    "%s: took over the lock of a run that is gone (%s)",
-                    self._storage.uri,
-                    _name(holder),
-                )
+                text = f"took over the lock of a run that is gone ({_name(holder)})"
+                logger.warning(f"{self._storage.uri}: {text}")
                 break
         self._beaten_at = time.monotonic()
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         try:
@@ -148,14 +139,10 @@ class Lease:
         Raises:
             LeaseHeld: Its holder lives.
         """
-        if _is_alive(holder):
+        if _lives(holder):
             raise self._taken(holder)
-        logger.info(
-            "%s: is locked (%s); waiting up to %.0f s for a sign of life",
-            self._storage.uri,
-            _name(holder),
-            self._expires_s,
-        )
+        place = f"{self._storage.uri}: is locked ({_name(holder)})"
+        logger.info(f"{place}; waiting up to {self._expires_s:.0f} s for a sign of life")
         deadline = time.monotonic() + self._expires_s
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._beat_s / 2))
@@ -197,7 +184,7 @@ class Lease:
             self._beaten_at = time.monotonic()
 
     def _content(self) -> bytes:
-        # Whoever waits goes by the beats; the time is for people.
+        # A process that waits counts the beats; the time is for people.
         fields = self._identity | {"beat": self._beats, "until": _clock(self._expires_s)}
         return (json.dumps(fields) + "\n").encode()
 
@@ -232,8 +219,8 @@ def _clock(ahead_s: float = 0.0) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(time.time() + ahead_s))
 
 
-def _place() -> str:
-    """Names this boot of this machine and its process numbers, or "" where that cannot be known."""
+def _host_id() -> str:
+    """Identifies this boot of the machine and its PID namespace; "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
@@ -241,22 +228,13 @@ def _place() -> str:
         return ""
 
 
-def _is_here(holder: dict[str, Any]) -> bool:
-    return bool(_place()) and holder.get("place") == _place()
-
-
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether a lock's process is known to run."""
-    if not _is_here(holder):
-        return False
+def _lives(holder: dict[str, Any]) -> bool | None:
+    """Whether a lock's process runs; None if that cannot be seen from this machine."""
+    if not _host_id() or holder.get("place") != _host_id():
+        return None
     try:
         process = psutil.Process(int(holder["pid"]))
         is_same = abs(process.create_time() - float(holder["started"])) < 1.0
         return is_same and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
-
-
-def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether a lock's process is known to be gone."""
-    return _is_here(holder) and not _is_alive(holder)

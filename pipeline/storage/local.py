@@ -1,6 +1,5 @@
 """A local directory as storage."""
 
-import fcntl
 import os
 import shutil
 import uuid
@@ -8,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock
 
 from pipeline.errors import UserError
 from pipeline.storage.base import Entry, Storage
@@ -48,20 +49,20 @@ class LocalStorage(Storage):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with target.open("xb") as file:
-                file.write(data)
+                return file.write(data) == len(data)
         except FileExistsError:
             if target.is_dir():
                 raise
             return False
-        return True
 
     def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
         target = self._root / path
-        with target.open("rb") as file:
-            # Held by whoever compares and replaces; the kernel lets go of a dead one's.
-            fcntl.flock(file, fcntl.LOCK_EX)
-            is_current = os.fstat(file.fileno()).st_ino == target.stat().st_ino
-            if not is_current or file.read() != expected:
+        if target.read_bytes() != expected:
+            return False
+        # The lock is held from the comparison to the end of the write. It lies beside the object,
+        # because the write puts another file in the object's place.
+        with FileLock(target.with_name(f".{target.name}.lock{_PARTIAL}")):
+            if target.read_bytes() != expected:
                 return False
             self._write(path, data)
             return True
@@ -92,40 +93,38 @@ class LocalStorage(Storage):
         return self._walk(prefix, ())
 
     def _walk(self, folder: str, parents: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-        try:
-            status = os.stat(self._root / folder)
-            with os.scandir(self._root / folder) as scan:
-                # "/" after a folder's name: its files then sort as S3 sorts whole keys.
-                items = sorted((item.name + "/" * item.is_dir(), item.is_file()) for item in scan)
-        except (FileNotFoundError, NotADirectoryError):
+        if not (names := self._scan(folder)):
             return
+        status = os.stat(self._root / folder)
         identity = (status.st_dev, status.st_ino)
         if identity in parents:  # a symbolic link to a folder that holds it
             return
-        for name, is_file in items:
+        for name in names:
             path = f"{folder}/{name}" if folder else name
             if name.endswith("/"):
                 yield from self._walk(path.removesuffix("/"), (*parents, identity))
-            elif is_file and not (name.startswith(".") and name.endswith(_PARTIAL)):
-                yield Entry(path, os.stat(self._root / path).st_size)
+            else:
+                yield self._entry(path)
 
     def _folders(self, prefix: str) -> Iterator[str]:
-        try:
-            with os.scandir(self._root / prefix) as scan:
-                yield from (item.name for item in scan if item.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            return
+        return (name.removesuffix("/") for name in self._scan(prefix) if name.endswith("/"))
 
     def _files(self, prefix: str) -> Iterator[Entry]:
+        names = (name for name in self._scan(prefix) if not name.endswith("/"))
+        return (self._entry(f"{prefix}/{name}" if prefix else name) for name in names)
+
+    def _scan(self, folder: str) -> list[str]:
+        """The names in a folder without half-written files; none if it is missing."""
         try:
-            with os.scandir(self._root / prefix) as scan:
-                names = sorted(item.name for item in scan if item.is_file())
+            with os.scandir(self._root / folder) as scan:
+                # "/" after a folder's name: its files then sort as S3 sorts whole keys.
+                names = sorted(i.name + "/" * i.is_dir() for i in scan if i.is_dir() or i.is_file())
         except (FileNotFoundError, NotADirectoryError):
-            return
-        for name in names:
-            path = f"{prefix}/{name}" if prefix else name
-            if not (name.startswith(".") and name.endswith(_PARTIAL)):
-                yield Entry(path, os.stat(self._root / path).st_size)
+            return []
+        return [n for n in names if not (n.startswith(".") and n.endswith(_PARTIAL))]
+
+    def _entry(self, path: str) -> Entry:
+        return Entry(path, os.stat(self._root / path).st_size)
 
     def _version(self, path: str) -> str:
         status = os.stat(self._root / path)

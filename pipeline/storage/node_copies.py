@@ -6,7 +6,6 @@ this user alone, and are kept for later runs; one that was not used for a week i
 next one is made.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,8 +13,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from pipeline.errors import UserError
 
@@ -38,7 +38,7 @@ def spooled(key: str, what: str, chunks: Iterator[bytes], expected_bytes: int = 
         expected_bytes: The size, or what is known of it, to refuse at once what cannot fit.
 
     Raises:
-        UserError: The disk is too small, or the folder is somebody else's. Whatever `chunks`
+        UserError: The disk is too small, or the folder belongs to another user. Whatever `chunks`
             raises passes through, and nothing is kept then.
     """
     folder = _folder()
@@ -65,7 +65,7 @@ def _folder() -> Path:
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
         raise UserError(
-            f"{folder}: must be a folder of this user that nobody else may enter: delete it, or "
+            f"{folder}: must be a folder that this user alone may enter: delete it, or "
             "set TMPDIR to another place"
         )
     return folder
@@ -79,15 +79,13 @@ def _touched(path: Path) -> bool:
     return True
 
 
-@contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that reads %s", what)
-            fcntl.flock(file, fcntl.LOCK_EX)  # The kernel frees it should that process die.
-        yield
+def _locked(path: Path, what: str) -> AcquireReturnProxy:
+    lock = FileLock(path)
+    try:
+        return lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("waiting for another process that reads %s", what)
+        return lock.acquire()  # The kernel frees it should that process die.
 
 
 def _write(path: Path, chunks: Iterator[bytes], what: str) -> None:

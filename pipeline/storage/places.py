@@ -1,4 +1,4 @@
-"""Local folders that settings name: made absolute, and made."""
+"""Local folders that settings name: absolute paths, and folders that can be written to."""
 
 import os
 import re
@@ -7,16 +7,16 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 
-def absolute_place(key: str, uri: str) -> str:
-    """A local path made absolute: the working folder of a Ray worker is another.
+def resolve_location(key: str, uri: str) -> str:
+    """Makes a local path absolute, because Ray workers run in other working folders.
 
     Args:
-        key: Of the setting.
-        uri: Its value; what is no local path stays as it is.
+        key: The setting's name.
+        uri: The setting's value; an address that is no local path stays as it is.
 
     Raises:
-        UserError: It is relative to a working folder that Ray uploaded for a job: what is written
-            there is lost, and what is not in the upload is not there. Or it is no place at all.
+        UserError: The path is relative to a working folder that Ray uploaded for a job: what is
+            written there is lost, and what is not in the upload is missing. Or it is no address.
     """
     if "://" in uri:
         return uri
@@ -36,36 +36,35 @@ def absolute_place(key: str, uri: str) -> str:
     return str(path.resolve())
 
 
-def bookkeeping_folder(key: str, given: str, storage: str) -> Path:
-    """Where this machine keeps what goes with a storage: metrics that wait, a sqlite MLflow.
+def local_state_dir(key: str, given: str, storage: str) -> Path:
+    """The local folder for state that goes with a storage: unsent metrics, a sqlite MLflow.
 
     Args:
-        key: Of the setting of the storage.
-        given: Its value as the user wrote it.
+        key: The name of the storage's setting.
+        given: The setting's value as the user wrote it.
         storage: The same, absolute: a local folder, which is the answer, or a URI.
 
     Raises:
         UserError: The folder cannot be made or written to.
     """
     if "://" not in storage:
-        make_writable(key, given, Path(storage))
+        ensure_writable_dir(key, given, Path(storage))
         return Path(storage)
     home = os.environ.get("HOME", "")
     try:
         folder = Path.home() / ".lseg"
     except RuntimeError as error:
-        raise UserError(
-            f"HOME={home}: {error}: set it to a folder that can be written to"
-        ) from None
-    make_writable("HOME", home, folder)
+        text = f"HOME={home}: {error}: set it to a folder that can be written to"
+        raise UserError(text) from None
+    ensure_writable_dir("HOME", home, folder)
     return folder
 
 
-def make_writable(key: str, given: str, folder: Path) -> None:
-    """Makes a folder of this machine for a setting.
+def ensure_writable_dir(key: str, given: str, folder: Path) -> None:
+    """Creates a local folder for a setting unless it exists.
 
     Raises:
-        UserError: It cannot be made or written to.
+        UserError: The folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Asking again while something fails that will recover: an object store, a full disk."""
+"""Retrying what fails for a while and then recovers: an object store, a full disk."""
 
 import logging
 import time
@@ -12,21 +12,21 @@ T = TypeVar("T")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 
 
-def patiently(work: Callable[[], T], patience_s: float, failing: str, succeeded: str = "") -> T:
-    """Calls `work` until it succeeds, with growing pauses; on the calling thread.
+def retry(call: Callable[[], T], timeout_s: float, failing: str, succeeded: str = "") -> T:
+    """Retries a call with growing pauses until `timeout_s`, on the calling thread.
 
     Args:
-        work: What may fail with any exception.
-        patience_s: After which the last exception is raised.
+        call: May fail with any exception.
+        timeout_s: Seconds after which the last exception is raised.
         failing: What the log says before "again in ... s".
-        succeeded: What it says when it worked after all; nothing if empty.
+        succeeded: What the log says when it worked after all; nothing if empty.
     """
     began, pause = time.monotonic(), _FIRST_PAUSE_S
     while True:
         try:
-            result = work()
+            result = call()
         except Exception as error:
-            if time.monotonic() - began + pause > patience_s:
+            if time.monotonic() - began + pause > timeout_s:
                 raise
             logger.warning("%s, again in %.0f s: %s", failing, pause, error)
             time.sleep(pause)

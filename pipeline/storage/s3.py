@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from boto3.exceptions import S3UploadFailedError
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
 _FIRST_TIMEOUT_S = 8
-"""Of the first request of a process, in place of the above: it is small, and a user waits."""
+"""The read timeout of a process's first request, which is small, while a user waits."""
 _ATTEMPTS = 10
 """Tries of one request, with growing pauses of up to 20 s: a minute or two of outage in all."""
 _UPLOADS = 4
@@ -61,23 +62,20 @@ class S3Storage(Storage):
         return {**self.__dict__, "_connected": None}
 
     def _read(self, path: str) -> bytes:
-        return self._get(path)
+        return self._get(path)[0]
 
     def _read_range(self, path: str, offset: int, length: int) -> bytes:
         if length == 0:  # HTTP has no empty range
             self._size(path)  # raises when there is no such object
             return b""
         try:
-            return self._get(path, Range=f"bytes={offset}-{offset + length - 1}")
+            return self._get(path, Range=f"bytes={offset}-{offset + length - 1}")[0]
         except aws.ClientError as error:
             if _code(error) in ("InvalidRange", "416"):  # it begins after the object's end
                 return b""
             raise
 
-    def _get(self, path: str, **range_: str) -> bytes:
-        return self._get_tagged(path, **range_)[0]
-
-    def _get_tagged(self, path: str, **range_: str) -> tuple[bytes, str]:
+    def _get(self, path: str, **range_: str) -> tuple[bytes, str]:
         """Reads an object and its ETag. botocore retries requests, but not a body that breaks off.
 
         Nor does it notice one that ends early when the server did not announce its length.
@@ -110,7 +108,7 @@ class S3Storage(Storage):
         return self._put_if(path, data, IfNoneMatch="*")
 
     def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
-        found, etag = self._get_tagged(path)
+        found, etag = self._get(path)
         return found == expected and self._put_if(path, data, IfMatch=etag)
 
     def _put_if(self, path: str, data: bytes, **condition: str) -> bool:
@@ -121,7 +119,7 @@ class S3Storage(Storage):
             if code in ("NoSuchKey", "404"):
                 return False
             if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
-                # Also what a repeated request is told when only the first one's answer got lost.
+                # The store says so too when only the answer to the first request got lost.
                 return self._holds(path, data)
             if code not in _NOT_OFFERED:
                 raise
@@ -134,7 +132,7 @@ class S3Storage(Storage):
     def _holds(self, path: str, data: bytes | None) -> bool:
         """Whether an object holds these bytes; None takes any."""
         try:
-            found = self._get(path)
+            found, _ = self._get(path)
         except aws.ClientError as error:
             if _code(error) in ("NoSuchKey", "404"):
                 return False
@@ -146,10 +144,11 @@ class S3Storage(Storage):
         for attempt in range(_UPLOADS):
             local.seek(0)
             try:
-                # boto3 would close the file; it aborts the upload's parts when one fails.
-                self._client.upload_fileobj(
-                    _Unclosed(local), self._bucket, self._root + path, Config=_TRANSFER
-                )
+                # boto3 would close the caller's file; it aborts the upload's parts when one fails.
+                unclosed: Any = SimpleNamespace(read=local.read, seek=local.seek, tell=local.tell)
+                unclosed.close = lambda: None
+                key = self._root + path
+                self._client.upload_fileobj(unclosed, self._bucket, key, Config=_TRANSFER)
                 if self._size(path) == size:
                     return
                 problem: object = "its size is wrong"
@@ -189,30 +188,31 @@ class S3Storage(Storage):
         return count
 
     def _size(self, path: str) -> int:
-        head = self._client.head_object(Bucket=self._bucket, Key=self._root + path)
-        return head["ContentLength"]
+        return self._head(path)["ContentLength"]
 
     def _list(self, prefix: str) -> Iterator[Entry]:
-        for page in self._pages(self._folder_key(prefix)):
+        return self._entries(prefix)
+
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        return self._entries(prefix, Delimiter="/")
+
+    def _entries(self, prefix: str, **options: str) -> Iterator[Entry]:
+        for page in self._pages(prefix, **options):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # some tools mark folders by empty objects
                     yield Entry(item["Key"].removeprefix(self._root), item["Size"])
 
     def _folders(self, prefix: str) -> Iterator[str]:
-        folder = self._folder_key(prefix)
-        for page in self._pages(folder, Delimiter="/"):
+        for page in self._pages(prefix, Delimiter="/"):
             for item in page.get("CommonPrefixes", ()):
-                yield item["Prefix"].removeprefix(folder).removesuffix("/")
-
-    def _files(self, prefix: str) -> Iterator[Entry]:
-        for page in self._pages(self._folder_key(prefix), Delimiter="/"):
-            for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):
-                    yield Entry(item["Key"].removeprefix(self._root), item["Size"])
+                yield item["Prefix"].removeprefix(self._folder_key(prefix)).removesuffix("/")
 
     def _version(self, path: str) -> str:
-        head = self._client.head_object(Bucket=self._bucket, Key=self._root + path)
+        head = self._head(path)
         return f"{head['ContentLength']}-{head.get('ETag', '')}"
+
+    def _head(self, path: str) -> dict[str, Any]:
+        return self._client.head_object(Bucket=self._bucket, Key=self._root + path)
 
     def _delete(self, path: str) -> None:
         self._client.delete_object(Bucket=self._bucket, Key=self._root + path)
@@ -222,7 +222,8 @@ class S3Storage(Storage):
 
     def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
         paginator = self._client.get_paginator("list_objects_v2")
-        return paginator.paginate(Bucket=self._bucket, Prefix=prefix, **options)
+        where = {"Bucket": self._bucket, "Prefix": self._folder_key(prefix)}
+        return paginator.paginate(**where, **options)
 
     @property
     def _client(self) -> Any:
@@ -234,14 +235,14 @@ class S3Storage(Storage):
 
     def _connect(self) -> Any:
         session = Session()
-        # Two attempts tell in seconds that nobody answers. The many that a long job needs to live
-        # through a busy server would keep a user waiting who has mistyped an address.
+        # With two attempts, an address without a server is reported in seconds. The many that a
+        # long job needs on a busy server would keep a user waiting who has mistyped the address.
         try:
             first = _new_client(session, attempts=2, read_timeout_s=_FIRST_TIMEOUT_S)
             first.head_bucket(Bucket=self._bucket)
         except aws.ClientError as error:
-            # HEAD has no body: 404 is all that a missing bucket says. A refusal may be for HEAD
-            # alone, so it is left to the request itself.
+            # HEAD has no body, so 404 alone means a missing bucket. A refusal may be for HEAD only,
+            # so it is left to the request itself.
             if _code(error) in ("404", "NoSuchBucket"):
                 raise self._no_bucket() from error
         return _new_client(session, attempts=_ATTEMPTS)
@@ -293,16 +294,6 @@ class S3Storage(Storage):
             f"{self.uri}/{path}: {_endpoint()} answers {error.operation_name} with {code}: the "
             f"credentials must allow it; check the environment variables {_VARIABLES}"
         )
-
-
-class _Unclosed:
-    """A file that its reader cannot close."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
-
-    def close(self) -> None:
-        """Does nothing: the file is the caller's, who may need it again."""
 
 
 def _code(error: aws.ClientError) -> str:

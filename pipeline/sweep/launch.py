@@ -14,7 +14,7 @@ from typing import get_args
 from pipeline.errors import UserError
 from pipeline.storage.lease import Lease
 from pipeline.storage.open import open_storage
-from pipeline.storage.places import absolute_place, bookkeeping_folder
+from pipeline.storage.places import local_state_dir, resolve_location
 from pipeline.sweep import results
 from pipeline.sweep.comparison import Comparison, Judged, compare
 from pipeline.sweep.config import SweepConfig
@@ -171,7 +171,7 @@ def _check_evaluation(build: Builders, training: TrainMixConfig) -> None:
 
 
 def _tracker(config: SweepConfig, root: str) -> Tracker:
-    folder = bookkeeping_folder("storage", root, root)
+    folder = local_state_dir("storage", root, root)
     params = {"sweep": {k: v for k, v in asdict(config).items() if k != "tracking"}}
     return Tracker.start(
         config.tracking,
@@ -247,6 +247,6 @@ def absolute(config: SweepConfig) -> SweepConfig:
         UserError: `storage` is relative to a working folder that Ray uploaded for a job, or cannot
             be written to.
     """
-    storage = absolute_place("storage", config.storage)
-    folder = bookkeeping_folder("storage", config.storage, storage)
+    storage = resolve_location("storage", config.storage)
+    folder = local_state_dir("storage", config.storage, storage)
     return replace(config, storage=storage, tracking=config.tracking.resolved(folder))

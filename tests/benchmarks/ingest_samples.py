@@ -50,7 +50,8 @@ def write_samples(folder: Path, streaming_python: str) -> tuple[int, float, floa
             for index in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
                 jpeg, png, height, width = pictures[index % NUM_DISTINCT]
                 meta = {"index": index}
-                writer.write(EncodedSample(f"{index:06d}", jpeg, png, meta, height, width))
+                size = {"height": height, "width": width}
+                writer.write(EncodedSample(f"{index:06d}", jpeg, png, meta, **size))
             shards.append(writer.finish())
     known = universal()
     place = (FORMAT_VERSION, "bench", "train", known.name, known.fingerprint, "", {})

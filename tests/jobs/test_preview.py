@@ -99,14 +99,11 @@ def test_nothing_is_loaded_from_anywhere(shards):
 def test_names_cannot_become_markup(shards):
     evil = "<img src=x onerror=alert(1)>\"'&"
     (chapter,) = load_chapters(str(shards), ("cityscapes",), ("val",), 1, 64, 0)
-    picture = replace(chapter.pictures[0], key=evil, source=evil)
-    manifest = replace(
-        chapter.manifest, dataset=evil, split=evil, left_out=((evil, evil), (evil, evil))
-    )
-    names = tuple(f"{evil}{i}" for i in range(len(chapter.names)))
-    text = render_page(
-        [replace(chapter, manifest=manifest, names=names, pictures=(picture,))], evil
-    )
+    image = replace(chapter.images[0], key=evil, source=evil)
+    names = tuple(f"{evil}{i}" for i in range(len(chapter.manifest.class_names)))
+    left_out = ((evil, evil), (evil, evil))
+    manifest = replace(chapter.manifest, dataset=evil, split=evil, classes=names, left_out=left_out)
+    text = render_page([replace(chapter, manifest=manifest, images=(image,))], evil)
     page = Page(text)
     assert len(page.all("img")) == 1
     assert page.all("img")[0]["alt"] == evil
@@ -117,7 +114,7 @@ def test_names_cannot_become_markup(shards):
 def test_rare_classes_are_chosen(shards):
     (chapter,) = load_chapters(str(shards), ("cityscapes",), ("train",), 2, 64, 1)
     building = universal().id_of("building")
-    assert any(building in picture.classes for picture in chapter.pictures)
+    assert any(building in image.classes for image in chapter.images)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 256), (1, 257), (3, 1000), (40, 50)])

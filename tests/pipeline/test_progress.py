@@ -16,8 +16,8 @@ def test_rate_and_remaining_time_follow_the_clock(caplog, monkeypatch):
     told = [re.sub(" +", " ", record.getMessage()) for record in caplog.records]
     # Nothing is told within 5 s of the last line, except the end.
     assert told == [
-        "100/1000 images 10.0 images/s ETA 1:30 x.tar",
-        "1000/1000 images 20.0 images/s ETA 0:00 x.tar",
+        "100/1000 images 10.0 images/s ETA 1m30s x.tar",
+        "1000/1000 images 20.0 images/s ETA 0s x.tar",
     ]
 
 

@@ -5,32 +5,19 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from pipeline.data.datasets.ade20k import ADE20K
-from pipeline.data.datasets.base import SPLITS, LeftOut, Listing, Reader, Source, Split
+from pipeline.data.datasets.base import Reader
 from pipeline.data.datasets.bdd100k import BDD100K
 from pipeline.data.datasets.cityscapes import Cityscapes
 from pipeline.data.datasets.coco_panoptic import COCOPanoptic
 from pipeline.data.datasets.idd import IDD
 from pipeline.data.datasets.mapillary import Mapillary
 from pipeline.data.datasets.sunrgbd import SUNRGBD
-from pipeline.data.pixels.official import BadSample
 from pipeline.data.taxonomy import require_dataset
 from pipeline.errors import UserError
 from pipeline.storage.archives.archive import SUFFIXES
 from pipeline.storage.archives.packed import PackedStorage, open_packed
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-
-__all__ = [
-    "READERS",
-    "SPLITS",
-    "BadSample",
-    "LeftOut",
-    "Listing",
-    "Reader",
-    "Source",
-    "Split",
-    "open_reader",
-]
 
 READERS: dict[str, type[Reader]] = {
     reader.name: reader

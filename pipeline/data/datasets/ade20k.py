@@ -10,26 +10,11 @@ from collections.abc import Collection
 from typing import ClassVar
 
 import cv2
-import numpy as np
 
-from pipeline.data.datasets.base import (
-    Listing,
-    Masks,
-    Reader,
-    Source,
-    Split,
-    has_folders,
-    pair,
-    safe_key,
-)
-from pipeline.data.pixels.official import (
-    BadSample,
-    bad_sample_errors,
-    decode_index_png,
-    decode_rgb_png,
-)
+from pipeline.data.datasets.base import Listing, Masks, Reader, Source, Split, pair, safe_key
+from pipeline.data.pixels.checks import BadSample, bad_sample_errors
+from pipeline.data.pixels.official import decode_rgb_png
 from pipeline.storage.archives.packed import Packing
-from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
 _FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
@@ -43,25 +28,18 @@ class ADE20K(Reader):
     inner_folders: ClassVar = ("images", "annotations")
     packings: ClassVar = (Packing("ADEChallengeData2016*.zip", "ADEChallengeData2016", whole=True),)
     published: ClassVar = {"train": 20_210, "val": 2_000}
+    needs = ("images", "annotations")
+    needs_one_of = ("annotations/training", "annotations/validation")
 
-    @classmethod
-    def recognises(cls, root: Storage, base: str = "") -> bool:
-        """Whether a folder looks like this dataset's; costs a few requests."""
-        return has_folders(root, base, "images", "annotations") and any(
-            has_folders(root, base, f"annotations/{folder}") for folder in _FOLDERS.values()
-        )
-
-    def listing(self, split: Split) -> Listing:
-        """Pairs the images and labels of a split; see `Reader.listing`."""
+    def _listing(self, split: Split) -> Listing:
         images = self._files(f"images/{_FOLDERS[split]}", ".jpg")
         labels = self._files(f"annotations/{_FOLDERS[split]}", ".png")
         # The official names never differ by case alone.
-        keys = {name: safe_key(name.lower()) for name in images}
-        return self._complete(split, pair(images, labels, keys))
+        return pair(images, labels, lambda name: safe_key(name.lower()))
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
         """Pixels by blue value in the full release's `*_seg.png`; see `Reader.segment_masks`."""
-        size = self._decode(self._read(source.label), source).shape
+        size = self._decode(self._read_segments(source.label), source).shape
         place = source.extra["full_release"]
         with bad_sample_errors(place):
             root, _, name = place.rpartition("/")
@@ -73,6 +51,3 @@ class ADE20K(Reader):
         # The challenge shrank the images of the release, whose labels this follows.
         blue = cv2.resize(blue, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return {number: blue == number for number in segments}
-
-    def _decode(self, data: bytes, source: Source) -> np.ndarray:
-        return decode_index_png(data, source.label, ("L", "P"), self.max_pixels)

@@ -8,15 +8,17 @@ table in `pipeline/data/taxonomy/`, and register it in this package's `__init__.
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.official import MAX_PIXELS, BadSample
-from pipeline.data.taxonomy import IGNORE, native_table
+from pipeline.data.pixels.checks import MAX_PIXELS, BadSample
+from pipeline.data.pixels.official import decode_index_png
+from pipeline.data.taxonomy import IGNORE, id_table, native_table
+from pipeline.errors import UserError, did_you_mean
 from pipeline.storage.archives.packed import PackedStorage, Packing
 from pipeline.storage.base import DamagedFile, Storage
 
@@ -56,7 +58,7 @@ class LeftOut:
     """A file that became no sample."""
 
     name: str
-    """Path, relative to the reader's root."""
+    """Path of the file, relative to the reader's root."""
     reason: str
 
 
@@ -65,11 +67,22 @@ class Listing:
     """All that a split of a dataset holds."""
 
     sources: tuple[Source, ...]
-    """Sorted by key."""
+    """The samples, sorted by key."""
     left_out: tuple[LeftOut, ...]
     """Images without a label, labels without an image, and names that clash; sorted by name."""
     notes: tuple[str, ...] = ()
     """What the user should know of the download as a whole, such as missing samples."""
+
+    @classmethod
+    def of(cls, sources: Iterable[Source], left_out: Iterable[LeftOut]) -> "Listing":
+        """Sorts sources by key; of several with the same key the first one counts."""
+        by_key: dict[str, Source] = {}
+        left_out = list(left_out)
+        for source in sources:
+            if (first := by_key.setdefault(source.key, source)) is not source:
+                left_out.append(LeftOut(source.image, f"its key is that of {first.image}"))
+        left_out.sort(key=lambda item: item.name)
+        return cls(tuple(by_key[key] for key in sorted(by_key)), tuple(left_out))
 
 
 class Reader(ABC):
@@ -89,6 +102,12 @@ class Reader(ABC):
     """Splits that the dataset has."""
     parts: ClassVar[frozenset[str]] = frozenset()
     """Names of root folders that are parts of one dataset and may lie side by side."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Folders that a root must hold to be recognised."""
+    needs_one_of: ClassVar[tuple[str, ...]] = ()
+    """Folders of which a root must hold at least one to be recognised."""
+    label_modes: ClassVar[tuple[str, ...]] = ("L", "P")
+    """The Pillow modes of the label PNGs: grey, or palette indices."""
 
     def __init__(
         self,
@@ -109,14 +128,18 @@ class Reader(ABC):
         self.base = base
         self.more_bases = more_bases
         self.max_pixels = max_pixels
-        native_ids = [native.native_id for native in native_table(self.name)]
-        self._native = np.full(256, IGNORE, dtype=np.uint8)
-        self._native[native_ids] = native_ids
+        self._native = id_table({native_id: native_id for native_id in self._native_ids()})
+
+    def _native_ids(self) -> Iterable[int]:
+        return (native.native_id for native in native_table(self.name))
 
     @classmethod
-    @abstractmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
         """Whether a folder looks like this dataset's; costs a few requests."""
+        if not cls.needs_one_of:
+            return bool(cls.needs) and has_folders(root, base, *cls.needs)
+        some = any(has_folders(root, base, folder) for folder in cls.needs_one_of)
+        return some and has_folders(root, base, *cls.needs)
 
     def known_ids(self) -> np.ndarray:
         """(256,) bool: the ids that labels may hold, IGNORE among them."""
@@ -125,10 +148,9 @@ class Reader(ABC):
         return known
 
     def keep_unknown_ids(self) -> None:
-        """Makes `native_label` return ids outside the table as they are, for who checks them."""
+        """Makes `native_label` return ids outside the table as they are, for checks of them."""
         self._native = np.arange(256, dtype=np.uint8)
 
-    @abstractmethod
     def listing(self, split: Split) -> Listing:
         """Pairs the images and labels of a split.
 
@@ -137,6 +159,11 @@ class Reader(ABC):
         Raises:
             UserError: An index file that the split needs is missing or damaged.
         """
+        return self._complete(split, self._listing(split))
+
+    @abstractmethod
+    def _listing(self, split: Split) -> Listing:
+        """Pairs the images and labels of a split as they lie in the dataset's folders."""
 
     def published_count(self, split: Split) -> int | None:
         """How many samples the authors count in a split of this download, if that is known."""
@@ -151,13 +178,8 @@ class Reader(ABC):
         Raises:
             BadSample: The file is missing, damaged, or not encoded as this dataset's labels are.
         """
-        try:
-            data = self.root.read(source.label)
-        except FileNotFoundError as error:
-            raise BadSample(f"{source.label}: was there when the folder was listed") from error
-        except DamagedFile as error:
-            raise BadSample(str(error)) from error
-        return self._known(self._decode(data, source), source.label)
+        gone = f"{source.label}: was there when the folder was listed"
+        return self._known(self._decode(self.read(source.label, gone), source), source.label)
 
     def _known(self, ids: np.ndarray, path: str) -> np.ndarray:
         """Refuses ids that the dataset's table does not list.
@@ -189,22 +211,29 @@ class Reader(ABC):
         """
         return None
 
-    def _read(self, path: str) -> bytes:
-        """Reads a file that belongs to a label.
+    def read(self, path: str, missing: str) -> bytes:
+        """Reads a file of a sample.
+
+        Args:
+            path: The file, relative to the root.
+            missing: What the error says when there is no such file.
 
         Raises:
-            BadSample: It is missing or damaged.
+            BadSample: The file is missing or damaged.
         """
         try:
             return self.root.read(path)
         except FileNotFoundError as error:
-            raise BadSample(f"{path}: must be there for the relabelling") from error
+            raise BadSample(missing) from error
         except DamagedFile as error:
             raise BadSample(str(error)) from error
 
-    @abstractmethod
+    def _read_segments(self, path: str) -> bytes:
+        return self.read(path, f"{path}: must be there for the relabelling")
+
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         """Decodes a label file's bytes to (H, W) uint8; values outside the table may remain."""
+        return decode_index_png(data, source.label, self.label_modes, self.max_pixels)
 
     def _complete(self, split: Split, listing: Listing) -> Listing:
         """Adds to a listing what the archives withhold, and how it differs from the published."""
@@ -224,11 +253,8 @@ class Reader(ABC):
                 f"{split}: {listed} samples with image and label, {published} published: "
                 + (less if listed < published else f"{listed - published} too many")
             )
-        return Listing(
-            listing.sources,
-            tuple(sorted((*listing.left_out, *left_out), key=lambda item: item.name)),
-            (*listing.notes, *notes),
-        )
+        left_out = sorted((*listing.left_out, *left_out), key=lambda item: item.name)
+        return Listing(listing.sources, tuple(left_out), (*listing.notes, *notes))
 
     def _path(self, *parts: str) -> str:
         """A path below the dataset's own folder, relative to the storage's root."""
@@ -265,7 +291,7 @@ class Reader(ABC):
 def pair(
     images: Mapping[str, str],
     labels: Mapping[str, str],
-    keys: Mapping[str, str],
+    key: Callable[[str], str],
     extras: Mapping[str, dict[str, Any]] | None = None,
 ) -> Listing:
     """Pairs images and labels that have the same name.
@@ -273,19 +299,20 @@ def pair(
     Args:
         images: name -> path.
         labels: name -> path.
-        keys: name -> WebDataset key, for every name that has both.
-        extras: name -> `Source.extra`, where there is any.
+        key: Makes a WebDataset key of a name; see `safe_key`.
+        extras: name -> `Source.extra` from the dataset's JSON, which must name every label; None
+            where labels need none.
     """
-    left_out = [LeftOut(images[name], "no label") for name in images.keys() - labels.keys()]
-    left_out += [LeftOut(labels[name], "no image") for name in labels.keys() - images.keys()]
-    sources: dict[str, Source] = {}
-    for name in sorted(images.keys() & labels.keys()):
-        source = Source(keys[name], images[name], labels[name], (extras or {}).get(name, {}))
-        if (first := sources.setdefault(source.key, source)) is not source:
-            left_out.append(LeftOut(source.image, f"its key is that of {first.image}"))
-    return Listing(
-        tuple(sources[key] for key in sorted(sources)),
-        tuple(sorted(left_out, key=lambda item: item.name)),
+    known = labels.keys() if extras is None else labels.keys() & extras.keys()
+    left_out = [LeftOut(labels[name], "no entry in the JSON") for name in labels.keys() - known]
+    left_out += [LeftOut(images[name], "no label") for name in images.keys() - known]
+    left_out += [LeftOut(labels[name], "no image") for name in known - images.keys()]
+    return Listing.of(
+        (
+            Source(key(name), images[name], labels[name], (extras or {}).get(name, {}))
+            for name in sorted(images.keys() & known)
+        ),
+        left_out,
     )
 
 
@@ -311,16 +338,23 @@ def _is_of_other_split(name: str, split: Split) -> bool:
     return any(folders & {*names} for other, names in _SPLIT_FOLDERS.items() if other != split)
 
 
+def check_split_names(splits: Iterable[str]) -> None:
+    """Checks the setting `splits`.
+
+    Raises:
+        UserError: A name is not that of a split.
+    """
+    for split in splits:
+        if split not in SPLITS:
+            raise UserError(
+                f"splits={split!r}: must be among {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}"
+            )
+
+
 def has_folders(root: Storage, base: str, *folders: str) -> bool:
     """Whether every one of some folders, such as "images/10k", is in a folder of a storage."""
-    return all(_has_folder(root, f"{base}/{folder}".strip("/")) for folder in folders)
-
-
-def _has_folder(root: Storage, path: str) -> bool:
-    parent, _, name = path.rpartition("/")
-    return name in root.folders(parent)
-
-
-def first_files(root: Storage, folder: str, count: int) -> list[str]:
-    """Returns the paths of the first few files below a folder."""
-    return [entry.path for entry, _ in zip(root.list(folder), range(count), strict=False)]
+    for folder in folders:
+        parent, _, name = f"{base}/{folder}".strip("/").rpartition("/")
+        if name not in root.folders(parent):
+            return False
+    return True

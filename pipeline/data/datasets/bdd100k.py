@@ -44,8 +44,7 @@ class BDD100K(Reader):
         """Whether a folder looks like this dataset's; costs a few requests."""
         return _is_2021(root, base) or _is_2018(root, base)
 
-    def listing(self, split: Split) -> Listing:
-        """Pairs the images and labels of a split; see `Reader.listing`."""
+    def _listing(self, split: Split) -> Listing:
         if _is_2021(self.root, self.base):
             images = self._files(f"images/10k/{split}", ".jpg")
             colormaps = self._files(f"{_COLORMAPS}/{split}", ".png")
@@ -53,8 +52,7 @@ class BDD100K(Reader):
         else:
             images = self._files(f"seg/images/{split}", ".jpg")
             labels = self._files(f"seg/labels/{split}", "_train_id.png")
-        keys = {name: safe_key(name) for name in images}
-        return self._complete(split, pair(images, labels, keys))
+        return pair(images, labels, safe_key)
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         # A grey colormap holds the brightness of the colours: no ids can be read from it.

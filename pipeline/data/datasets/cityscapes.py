@@ -11,20 +11,8 @@ import re
 from collections.abc import Collection
 from typing import ClassVar
 
-import numpy as np
-
-from pipeline.data.datasets.base import (
-    Listing,
-    Masks,
-    Reader,
-    Source,
-    Split,
-    first_files,
-    pair,
-    safe_key,
-)
-from pipeline.data.datasets.polygons import polygon_masks
-from pipeline.data.pixels.official import decode_index_png
+from pipeline.data.datasets.base import Listing, Masks, Reader, Source, Split, pair, safe_key
+from pipeline.data.datasets.polygons import first_names, polygon_masks
 from pipeline.storage.archives.packed import Packing
 from pipeline.storage.base import Storage
 
@@ -47,21 +35,15 @@ class Cityscapes(Reader):
     def recognises(cls, root: Storage, base: str = "") -> bool:
         """Whether a folder looks like this dataset's; costs a few requests."""
         # IDD has the same folders, with other names in them.
-        paths = first_files(root, f"{base}/gtFine".strip("/"), 20)
-        return any(_LABEL_FILE.fullmatch(path.rpartition("/")[2]) for path in paths)
+        return any(_LABEL_FILE.fullmatch(name) for name in first_names(root, base))
 
-    def listing(self, split: Split) -> Listing:
-        """Pairs the images and labels of a split; see `Reader.listing`."""
+    def _listing(self, split: Split) -> Listing:
         images = self._files(f"leftImg8bit/{split}", "_leftImg8bit.png")
         labels = self._files(f"gtFine/{split}", "_gtFine_labelIds.png")
         # A file's name repeats its city, so it is unique without the folder.
-        keys = {name: safe_key(name.rpartition("/")[2]) for name in images}
-        return self._complete(split, pair(images, labels, keys))
+        return pair(images, labels, lambda name: safe_key(name.rpartition("/")[2]))
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
         """Pixels by the polygons' `id` or position; see `Reader.segment_masks`."""
         path = source.label.removesuffix("_labelIds.png") + "_polygons.json"
-        return polygon_masks(self._read(path), path, segments, self.max_pixels)
-
-    def _decode(self, data: bytes, source: Source) -> np.ndarray:
-        return decode_index_png(data, source.label, ("L", "P"), self.max_pixels)
+        return polygon_masks(self._read_segments(path), path, segments, self.max_pixels)

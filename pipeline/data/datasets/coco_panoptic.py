@@ -16,18 +16,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.data.datasets.base import (
-    LeftOut,
-    Listing,
-    Masks,
-    Reader,
-    Source,
-    Split,
-    has_folders,
-    pair,
-    safe_key,
-)
-from pipeline.data.pixels.official import BadSample, decode_rgb_png
+from pipeline.data.datasets.base import Listing, Masks, Reader, Source, Split, pair, safe_key
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.official import decode_rgb_png
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 from pipeline.storage.archives.packed import Packing
@@ -54,47 +45,36 @@ class COCOPanoptic(Reader):
         ),
     )
     published: ClassVar = {"train": 118_287, "val": 5_000}
+    needs = ("annotations",)
 
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
         """Whether a folder looks like this dataset's; costs a few requests."""
-        if not has_folders(root, base, "annotations"):
-            return False
         index = f"{base}/annotations/panoptic_{{}}2017.json".strip("/")
-        return root.exists(index.format("val")) or root.exists(index.format("train"))
+        return super().recognises(root, base) and any(
+            root.exists(index.format(split)) for split in ("val", "train")
+        )
 
-    def listing(self, split: Split) -> Listing:
-        """Pairs the images and labels of a split; see `Reader.listing`."""
+    def _listing(self, split: Split) -> Listing:
         images = self._files(f"{split}2017", ".jpg")
         labels = self._files(f"annotations/panoptic_{split}2017", ".png")
         if not images and not labels:
             return Listing((), ())
-        segments = self._segments(split)
-        unknown = labels.keys() - segments.keys()
-        listing = pair(
-            images,
-            {name: path for name, path in labels.items() if name not in unknown},
-            {name: safe_key(name) for name in images},
-            segments,
-        )
-        # An image of such a label is already listed as without one.
-        left_out = [LeftOut(labels[name], "no entry in the JSON") for name in unknown]
-        return self._complete(split, Listing(listing.sources, (*listing.left_out, *left_out)))
+        return pair(images, labels, safe_key, self._segments(split))
 
     def _segments(self, split: Split) -> dict[str, dict[str, list[int]]]:
         """Reads the JSON: name of the image -> its segments, as `Source.extra` holds them."""
         path = self._path(f"annotations/panoptic_{split}2017.json")
         try:
             index = json.loads(self.root.read(path), object_hook=_only_needed)
-            return {
-                annotation["file_name"].removesuffix(".png"): {
-                    "segment_ids": [
-                        int(segment_id) for segment_id, _ in annotation["segments_info"]
-                    ],
-                    "category_ids": [int(category) for _, category in annotation["segments_info"]],
+            segments = {}
+            for annotation in index["annotations"]:
+                found = annotation["segments_info"]
+                segments[annotation["file_name"].removesuffix(".png")] = {
+                    "segment_ids": [int(segment_id) for segment_id, _ in found],
+                    "category_ids": [int(category) for _, category in found],
                 }
-                for annotation in index["annotations"]
-            }
+            return segments
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.root.uri}/{path}: must be there beside the panoptic PNGs: unzip "
@@ -110,7 +90,7 @@ class COCOPanoptic(Reader):
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
         """Pixels by panoptic segment id; see `Reader.segment_masks`."""
-        pixels = self._segment_ids(self._read(source.label), source)
+        pixels = self._segment_ids(self._read_segments(source.label), source)
         return {number: pixels == number for number in segments}
 
     def _segment_ids(self, data: bytes, source: Source) -> np.ndarray:

@@ -12,29 +12,17 @@ the order of the file, later over earlier, on a background of `unlabeled`. The c
 not used, for some of its classes mix several universal ones.
 """
 
-import json
-import math
 import posixpath
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.data.datasets.base import (
-    LeftOut,
-    Listing,
-    Masks,
-    Reader,
-    Source,
-    Split,
-    first_files,
-    pair,
-    safe_key,
-)
+from pipeline.data.datasets.base import Listing, Masks, Reader, Source, Split, pair, safe_key
 from pipeline.data.datasets.cityscapes import Cityscapes
-from pipeline.data.datasets.polygons import LIMIT_PX, polygon_masks
-from pipeline.data.pixels.official import BadSample, bad_sample_errors, check_size
+from pipeline.data.datasets.polygons import first_names, is_drawable, polygon_masks, read_objects
+from pipeline.data.pixels.checks import BadSample, bad_sample_errors
 from pipeline.data.taxonomy import native_table
 from pipeline.errors import did_you_mean
 from pipeline.storage.archives.packed import Packing
@@ -60,27 +48,22 @@ class IDD(Reader):
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
         """Whether a folder looks like this dataset's; costs a few requests."""
-        paths = first_files(root, f"{base}/gtFine".strip("/"), 20)
-        has_polygons = any(path.endswith(_LABEL) for path in paths)
+        has_polygons = any(name.endswith(_LABEL) for name in first_names(root, base))
         return has_polygons and not Cityscapes.recognises(root, base)
 
-    def listing(self, split: Split) -> Listing:
-        """Pairs the images and labels of a split; see `Reader.listing`."""
+    def _listing(self, split: Split) -> Listing:
         parts = [self._part(split, base) for base in (self.base, *self.more_bases)]
-        sources: dict[str, Source] = {}
-        left_out = [item for part in parts for item in part.left_out]
-        for source in (source for part in parts for source in part.sources):
-            if (first := sources.setdefault(source.key, source)) is not source:
-                left_out.append(LeftOut(source.image, f"its key is that of {first.image}"))
-        in_order = tuple(sources[key] for key in sorted(sources))
-        return self._complete(split, Listing(in_order, tuple(left_out)))
+        return Listing.of(
+            (source for part in parts for source in part.sources),
+            (item for part in parts for item in part.left_out),
+        )
 
     def _part(self, split: Split, base: str) -> Listing:
         suffixes = ("_leftImg8bit.png", "_leftImg8bit.jpg")
         images = self._files(f"leftImg8bit/{split}", suffixes, base)
         labels = self._files(f"gtFine/{split}", _LABEL, base)
         # The ids repeat from drive to drive; the drives' numbers do not from part to part.
-        return pair(images, labels, {name: safe_key(split, *name.split("/")) for name in images})
+        return pair(images, labels, lambda name: safe_key(split, *name.split("/")))
 
     def published_count(self, split: Split) -> int | None:
         """The count of part I; none is known of part II."""
@@ -90,25 +73,21 @@ class IDD(Reader):
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
         """Pixels by the polygons' `id` or position; see `Reader.segment_masks`."""
-        return polygon_masks(self._read(source.label), source.label, segments, self.max_pixels)
+        data = self._read_segments(source.label)
+        return polygon_masks(data, source.label, segments, self.max_pixels)
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         with bad_sample_errors(source.label):
-            annotation = json.loads(data)
-            width, height = int(annotation["imgWidth"]), int(annotation["imgHeight"])
-            check_size(source.label, width, height, self.max_pixels)
-            return _drawn(annotation["objects"], width, height, source.label)
+            return _drawn(data, source.label, self.max_pixels)
 
 
-def _drawn(objects: list[dict[str, Any]], width: int, height: int, path: str) -> np.ndarray:
+def _drawn(data: bytes, path: str, max_pixels: int) -> np.ndarray:
     """Draws polygons: (H, W) uint8 native ids."""
     ids = {native.native_name: native.native_id for native in native_table("idd")}
-    label = Image.new("L", (width, height), ids["unlabeled"])
+    size, objects = read_objects(data, path, max_pixels)
+    label = Image.new("L", size, ids["unlabeled"])
     canvas = ImageDraw.Draw(label)
-    for number, item in enumerate(objects):
-        if item.get("deleted") or len(item["polygon"] or ()) < 3:
-            continue
-        polygon = [(float(x), float(y)) for x, y in item["polygon"]]
+    for number, item, points in objects:
         name = item["label"]
         if name not in ids:
             name = name.removesuffix("group")  # several at once: "persongroup"
@@ -117,7 +96,7 @@ def _drawn(objects: list[dict[str, Any]], width: int, height: int, path: str) ->
                 f"{path}: objects[{number}].label={item['label']!r}: not a class of IDD"
                 f"{did_you_mean(name, ids)}"
             )
-        if not all(math.isfinite(v) and abs(v) < LIMIT_PX for point in polygon for v in point):
+        if not is_drawable(points):
             raise BadSample(f"{path}: objects[{number}].polygon: lies too far from the image")
-        canvas.polygon(polygon, fill=ids[name])
+        canvas.polygon(points, fill=ids[name])
     return np.asarray(label)

@@ -11,21 +11,9 @@ with "-" or "_" and differ by case alone.
 from collections.abc import Collection
 from typing import ClassVar
 
-import numpy as np
-
-from pipeline.data.datasets.base import (
-    Listing,
-    Masks,
-    Reader,
-    Source,
-    Split,
-    has_folders,
-    pair,
-    safe_key,
-)
-from pipeline.data.pixels.official import decode_16bit_png, decode_index_png
+from pipeline.data.datasets.base import Listing, Masks, Reader, Source, Split, pair, safe_key
+from pipeline.data.pixels.official import decode_16bit_png
 from pipeline.storage.archives.packed import Packing
-from pipeline.storage.base import Storage
 
 _FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
 
@@ -40,27 +28,19 @@ class Mapillary(Reader):
         Packing("mapillary-vistas-dataset_public_v*.zip", "training/images", whole=True),
     )
     published: ClassVar = {"train": 18_000, "val": 2_000}
+    needs_one_of = ("training/images", "validation/images")
+    label_modes = ("P",)
 
-    @classmethod
-    def recognises(cls, root: Storage, base: str = "") -> bool:
-        """Whether a folder looks like this dataset's; costs a few requests."""
-        return any(has_folders(root, base, f"{folder}/images") for folder in _FOLDERS.values())
-
-    def listing(self, split: Split) -> Listing:
-        """Pairs the images and labels of a split; see `Reader.listing`."""
+    def _listing(self, split: Split) -> Listing:
         folder = _FOLDERS[split]
         images = self._files(f"{folder}/images", ".jpg")
-        of_v2 = has_folders(self.root, self.base, f"{folder}/v1.2/labels")
+        of_v2 = "labels" in self.root.folders(self._path(folder, "v1.2"))
         labels = self._files(f"{folder}/v1.2/labels" if of_v2 else f"{folder}/labels", ".png")
-        keys = {name: safe_key(name) for name in images}
-        return self._complete(split, pair(images, labels, keys))
+        return pair(images, labels, safe_key)
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
         """Pixels by value in `instances/`, 256 classes plus a count; see `Reader.segment_masks`."""
         folder, _, name = source.label.rpartition("/labels/")
         path = f"{folder}/instances/{name}"
-        values = decode_16bit_png(self._read(path), path, self.max_pixels)
+        values = decode_16bit_png(self._read_segments(path), path, self.max_pixels)
         return {number: values == number for number in segments}
-
-    def _decode(self, data: bytes, source: Source) -> np.ndarray:
-        return decode_index_png(data, source.label, ("P",), self.max_pixels)

@@ -5,8 +5,6 @@ dataset of references, a struct array a group with one such dataset for each fie
 its matrices column by column, so every one read from HDF5 comes transposed.
 """
 
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ import h5py
 import numpy as np
 import scipy.io
 
-from pipeline.data.pixels.official import BadSample, check_size
+from pipeline.data.pixels.checks import BadSample, bad_sample_errors, check_size
 from pipeline.errors import UserError
 
 
@@ -77,7 +75,7 @@ class LabelMats:
             BadSample: It is missing, damaged, too large, or no matrix of small integers.
         """
         where = f"label {index + 1}"
-        try:
+        with bad_sample_errors(where):
             matrix: Any = self._file[self._references[index]]
             if not isinstance(matrix, h5py.Dataset) or matrix.ndim != 2:
                 raise BadSample(f"{where}: must be a matrix")
@@ -87,10 +85,6 @@ class LabelMats:
             width, height = (int(length) for length in matrix.shape)
             check_size(where, width, height, max_pixels)
             values = matrix[()]
-        except (OSError, KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
-            if isinstance(error, BadSample):
-                raise
-            raise BadSample(f"{where}: cannot be read: {error}") from error
         label = np.asarray(values).astype(np.uint8)
         if values.dtype.kind not in "uif" or (label != values).any():
             raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
@@ -126,22 +120,9 @@ def _text(item: Any) -> str:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except UserError:
+    except (UserError, FileNotFoundError):
         raise
-    except FileNotFoundError:
-        raise
-    except (
-        OSError,
-        KeyError,
-        IndexError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        NotImplementedError,
-        struct.error,
-        zlib.error,
-        scipy.io.matlab.MatReadError,
-    ) as error:
+    except Exception as error:  # Two libraries, each with errors of many kinds.
         raise UserError(
             f"{path}: must be the official MATLAB file ({type(error).__name__}: {error}): "
             "download it again"

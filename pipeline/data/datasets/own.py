@@ -15,13 +15,12 @@ import csv
 import hashlib
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from pipeline.data.datasets.base import Listing, Reader, Source, Split, has_folders, pair, safe_key
-from pipeline.data.pixels.official import MAX_PIXELS, decode_index_png
+from pipeline.data.datasets.base import SPLITS, Listing, Reader, Split, has_folders, pair, safe_key
+from pipeline.data.pixels.checks import MAX_PIXELS
 from pipeline.data.taxonomy import DATASETS, IGNORE, VARIANTS, universal
 from pipeline.data.taxonomy.labelling import OwnClass
 from pipeline.errors import UserError
@@ -34,10 +33,10 @@ _IGNORED = "-"
 
 @dataclass(frozen=True, kw_only=True)
 class OwnDataset:
-    """A dataset of your own."""
+    """A dataset of your own: images, masks and a table of classes."""
 
     root: str
-    """The folder that holds the other three: a local directory or `s3://`."""
+    """Folder that holds the images, the masks and the table: a local directory or `s3://`."""
     images: str = "images"
     """Folder of the images, in `root`."""
     masks: str = "masks"
@@ -45,7 +44,7 @@ class OwnDataset:
     classes: str = "classes.csv"
     """The table of classes, in `root`: columns id, name, universal; commas or tabs."""
     mask_suffix: str = ""
-    """What the masks' names have more than the images', before `.png`; such as `_mask`."""
+    """Ending of the masks' names, before `.png`, that the images' names lack; such as `_mask`."""
     val_fraction: float = 0.1
     """Share of the images for validation where there are no folders `train` and `val`."""
 
@@ -71,7 +70,7 @@ def check_own_name(name: str) -> None:
 
 
 class OwnReader(Reader):
-    """Reads such a dataset."""
+    """Reads a dataset of the user's own."""
 
     layout = "images/, masks/ and classes.csv"
     inner_folders: ClassVar = ()
@@ -86,40 +85,27 @@ class OwnReader(Reader):
         """
         self.name = name  # type: ignore[misc]
         self.spec = spec
-        self.root, self.base, self.more_bases = root, "", ()
-        self.max_pixels = max_pixels
         self.classes = _read_classes(root, spec.classes, f"own.{name}.classes")
-        self._native = np.full(256, IGNORE, np.uint8)
-        for entry in self.classes:
-            self._native[entry.native_id] = entry.native_id
+        super().__init__(root, max_pixels=max_pixels)
 
-    @classmethod
-    def recognises(cls, root: Storage, base: str = "") -> bool:
-        """Never: such a dataset is always named by the user."""
-        return False
+    def _native_ids(self) -> Iterable[int]:
+        return (entry.native_id for entry in self.classes)
 
-    def listing(self, split: Split) -> Listing:
-        """Pairs the images and labels of a split; see `Reader.listing`."""
+    def _listing(self, split: Split) -> Listing:
         spec = self.spec
-        divided = has_folders(self.root, spec.images, "train") or has_folders(
-            self.root, spec.images, "val"
-        )
+        divided = any(has_folders(self.root, spec.images, folder) for folder in SPLITS)
         below = f"/{split}" if divided else ""
         images = self._files(spec.images + below, _IMAGES)
         labels = self._files(spec.masks + below, f"{spec.mask_suffix}.png")
         if not divided:
             images = {name: path for name, path in images.items() if self._is_in(name, split)}
             labels = {name: path for name, path in labels.items() if self._is_in(name, split)}
-        keys = {name: safe_key(*name.split("/")) for name in images}
-        return self._complete(split, pair(images, labels, keys))
+        return pair(images, labels, lambda name: safe_key(*name.split("/")))
 
     def _is_in(self, name: str, split: Split) -> bool:
         digest = hashlib.sha256(name.encode()).digest()
         is_val = int.from_bytes(digest[:4], "big") < self.spec.val_fraction * 2**32
         return is_val == (split == "val")
-
-    def _decode(self, data: bytes, source: Source) -> np.ndarray:
-        return decode_index_png(data, source.label, ("L", "P"), self.max_pixels)
 
 
 def open_own(name: str, spec: OwnDataset) -> OwnReader:

@@ -2,14 +2,18 @@
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.data.pixels.official import bad_sample_errors, check_size
+from pipeline.data.pixels.checks import bad_sample_errors, check_size
+from pipeline.storage.base import Storage
 
-LIMIT_PX = 1_000_000
+Points = list[tuple[float, float]]
+_LIMIT_PX = 1_000_000
 """Points may lie outside the image, but not so far that the drawing overflows."""
 
 
@@ -32,17 +36,39 @@ def polygon_masks(
     """
     masks = {}
     with bad_sample_errors(path):
-        annotation = json.loads(data)
-        width, height = int(annotation["imgWidth"]), int(annotation["imgHeight"])
-        check_size(path, width, height, max_pixels)
-        for position, item in enumerate(annotation["objects"]):
+        size, objects = read_objects(data, path, max_pixels)
+        for position, item, points in objects:
             number = item.get("id", position)
-            points = [(float(x), float(y)) for x, y in item.get("polygon") or ()]
-            if number not in numbers or item.get("deleted") or len(points) < 3:
-                continue
-            if not all(math.isfinite(v) and abs(v) < LIMIT_PX for point in points for v in point):
-                continue
-            mask = Image.new("1", (width, height))
-            ImageDraw.Draw(mask).polygon(points, fill=1)
-            masks[int(number)] = np.asarray(mask)
+            if number in numbers and is_drawable(points):
+                mask = Image.new("1", size)
+                ImageDraw.Draw(mask).polygon(points, fill=1)
+                masks[int(number)] = np.asarray(mask)
     return masks
+
+
+def read_objects(
+    data: bytes, path: str, max_pixels: int
+) -> tuple[tuple[int, int], Iterator[tuple[int, dict[str, Any], Points]]]:
+    """Width and height of the image, and position, fields and points of each polygon in it."""
+    annotation = json.loads(data)
+    size = int(annotation["imgWidth"]), int(annotation["imgHeight"])
+    check_size(path, *size, max_pixels)
+    objects = (
+        (position, item, [(float(x), float(y)) for x, y in item["polygon"]])
+        for position, item in enumerate(annotation["objects"])
+        if not item.get("deleted") and len(item["polygon"] or ()) >= 3
+    )
+    return size, objects
+
+
+def is_drawable(points: Points) -> bool:
+    """Whether no point lies too far away to be drawn."""
+    return all(
+        math.isfinite(value) and abs(value) < _LIMIT_PX for point in points for value in point
+    )
+
+
+def first_names(root: Storage, base: str) -> list[str]:
+    """The names of the first few files below `gtFine`, by which the two datasets differ."""
+    entries = islice(root.list(f"{base}/gtFine".strip("/")), 20)
+    return [entry.path.rpartition("/")[2] for entry in entries]

@@ -18,7 +18,7 @@ from pipeline.data.datasets.sunrgbd_layouts import (
     over_both_splits,
     toolbox_folder,
 )
-from pipeline.data.pixels.official import BadSample, decode_index_png
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.taxonomy import IGNORE
 from pipeline.storage.archives.packed import Packing, local_copy
 from pipeline.storage.base import Storage
@@ -60,26 +60,17 @@ class SUNRGBD(Reader):
     @classmethod
     def recognises(cls, root: Storage, base: str = "") -> bool:
         """Whether a folder looks like this dataset's; costs a few requests."""
-        if has_folders(root, base, "image") and any(
-            has_folders(root, base, folder) for folder in _LABELS
-        ):
-            return True
-        if any(has_folders(root, base, folder) for folder in _NUMBERED_LABELS):
+        pairs = [("image", folder) for folder in _LABELS] + [(name,) for name in _NUMBERED_LABELS]
+        if any(has_folders(root, base, *folders) for folders in pairs):
             return True
         return has_folders(root, base, "SUNRGBD") and toolbox_folder(root, base) is not None
 
-    def listing(self, split: Split) -> Listing:
-        """Pairs the images and labels of a split; see `Reader.listing`.
-
-        Raises:
-            UserError: A .mat file of the official download is missing or damaged.
-        """
+    def _listing(self, split: Split) -> Listing:
         if (toolbox := toolbox_folder(self.root, self.base)) is not None:
             files = self._files("SUNRGBD", ".jpg")
             images = {n.removeprefix("SUNRGBD/"): path for n, path in files.items()}
             images = {n: path for n, path in images.items() if n.split("/")[-2:-1] == ["image"]}
-            listing = official_listing(self.root, self.base, toolbox, split, images)
-            return self._complete(split, listing)
+            return official_listing(self.root, self.base, toolbox, split, images)
         folder = _FOLDERS[split]
         images = by_number(self._files(f"image/{folder}", ".jpg"))
         labels: dict[str, str] = {}
@@ -90,8 +81,7 @@ class SUNRGBD(Reader):
             for candidate in _NUMBERED_LABELS:
                 labels = labels or by_number(self._files(candidate, ".png"))
             images, labels = over_both_splits(split, images, labels)
-        keys = {number: safe_key(split, _stem(path)) for number, path in images.items()}
-        return self._complete(split, pair(images, labels, keys))
+        return pair(images, labels, lambda number: safe_key(split, _stem(images[number])))
 
     def native_label(self, source: Source) -> np.ndarray:
         """Reads a label; see `Reader.native_label`."""
@@ -110,7 +100,7 @@ class SUNRGBD(Reader):
         return LabelMats(path, "SUNRGBD2Dseg", "seglabel")
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
-        label = decode_index_png(data, source.label, ("L", "P"), self.max_pixels)
+        label = super()._decode(data, source)
         if source.label.startswith(self._path(_SHIFTED) + "/"):
             return np.where(label == IGNORE, label, np.minimum(label, IGNORE - 2) + np.uint8(1))
         return label

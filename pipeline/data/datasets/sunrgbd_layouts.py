@@ -73,7 +73,7 @@ def official_listing(
     labels = f"{toolbox}/{_LABELS}"
     scenes = _scenes_of_split(root, f"{toolbox}/{_SPLIT}", split)
     listed = _labelled_images(root, base, toolbox)
-    sources, left_out, seen = {}, [], set()
+    sources, left_out, seen = [], [], set()
     for index, path in enumerate(listed):
         scene = posixpath.dirname(posixpath.dirname(path))
         if scene not in scenes:
@@ -83,15 +83,14 @@ def official_listing(
         if name not in images:
             left_out.append(LeftOut(f"{labels}: label {index + 1}", f"no image {path}"))
             continue
-        source = Source(safe_key(split, *name.split("/")), images[name], labels, {"index": index})
-        if (first := sources.setdefault(source.key, source)) is not source:
-            left_out.append(LeftOut(source.image, f"its key is that of {first.image}"))
+        key = safe_key(split, *name.split("/"))
+        sources.append(Source(key, images[name], labels, {"index": index}))
     left_out += [
         LeftOut(images[name], "no label")
         for name in images
         if (scene := posixpath.dirname(posixpath.dirname(name))) in scenes and scene not in seen
     ]
-    return Listing(tuple(sources[key] for key in sorted(sources)), tuple(left_out))
+    return Listing.of(sources, left_out)
 
 
 def by_number(files: Mapping[str, str]) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """From the bytes of a stored sample to one uint8 crop: decode, scale, crop, flip, jitter.
 
-LSeg's augmentation: the long side is drawn uniformly from `scale * base_px`, the picture is padded
+LSeg's augmentation: the long side is drawn uniformly from `scale * base_px`, the image is padded
 at the right and bottom when it is smaller than the crop, a window is cut at a uniform position, and
 flipped with probability one half. Only the source box of that window is resized, which gives the
 same distribution of crops at a fraction of the work: by a power of two while decoding, as long as
-the picture stays at least as fine as the crop, and bilinearly from there, so that no source pixel
+the image stays at least as fine as the crop, and bilinearly from there, so that no source pixel
 is skipped.
 """
 
@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.decode import BadSample as BadSample
-from pipeline.data.pixels.decode import decode as decode
-from pipeline.data.pixels.decode import decode_jpeg, decode_label, shrink_image
+from pipeline.data.pixels.decode import decode_jpeg, decode_label
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 
@@ -31,13 +29,13 @@ class JitterConfig:
     """Random changes of colour; each is drawn uniformly around "no change". 0 turns one off."""
 
     brightness: float = 0.0
-    """Values are multiplied by 1 +- this."""
+    """Largest change of brightness: values are multiplied by 1 +- this."""
     contrast: float = 0.0
-    """Distances from the crop's mean grey are multiplied by 1 +- this."""
+    """Largest change of contrast: distances from the crop's mean grey times 1 +- this."""
     saturation: float = 0.0
-    """Distances from each pixel's grey are multiplied by 1 +- this."""
+    """Largest change of saturation: distances from each pixel's grey times 1 +- this."""
     hue: float = 0.0
-    """Colours turn by up to this share of the colour circle, to either side."""
+    """Largest turn of the hue, as a share of the colour circle, to either side."""
 
     def __post_init__(self) -> None:
         for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
@@ -55,23 +53,23 @@ class JitterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How a training crop is cut from a picture."""
+    """How a training crop is cut from an image."""
 
     crop_px: int = 480
     """Side of the square crop, in pixels."""
     base_px: int = 520
-    """Long side of a picture at scale 1, in pixels."""
+    """Long side of an image at scale 1, in pixels."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale, relative to `base_px`."""
     flip_probability: float = 0.5
     """Probability of a horizontal flip."""
     squash: bool = False
-    """Take the whole picture, squeezed to the crop's square, instead of a crop at a random scale:
+    """Squeeze the whole image to the crop's square, instead of a crop at a random scale:
     the zero-shot protocol's way. `base_px`, `scale` and `grid_px` are not used then."""
     grid_px: int = 1
     """Corners of crops lie on a grid of this many source pixels; 1 is any position."""
     jitter: JitterConfig = field(default_factory=JitterConfig)
-    """Random changes of colour; off as published."""
+    """Random changes of colour; LSeg as published makes none."""
 
     def __post_init__(self) -> None:
         for name, least in (("crop_px", 16), ("base_px", 16), ("grid_px", 1)):
@@ -93,16 +91,16 @@ class AugmentConfig:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What was drawn for one crop. Sizes and places in pixels of the stored picture."""
+    """The random choices of one crop; sizes and places in pixels of the stored image."""
 
     top: int
     left: int
     height: int
     width: int
     shrink: int
-    """Power of two that divides the four numbers above; by which the picture is shrunk first."""
+    """Power of two by which the image is shrunk first; it divides the four numbers above."""
     out_height: int
-    """Of the crop, without its padding."""
+    """Pixels of the crop, without its padding."""
     out_width: int
     flip: bool
     colour: tuple[float, float, float, float] | None
@@ -113,7 +111,7 @@ def draw_window(height: int, width: int, seed: int, config: AugmentConfig) -> Wi
     """Draws the crop of one row of the stream; a pure function of its arguments.
 
     Args:
-        height: Of the stored picture, in pixels.
+        height: Pixels of the stored image.
         width: The same.
         seed: 64-bit seed of the row.
         config: Sizes and probabilities.
@@ -170,33 +168,11 @@ def load_crop(
     label = decode_label(png)
     window = draw_window(label.shape[0], label.shape[1], seed, config)
     image = decode_jpeg(jpeg, label.shape, window.shrink, _scratch(label.size * 3))
-    _cut(image, label, window, image_out, label_out)
-
-
-def random_crop(
-    image: np.ndarray, label: np.ndarray, seed: int, config: AugmentConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts one training crop; a pure function of its arguments.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        label: (H, W) uint8.
-        seed: 64-bit seed of this row of the stream.
-        config: Sizes and probabilities.
-
-    Returns:
-        image: (crop_px, crop_px, 3) uint8 RGB, padded with 0.
-        label: (crop_px, crop_px) uint8, padded with IGNORE.
-    """
-    window = draw_window(label.shape[0], label.shape[1], seed, config)
-    crop = np.zeros((config.crop_px, config.crop_px, 3), np.uint8)
-    ids = np.full((config.crop_px, config.crop_px), IGNORE, np.uint8)
-    _cut(shrink_image(image, window.shrink), label, window, crop, ids)
-    return crop, ids
+    cut_window(image, label, window, image_out, label_out)
 
 
 def whole_view(image: np.ndarray, label: np.ndarray, side_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """The whole picture for validation: long side `side_px`, padded to a square.
+    """The whole image for validation: long side `side_px`, padded to a square.
 
     Returns:
         image: (side_px, side_px, 3) uint8 RGB, padded with 0 at the right and bottom.
@@ -213,7 +189,7 @@ def whole_view(image: np.ndarray, label: np.ndarray, side_px: int) -> tuple[np.n
     return view, ids
 
 
-def _cut(
+def cut_window(
     image: np.ndarray,
     label: np.ndarray,
     window: Window,
@@ -274,7 +250,7 @@ _memory = threading.local()
 
 
 def _scratch(size: int) -> np.ndarray:
-    """Memory of this thread to decode into: new pages for each picture cost more than decoding."""
+    """Memory of this thread to decode into: new pages for each image cost more than decoding."""
     found = getattr(_memory, "scratch", None)
     if found is None or found.size < size:
         found = _memory.scratch = np.empty(size, np.uint8)

@@ -1,4 +1,4 @@
-"""Configuration of the data part of a training run: what is read, in which shares, and by whom."""
+"""The configuration of a training run's data: shards, shares of the datasets, crops, loaders."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read, in which proportions, and by whom."""
+    """The training data: shards, shares of the datasets, crops and loaders."""
 
     shards: str = ""
     """Folder of prepared shards: a local directory or `s3://bucket/prefix`."""
@@ -25,7 +25,7 @@ class DataConfig:
     caps: dict[str, int] = field(default_factory=dict)
     """Most samples used of a dataset, by name: a random subset, the same in every pass."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How crops are cut."""
+    """How crops are cut from the images."""
     num_loaders: int = 1
     """Loader actors in the whole cluster."""
     loader_cpus: float = 0.5
@@ -61,13 +61,7 @@ class DataConfig:
                 f"data.cache_dir={self.cache_dir}: would be ignored, since data.cache_gib is 0: "
                 "leave one of the two out"
             )
-        if isinstance(self.weights, str):
-            resolve_weights({}, self.weights, self.temperature)
-        elif self.temperature != 1:
-            raise UserError(
-                f"data.temperature={self.temperature}: needs data.weights=size; explicit weights "
-                "would ignore it: leave it out"
-            )
+        resolve_weights({}, self.weights, self.temperature)
         for name, cap in self.caps.items():
             if cap < 1:
                 raise UserError(

@@ -92,10 +92,11 @@ class Mixture:
         phase = batch % PERIOD
         return self._before[phase + 1] - self._before[phase]
 
-    def row(self, t: int) -> Row:
-        """Row t of the stream; costs O(batch_size) whatever t is."""
-        batch, position = divmod(t, self.batch_size)
-        return self.batch(batch)[position]
+    def rows(self, start: int, stop: int) -> list[Row]:
+        """Rows [start, stop) of the stream; costs O(batch_size) more whatever `start` is."""
+        first, size = start // self.batch_size, self.batch_size
+        whole = [row for b in range(first, -(-stop // size)) for row in self.batch(b)]
+        return whole[start - first * size : stop - first * size]
 
     def batch(self, batch: int) -> list[Row]:
         """All rows of one global batch, in stream order."""
@@ -120,7 +121,8 @@ class Mixture:
         size, used = self._sizes[dataset], self._used[dataset]
         sweep, position = divmod(nth, used)
         # Keyed by name: adding a dataset to the mixture reshuffles no other.
-        name = _hash_name(self.datasets[dataset])
+        digest = hashlib.sha256(self.datasets[dataset].encode()).digest()
+        name = int.from_bytes(digest[:8], "big")
         place = _permute(position, used, _mix(self.seed, 3, name, sweep))
         # A capped dataset is the beginning of one fixed permutation of all.
         return place if used == size else _permute(place, size, _mix(self.seed, 4, name))
@@ -133,11 +135,7 @@ def capped(sizes: Mapping[str, int], caps: Mapping[str, int]) -> dict[str, int]:
         UserError: A cap names no dataset.
     """
     for name, cap in caps.items():
-        if name not in sizes:
-            raise UserError(
-                f"data.caps.{name}={cap}: no such dataset among the shards, which have "
-                f"{', '.join(sorted(sizes)) or 'none'}{did_you_mean(name, sizes)}"
-            )
+        _check_known(f"data.caps.{name}={cap}", name, sizes)
     return {name: min(size, caps.get(name, size)) for name, size in sizes.items()}
 
 
@@ -153,10 +151,8 @@ def resolve_weights(
         temperature: Exponent for `"size"`: 1 is proportional, 0 equal.
 
     Raises:
-        UserError: An unknown word.
+        UserError: An unknown word, or a temperature that does not fit.
     """
-    if not isinstance(weights, str):
-        return dict(weights)
     if not 0 <= temperature < math.inf:
         raise UserError(
             f"data.temperature={temperature}: must be 0 (equal shares) or more; 1 is in proportion "
@@ -167,6 +163,8 @@ def resolve_weights(
             f"data.temperature={temperature}: needs data.weights=size; data.weights={weights} "
             "would ignore it: leave one of the two out"
         )
+    if not isinstance(weights, str):
+        return dict(weights)
     if weights == "equal":
         return dict.fromkeys(sizes, 1.0)
     if weights == "size":
@@ -179,11 +177,7 @@ def resolve_weights(
 
 def _check(sizes: Mapping[str, int], weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
-        if name not in sizes:
-            raise UserError(
-                f"data.weights.{name}={weight}: no such dataset among the shards, which have "
-                f"{', '.join(sorted(sizes)) or 'none'}{did_you_mean(name, sizes)}"
-            )
+        _check_known(f"data.weights.{name}={weight}", name, sizes)
         if not weight >= 0 or weight == float("inf"):
             raise UserError(
                 f"data.weights.{name}={weight}: a weight must be a number >= 0; "
@@ -193,6 +187,14 @@ def _check(sizes: Mapping[str, int], weights: Mapping[str, float]) -> None:
             raise UserError(f"data.weights.{name}={weight}: the dataset has no samples; set 0")
     if not any(weights.values()):
         raise UserError("data.weights: all are 0; give at least one dataset a positive weight")
+
+
+def _check_known(setting: str, name: str, sizes: Mapping[str, int]) -> None:
+    if name not in sizes:
+        raise UserError(
+            f"{setting}: no such dataset among the shards, which have "
+            f"{', '.join(sorted(sizes)) or 'none'}{did_you_mean(name, sizes)}"
+        )
 
 
 def _systematic_extras(fractions: np.ndarray, num_extra: int) -> np.ndarray:
@@ -224,10 +226,6 @@ def _mix(*words: int) -> int:
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK64
         state ^= state >> 31
     return state
-
-
-def _hash_name(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def _permute(position: int, size: int, key: int) -> int:

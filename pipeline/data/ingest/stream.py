@@ -23,7 +23,7 @@ from ray.data import DataContext, Dataset, ExecutionOptions
 from pipeline.data.ingest.augment import load_crop
 from pipeline.data.ingest.config import DataConfig as DataConfig
 from pipeline.data.ingest.mixture import Mixture, Row, capped, resolve_weights
-from pipeline.data.pixels.decode import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.shards.cache import ShardCache, default_folder
 from pipeline.data.shards.corpus import Corpus as Corpus
 from pipeline.data.shards.corpus import SampleReader as SampleReader
@@ -40,7 +40,7 @@ BATCHES_PER_TASK = 8
 BATCHES_AHEAD = 2
 """Batches that a loader decodes while it hands another one to Ray."""
 BATCHES_WAITING = 8
-"""Batches that a loader may have made before anybody takes them; fewer let it stall."""
+"""Finished batches that a loader may hold before they are fetched; with fewer it stalls."""
 
 
 def build_mixture(corpus: Corpus, config: DataConfig, batch_size: int, seed: int) -> Mixture:
@@ -150,7 +150,7 @@ class CropLoader:
         count = self._rows_per_batch
         image = np.zeros((count, side, side, 3), np.uint8)
         label = np.full((count, side, side), IGNORE, np.uint8)
-        rows = _rows(self._mixture, first, first + count)
+        rows = self._mixture.rows(first, first + count)
         loading = [
             self._threads.submit(self._load, *job) for job in zip(rows, image, label, strict=True)
         ]
@@ -191,16 +191,6 @@ def open_cache(config: DataConfig, uri: str) -> ShardCache | None:
         return None
     folder = Path(config.cache_dir) if config.cache_dir else default_folder()
     return ShardCache(folder, int(config.cache_gib * 2**30))
-
-
-def _rows(mixture: Mixture, first: int, stop: int) -> list[Row]:
-    """Rows [first, stop) of the stream."""
-    size = mixture.batch_size
-    rows: list[Row] = []
-    for batch in range(first // size, (stop - 1) // size + 1):
-        rows.extend(mixture.batch(batch))
-    offset = first - first // size * size
-    return rows[offset : offset + stop - first]
 
 
 class Timed:

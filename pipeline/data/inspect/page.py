@@ -1,4 +1,4 @@
-"""One self-contained page over shards: pictures with their labels, histograms, a filter by class.
+"""One self-contained page over shards: images with their labels, histograms, a filter by class.
 
 No file, font or script is loaded from anywhere, and the page forbids itself to. Labels travel as
 run lengths and are painted by the page, so that one class can be shown alone.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.inspect.samples import Chapter, Picture
+from pipeline.data.inspect.samples import Chapter, PreviewImage
 from pipeline.data.pixels.palette import label_colours
 from pipeline.data.taxonomy import IGNORE
 
@@ -26,8 +26,8 @@ def render_page(chapters: Sequence[Chapter], title: str) -> str:
         chapters: What to show, in this order.
         title: Its headline; any text.
     """
-    style = (_FOLDER / "preview_page.css").read_text(encoding="utf-8")
-    script = (_FOLDER / "preview_page.js").read_text(encoding="utf-8")
+    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     tabs = "".join(
         f'<a href="#{_anchor(chapter)}">{escape(_name(chapter))}'
         f"<small>{chapter.manifest.num_samples:,}</small></a>"
@@ -50,7 +50,7 @@ def render_page(chapters: Sequence[Chapter], title: str) -> str:
 <nav>{tabs}</nav>
 <div class="tools">
 <label>Labels <input id="opacity" type="range" min="0" max="100" value="60"></label>
-<span id="filter" hidden>Only pictures with <b id="filter-name"></b>
+<span id="filter" hidden>Only images with <b id="filter-name"></b>
 <button id="filter-clear" type="button">show all</button></span>
 </div>
 </header>
@@ -91,7 +91,8 @@ def _chapter(chapter: Chapter) -> str:
         (f"{len(manifest.left_out):,}", "left out"),
     )
     cells = "".join(f"<div><b>{value}</b>{name}</div>" for value, name in facts)
-    colours = _colours(len(chapter.names))
+    names = manifest.class_names
+    colours = _colours(len(names))
     return f"""<section id="{_anchor(chapter)}">
 <h2>{escape(_name(chapter))}</h2>
 <div class="facts">{cells}</div>
@@ -101,8 +102,8 @@ def _chapter(chapter: Chapter) -> str:
 <ol class="histogram">{_histogram(chapter, seen, colours)}</ol>
 </aside>
 <div>
-<p class="empty note" hidden>None of the pictures of this split shows it.</p>
-<div class="cards">{"".join(_card(p, chapter.names, colours) for p in chapter.pictures)}</div>
+<p class="empty note" hidden>None of the images of this split shows it.</p>
+<div class="cards">{"".join(_card(image, names, colours) for image in chapter.images)}</div>
 {_left_out(manifest.left_out)}
 </div>
 </div>
@@ -111,7 +112,7 @@ def _chapter(chapter: Chapter) -> str:
 
 
 def _histogram(chapter: Chapter, seen: Iterable[int], colours: list[str]) -> str:
-    pixels = chapter.manifest.class_pixels
+    names, pixels = chapter.manifest.class_names, chapter.manifest.class_pixels
     total, most = sum(pixels), max(pixels)
     rows = []
     for i in sorted(seen, key=lambda i: -pixels[i]):
@@ -119,33 +120,33 @@ def _histogram(chapter: Chapter, seen: Iterable[int], colours: list[str]) -> str
         # The root keeps rare classes visible.
         width = 100 * (pixels[i] / most) ** 0.5
         rows.append(
-            f'<li><button type="button" data-class="{i}" data-name="{escape(chapter.names[i])}" '
+            f'<li><button type="button" data-class="{i}" data-name="{escape(names[i])}" '
             f'title="id {i}: {pixels[i]:,} pixels">'
-            f'<i style="background:{colours[i]}"></i><span>{escape(chapter.names[i])}</span>'
+            f'<i style="background:{colours[i]}"></i><span>{escape(names[i])}</span>'
             f"<em>{_percent(share)}</em>"
             f'<u style="width:{width:.2f}%;background:{colours[i]}"></u></button></li>'
         )
     return "".join(rows)
 
 
-def _card(picture: Picture, names: Sequence[str], colours: list[str]) -> str:
-    height, width = picture.label.shape
-    image = base64.b64encode(picture.jpeg).decode()
-    mask = base64.b64encode(run_lengths(picture.label)).decode()
-    counts = np.bincount(picture.label.ravel(), minlength=256)
+def _card(shown: PreviewImage, names: Sequence[str], colours: list[str]) -> str:
+    height, width = shown.label.shape
+    image = base64.b64encode(shown.jpeg).decode()
+    mask = base64.b64encode(run_lengths(shown.label)).decode()
+    counts = np.bincount(shown.label.ravel(), minlength=256)
     chips = "".join(
         f'<button type="button" data-class="{i}" data-name="{escape(names[i])}">'
         f'<i style="background:{colours[i]}"></i>{escape(names[i])}</button>'
-        for i in sorted(picture.classes, key=lambda i: -counts[i])
+        for i in sorted(shown.classes, key=lambda i: -counts[i])
     )
-    blank = _percent(counts[IGNORE] / picture.label.size)
-    size = "x".join(str(side) for side in reversed(picture.original_size))
-    classes = " ".join(map(str, picture.classes))
+    blank = _percent(counts[IGNORE] / shown.label.size)
+    size = "x".join(str(side) for side in reversed(shown.original_size))
+    classes = " ".join(map(str, shown.classes))
     return f"""<figure data-classes="{classes}">
-<div class="picture"><img alt="{escape(picture.source)}" width="{width}" height="{height}"
+<div class="picture"><img alt="{escape(shown.source)}" width="{width}" height="{height}"
  src="data:image/jpeg;base64,{image}"><canvas width="{width}" height="{height}"
  data-mask="{mask}"></canvas></div>
-<figcaption><code title="{escape(picture.source)}">{escape(picture.key)}</code>
+<figcaption><code title="{escape(shown.source)}">{escape(shown.key)}</code>
 <small>{size}, {blank} unlabelled</small><div class="chips">{chips}</div></figcaption>
 </figure>
 """
@@ -168,7 +169,7 @@ def _left_out(left_out: Sequence[tuple[str, str]]) -> str:
 
 def _percent(share: float) -> str:
     if 0 < share < 0.0001:
-        return "<0.01 %".replace("<", "&lt;")
+        return "&lt;0.01 %"
     return f"{100 * share:.2f} %" if share < 0.1 else f"{100 * share:.1f} %"
 
 

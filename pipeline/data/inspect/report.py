@@ -42,12 +42,12 @@ NOTES = frozenset({"rotated", "grey", "CMYK", "duplicate", "note"})
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one file."""
+    """One finding about one file."""
 
     kind: str
     """A key of KINDS."""
     name: str
-    """The file, or what else it is about."""
+    """The file, or what else the finding is about."""
     detail: str = ""
 
 
@@ -57,7 +57,7 @@ class Section:
 
     dataset: str
     split: str
-    """Empty for what is about the dataset as a whole."""
+    """The split; empty for findings about the dataset as a whole."""
     samples: int = 0
     checked: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -74,12 +74,20 @@ class Section:
 
 
 @dataclass
-class Report:
+class CheckReport:
     """All sections of a check."""
 
     title: str
     """What was checked: `roots` or `shards`."""
     sections: list[Section] = field(default_factory=list)
+
+    def section(self, dataset: str, split: str) -> Section:
+        """The section of a split, added if there is none yet."""
+        for section in self.sections:
+            if (section.dataset, section.split) == (dataset, split):
+                return section
+        self.sections.append(Section(dataset, split))
+        return self.sections[-1]
 
     @property
     def lost(self) -> int:
@@ -106,8 +114,8 @@ class Report:
     def table(self) -> RenderableType:
         """The tables for the terminal: the splits, and the findings with one example each."""
         splits = Table(title=self.title, title_justify="left", box=box.SIMPLE)
-        splits.add_column("dataset", no_wrap=True)
-        splits.add_column("split", no_wrap=True)
+        for name in ("dataset", "split"):
+            splits.add_column(name, no_wrap=True)
         for name in ("samples", "checked", "problems", "remarks"):
             splits.add_column(name, justify="right")
         splits.add_column("")

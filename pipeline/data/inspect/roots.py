@@ -7,42 +7,31 @@ finding is one that the conversion takes.
 import functools
 import hashlib
 import io
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from pipeline.data.datasets import SPLITS, BadSample, Reader, Source, Split, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import SPLITS, Reader, Source
 from pipeline.data.datasets.own import OwnDataset, open_own
-from pipeline.data.inspect.local_pool import map_in_pool
-from pipeline.data.inspect.report import Finding, Report, Section
+from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
+from pipeline.data.inspect.report import CheckReport, Finding, Section
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import decode_image
 from pipeline.errors import UserError
-from pipeline.progress import Progress
 from pipeline.storage.open import open_storage
-
-logger = logging.getLogger(__name__)
 
 SAMPLES_PER_TASK = 64
 _ORIENTATION = 0x0112
 
 
-@dataclass(frozen=True)
-class _Task:
-    dataset: str
+@dataclass(frozen=True, kw_only=True)
+class _RootTask(CheckTask):
+    samples: tuple[Source, ...]
     root: str
-    split: str
-    sources: tuple[Source, ...]
-    own: OwnDataset | None = None
-
-
-@dataclass(frozen=True)
-class _Checked:
-    findings: tuple[Finding, ...]
-    digests: tuple[tuple[bytes, str], ...]
-    """Content hash and path of each image."""
+    own: OwnDataset | None
 
 
 def check_roots(
@@ -51,8 +40,8 @@ def check_roots(
     share: float,
     workers: int | None,
     own: Mapping[str, OwnDataset] | None = None,
-) -> Report:
-    """Checks downloads.
+) -> CheckReport:
+    """Checks the downloads of datasets.
 
     Args:
         roots: URI of each dataset's root.
@@ -64,31 +53,25 @@ def check_roots(
     Raises:
         UserError: A root does not exist, or a storage fails.
     """
-    report = Report("roots")
-    sections: dict[tuple[str, str], Section] = {}
-    tasks: list[_Task] = []
+    report = CheckReport("roots")
+    tasks: list[_RootTask] = []
     given: dict[str, OwnDataset | None] = dict.fromkeys(roots) | dict(own or {})
     for dataset, spec in given.items():
         root = spec.root if spec else roots[dataset]
         for section, chosen in _listed(dataset, root, spec, splits, share):
             report.sections.append(section)
-            sections[dataset, section.split] = section
             for start in range(0, len(chosen), SAMPLES_PER_TASK):
                 part = chosen[start : start + SAMPLES_PER_TASK]
-                tasks.append(_Task(dataset, root, section.split, part, spec))
-    progress = Progress(sum(len(task.sources) for task in tasks), "samples")
+                place = {"dataset": dataset, "split": section.split, "root": root}
+                tasks.append(_RootTask(**place, samples=part, own=spec))
     first_seen: dict[tuple[str, bytes], tuple[str, str]] = {}
-    for task, checked in map_in_pool(_check_task, tasks, workers):
-        section = sections[task.dataset, task.split]
-        section.checked += len(task.sources)
-        section.findings.extend(checked.findings)
-        for digest, path in checked.digests:
+    for task, digests in run_checks(report, _check_task, tasks, workers):
+        for digest, path in digests:
             split, twin = first_seen.setdefault((task.dataset, digest), (task.split, path))
             if split != task.split:
-                later = sections[task.dataset, max(split, task.split)]
-                pair = sorted(((split, twin), (task.split, path)))
-                later.findings.append(Finding("duplicate", pair[1][1], f"is {pair[0][1]}"))
-        progress.add(len(task.sources), f"{task.dataset}/{task.split}")
+                (_, first), (later, second) = sorted(((split, twin), (task.split, path)))
+                findings = report.section(task.dataset, later).findings
+                findings.append(Finding("duplicate", second, f"is {first}"))
     return report
 
 
@@ -122,14 +105,12 @@ def _listed(
             continue
         section.samples = len(listing.sources) + len(listing.left_out)
         section.findings += [Finding("pair", bad.name, bad.reason) for bad in listing.left_out]
-        section.findings += [Finding("note", text) for text in getattr(listing, "notes", ())]
+        section.findings += [Finding("note", text) for text in listing.notes]
         if not listing.sources:
             section.findings.append(Finding("empty", f"{root} ({split})"))
             empty.append(section)
             continue
-        count = max(1, round(share * len(listing.sources)))
-        places = {i * len(listing.sources) // count for i in range(count)}
-        yield section, tuple(listing.sources[i] for i in sorted(places))
+        yield section, spread_evenly(listing.sources, share)
     all_missing = len(empty) == len(splits or SPLITS)
     for section in empty:
         # A download of one split alone is usual, unless the other was asked for.
@@ -146,25 +127,25 @@ def _open_once(dataset: str, root: str, own: OwnDataset | None) -> tuple[Reader,
     return reader, known
 
 
-def _check_task(task: _Task) -> _Checked:
+def _check_task(task: _RootTask) -> tuple[list[Finding], list[tuple[bytes, str]]]:
+    """What is wrong with the samples, and the content hash and path of each image."""
     reader, known = _open_once(task.dataset, task.root, task.own)
     findings: list[Finding] = []
     digests: list[tuple[bytes, str]] = []
-    for source in task.sources:
+    for source in task.samples:
         size = None
         try:
-            data = reader.root.read(source.image)
+            data = reader.read(source.image, "was there when it was listed")
             digests.append((hashlib.sha256(data).digest()[:16], source.image))
-            size = decode_image(data).size
+            height, width, _ = decode_image(data).shape
+            size = height, width
             findings += _remarks(source.image, data)
-        except FileNotFoundError:
-            findings.append(Finding("image", source.image, "was there when it was listed"))
         except UserError:
             raise
         except ValueError as error:
             findings.append(Finding("image", source.image, str(error)))
         findings += _check_label(reader, source, size, known)
-    return _Checked(tuple(findings), tuple(digests))
+    return findings, digests
 
 
 def _check_label(
@@ -197,7 +178,7 @@ def _remarks(path: str, data: bytes) -> Iterator[Finding]:
     image = Image.open(io.BytesIO(data))
     try:
         turn = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Damaged EXIF matters to nobody here.
+    except Exception:  # Damaged EXIF has no effect here.
         turn = 1
     if turn not in (0, 1):
         yield Finding("rotated", path, f"EXIF orientation {turn}")
@@ -205,15 +186,3 @@ def _remarks(path: str, data: bytes) -> Iterator[Finding]:
         yield Finding("grey", path)
     if image.mode == "CMYK":
         yield Finding("CMYK", path)
-
-
-def split_names(splits: tuple[str, ...]) -> tuple[Split, ...]:
-    """Checks names of splits.
-
-    Raises:
-        UserError: One is unknown.
-    """
-    for split in splits:
-        if split not in SPLITS:
-            raise UserError(f"splits={split!r}: must be among {', '.join(SPLITS)}")
-    return tuple(split for split in SPLITS if split in splits)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.data.ingest.augment import BadSample, decode
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode
 from pipeline.data.pixels.encode import encode_jpeg
 from pipeline.data.shards.format import (
     Manifest,
@@ -15,10 +16,10 @@ from pipeline.data.shards.format import (
     ShardError,
     ShardRecord,
     StoredSample,
+    finished_splits,
     load_manifest,
     read_sample,
 )
-from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError, did_you_mean
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -26,13 +27,13 @@ from pipeline.storage.open import open_storage
 logger = logging.getLogger(__name__)
 
 _CANDIDATES = 4
-"""So many samples are read for each one that is shown."""
+"""Samples that are read for each one that is shown."""
 _JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A shrunk sample."""
+class PreviewImage:
+    """A sample, shrunk for the page."""
 
     key: str
     source: str
@@ -41,7 +42,7 @@ class Picture:
     """Height and width of the source image."""
     jpeg: bytes
     label: np.ndarray
-    """(H, W) uint8, universal ids or IGNORE; as large as the picture."""
+    """(H, W) uint8, universal ids or IGNORE; as large as the image."""
     classes: tuple[int, ...]
     """Universal ids in the label before it was shrunk."""
 
@@ -51,9 +52,7 @@ class Chapter:
     """What a page shows of one split of a dataset."""
 
     manifest: Manifest
-    names: tuple[str, ...]
-    """Class names by id."""
-    pictures: tuple[Picture, ...]
+    images: tuple[PreviewImage, ...]
 
 
 def load_chapters(
@@ -70,19 +69,15 @@ def load_chapters(
         uri: Root of the shards.
         datasets: Which datasets; None takes all that are finished.
         splits: Which splits; None takes all that are finished.
-        count: Pictures of each split.
+        count: Images of each split.
         long_side_px: Their size.
-        seed: Another one shows other pictures.
+        seed: Another seed shows other images.
 
     Raises:
         UserError: There is nothing such, or the storage fails.
     """
     storage = open_storage(uri)
-    finished = sorted(
-        (parts[0], parts[1])
-        for parts in (entry.path.split("/") for entry in storage.list())
-        if len(parts) == 3 and parts[2] == "manifest.json"
-    )
+    finished = finished_splits(storage)
     if not finished:
         raise UserError(
             f"shards={uri}: no <dataset>/<split>/manifest.json below it: give the folder that "
@@ -102,20 +97,13 @@ def load_chapters(
     for dataset, split in finished:
         if (datasets is None or dataset in datasets) and (splits is None or split in splits):
             manifest = load_manifest(storage, dataset, split)
-            logger.info("%s/%s: choosing %d pictures", dataset, split, count)
+            logger.info("%s/%s: choosing %d images", dataset, split, count)
             chosen = _choose(storage, manifest, count, seed)
-            pictures = tuple(_shrink(*sample, long_side_px) for sample in chosen)
-            chapters.append(Chapter(manifest, class_names(manifest), pictures))
+            images = tuple(_shrink(*sample, long_side_px) for sample in chosen)
+            chapters.append(Chapter(manifest, images))
     if not chapters:
         raise UserError(f"shards={uri}: has none of these datasets in these splits")
     return chapters
-
-
-def class_names(manifest: Manifest) -> tuple[str, ...]:
-    """The names of a manifest's classes by id; numbers when they are of an unknown taxonomy."""
-    if manifest.classes or manifest.taxonomy_fingerprint == universal().fingerprint:
-        return manifest.class_names
-    return tuple(f"class {number}" for number in range(len(manifest.class_pixels)))
 
 
 _Decoded = tuple[StoredSample, np.ndarray, np.ndarray]
@@ -123,7 +111,7 @@ _Decoded = tuple[StoredSample, np.ndarray, np.ndarray]
 
 
 def _choose(storage: Storage, manifest: Manifest, count: int, seed: int) -> list[_Decoded]:
-    """Of a few times as many random samples those that show the most classes not yet shown."""
+    """Picks, among four times as many random samples, those that show the most new classes."""
     places = [(shard, record) for shard in manifest.shards for record in shard.samples]
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(places))[: count * _CANDIDATES].tolist()
@@ -152,12 +140,12 @@ def _read(
 
 def _shrink(
     stored: StoredSample, image: np.ndarray, label: np.ndarray, long_side_px: int
-) -> Picture:
+) -> PreviewImage:
     height, width = label.shape
     scale = min(1.0, long_side_px / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return Picture(
+    return PreviewImage(
         key=stored.key,
         source=str(stored.meta.get("source", "")),
         original_size=tuple(stored.meta.get("original_size", (height, width))),

@@ -1,15 +1,15 @@
-"""Checks finished shards against their manifests: bytes, places, pictures and histogram."""
+"""Checks finished shards against their manifests: bytes, places, images and histogram."""
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.ingest.augment import BadSample, decode
-from pipeline.data.inspect.local_pool import map_in_pool
-from pipeline.data.inspect.report import Finding, Report, Section
+from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
+from pipeline.data.inspect.report import CheckReport, Finding, Section
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode
 from pipeline.data.shards.format import (
     MANIFEST_NAME,
     Manifest,
@@ -21,35 +21,23 @@ from pipeline.data.shards.format import (
 )
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
-from pipeline.progress import Progress
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-
-logger = logging.getLogger(__name__)
 
 _READ_BYTES = 16 << 20
 
 
-@dataclass(frozen=True)
-class _Task:
-    uri: str
-    dataset: str
-    split: str
-    shard: ShardRecord
+@dataclass(frozen=True, kw_only=True)
+class _ShardTask(CheckTask):
     samples: tuple[SampleRecord, ...]
-    """Those to decode."""
+    uri: str
+    shard: ShardRecord
     num_classes: int
-
-
-@dataclass(frozen=True)
-class _Checked:
-    findings: tuple[Finding, ...]
-    class_pixels: tuple[int, ...]
 
 
 def check_shards(
     uri: str, splits: tuple[str, ...] | None, share: float, workers: int | None
-) -> Report:
+) -> CheckReport:
     """Checks all folders of shards below a root.
 
     Args:
@@ -63,13 +51,11 @@ def check_shards(
         UserError: There are no shards, or the storage fails.
     """
     storage = open_storage(uri)
-    report = Report("shards")
-    sections: dict[tuple[str, str], Section] = {}
+    report = CheckReport("shards")
     manifests: dict[tuple[str, str], Manifest] = {}
-    tasks: list[_Task] = []
+    tasks: list[_ShardTask] = []
     for dataset, split, paths in _folders(storage, splits):
-        section = sections[dataset, split] = Section(dataset, split)
-        report.sections.append(section)
+        section = report.section(dataset, split)
         manifest = _manifest(storage, section, paths)
         if manifest is None:
             continue
@@ -81,11 +67,15 @@ def check_shards(
             if name.endswith(".tar") and name not in named:
                 section.findings.append(Finding("stray", path))
         for shard in manifest.shards:
-            count = max(1, round(share * len(shard.samples)))
-            places = {i * len(shard.samples) // count for i in range(count)}
-            chosen = tuple(shard.samples[i] for i in sorted(places) if i < len(shard.samples))
             tasks.append(
-                _Task(storage.uri, dataset, split, shard, chosen, len(manifest.class_pixels))
+                _ShardTask(
+                    dataset=dataset,
+                    split=split,
+                    samples=spread_evenly(shard.samples, share),
+                    uri=storage.uri,
+                    shard=shard,
+                    num_classes=len(manifest.class_pixels),
+                )
             )
     if not report.sections:
         raise UserError(
@@ -93,16 +83,12 @@ def check_shards(
             "prepare_shards.py wrote"
         )
     totals = {key: np.zeros(len(m.class_pixels), np.int64) for key, m in manifests.items()}
-    progress = Progress(sum(len(task.samples) for task in tasks), "samples")
-    for task, checked in map_in_pool(_check_shard, tasks, workers):
-        key = (task.dataset, task.split)
-        sections[key].checked += len(task.samples)
-        sections[key].findings.extend(checked.findings)
-        totals[key] += np.array(checked.class_pixels, np.int64)
-        progress.add(len(task.samples), task.shard.name)
+    for task, pixels in run_checks(report, _check_shard, tasks, workers):
+        totals[task.dataset, task.split] += pixels
     for key, manifest in manifests.items():
-        if share == 1 and sections[key].lost == 0:
-            sections[key].findings += _compared(totals[key], manifest)
+        section = report.section(*key)
+        if share == 1 and section.lost == 0:
+            section.findings += _compared(totals[key], manifest)
     return report
 
 
@@ -132,13 +118,14 @@ def _manifest(storage: Storage, section: Section, paths: list[str]) -> Manifest 
         return None
 
 
-def _check_shard(task: _Task) -> _Checked:
+def _check_shard(task: _ShardTask) -> tuple[list[Finding], np.ndarray]:
+    """What is wrong with a shard, and the pixels of each class in its labels: (K,) int64."""
     storage = open_storage(task.uri)
     path = f"{folder(task.dataset, task.split)}/{task.shard.name}"
     pixels = np.zeros(256, np.int64)
     findings = list(_check_bytes(storage, path, task.shard))
     if any(finding.detail == _MISSING for finding in findings):
-        return _Checked(tuple(findings), (0,) * task.num_classes)
+        return findings, pixels[: task.num_classes]
     for record in task.samples:
         name = f"{path}, key {record.key}"
         try:
@@ -146,16 +133,11 @@ def _check_shard(task: _Task) -> _Checked:
             _, label = decode(stored.jpeg, stored.png)
             if stored.native_png is not None:
                 decode(stored.jpeg, stored.native_png)
-        except ShardError as error:
-            findings.append(Finding("offset", name, str(error)))
-            continue
-        except BadSample as error:
-            findings.append(Finding("decode", name, str(error)))
-            continue
-        except UserError as error:
-            if not findings:  # The shard's own size was right, so it is the storage that fails.
-                raise
-            findings.append(Finding("offset", name, str(error)))
+        except (ShardError, BadSample, UserError) as error:
+            if isinstance(error, UserError) and not findings:
+                raise  # The shard's own size was right, so it is the storage that fails.
+            kind = "decode" if isinstance(error, BadSample) else "offset"
+            findings.append(Finding(kind, name, str(error)))
             continue
         if label.shape != (record.height, record.width):
             text = f"{label.shape[1]}x{label.shape[0]} pixels, not {record.width}x{record.height}"
@@ -165,7 +147,7 @@ def _check_shard(task: _Task) -> _Checked:
         if unknown:
             findings.append(Finding("decode", name, f"ids {unknown[:8]} are no classes"))
         pixels += counts
-    return _Checked(tuple(findings), tuple(pixels[: task.num_classes].tolist()))
+    return findings, pixels[: task.num_classes]
 
 
 _MISSING = "is missing"

@@ -8,7 +8,7 @@ which takes a quarter of a PNG decoder's time; other PNGs go to OpenCV.
 import os
 import struct
 
-# OpenCV refuses larger pictures from their header; it reads the variable when it is loaded.
+# OpenCV refuses larger images from their header; it reads the variable when it is loaded.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
 
 import cv2
@@ -16,20 +16,18 @@ import numpy as np
 import simplejpeg
 from isal import isal_zlib
 
+from pipeline.data.pixels.checks import BadSample, check_size
+
 # Loader processes run side by side; OpenCV's own threads would only fight each other.
 cv2.setNumThreads(1)
 
-MAX_PIXELS = 1 << 27
-"""Larger pictures are refused from their header."""
+MAX_STORED_PIXELS = 1 << 27
+"""Larger images are refused from their header."""
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _GREY_8_BIT = b"\x08\0\0\0\0"
 """End of an IHDR: bit depth, colour type grey, and the only methods there are; not interlaced."""
 _IDAT = 33
 """Where the first chunk after the IHDR begins."""
-
-
-class BadSample(ValueError):
-    """A stored sample that cannot be decoded; the message says what is wrong with it."""
 
 
 def decode(jpeg: bytes, png: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +67,7 @@ def decode_jpeg(
         height, width = map(int, simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2])
     except ValueError as error:
         raise BadSample(f"the jpg does not decode: {error}") from None
-    if height * width > MAX_PIXELS:
-        raise BadSample(f"the jpg has {height}x{width} pixels, more than {MAX_PIXELS}")
+    check_size("the jpg", width, height, MAX_STORED_PIXELS)
     if (height, width) != size:
         raise BadSample(f"jpg is {(height, width)} but png is {size} (height, width)")
     # The decoder takes the smallest of its sizes that reaches both of these.
@@ -80,20 +77,20 @@ def decode_jpeg(
             jpeg, "RGB", min_height=least[0], min_width=least[1], buffer=buffer
         )
     except ValueError:
-        # Also what is no more than odd, such as stray bytes: OpenCV, with which the shards were
-        # written, tells that from pixels that are missing.
-        return shrink_image(_decode_odd(jpeg), shrink)
+        # The file may be odd but whole, as with stray bytes: OpenCV, which wrote the shards, sees
+        # whether pixels are missing.
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        return shrink_image(_decode_by_opencv("the jpg", jpeg, flags), shrink)
 
 
-def _decode_odd(jpeg: bytes) -> np.ndarray:
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+def _decode_by_opencv(what: str, data: bytes, flags: int) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise BadSample(f"the jpg does not decode: {error}") from None
-    if image is None:
-        raise BadSample("the jpg does not decode")
-    return image
+        raise BadSample(f"{what} does not decode: {error}") from None
+    if pixels is None:
+        raise BadSample(f"{what} does not decode")
+    return pixels
 
 
 def shrink_image(image: np.ndarray, shrink: int) -> np.ndarray:
@@ -127,12 +124,7 @@ def decode_label(png: bytes) -> np.ndarray:
     label = _inflate_plain(png)
     if label is not None:
         return label
-    try:
-        label = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise BadSample(f"the png does not decode: {error}") from None
-    if label is None:
-        raise BadSample("the png does not decode")
+    label = _decode_by_opencv("the png", png, cv2.IMREAD_UNCHANGED)
     if label.ndim != 2 or label.dtype != np.uint8:
         raise BadSample(f"the png is {label.dtype} of shape {label.shape}, not 8-bit grey")
     return label
@@ -148,7 +140,7 @@ def _inflate_plain(png: bytes) -> np.ndarray | None:
     width, height = struct.unpack(">II", png[16:24])
     (length,) = struct.unpack(">I", png[_IDAT : _IDAT + 4])
     end = _IDAT + 8 + length
-    if png[end + 8 : end + 12] != b"IEND" or not 0 < width * height <= MAX_PIXELS:
+    if png[end + 8 : end + 12] != b"IEND" or not 0 < width * height <= MAX_STORED_PIXELS:
         return None
     size = height * (width + 1)
     inflater = isal_zlib.decompressobj()

@@ -11,35 +11,19 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from pipeline.data.pixels.official import MAX_PIXELS, BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
 
 _PNG_LEVEL = 3  # In zlib 1.2.13 the fastest to decode, and the last before writing gets slow.
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1  # Second bytes of JPEG markers; the first is 0xFF.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")  # Others run programs or hold no photos.
 
 
-@dataclass(frozen=True)
-class SourceImage:
-    """A decoded source image, with its compressed form where that can be stored as it is."""
-
-    pixels: np.ndarray
-    """(H, W, 3) uint8 BGR in the orientation of the file, not of its EXIF tag."""
-    jpeg: bytes | None
-    """The RGB JPEG that decodes to `pixels`, free of any EXIF orientation, or None."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.pixels.shape[0], self.pixels.shape[1]
-
-
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> SourceImage:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes an image of any common format and colour mode to 8-bit colour.
 
     Grey is repeated over the channels, CMYK and palettes are converted, alpha is dropped, and of
@@ -49,14 +33,16 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> SourceImage:
         data: The file.
         max_pixels: Refuse larger images; their size is read from the header, before decoding.
 
+    Returns:
+        (H, W, 3) uint8 BGR in the orientation of the file, not of its EXIF tag.
+
     Raises:
         BadSample: It is none, is too large, is cut short, or does not decode.
     """
     header, is_jpeg = _open_image(data, max_pixels)
     if header.mode == "RGB" and (is_jpeg or header.format == "PNG"):
-        pixels = _decode_by_opencv(header, data, cv2.IMREAD_COLOR)
-        return SourceImage(pixels, _without_orientation(data) if is_jpeg else None)
-    return SourceImage(_decode_other(header), None)
+        return _decode_by_opencv(header, data, cv2.IMREAD_COLOR)
+    return _decode_other(header)
 
 
 def keep_jpeg(
@@ -89,7 +75,7 @@ def _open_image(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
     with bad_sample_errors("the image"):
         header = Image.open(io.BytesIO(data), formats=_FORMATS)
     check_size("the image", *header.size, max_pixels)
-    # A stereo or phone JPEG (MPO) is a JPEG with more pictures behind the first.
+    # A stereo or phone JPEG (MPO) is a JPEG with more images behind the first.
     is_jpeg = header.format in ("JPEG", "MPO")
     if is_jpeg and data.find(bytes((0xFF, _EOI)), _scan_start(data)) < 0:
         raise BadSample("the image is a JPEG cut short")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from pipeline.data.datasets.base import SPLITS
+from pipeline.data.datasets.base import SPLITS, check_split_names
 from pipeline.data.datasets.few_shot import FEW_SHOT_SETS
 from pipeline.data.datasets.own import OwnDataset, check_own_name
 from pipeline.data.taxonomy.labelling import LabelSpace
@@ -14,48 +14,47 @@ class RootsConfig:
     """Where each dataset's official download lies, unpacked or as its archives: local or `s3://`."""
 
     ade20k: str | None = None
-    """ADE20K, SceneParse150 challenge: the folder with `images/` and `annotations/`."""
+    """ADE20K of the SceneParse150 challenge: the folder with `images/` and `annotations/`."""
     bdd100k: str | None = None
-    """BDD100K semantic segmentation."""
+    """BDD100K: semantic segmentation of the 10K images, as given away in 2018 or 2021."""
     cityscapes: str | None = None
     """Cityscapes: the folder with `leftImg8bit/` and `gtFine/`."""
     coco_panoptic: str | None = None
-    """COCO 2017 with panoptic annotations."""
+    """COCO 2017: images with panoptic annotations."""
     idd: str | None = None
-    """IDD, 20k: part I, part II, or the folder that holds both."""
+    """IDD: part I, part II, or the folder that holds both."""
     mapillary: str | None = None
-    """Mapillary Vistas, v1.2 or a v2.0 download that holds v1.2."""
+    """Mapillary Vistas: v1.2, or a v2.0 download that holds v1.2."""
     sunrgbd: str | None = None
-    """SUN RGB-D, official with its toolbox, or as re-organised by ankurhanda or chrischoy."""
+    """SUN RGB-D: official with its toolbox, or as re-organised by ankurhanda or chrischoy."""
 
     @property
     def given(self) -> dict[str, str]:
         """The roots that are set, by dataset."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: root for name, root in values.items() if root is not None}
+        return {name: root for name, root in vars(self).items() if root is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """What to convert, into what, and by how many."""
+    """A conversion to shards: datasets, output, label space, and workers."""
 
     roots: RootsConfig = field(default_factory=RootsConfig)
     """The datasets to convert."""
     own: dict[str, OwnDataset] = field(default_factory=dict)
     """Datasets of your own, by a name that you give each: `{shop: {root: DIR}}`."""
     few_shot: dict[str, str] = field(default_factory=dict)
-    """Training pairs of few-shot benchmarks (`pascal-5i`, `coco-20i`, `fss-1000`), a dataset for
-    each class: the root by the benchmark's name, such as `{pascal-5i: DIR}`."""
+    """Roots of few-shot benchmarks (`pascal-5i`, `coco-20i`, `fss-1000`) by name, such as
+    `{pascal-5i: DIR}`; the training pairs of each class become a dataset."""
     few_shot_splits: str = ""
-    """HSNet's `data/splits` folder, whose lists say which pairs they are; for `few_shot`."""
+    """HSNet's `data/splits` folder, whose lists name the training pairs of `few_shot`."""
     out: str = ""
     """Folder for the shards: a local directory or `s3://bucket/prefix`."""
     splits: tuple[str, ...] | None = None
-    """Splits to convert; not set: train and val, as far as the roots have them."""
+    """Splits to convert; by default train and val, as far as the roots have them."""
     cityscapes_classes: int = 19
     """Cityscapes' classes: 19 as in its benchmark and in MSeg, or 34 for all of its labels."""
     taxonomy: LabelSpace = "universal"
-    """What the labels are stored in: MSeg's universal classes, or each dataset's own."""
+    """Label set of the stored labels: MSeg's universal classes, or each dataset's own."""
     native: bool = False
     """Store the labels in the dataset's own ids too, as `<key>.native.png`."""
     relabel: str | None = None
@@ -72,7 +71,7 @@ class PrepareConfig:
     max_bad_fraction: float = 0.001
     """The job fails when more than this share of a split's samples must be left out."""
     workers: int | None = None
-    """Shards converted at once; not set: one for each CPU of the cluster."""
+    """Shards converted at once; by default one for each CPU of the cluster."""
 
     def __post_init__(self) -> None:
         if not self.out:
@@ -153,12 +152,7 @@ class PrepareConfig:
             return
         if not self.splits:
             raise UserError(f"splits=[]: give one or more of {', '.join(SPLITS)}")
-        for split in self.splits:
-            if split not in SPLITS:
-                raise UserError(
-                    f"splits={split!r}: must be among {', '.join(SPLITS)}"
-                    + did_you_mean(split, SPLITS)
-                )
+        check_split_names(self.splits)
         if len(set(self.splits)) < len(self.splits):
             raise UserError(f"splits=[{','.join(self.splits)}]: names a split twice")
 

@@ -17,11 +17,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.data.datasets import BadSample, LeftOut, Reader, Source, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import LeftOut, Reader, Source
 from pipeline.data.datasets.few_shot.training import PairsOfClass, reopen
 from pipeline.data.datasets.own import OwnDataset, open_own
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import (
-    SourceImage,
     decode_image,
     encode_jpeg,
     encode_label,
@@ -30,7 +31,7 @@ from pipeline.data.pixels.encode import (
     resize_label,
     shrunk_size,
 )
-from pipeline.data.prepare.relabel import DECISIONS, relabel
+from pipeline.data.prepare.relabel import relabel
 from pipeline.data.shards.format import (
     FORMAT_VERSION,
     EncodedSample,
@@ -43,7 +44,6 @@ from pipeline.data.taxonomy import IGNORE
 from pipeline.data.taxonomy.labelling import Labelling
 from pipeline.errors import UserError
 from pipeline.spread import Death, Workers
-from pipeline.storage.base import DamagedFile
 from pipeline.storage.open import open_storage
 
 RECORD_SUFFIX = ".json"
@@ -70,23 +70,26 @@ class ConvertSettings:
     """Fingerprint of the relabelling."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One shard to write. Travels to the worker, which opens the storages there."""
+    """One shard to write; travels to the worker, which opens the storages there."""
 
     dataset: str
     split: str
-    index: int
     root: str
     """URI of the dataset's root."""
     out: str
     """URI of the shards' root."""
-    sources: tuple[Source, ...]
     settings: ConvertSettings
     labelling: Labelling
-    fingerprint: str
+    """What the stored labels mean."""
     own: OwnDataset | PairsOfClass | None = None
     """How to open the dataset if it is one of the user's own, or a class of a benchmark."""
+    index: int = 0
+    """The shard's number within the split."""
+    sources: tuple[Source, ...] = ()
+    fingerprint: str = ""
+    """Identifies all that the shard is made from; see `fingerprint_sources`."""
 
     @property
     def path(self) -> str:
@@ -106,7 +109,7 @@ class UnitResult:
     fingerprint: str
     settings: dict[str, Any]
     shard: ShardRecord | None
-    """None when no sample of the unit was usable; no file is written then."""
+    """The shard; None when no sample of the unit was usable, and no file was written."""
     class_pixels: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
     relabelled: tuple[int, int] = (0, 0)
@@ -134,47 +137,22 @@ class UnitResult:
         )
 
 
-@dataclass(frozen=True)
-class ConvertedSample:
-    """An encoded sample and the pixels of each of the 256 label ids in it."""
-
-    encoded: EncodedSample
-    id_pixels: np.ndarray
-    relabelled: tuple[int, int] = (0, 0)
-
-
-def make_units(
-    dataset: str,
-    split: str,
-    root: str,
-    out: str,
-    sources: tuple[Source, ...],
-    sizes: dict[str, int],
-    settings: ConvertSettings,
-    labelling: Labelling,
-    own: OwnDataset | PairsOfClass | None = None,
-) -> list[Unit]:
+def make_units(blank: Unit, sources: tuple[Source, ...], sizes: dict[str, int]) -> list[Unit]:
     """Cuts a listing into units.
 
     Args:
-        dataset: Dataset to convert.
-        split: Split to convert.
-        root: URI of the dataset's root.
-        out: URI of the shards' root.
+        blank: A unit without sources: how and where to convert the split.
         sources: All samples, sorted by key.
         sizes: Bytes of the source files by path; a file that changed its size is converted anew.
-        settings: How to convert.
-        labelling: What the stored labels mean.
-        own: How to open the dataset if it is one of the user's own, or a class of a benchmark.
     """
+    settings = dataclasses.asdict(blank.settings)
+    step = blank.settings.samples_per_shard
     units = []
-    step = settings.samples_per_shard
     for index, start in enumerate(range(0, len(sources), step)):
         part = sources[start : start + step]
-        digest = fingerprint_sources(
-            part, sizes, FORMAT_VERSION, dataset, split, index, dataclasses.asdict(settings)
-        )
-        units.append(Unit(dataset, split, index, root, out, part, settings, labelling, digest, own))
+        context = (FORMAT_VERSION, blank.dataset, blank.split, index, settings)
+        digest = fingerprint_sources(part, sizes, *context)
+        units.append(dataclasses.replace(blank, index=index, sources=part, fingerprint=digest))
     return units
 
 
@@ -182,32 +160,31 @@ def fingerprint_sources(sources: Iterable[Source], sizes: dict[str, int], *conte
     """16 hex digits over the sources, the sizes of their files, and whatever else is given."""
     digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
     for source in sources:
-        row = (
-            source.key,
-            source.image,
-            sizes.get(source.image, -1),
-            source.label,
-            sizes.get(source.label, -1),
-            source.extra,
-        )
+        image = source.image, sizes.get(source.image, -1)
+        row = (source.key, *image, source.label, sizes.get(source.label, -1), source.extra)
         digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
     return digest.hexdigest()[:16]
 
 
-def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSample:
+def convert_sample(
+    reader: Reader, source: Source, unit: Unit
+) -> tuple[EncodedSample, np.ndarray, tuple[int, int]]:
     """Reads, checks, maps, shrinks and encodes one sample.
+
+    Returns:
+        The sample, the pixels of each of the 256 label ids in it, and what `relabel` returns.
 
     Raises:
         BadSample: It cannot be used.
         UserError: The storage fails, which is not the sample's fault.
     """
-    data = _read_image(reader, source)
+    data = reader.read(source.image, "the image file is missing")
     image = None
     if kept := keep_jpeg(data, unit.settings.short_side_px):
         jpeg, original = kept
     else:
         jpeg, image = b"", decode_image(data)
-        original = image.size
+        original = image.shape[0], image.shape[1]
     native = _read_label(reader, source)
     if native.ndim != 2 or native.dtype != np.uint8:
         raise BadSample(f"the label is {native.dtype} of shape {native.shape}, not 8-bit ids")
@@ -217,13 +194,14 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
             f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
         )
     label = cv2.LUT(native, unit.labelling.table)
-    decisions = source.extra.get(DECISIONS)
-    relabelled = relabel(label, native, decisions, reader, source) if decisions else (0, 0)
+    relabelled = relabel(label, native, reader, source)
     size = shrunk_size(*original, unit.settings.short_side_px)
     if size != original:
         label, native = resize_label(label, size), resize_label(native, size)
+        assert image is not None  # `keep_jpeg` keeps none that must shrink.
+        image = resize_image(image, size)
     if image is not None:
-        jpeg = _stored_jpeg(image, size, unit.settings.jpeg_quality)
+        jpeg = encode_jpeg(image, unit.settings.jpeg_quality)
     id_pixels = count_ids(label)
     meta = {
         "dataset": unit.dataset,
@@ -233,14 +211,10 @@ def convert_sample(reader: Reader, source: Source, unit: Unit) -> ConvertedSampl
         "classes": [int(i) for i in np.flatnonzero(id_pixels) if i != IGNORE],
     }
     native_png = encode_label(native) if unit.settings.native else None
-    encoded = EncodedSample(source.key, jpeg, encode_label(label), meta, *size, native_png)
-    return ConvertedSample(encoded, id_pixels, relabelled)
-
-
-def _stored_jpeg(image: SourceImage, size: tuple[int, int], quality: int) -> bytes:
-    if size != image.size:
-        return encode_jpeg(resize_image(image.pixels, size), quality)
-    return image.jpeg or encode_jpeg(image.pixels, quality)
+    encoded = EncodedSample(
+        source.key, jpeg, encode_label(label), meta, native_png, height=size[0], width=size[1]
+    )
+    return encoded, id_pixels, relabelled
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:
@@ -270,27 +244,26 @@ def convert_unit(unit: Unit) -> UnitResult:
     cv2.setNumThreads(1)  # The units are the parallelism; more threads only fight over cores.
     out = open_storage(unit.out)
     reader = _open_once(unit.dataset, unit.root, unit.own)
-    id_pixels = np.zeros(256, np.int64)
-    changed = missed = 0
+    totals, relabelled = np.zeros(256, np.int64), np.zeros(2, np.int64)
     left_out: list[LeftOut] = []
     with ShardWriter(out, unit.dataset, unit.split, unit.index) as writer:
         for source in unit.sources:
             try:
-                sample = convert_sample(reader, source, unit)
+                encoded, id_pixels, decisions = convert_sample(reader, source, unit)
             except BadSample as error:
                 left_out.append(LeftOut(source.image, str(error)))
                 continue
-            writer.write(sample.encoded)
-            id_pixels += sample.id_pixels
-            changed, missed = changed + sample.relabelled[0], missed + sample.relabelled[1]
+            writer.write(encoded)
+            totals += id_pixels
+            relabelled += decisions
         shard = writer.finish() if len(left_out) < len(unit.sources) else None
     result = UnitResult(
         unit.fingerprint,
         dataclasses.asdict(unit.settings),
         shard,
-        tuple(id_pixels[: len(unit.labelling.taxonomy.classes)].tolist()),
+        tuple(totals[: len(unit.labelling.taxonomy.classes)].tolist()),
         tuple(left_out),
-        (changed, missed),
+        (int(relabelled[0]), int(relabelled[1])),
     )
     out.write(unit.path + RECORD_SUFFIX, result.to_json().encode())
     return result
@@ -352,15 +325,6 @@ def _open_once(dataset: str, root: str, own: OwnDataset | PairsOfClass | None) -
     if isinstance(own, PairsOfClass):
         return reopen(own)
     return open_own(dataset, own) if own else open_reader(dataset, root)
-
-
-def _read_image(reader: Reader, source: Source) -> bytes:
-    try:
-        return reader.root.read(source.image)
-    except FileNotFoundError:
-        raise BadSample("the image file is missing") from None
-    except DamagedFile as error:
-        raise BadSample(str(error)) from error
 
 
 def _read_label(reader: Reader, source: Source) -> np.ndarray:

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets.base import Listing, Reader, Source
+from pipeline.data.datasets.base import Listing, Reader, Source, has_folders
 from pipeline.data.datasets.sunrgbd_layouts import NUM_TEST
-from pipeline.data.taxonomy import IGNORE, native_table, universal
+from pipeline.data.taxonomy import IGNORE, native_table, read_tsv, universal
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -85,10 +85,6 @@ class Relabelling:
         if self.dataset == "sunrgbd":
             stem = _sunrgbd_stem(source, split)
         return [] if stem is None else self.decisions.get(self._key(split, parent, stem), [])
-
-    def count(self, split: str) -> int:
-        """Decisions over the images of a split."""
-        return sum(len(found) for key, found in self.decisions.items() if key[0] == split)
 
     def add(
         self, split: str, parent: str, stem: str, segment: int, natives: tuple[int, ...], new: int
@@ -155,20 +151,15 @@ def load_relabelling(uri: str, datasets: Iterable[str]) -> dict[str, Relabelling
 
 
 def relabel(
-    label: np.ndarray,
-    native: np.ndarray,
-    decisions: Iterable[Decision],
-    reader: Reader,
-    source: Source,
+    label: np.ndarray, native: np.ndarray, reader: Reader, source: Source
 ) -> tuple[int, int]:
-    """Applies decisions to a label in place.
+    """Applies the decisions over an image, if there are any, to its label in place.
 
     Args:
         label: (H, W) uint8 universal ids.
         native: (H, W) uint8 native ids, as read.
-        decisions: Those over this image.
         reader: Knows the segments.
-        source: The image.
+        source: The image, with the decisions.
 
     Returns:
         How many decisions changed pixels, and how many found none.
@@ -176,22 +167,20 @@ def relabel(
     Raises:
         BadSample: The file that holds the segments is missing or damaged.
     """
-    decisions = list(decisions)
+    if not (decisions := source.extra.get(DECISIONS)):
+        return 0, 0
     masks = reader.segment_masks(source, {segment for segment, _, _ in decisions})
-    changed = missed = 0
+    changed = 0
     for segment, natives, new in decisions:
+        if masks is not None and segment not in masks:
+            continue
         still = np.isin(native, natives)
         if masks is not None:
-            if segment not in masks:
-                missed += 1
-                continue
             still &= masks[segment]
         if still.any():
             label[still] = new
             changed += 1
-        else:
-            missed += 1
-    return changed, missed
+    return changed, len(decisions) - changed
 
 
 def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
@@ -209,22 +198,17 @@ def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
         if missing:
             raise UserError(f"{where}: lacks the column {missing[0]}: must have {_COLUMNS}")
         for row in rows:
-            natives = _native_ids(dataset, row["native_class"])
-            if not natives:
+            if not (natives := _native_ids(dataset, row["native_class"])):
                 raise UserError(
                     f"{where}: native_class={row['native_class']!r}: not a class of {dataset}"
                 )
+            place = row["split"], row.get("parent") or "", row["image_stem"]
             table.add(
-                row["split"],
-                row.get("parent") or "",
-                row["image_stem"],
-                int(row["segment_id"]),
-                natives,
-                _universal_id(row["new_universal_name"]),
+                *place, int(row["segment_id"]), natives, _universal_id(row["new_universal_name"])
             )
-    except (OSError, EOFError, UnicodeDecodeError, ValueError, TypeError, csv.Error) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, TypeError, csv.Error) as error:
         raise UserError(
             f"{where}: is no table of relabelled segments ({type(error).__name__}: {error})"
         ) from error
@@ -232,7 +216,7 @@ def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
 
 
 def _checkout(root: Storage, datasets: set[str]) -> dict[str, Relabelling]:
-    base = next((b for b in (_FILES, "relabeled_data", "") if b in ("",) or _is(root, b)), "")
+    base = next((b for b in (_FILES, "relabeled_data") if has_folders(root, "", b)), "")
     found: dict[str, Relabelling] = {}
     for row in _index():
         dataset = _MSEG_KEYS[row["mseg_key"]]
@@ -249,11 +233,6 @@ def _checkout(root: Storage, datasets: set[str]) -> dict[str, Relabelling]:
             segment = int(match["segment"])
             table.add(row["split"], match["parent"] or "", match["stem"], segment, natives, new)
     return found
-
-
-def _is(root: Storage, folder: str) -> bool:
-    parent, _, name = folder.rpartition("/")
-    return name in root.folders(parent)
 
 
 @cache
@@ -276,11 +255,9 @@ def split_classes(dataset: str) -> Mapping[str, tuple[int, ...]]:
 
 
 @cache
-def _index() -> tuple[Mapping[str, str], ...]:
+def _index() -> list[dict[str, str]]:
     """What each list of a checkout decides: key, split, original and new class, file."""
-    path = Path(__file__).parents[1] / "taxonomy" / "relabel_files.tsv"
-    with path.open(encoding="utf-8", newline="") as file:
-        return tuple(csv.DictReader(file, delimiter="\t"))
+    return read_tsv(Path(__file__).parents[1] / "taxonomy" / "relabel_files.tsv")
 
 
 @cache
@@ -320,18 +297,18 @@ def with_decisions(listing: Listing, split: str, table: Relabelling) -> Listing:
             matched += len(found)
             source = replace(source, extra={**source.extra, DECISIONS: found})
         sources.append(source)
-    elsewhere = table.count(split) - matched
+    known = sum(len(found) for key, found in table.decisions.items() if key[0] == split)
     note = f"{split}: {matched} of MSeg's decisions are over images that are here"
-    if elsewhere:
-        note += f", {elsewhere} over others"
+    if known > matched:
+        note += f", {known - matched} over others"
     return replace(listing, sources=tuple(sources), notes=(*listing.notes, note))
 
 
 def with_full_ade20k(listing: Listing, uri: str) -> Listing:
-    """Tells the sources of ADE20K with decisions where the full release has their segments.
+    """Adds to ADE20K's sources with decisions where the full release has their segments.
 
     Args:
-        listing: Of the challenge's images.
+        listing: The challenge's images.
         uri: The full release, local or s3://; images lie by scene, `*_seg.png` beside them.
 
     Raises:
@@ -350,15 +327,11 @@ def with_full_ade20k(listing: Listing, uri: str) -> Listing:
         )
     sources, missing = [], 0
     for source in listing.sources:
-        if DECISIONS in source.extra:
-            extra = dict(source.extra)
+        if decisions := source.extra.get(DECISIONS):
             place = places.get(source.image.rpartition("/")[2].rpartition(".")[0])
-            if place is None:
-                missing += 1
-                del extra[DECISIONS]
-            else:
-                extra["full_release"] = f"{root.uri}/{place}"
-            source = replace(source, extra=extra)
+            found = {DECISIONS: decisions, "full_release": f"{root.uri}/{place}"}
+            missing += place is None
+            source = replace(source, extra={} if place is None else found)
         sources.append(source)
     notes = listing.notes
     if missing:

@@ -1,6 +1,6 @@
 """The conversion as a whole: from dataset roots to folders of shards, each with its manifest.
 
-Lists every root first, so that whatever the user got wrong is told before any work starts. Then one
+Lists every root first, so that a user's mistake is reported before any work starts. Then one
 pool of workers takes the units of all datasets; a split's manifest is written when its last unit
 is in.
 """
@@ -9,15 +9,15 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 from rich import box
 from rich.table import Table
 
-from pipeline.data.datasets import READERS, SPLITS, Listing, Reader, Split, open_reader
+from pipeline.data.datasets import READERS, open_reader
+from pipeline.data.datasets.base import Listing, Reader, Split
 from pipeline.data.datasets.few_shot.training import open_training
 from pipeline.data.datasets.own import open_own
 from pipeline.data.prepare.config import PrepareConfig
@@ -28,7 +28,8 @@ from pipeline.data.prepare.relabel import (
     with_decisions,
     with_full_ade20k,
 )
-from pipeline.data.prepare.split_job import SplitJob, SplitSummary, describe
+from pipeline.data.prepare.split_job import SplitJob, describe
+from pipeline.data.shards.format import Manifest, folder
 from pipeline.data.taxonomy import overrides
 from pipeline.errors import Terminated, UserError
 from pipeline.progress import Progress
@@ -39,18 +40,18 @@ from pipeline.storage.open import open_storage
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = "prepare.lock"
-"""In the output while a conversion writes there; see `Lease`."""
+"""The lock's place in the output while a conversion writes there; see `Lease`."""
 
 
 @dataclass(frozen=True)
-class Summary:
+class PrepareSummary:
     """What a conversion made."""
 
-    splits: tuple[SplitSummary, ...]
+    splits: tuple[Manifest, ...]
+    unchanged: frozenset[str]
+    """Folders of the splits that an earlier run had finished."""
     images_converted: int
     """Images of this run, without those that an earlier run had finished."""
-    classes_seen: int
-    """Classes with a pixel in any of the splits."""
     seconds: float
 
     def table(self) -> Table:
@@ -61,33 +62,29 @@ class Summary:
         for name in ("images", "shards", "GiB", "left out", "classes seen"):
             table.add_column(name, justify="right")
         table.add_column("")
-        for row in self.splits:
-            table.add_row(
-                row.dataset,
-                row.split,
-                f"{row.images:,}",
-                f"{row.shards:,}",
-                f"{row.gib:,.3f}",
-                f"{row.left_out:,}",
-                str(row.classes_seen),
-                "unchanged" if row.unchanged else "",
-            )
+        for made in self.splits:
+            is_unchanged = folder(made.dataset, made.split) in self.unchanged
+            cells = _cells([made])
+            table.add_row(made.dataset, made.split, *cells, "unchanged" if is_unchanged else "")
         if len(self.splits) > 1:
             table.add_section()
-            table.add_row(
-                "all",
-                "",
-                f"{sum(row.images for row in self.splits):,}",
-                f"{sum(row.shards for row in self.splits):,}",
-                f"{sum(row.gib for row in self.splits):,.3f}",
-                f"{sum(row.left_out for row in self.splits):,}",
-                str(self.classes_seen),
-                "",
-            )
+            table.add_row("all", "", *_cells(self.splits), "")
         return table
 
 
-def prepare(config: PrepareConfig, start_ray: Callable[[float], None] | None = None) -> Summary:
+def _cells(splits: Sequence[Manifest]) -> tuple[str, ...]:
+    return (
+        f"{sum(made.num_samples for made in splits):,}",
+        f"{sum(len(made.shards) for made in splits):,}",
+        f"{sum(made.size for made in splits) / 2**30:,.3f}",
+        f"{sum(len(made.left_out) for made in splits):,}",
+        str(len({name for made in splits for name in made.classes_seen})),
+    )
+
+
+def prepare(
+    config: PrepareConfig, start_ray: Callable[[float], None] | None = None
+) -> PrepareSummary:
     """Converts datasets to shards.
 
     Args:
@@ -101,21 +98,24 @@ def prepare(config: PrepareConfig, start_ray: Callable[[float], None] | None = N
     """
     began = time.monotonic()
     out = open_storage(config.out)
+    # Every root and table is read before the lock is taken: what is wrong with them is reported
+    # at once, even while another run writes there.
     roots = list(_open_roots(config))
     relabellings = _relabel(config, roots)
     with Lease(out, LOCK_NAME) as lease:
         jobs = _plan(config, out, roots, relabellings)
         units = [unit for job in jobs for unit in job.waiting]
         num_images = sum(len(unit.sources) for unit in units)
+        # Ray is only started for work: a finished conversion is recognised without it.
         if units:
             with _interruptible(jobs, out) as arm:
                 if start_ray is not None:
                     start_ray(config.workers or 1)
                     arm()  # Ray has put a handler of its own in place.
                 _convert(jobs, units, num_images, lease, config.workers)
-    seen = {i for job in jobs for i in job.classes_seen}
-    rows = tuple(job.summary() for job in jobs)
-    return Summary(rows, num_images, len(seen), time.monotonic() - began)
+    splits = tuple(job.manifest for job in jobs if job.manifest is not None)
+    unchanged = frozenset(job.name for job in jobs if job.unchanged)
+    return PrepareSummary(splits, unchanged, num_images, time.monotonic() - began)
 
 
 def _plan(
@@ -176,14 +176,11 @@ def _interruptible(jobs: list[SplitJob], out: Storage) -> Iterator[Callable[[], 
     try:
         yield arm
     except KeyboardInterrupt:
-        done = sum(job.num_units - len(job.waiting) for job in jobs)
         total = sum(job.num_units for job in jobs)
+        done = total - sum(len(job.waiting) for job in jobs)
         logger.warning(
-            "interrupted: %d of %d shards are finished and kept in %s; the same command goes on "
-            "from there",
-            done,
-            total,
-            out.uri,
+            f"interrupted: {done} of {total} shards are finished and kept in {out.uri}; the same "
+            "command continues from there"
         )
         raise
     finally:
@@ -218,12 +215,10 @@ def _relabel(
 
 
 def _note_overrides(table: str, listings: dict[Split, Listing]) -> None:
-    changed = [
-        f"{entry.native_name} ({entry.universal_name or 'ignored'})" for entry in overrides(table)
-    ]
-    if not changed:
+    if not (changed := overrides(table)):
         return
-    note = f"without relabelling, not mapped as by MSeg: {', '.join(changed)}"
+    names = ", ".join(f"{new.native_name} ({new.universal_name or 'ignored'})" for new in changed)
+    note = f"without relabelling, not mapped as by MSeg: {names}"
     logger.info("%s: %s", table, note)
     for split, listing in listings.items():
         listings[split] = replace(listing, notes=(*listing.notes, note))
@@ -231,19 +226,12 @@ def _note_overrides(table: str, listings: dict[Split, Listing]) -> None:
 
 def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Listing]]]:
     """Each dataset's reader and its listings by split."""
-    opened: list[tuple[str, str, Callable[[], Reader]]] = [
-        (f"roots.{name}", root, partial(open_reader, name, root))
-        for name, root in config.roots.given.items()
-    ]
-    opened += [
-        (f"own.{name}.root", own.root, partial(open_own, name, own))
-        for name, own in config.own.items()
-    ]
-    for key, root, open_it in opened:
-        yield _listed(config, key, root, open_it())
+    for name, root in config.roots.given.items():
+        yield _listed(config, f"roots.{name}", root, open_reader(name, root))
+    for name, own in config.own.items():
+        yield _listed(config, f"own.{name}.root", own.root, open_own(name, own))
     for benchmark, root in config.few_shot.items():
-        splits = open_storage(config.few_shot_splits)
-        for reader in open_training(benchmark, root, splits):
+        for reader in open_training(benchmark, root, open_storage(config.few_shot_splits)):
             yield _listed(config, f"few_shot.{benchmark}", root, reader)
 
 
@@ -253,9 +241,7 @@ def _listed(
     """A reader with what it lists for each split that is wanted."""
     listings: dict[Split, Listing] = {}
     problems = []
-    for split in SPLITS:
-        if split not in reader.splits:
-            continue
+    for split in reader.splits:
         if config.splits is not None and split not in config.splits:
             continue
         listing = reader.listing(split)
@@ -271,6 +257,6 @@ def _listed(
             f"{key}={root}: {', '.join(problems)}: give the folder of the official "
             "download, or set splits to those that it has"
         )
-    for problem in problems:  # Nobody asked for this split: a download of the other is usual.
+    for problem in problems:  # The split was not asked for: many downloads have one alone.
         logger.warning("%s=%s: %s: skipped", key, root, problem)
     return reader, listings

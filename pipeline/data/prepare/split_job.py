@@ -8,9 +8,8 @@ import dataclasses
 import logging
 import posixpath
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from pipeline.data.datasets import LeftOut, Listing, Reader
+from pipeline.data.datasets.base import LeftOut, Listing, Reader
 from pipeline.data.datasets.few_shot.training import PairReader
 from pipeline.data.datasets.own import OwnReader
 from pipeline.data.prepare.config import PrepareConfig
@@ -32,23 +31,6 @@ from pipeline.storage.base import Storage
 logger = logging.getLogger(__name__)
 
 _SHOWN_REASONS = 5
-
-
-@dataclass(frozen=True)
-class SplitSummary:
-    """One row of the closing table."""
-
-    dataset: str
-    split: str
-    images: int
-    shards: int
-    gib: float
-    left_out: int
-    classes_seen: int
-    unchanged: bool
-    """Whether an earlier run had finished it."""
-    notes: tuple[str, ...]
-    """How the download differs from the published one."""
 
 
 class SplitJob:
@@ -80,28 +62,33 @@ class SplitJob:
         self.name = folder(reader.name, split)
         self.manifest: Manifest | None = None
         self.unchanged = False
+        """Whether an earlier run had finished the split."""
         self._out = out
         self._listing = listing
         self._max_bad_fraction = config.max_bad_fraction
-        self._own = config.own.get(reader.name)
-        if isinstance(reader, PairReader):
-            self._own = reader.pairs
         self._labelling = labelling_of(config, reader, relabelling is not None)
-        relabelled = "" if relabelling is None else relabelling.fingerprint
-        self._settings = _settings(config, reader.name, self._labelling, relabelled)
+        self._settings = ConvertSettings(
+            short_side_px=config.short_side_px,
+            jpeg_quality=config.jpeg_quality,
+            samples_per_shard=config.samples_per_shard,
+            taxonomy_fingerprint=self._labelling.taxonomy.fingerprint,
+            table=config.tables.get(reader.name, reader.name),
+            lookup=self._labelling.fingerprint,
+            native=config.native,
+            relabel="" if relabelling is None else relabelling.fingerprint,
+        )
         sizes = _file_sizes(reader.root, listing)
         self._source_fingerprint = fingerprint_sources(listing.sources, sizes)
-        self._units = make_units(
-            reader.name,
-            split,
-            reader.root.uri,
-            out.uri,
-            listing.sources,
-            sizes,
-            self._settings,
-            self._labelling,
-            self._own,
+        blank = Unit(
+            dataset=reader.name,
+            split=split,
+            root=reader.root.uri,
+            out=out.uri,
+            settings=self._settings,
+            labelling=self._labelling,
+            own=reader.pairs if isinstance(reader, PairReader) else config.own.get(reader.name),
         )
+        self._units = make_units(blank, listing.sources, sizes)
         self._results: dict[int, UnitResult] = {}
         self._take_over()
 
@@ -150,8 +137,8 @@ class SplitJob:
         if len(left_out) > self._max_bad_fraction * total:
             raise UserError(
                 f"{self.name}: {len(left_out)} of {total} samples are bad, more than "
-                f"max_bad_fraction={self._max_bad_fraction:g}: {describe(left_out)}: mend them, "
-                "or raise max_bad_fraction to leave them out"
+                f"max_bad_fraction={self._max_bad_fraction:g}: {describe(left_out)}: fix or "
+                "remove them, or raise max_bad_fraction to leave them out"
             )
 
     def finish(self) -> None:
@@ -162,12 +149,12 @@ class SplitJob:
         """
         assert not self.waiting
         results = [self._results[unit.index] for unit in self._units]
-        settings = dataclasses.asdict(self._settings)
+        settings, taxonomy = dataclasses.asdict(self._settings), self._labelling.taxonomy
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             dataset=self.dataset,
             split=self.split,
-            taxonomy=self._labelling.taxonomy.name,
+            taxonomy=taxonomy.name,
             taxonomy_fingerprint=settings.pop("taxonomy_fingerprint"),
             source_fingerprint=self._source_fingerprint,
             settings=settings,
@@ -175,9 +162,7 @@ class SplitJob:
             class_pixels=tuple(map(sum, zip(*(r.class_pixels for r in results), strict=True))),
             left_out=tuple((bad.name, bad.reason) for bad in self.left_out),
             notes=(*self._listing.notes, *self._relabel_notes(results)),
-            classes=()
-            if self._labelling.taxonomy == universal()
-            else self._labelling.taxonomy.classes,
+            classes=() if taxonomy == universal() else taxonomy.classes,
         )
         if not any(manifest.class_pixels):
             raise UserError(
@@ -192,51 +177,21 @@ class SplitJob:
                 self._out.delete(path)
         # A begun upload whose answer got lost is begun again, and the first one stays behind.
         self._out.clean(self.name)
+        # The records go last: a run that ends before the manifest is whole needs them again.
         self._out.write(self._manifest_path, manifest.to_json().encode())
         self._delete_records(present)
         self.manifest = manifest
         if manifest.left_out:
             logger.warning("%s: left out %s", self.name, describe(self.left_out))
-        logger.info(
-            "%s: finished, %d images in %d shards",
-            self.name,
-            manifest.num_samples,
-            len(manifest.shards),
-        )
+        count = f"{manifest.num_samples} images in {len(manifest.shards)} shards"
+        logger.info(f"{self.name}: finished, {count}")
 
     def _relabel_notes(self, results: list[UnitResult]) -> list[str]:
-        changed, missed = (sum(r.relabelled[part] for r in results) for part in (0, 1))
         if not self._settings.relabel:
             return []
+        changed, missed = (sum(r.relabelled[part] for r in results) for part in (0, 1))
         note = f"{self.split}: relabelled {changed} segments"
         return [note + (f"; {missed} decisions found no pixel of their class" if missed else "")]
-
-    @property
-    def classes_seen(self) -> set[str]:
-        """Names of the classes with a pixel; only once there is a manifest."""
-        manifest = self.manifest
-        assert manifest is not None
-        return {
-            name
-            for name, count in zip(manifest.class_names, manifest.class_pixels, strict=True)
-            if count
-        }
-
-    def summary(self) -> SplitSummary:
-        """The split's row of the closing table; only once it has a manifest."""
-        manifest = self.manifest
-        assert manifest is not None
-        return SplitSummary(
-            dataset=self.dataset,
-            split=self.split,
-            images=manifest.num_samples,
-            shards=len(manifest.shards),
-            gib=sum(shard.size for shard in manifest.shards) / 2**30,
-            left_out=len(manifest.left_out),
-            classes_seen=len(self.classes_seen),
-            unchanged=self.unchanged,
-            notes=manifest.notes,
-        )
 
     @property
     def _manifest_path(self) -> str:
@@ -260,11 +215,8 @@ class SplitJob:
                 f"{where}: was made from other source files than {self.dataset}'s root has now: "
                 "choose another out, or delete that folder"
             )
-        damaged = [
-            shard.name
-            for shard in manifest.shards
-            if present.get(f"{self.name}/{shard.name}") != shard.size
-        ]
+        sizes = {shard.name: present.get(f"{self.name}/{shard.name}") for shard in manifest.shards}
+        damaged = [shard.name for shard in manifest.shards if sizes[shard.name] != shard.size]
         if damaged:
             logger.warning("%s: lacks %s whole: converting again", where, ", ".join(damaged))
             self._out.delete(self._manifest_path)
@@ -288,12 +240,8 @@ class SplitJob:
             if whole and result.fingerprint == unit.fingerprint:
                 self._results[unit.index] = result
         if self._results:
-            logger.info(
-                "%s: %d of %d shards finished by an earlier run",
-                self.name,
-                len(self._results),
-                len(self._units),
-            )
+            count = f"{len(self._results)} of {len(self._units)}"
+            logger.info(f"{self.name}: {count} shards finished by an earlier run")
 
     def _check_settings(self, where: str, found: dict[str, object]) -> None:
         wanted = dataclasses.asdict(self._settings)
@@ -331,28 +279,11 @@ def labelling_of(config: PrepareConfig, reader: Reader, relabelled: bool) -> Lab
     return in_universal(table, relabelled)
 
 
-def _settings(
-    config: PrepareConfig, dataset: str, labelling: Labelling, relabelled: str
-) -> ConvertSettings:
-    return ConvertSettings(
-        short_side_px=config.short_side_px,
-        jpeg_quality=config.jpeg_quality,
-        samples_per_shard=config.samples_per_shard,
-        taxonomy_fingerprint=labelling.taxonomy.fingerprint,
-        table=config.tables.get(dataset, dataset),
-        lookup=labelling.fingerprint,
-        native=config.native,
-        relabel=relabelled,
-    )
-
-
 def _file_sizes(root: Storage, listing: Listing) -> dict[str, int]:
     """Bytes of the source files by path, from two listings instead of a request for each file."""
+    sources = listing.sources
     sizes = {}
-    for paths in (
-        [source.image for source in listing.sources],
-        [source.label for source in listing.sources],
-    ):
+    for paths in ([source.image for source in sources], [source.label for source in sources]):
         common = posixpath.commonpath({posixpath.dirname(path) for path in paths})
         sizes.update((entry.path, entry.size) for entry in root.list(common))
     return sizes

@@ -1,18 +1,17 @@
 """Copies of remote shards on the disk of a node, shared by all processes on it.
 
     <folder>/<sha256>.tar        a verified copy; its modification time is its last use
-    <folder>/<sha256>.partial    being fetched by whoever holds <sha256>.lock
+    <folder>/<sha256>.partial    being fetched by the process that holds <sha256>.lock
     <folder>/evict.lock          held while room is made
 
 A copy is named after its contents, so runs and buckets can share it, and a shard that was written
-anew is another one. A sample whose shard is not here yet is left to the caller,
-who reads its few bytes from afar, while a thread fetches the whole shard: the first batch does not
-wait for gigabytes. The random order of training uses every shard all the time, so throwing one out
-for the next would fetch each of them again and again: room is made only at the cost of copies that
-nobody has used for a while, the longest unused first. What does not fit stays remote.
+anew is another one. A sample whose shard is not here yet is left to the caller, which reads its
+few bytes from afar while a thread fetches the whole shard: the first batch does not wait for
+gigabytes. The random order of training uses every shard all the time, so throwing one out for the
+next would fetch each of them again and again: room is made only at the cost of copies that were
+not used for a while, the longest unused first. What does not fit stays remote.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -22,9 +21,9 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from pipeline.data.shards.format import ShardRecord
 from pipeline.errors import UserError
@@ -45,7 +44,7 @@ _TOUCH_S = 30.0
 
 
 def default_folder() -> Path:
-    """Where copies lie unless told otherwise: `$LSEG_CACHE_DIR`, or one of the user in /tmp."""
+    """The folder of the copies by default: `$LSEG_CACHE_DIR`, or one of the user in /tmp."""
     given = os.environ.get(FOLDER_VARIABLE)
     return Path(given) if given else Path(tempfile.gettempdir(), f"lseg-cache-{os.getuid()}")
 
@@ -90,20 +89,17 @@ class ShardCache:
         """
         try:
             # Opened for each read: thousands of shards would be more files than a process may hold,
-            # and an open file can be read to its end whoever throws it out meanwhile.
-            descriptor = os.open(self._copy(shard.sha256), os.O_RDONLY | os.O_CLOEXEC)
+            # and an open file can be read to its end even if it is thrown out meanwhile.
+            with self._copy(shard.sha256).open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), length, offset)
+                self._touch(shard.sha256, file.fileno())
         except FileNotFoundError:
             self._want(storage, path, shard)
             return None
         except OSError as error:
-            return self._unreadable(path, error)
-        try:
-            data = os.pread(descriptor, length, offset)
-            self._touch(shard.sha256, descriptor)
-        except OSError as error:
-            return self._unreadable(path, error)
-        finally:
-            os.close(descriptor)
+            # A failing disk of one node costs speed, not the run.
+            logger.warning("%s: the copy of %s cannot be read: %s", self.folder, path, error)
+            return None
         if len(data) == length:
             return data
         self.discard(shard)
@@ -123,29 +119,28 @@ class ShardCache:
             UserError: The storage does not answer.
             FileNotFoundError: There is no such shard.
         """
-        with self._locked(f"{shard.sha256}.lock") as is_mine:
-            if not is_mine:
-                return False
-            copy = self._copy(shard.sha256)
-            if copy.exists():
-                return True
-            partial = self.folder / f"{shard.sha256}.partial"
-            try:
-                if not self._make_room(partial, shard.size):
-                    return False
-                if not _download(storage, path, shard, partial):
+        copy, partial = self._copy(shard.sha256), self.folder / f"{shard.sha256}.partial"
+        try:
+            with FileLock(partial.with_suffix(".lock"), blocking=False):
+                if copy.exists():
+                    return True
+                try:
+                    if not self._make_room(partial, shard.size):
+                        return False
+                    if _download(storage, path, shard, partial):
+                        os.replace(partial, copy)
+                        return True
                     logger.warning("%s/%s: not as its manifest says; not kept", storage.uri, path)
-                    return False
-                os.replace(partial, copy)
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                # A full or failing disk costs speed, not the run.
-                logger.warning("%s: no copy of %s: %s", self.folder, path, error)
-                return False
-            finally:
-                partial.unlink(missing_ok=True)
-            return True
+                finally:
+                    partial.unlink(missing_ok=True)
+        except FileNotFoundError:
+            raise
+        except Timeout:  # Another process fetches it.
+            return False
+        except OSError as error:
+            # A full or failing disk costs speed, not the run.
+            logger.warning("%s: no copy of %s: %s", self.folder, path, error)
+        return False
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until everything asked for is here or refused; False when time ran out."""
@@ -155,10 +150,6 @@ class ShardCache:
                 return False
             time.sleep(0.01)
         return True
-
-    def _unreadable(self, path: str, error: OSError) -> None:
-        # A failing disk of one node costs speed, not the run.
-        logger.warning("%s: the copy of %s cannot be read: %s", self.folder, path, error)
 
     def _copy(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.tar"
@@ -189,8 +180,8 @@ class ShardCache:
             try:
                 is_here = self.fetch(storage, path, shard)
             except (OSError, UserError) as error:
-                # No room for a lock; or else, whoever reads the sample itself meets the same error,
-                # and tells the user.
+                # The caller, which reads the sample itself, meets the same error and reports it,
+                # unless there was only no room for a lock.
                 logger.warning("no copy of %s/%s: %s", storage.uri, path, error)
             finally:
                 with self._lock:
@@ -198,26 +189,12 @@ class ShardCache:
                     if not is_here:
                         self._refused[shard.sha256] = time.monotonic() + _RETRY_S
 
-    @contextmanager
-    def _locked(self, name: str, wait: bool = False) -> Iterator[bool]:
-        """Holds a lock among all processes of the node; the kernel lets go of a dead one's."""
-        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(descriptor)
-
     def _make_room(self, partial: Path, size: int) -> bool:
         """Throws out what is not in use until `size` more bytes fit; False if they do not.
 
         Where they do, `partial` takes that size at once, so that other writers reckon with it.
         """
-        with self._locked("evict.lock", wait=True):
+        with FileLock(self.folder / "evict.lock"):
             used, candidates = 0, []
             for path in self.folder.iterdir():
                 try:
@@ -228,7 +205,7 @@ class ShardCache:
                     candidates.append((status.st_mtime, status.st_size, path))
                 elif path.suffix != ".partial":
                     continue
-                elif path != partial and self._is_orphan(path):
+                elif path != partial and _is_orphan(path):
                     path.unlink(missing_ok=True)
                     continue
                 used += status.st_size
@@ -245,10 +222,14 @@ class ShardCache:
                 file.truncate(size)
             return True
 
-    def _is_orphan(self, partial: Path) -> bool:
-        """Whether the writer of a half-written copy is gone."""
-        with self._locked(f"{partial.stem}.lock") as is_mine:
-            return is_mine
+
+def _is_orphan(partial: Path) -> bool:
+    """Whether the writer of a half-written copy is gone: the kernel frees a dead one's lock."""
+    try:
+        with FileLock(partial.with_suffix(".lock"), blocking=False):
+            return True
+    except Timeout:
+        return False
 
 
 def _download(storage: Storage, path: str, shard: ShardRecord, partial: Path) -> bool:
@@ -275,7 +256,7 @@ def _make_private(folder: Path) -> None:
             f"data.cache_dir={folder}: cannot be made ({error.strerror}): give another folder, "
             f"there or in ${FOLDER_VARIABLE}, or set data.cache_gib to 0"
         ) from None
-    # In a folder like /tmp anybody could have made it first, and put images of theirs into it.
+    # In a folder like /tmp another user could have made it first, with other images in it.
     is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UserError(

@@ -11,7 +11,8 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.decode import BadSample, decode
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode
 from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.format import (
     Manifest,
@@ -122,11 +123,12 @@ class SampleReader:
         """
         shard, record = self._places[dataset][index]
         path = f"{folder(dataset, self._corpus.split)}/{shard.name}"
+        where = self.name_of(dataset, index)
         if self._cache:
             data = self._cache.read(self._storage, path, shard, record.offset, record.length)
             if data is not None:
                 try:
-                    return parse_sample(data, f"{path}, key {record.key}", record)
+                    return parse_sample(data, where, record)
                 except ShardError as error:
                     logger.warning("the copy of %s on this node is damaged: %s", path, error)
                     self._cache.discard(shard)
@@ -134,15 +136,15 @@ class SampleReader:
         for _ in range(2):  # What a network or a disk garbled is seldom garbled twice.
             try:
                 data = self._storage.read_range(path, record.offset, record.length)
-                return parse_sample(data, f"{path}, key {record.key}", record)
+                return parse_sample(data, where, record)
             except FileNotFoundError:
-                reason = f"{path}, key {record.key}: there is no such shard"
+                reason = f"{where}: there is no such shard"
             except ShardError as error:
                 reason = str(error)
             except UserError:
                 if self._storage.size(path) >= record.offset + record.length:
                     raise
-                reason = f"{path}, key {record.key}: the shard is cut short"
+                reason = f"{where}: the shard is cut short"
         raise BadSample(reason)
 
     def name_of(self, dataset: str, index: int) -> str:

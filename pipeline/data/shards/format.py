@@ -59,7 +59,7 @@ class SampleRecord:
     """Pixels of the stored image and label."""
     width: int
     crc32: int | None = None
-    """Of these bytes of the tar; None in manifests of format version 1."""
+    """Checksum of these bytes of the tar; None in manifests of format version 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +119,27 @@ class Manifest:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes that the stored ids are positions in."""
-        return self.classes or universal().classes
+        """The classes that the stored ids are positions in; numbers for an unknown taxonomy."""
+        known = universal()
+        if self.classes or self.taxonomy_fingerprint == known.fingerprint:
+            return self.classes or known.classes
+        return tuple(f"class {number}" for number in range(len(self.class_pixels)))
 
     @property
     def num_samples(self) -> int:
         """Samples over all shards."""
         return sum(len(shard.samples) for shard in self.shards)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def classes_seen(self) -> set[str]:
+        """Names of the classes with a pixel in any label."""
+        pairs = zip(self.class_names, self.class_pixels, strict=True)
+        return {name for name, count in pairs if count}
 
     @property
     def fingerprint(self) -> str:
@@ -180,27 +194,22 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class EncodedSample:
-    """One sample as its stored members, before it is written."""
+class StoredSample:
+    """The stored members of one sample."""
 
     key: str
     jpeg: bytes
     png: bytes
     meta: dict[str, Any]
+    native_png: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample(StoredSample):
+    """One sample before it is written, with the size of its image and label in pixels."""
+
     height: int
     width: int
-    native_png: bytes | None = None
-
-
-@dataclass(frozen=True)
-class StoredSample:
-    """One sample as read back."""
-
-    key: str
-    jpeg: bytes
-    png: bytes
-    meta: dict[str, Any]
-    native_png: bytes | None = None
 
 
 def folder(dataset: str, split: str) -> str:
@@ -253,15 +262,11 @@ class ShardWriter:
         self._keys.add(sample.key.casefold())
         meta = json.dumps(sample.meta, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         offset = self._tar.tarstream.offset
-        self._tar.write(
-            {
-                "__key__": sample.key,
-                "jpg": sample.jpeg,
-                "json": meta.encode(),
-                "png": sample.png,
-            }
-            | ({"native.png": sample.native_png} if sample.native_png is not None else {})
-        )
+        members = {"__key__": sample.key, "jpg": sample.jpeg, "json": meta.encode()}
+        members |= {"png": sample.png}
+        if sample.native_png is not None:
+            members["native.png"] = sample.native_png
+        self._tar.write(members)
         length = self._tar.tarstream.offset - offset
         self._records.append(SampleRecord(sample.key, offset, length, sample.height, sample.width))
 
@@ -271,7 +276,11 @@ class ShardWriter:
         self._file.flush()
         self._file.seek(0)
         assert _sample_starts(self._file) == [(r.key, r.offset) for r in self._records]
-        records = [replace(r, crc32=_crc32(self._file, r)) for r in self._records]
+        records = []
+        for record in self._records:
+            self._file.seek(record.offset)
+            checksum = crc32(self._file.read(record.length))
+            records.append(replace(record, crc32=checksum))
         self._file.seek(0)
         sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
         size = self._file.tell()
@@ -290,7 +299,7 @@ def load_manifest(storage: Storage, dataset: str, split: str) -> Manifest:
     try:
         text = storage.read(path)
     except FileNotFoundError:
-        finished = [f"{d}/{s}" for d, s in _finished(storage)]
+        finished = [f"{d}/{s}" for d, s in finished_splits(storage)]
         raise UserError(
             f"{storage.uri}/{path}: no such manifest; finished there: "
             f"{', '.join(finished) or 'nothing'}: run jobs/prepare_shards.py to the end"
@@ -301,7 +310,7 @@ def load_manifest(storage: Storage, dataset: str, split: str) -> Manifest:
 
 def find_manifests(storage: Storage, split: str) -> dict[str, Manifest]:
     """The manifests of all datasets that have this split, by dataset in alphabetical order."""
-    return {d: load_manifest(storage, d, s) for d, s in _finished(storage) if s == split}
+    return {d: load_manifest(storage, d, s) for d, s in finished_splits(storage) if s == split}
 
 
 def read_sample(
@@ -365,7 +374,8 @@ def parse_sample(data: bytes, where: str, record: SampleRecord) -> StoredSample:
     )
 
 
-def _finished(storage: Storage) -> list[tuple[str, str]]:
+def finished_splits(storage: Storage) -> list[tuple[str, str]]:
+    """Dataset and split of every manifest below the root of the shards, sorted."""
     parts = (entry.path.split("/") for entry in storage.list())
     return sorted((p[0], p[1]) for p in parts if len(p) == 3 and p[2] == MANIFEST_NAME)
 
@@ -376,11 +386,6 @@ def _check_key(key: str) -> None:
         raise ValueError(f"key {key!r}: must be without dots, spaces, backslashes, leading slash")
     if len(key.encode()) > _MAX_KEY_BYTES:
         raise ValueError(f"key {key!r}: must be at most {_MAX_KEY_BYTES} bytes long")
-
-
-def _crc32(file: BinaryIO, record: SampleRecord) -> int:
-    file.seek(record.offset)
-    return crc32(file.read(record.length))
 
 
 def _sample_starts(file: BinaryIO) -> list[tuple[str, int]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from pipeline.data.shards.format import Manifest
-from pipeline.data.taxonomy import IGNORE, Taxonomy, universal
+from pipeline.data.taxonomy import IGNORE, Taxonomy, id_table, universal
 from pipeline.errors import UserError
 
 
@@ -54,11 +54,8 @@ def ids_in(manifest: Manifest, taxonomy: Taxonomy) -> np.ndarray | None:
     """
     if manifest.class_names == taxonomy.classes[: len(manifest.class_names)]:
         return None
-    lut = np.full(256, IGNORE, np.uint8)
     ids = {name: number for number, name in enumerate(taxonomy.classes)}
-    for stored, name in enumerate(manifest.class_names):
-        lut[stored] = ids.get(name, IGNORE)
-    return lut
+    return id_table({i: ids[n] for i, n in enumerate(manifest.class_names) if n in ids})
 
 
 def pixels_in(manifests: Iterable[Manifest], taxonomy: Taxonomy) -> np.ndarray:

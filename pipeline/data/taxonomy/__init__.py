@@ -12,7 +12,8 @@ its labels.
 
 import csv
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -98,18 +99,11 @@ def native_table(dataset: str, overridden: bool = False) -> tuple[NativeClass, .
     """
     if dataset not in VARIANTS:
         require_dataset(dataset)
-    with (_FOLDER / f"{dataset}.tsv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    table = (
-        NativeClass(int(row["native_id"]), row["native_name"], row["universal_name"] or None)
-        for row in rows
-    )
-    changed = {new.native_name: new.universal_name for new in overrides(dataset)}
-    if not overridden:
-        changed = {}
+    changed = {new.native_name: new.universal_name for new in overrides(dataset) if overridden}
     return tuple(
-        replace(native, universal_name=changed.get(native.native_name, native.universal_name))
-        for native in table
+        NativeClass(int(row["native_id"]), name, changed.get(name, row["universal_name"] or None))
+        for row in read_tsv(_FOLDER / f"{dataset}.tsv")
+        for name in (row["native_name"],)
     )
 
 
@@ -126,15 +120,14 @@ class Override:
 @cache
 def overrides(dataset: str) -> tuple[Override, ...]:
     """Returns the classes of a table that a conversion without relabelling maps otherwise."""
-    with (_FOLDER / "overrides.tsv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return tuple(
         Override(row["native_name"], row["universal_name"] or None, row["reason"])
-        for row in rows
+        for row in read_tsv(_FOLDER / "overrides.tsv")
         if row["table"] == dataset
     )
 
 
+@cache
 def lookup_table(dataset: str, overridden: bool = False) -> np.ndarray:
     """Returns the table that turns native ids into universal ids by plain indexing.
 
@@ -149,17 +142,28 @@ def lookup_table(dataset: str, overridden: bool = False) -> np.ndarray:
     Raises:
         UserError: The dataset is not one of `DATASETS` or `VARIANTS`.
     """
-    return _lookup_table(dataset, overridden)
-
-
-@cache
-def _lookup_table(dataset: str, overridden: bool) -> np.ndarray:
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    for native in native_table(dataset, overridden):
-        if native.universal_name is not None:
-            table[native.native_id] = universal().id_of(native.universal_name)
+    targets = {n.native_id: n.universal_name for n in native_table(dataset, overridden)}
+    known = {i: universal().id_of(name) for i, name in targets.items() if name is not None}
+    table = id_table(known)
     table.flags.writeable = False
     return table
+
+
+def id_table(ids: Mapping[int, int]) -> np.ndarray:
+    """A table that turns ids into others by plain indexing.
+
+    Returns:
+        (256,) uint8: entry i is `ids[i]`, IGNORE where there is none.
+    """
+    table = np.full(256, IGNORE, np.uint8)
+    table[list(ids)] = list(ids.values())
+    return table
+
+
+def read_tsv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that comes with this package, by column."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def require_dataset(dataset: str) -> None:

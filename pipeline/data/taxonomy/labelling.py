@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.data.taxonomy import IGNORE, Taxonomy, lookup_table, native_table, universal
+from pipeline.data.taxonomy import IGNORE, Taxonomy, id_table, lookup_table, native_table, universal
 from pipeline.errors import UserError
 
 LabelSpace = Literal["universal", "native"]
@@ -62,12 +62,12 @@ def in_native(table: str) -> Labelling:
     """Labels of a training set in its own classes."""
     no_class = _NO_CLASS.get(table, frozenset())
     kept = [
-        entry
+        (entry.native_id, entry.native_name)
         for entry in native_table(table)
         if entry.native_name not in no_class
         and not (table == "cityscapes" and entry.universal_name is None)
     ]
-    return _numbered(f"{table}-native", [(entry.native_id, entry.native_name) for entry in kept])
+    return _numbered(f"{table}-native", kept)
 
 
 def of_classes(name: str, classes: Iterable["OwnClass"], space: LabelSpace) -> Labelling:
@@ -84,17 +84,15 @@ def of_classes(name: str, classes: Iterable["OwnClass"], space: LabelSpace) -> L
     """
     classes = list(classes)
     if space == "native":
-        named = [(entry.native_id, entry.name) for entry in classes if not entry.ignored]
+        named = [(entry.native_id, entry.name) for entry in classes if entry.target is not None]
         return _numbered(f"{name}-native", named)
     known = universal().classes
     extra = [e.target for e in classes if e.target is not None and e.target not in known]
     names = (*known, *dict.fromkeys(extra))
     _check_count(name, len(names))
     taxonomy = Taxonomy(f"{universal().name}+{name}", names) if extra else universal()
-    lut = np.full(256, IGNORE, np.uint8)
-    for entry in classes:
-        if entry.target is not None:
-            lut[entry.native_id] = taxonomy.id_of(entry.target)
+    targets = {e.native_id: e.target for e in classes if e.target is not None}
+    lut = id_table({native_id: taxonomy.id_of(name) for native_id, name in targets.items()})
     return Labelling(taxonomy, lut.tobytes())
 
 
@@ -108,18 +106,11 @@ class OwnClass:
     target: str | None
     """The universal class, a new one by its own name, or None to ignore its pixels."""
 
-    @property
-    def ignored(self) -> bool:
-        """Whether its pixels are left unlabelled."""
-        return self.target is None
-
 
 def _numbered(name: str, classes: list[tuple[int, str]]) -> Labelling:
     names = tuple(dict.fromkeys(text for _, text in classes))
     _check_count(name, len(names))
-    lut = np.full(256, IGNORE, np.uint8)
-    for native_id, text in classes:
-        lut[native_id] = names.index(text)
+    lut = id_table({native_id: names.index(text) for native_id, text in classes})
     return Labelling(Taxonomy(name, names), lut.tobytes())
 
 

@@ -12,7 +12,6 @@ import struct
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from pipeline.storage.archives.table import (
     DEFLATED,
     STORED,
     TAR_MEMBER,
-    Row,
+    Member,
     bomb,
     damaged,
     tar_table,
@@ -68,9 +67,8 @@ class Archive:
         place = bisect_left(self.names, name)
         return place < len(self.names) and self.names[place] == name
 
-    @property
-    def version(self) -> str:
-        """Changes when the archive does."""
+    def version(self, name: str) -> str:
+        """A text that changes when the archive does, and so the member."""
         return self._blob.version
 
     def size(self, name: str) -> int:
@@ -114,17 +112,13 @@ class Archive:
         """A member as a file of its own: where it lies, or decompressed into a node-local copy."""
         if (part := self.plain_part(name)) is not None:
             return part
-        where = f"{self.name}/{name}"
-        chunks = self._chunks(name, _CHUNK_BYTES)
-        version = f"{self._blob.version}|{name}"
-        copy = spooled(version, where, chunks, self.size(name))
-        return _whole(copy, where, version)
+        version, chunks = f"{self._blob.version}|{name}", self._chunks(name, _CHUNK_BYTES)
+        return _spooled_blob(version, f"{self.name}/{name}", chunks, self.size(name))
 
-    def _row(self, name: str) -> Row:
-        place = bisect_left(self.names, name)
-        if place == len(self.names) or self.names[place] != name:
+    def _row(self, name: str) -> Member:
+        if name not in self:
             raise FileNotFoundError(f"{self.name}/{name}: there is no such file")
-        return Row(*self._table[place].tolist())
+        return Member(*self._table[bisect_left(self.names, name)].tolist())
 
     def _data(self, name: str, offset: int, wanted: int) -> tuple[int, bytes]:
         """Where a zip member's data begins, and its first bytes, mostly by one request."""
@@ -186,12 +180,11 @@ def _inflated(
 
 def _decompressed(blob: Blob) -> Blob:
     """A .tar.gz as a plain tar in a node-local copy."""
-    version = f"gunzip 1|{blob.version}"
-    copy = spooled(version, blob.name, _gunzipped(blob), blob.size)
-    return _whole(copy, blob.name, version)
+    return _spooled_blob(f"gunzip 1|{blob.version}", blob.name, _gunzipped(blob), blob.size)
 
 
-def _whole(copy: Path, name: str, version: str) -> Blob:
+def _spooled_blob(version: str, name: str, chunks: Iterator[bytes], expected_bytes: int) -> Blob:
+    copy = spooled(version, name, chunks, expected_bytes)
     return Blob(LocalStorage(copy.parent), copy.name, 0, copy.stat().st_size, name, version)
 
 

@@ -1,6 +1,7 @@
 """A byte range of a stored object, as a file: an archive, or one within another."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.storage.base import Storage
@@ -15,7 +16,7 @@ class Blob:
     offset: int
     size: int
     name: str
-    """For messages."""
+    """The name in messages."""
     copied_from: str = ""
     """The version of what this is a copy of."""
 
@@ -35,6 +36,10 @@ class Blob:
         """The bytes from `start` on, fewer at the end."""
         length = max(0, min(length, self.size - start))
         return self.storage.read_range(self.path, self.offset + start, length)
+
+    def chunks(self, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
+        """All bytes in order, in pieces."""
+        return (self.read(start, chunk_bytes) for start in range(0, self.size, chunk_bytes))
 
     def open(self, buffer_bytes: int) -> io.BufferedReader:
         """A seekable file; each refill of its buffer is one request."""

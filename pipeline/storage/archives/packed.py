@@ -3,8 +3,8 @@
     cityscapes/leftImg8bit_trainvaltest.zip    is read as  cityscapes/leftImg8bit/train/...
     cityscapes/gtFine_trainvaltest.zip                     cityscapes/gtFine/train/...
 
-An archive of bare pictures, without a folder of its own, counts as unpacked into a folder of its
-own name: two such archives may hold equal names.
+An archive of bare images, without a folder of its own, counts as unpacked into a folder of its own
+name: two such archives may hold equal names.
 """
 
 import heapq
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _MAX_LOOSE_FILES = 1000
 """No folder with more files than this beside its archives is searched to the end."""
 _MAX_NESTING = 3
-_PICTURES = (".jpg", ".jpeg", ".png")
+_IMAGES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,15 @@ class PackedStorage(Storage):
     def mount(self, folder: str, archive: Archive) -> None:
         """Makes an archive's members appear in a folder."""
         tops = {name.partition("/")[0] for name in archive.names}
-        if any(top.lower().endswith(_PICTURES) for top in tops):
+        if any(top.lower().endswith(_IMAGES) for top in tops):
             stem = posixpath.basename(archive.name)
             for suffix in SUFFIXES:
                 stem = stem.removesuffix(suffix)
             folder = posixpath.join(folder, stem)
         self._mounts.append((f"{folder}/" if folder else "", archive))
         if archive.refused:
-            name, reason = archive.refused[0]
-            logger.warning(
-                "%s: %d members are not read, the first: %s %s",
-                archive.name,
-                len(archive.refused),
-                name,
-                reason,
-            )
+            count, first = len(archive.refused), " ".join(archive.refused[0])
+            logger.warning(f"{archive.name}: {count} members are not read, the first: {first}")
 
     @property
     def refused(self) -> tuple[tuple[str, str], ...]:
@@ -97,66 +91,51 @@ class PackedStorage(Storage):
 
     def blob(self, path: str) -> Blob:
         """A file as a byte range of something stored; a compressed one is copied to this node."""
-        if (found := self._found(path)) is not None:
-            archive, name = found
-            return archive.spooled_part(name)
-        if self._plain is None:
-            raise self._missing(path)
-        return Blob.of(self._plain, path)
+        holder, name = self._holder(path)
+        return holder.spooled_part(name) if isinstance(holder, Archive) else Blob.of(holder, name)
 
-    def _found(self, path: str) -> tuple[Archive, str] | None:
+    def _holder(self, path: str) -> tuple[Archive | Storage, str]:
+        """What holds a file, an archive before the folder beside it, and the file's path there."""
         for folder, archive in self._mounts:
             if path.startswith(folder) and path.removeprefix(folder) in archive:
                 return archive, path.removeprefix(folder)
-        return None
-
-    def _read(self, path: str) -> bytes:
-        if (found := self._found(path)) is not None:
-            return found[0].read(found[1])
-        return self._beside(path).read(path)
-
-    def _read_range(self, path: str, offset: int, length: int) -> bytes:
-        if (found := self._found(path)) is not None:
-            return found[0].read_range(found[1], offset, length)
-        return self._beside(path).read_range(path, offset, length)
-
-    def _size(self, path: str) -> int:
-        if (found := self._found(path)) is not None:
-            return found[0].size(found[1])
-        return self._beside(path).size(path)
-
-    def _version(self, path: str) -> str:
-        if (found := self._found(path)) is not None:
-            return found[0].version
-        return self._beside(path).version(path)
-
-    def _beside(self, path: str) -> Storage:
         if self._plain is None:
             raise self._missing(path)
-        return self._plain
+        return self._plain, path
+
+    def _read(self, path: str) -> bytes:
+        holder, name = self._holder(path)
+        return holder.read(name)
+
+    def _read_range(self, path: str, offset: int, length: int) -> bytes:
+        holder, name = self._holder(path)
+        return holder.read_range(name, offset, length)
+
+    def _size(self, path: str) -> int:
+        holder, name = self._holder(path)
+        return holder.size(name)
+
+    def _version(self, path: str) -> str:
+        holder, name = self._holder(path)
+        return holder.version(name)
 
     def _list(self, prefix: str) -> Iterator[Entry]:
+        return self._merged(prefix, None if self._plain is None else self._plain.list(prefix))
+
+    def _files(self, prefix: str) -> Iterator[Entry]:
+        beside = None if self._plain is None else self._plain.files(prefix)
+        depth = prefix.count("/") + bool(prefix)
+        return (e for e in self._merged(prefix, beside) if e.path.count("/") == depth)
+
+    def _merged(self, prefix: str, beside: Iterator[Entry] | None) -> Iterator[Entry]:
+        """What the archives, and then the folder beside them, have below a folder, in order."""
         start = f"{prefix}/" if prefix else ""
         parts = [_members(folder, archive, start) for folder, archive in self._mounts]
-        if self._plain is not None:
-            parts.append(self._plain.list(prefix))
         last = None
-        for entry in heapq.merge(*parts, key=lambda entry: entry.path):
+        for entry in heapq.merge(*parts, beside or (), key=lambda entry: entry.path):
             if entry.path != last:
                 yield entry
             last = entry.path
-
-    def _files(self, prefix: str) -> Iterator[Entry]:
-        start = f"{prefix}/" if prefix else ""
-        found = {}
-        for folder, archive in self._mounts:
-            for entry in _members(folder, archive, start):
-                if "/" not in entry.path.removeprefix(start):
-                    found.setdefault(entry.path, entry)
-        if self._plain is not None:
-            for entry in self._plain.files(prefix):
-                found.setdefault(entry.path, entry)
-        return iter([found[path] for path in sorted(found)])
 
     def _folders(self, prefix: str) -> Iterator[str]:
         start = f"{prefix}/" if prefix else ""
@@ -164,18 +143,6 @@ class PackedStorage(Storage):
         for folder, archive in self._mounts:
             found |= _subfolders(folder, archive, start)
         return iter(found)
-
-    def _write(self, path: str, data: bytes) -> None:
-        raise self._read_only(path)
-
-    def _upload(self, path: str, local: Path) -> None:
-        raise self._read_only(path)
-
-    def _delete(self, path: str) -> None:
-        raise self._read_only(path)
-
-    def _read_only(self, path: str) -> UserError:
-        return UserError(f"{self.uri}/{path}: archives are only read: give a folder to write into")
 
     def _translated(self, path: str) -> AbstractContextManager[None]:
         return nullcontext()
@@ -264,12 +231,7 @@ def local_copy(storage: Storage, path: str) -> Path:
     whole = blob.offset == 0 and blob.size == blob.storage.size(blob.path)
     if whole and isinstance(blob.storage, LocalStorage):
         return Path(blob.storage.uri, blob.path)
-    return spooled(f"copy 1|{blob.version}", blob.name, _pieces(blob), blob.size)
-
-
-def _pieces(blob: Blob, piece_bytes: int = 8 << 20) -> Iterator[bytes]:
-    for start in range(0, blob.size, piece_bytes):
-        yield blob.read(start, piece_bytes)
+    return spooled(f"copy 1|{blob.version}", blob.name, blob.chunks(), blob.size)
 
 
 def _archive_at(uri: str) -> Blob | None:
@@ -297,16 +259,15 @@ def _packed_in(
                 if not fnmatchcase(posixpath.join(folder, name), packing.pattern):
                     continue
                 there = "/".join(part for part in (base, packing.unpacks_to) if part)
-                if packing.unpacks_to and _is_there(storage, there):
+                is_there = packing.unpacks_to and (
+                    storage.exists(there) or not storage.is_empty(there)
+                )
+                if is_there:
                     logger.info("%s/%s: is unpacked already", storage.uri, entry.path)
                 else:
                     found.append(entry.path)
                 break
     return found
-
-
-def _is_there(storage: Storage, path: str) -> bool:
-    return storage.exists(path) or not storage.is_empty(path)
 
 
 def _archive(blob: Blob) -> Archive:

@@ -22,16 +22,16 @@ TAR_MEMBER = -1
 
 _MAX_MEMBERS = 10_000_000
 _MAX_RATIO = 200
-"""The most that a large member may expand. Real ones are pictures (about 1) and JSON (about 10)."""
+"""The most that a large member may expand. Real ones are images (about 1) and JSON (about 10)."""
 _LARGE_BYTES = 64 << 20
 _HEADER_BUFFER_BYTES = 64 << 10
 
 
-class Row(NamedTuple):
-    """Where one member lies."""
+class Member(NamedTuple):
+    """Where one member of an archive lies."""
 
     offset: int
-    """Of its local header in a zip, of its data in a tar."""
+    """Where a zip member's local header, or a tar member's data, begins."""
     size: int
     """Bytes, unpacked."""
     packed: int
@@ -42,7 +42,7 @@ class Row(NamedTuple):
     """CRC-32 of the unpacked bytes; 0 in a tar, which has none."""
 
 
-Table = tuple[dict[str, Row], tuple[tuple[str, str], ...]]
+Table = tuple[dict[str, Member], tuple[tuple[str, str], ...]]
 """The rows of the members that may be read, by safe path; name and reason of every other one."""
 
 
@@ -59,12 +59,14 @@ def zip_table(blob: Blob) -> Table:
         if isinstance(error, UserError):
             raise
         raise damaged(blob, "zip", error) from error
-    members = ((info.filename, *_zip_row(info, blob.size)) for info in infos)
+    members = ((info.filename, *_zip_member(info, blob.size)) for info in infos)
     return _table(blob.name, members)
 
 
-def _zip_row(info: zipfile.ZipInfo, size: int) -> tuple[str, Row]:
-    row = Row(info.header_offset, info.file_size, info.compress_size, info.compress_type, info.CRC)
+def _zip_member(info: zipfile.ZipInfo, size: int) -> tuple[str, Member]:
+    row = Member(
+        info.header_offset, info.file_size, info.compress_size, info.compress_type, info.CRC
+    )
     kind = stat.S_IFMT(info.external_attr >> 16)
     if info.is_dir():
         return "folder", row
@@ -90,7 +92,7 @@ def tar_table(blob: Blob) -> Table:
     table = spooled(f"tar index 1|{blob.version}", f"the index of {blob.name}", _walked(blob))
     rows, refused = json.loads(table.read_bytes())
     return (
-        {name: Row(offset, size, size, TAR_MEMBER, 0) for name, offset, size in rows},
+        {name: Member(offset, size, size, TAR_MEMBER, 0) for name, offset, size in rows},
         tuple((name, reason) for name, reason in refused),
     )
 
@@ -101,12 +103,12 @@ def _walked(blob: Blob) -> Iterator[bytes]:
     yield json.dumps([plain, refused]).encode()
 
 
-def _tar_members(blob: Blob) -> Iterator[tuple[str, str, Row]]:
+def _tar_members(blob: Blob) -> Iterator[tuple[str, str, Member]]:
     try:
         with tarfile.open(fileobj=blob.open(_HEADER_BUFFER_BYTES), mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # It would keep them all.
-                row = Row(member.offset_data, member.size, member.size, TAR_MEMBER, 0)
+                row = Member(member.offset_data, member.size, member.size, TAR_MEMBER, 0)
                 if member.isdir():
                     reason = "folder"
                 elif not member.isreg() or member.issparse():
@@ -125,9 +127,9 @@ def _tar_members(blob: Blob) -> Iterator[tuple[str, str, Row]]:
         raise damaged(blob, "tar", error) from error
 
 
-def _table(where: str, members: Iterable[tuple[str, str, Row]]) -> Table:
+def _table(where: str, members: Iterable[tuple[str, str, Member]]) -> Table:
     """Keeps the members that can be read, by their safe names; the last of equal names counts."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, Member] = {}
     refused = []
     for name, reason, row in members:
         path, bad_name = _safe_name(name)

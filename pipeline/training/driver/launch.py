@@ -19,7 +19,7 @@ from pipeline.data.ingest.stream import (
     execution_options,
 )
 from pipeline.errors import UserError
-from pipeline.storage.places import absolute_place, bookkeeping_folder
+from pipeline.storage.places import local_state_dir, resolve_location
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.failures import FailureReporter, explained, way_on
 from pipeline.training.driver.preflight import check_model
@@ -172,13 +172,13 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
             written there is lost, and what is not in the upload is not there. Or the storage
             cannot be written to.
     """
-    run = replace(config.run, storage=absolute_place("run.storage", config.run.storage))
+    run = replace(config.run, storage=resolve_location("run.storage", config.run.storage))
     if run.start_from:
         start = run.start_from
-        start = pinned(start) if is_uri(start) else absolute_place("run.start_from", start)
+        start = pinned(start) if is_uri(start) else resolve_location("run.start_from", start)
         run = replace(run, start_from=start)
     data = config.data
     if data.shards:
-        data = replace(data, shards=absolute_place("data.shards", data.shards))
-    folder = bookkeeping_folder("run.storage", config.run.storage, run.storage)
+        data = replace(data, shards=resolve_location("data.shards", data.shards))
+    folder = local_state_dir("run.storage", config.run.storage, run.storage)
     return replace(config, run=run, data=data, tracking=config.tracking.resolved(folder))

@@ -6,7 +6,7 @@ import ray.data
 import ray.train
 
 from pipeline.data.ingest.stream import training_stream
-from pipeline.storage.retry import patiently
+from pipeline.storage.retry import retry
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.plan import RunPlan
 from pipeline.training.saving import checkpoint
@@ -46,7 +46,7 @@ def patient_latest_step(config: TrainMixConfig) -> int:
 
     Ray's controller asks it when workers start anew, and does not recover from an error.
     """
-    return patiently(
+    return retry(
         lambda: checkpoint.latest_step(config.run),
         config.train.storage_patience_s,
         "run.storage does not answer",

@@ -14,7 +14,7 @@ from typing import Any
 import ray.train
 
 from pipeline.storage.open import open_storage
-from pipeline.storage.retry import patiently
+from pipeline.storage.retry import retry
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.saving.local_folders import LocalFolders
 
@@ -115,7 +115,7 @@ class BestModel:
         entry = {"step": candidate.step, "metric": self._train.keep_best, "value": candidate.value}
         entry |= {"folder": candidate.name, "validation": self._validation}
         data = json.dumps(entry, indent=1) + "\n"
-        patiently(
+        retry(
             lambda: open_storage(self._run.storage).write(self._path, data.encode()),
             self._train.storage_patience_s,
             f"{BEST}: not stored",
@@ -149,7 +149,7 @@ class BestModel:
     def _read(self) -> None:
         """What an earlier attempt stored, if it is of the same metric."""
         storage = open_storage(self._run.storage)
-        data = patiently(
+        data = retry(
             lambda: storage.read(self._path) if storage.exists(self._path) else None,
             self._train.storage_patience_s,
             "run.storage does not answer",

@@ -16,7 +16,7 @@ from typing import Any
 import ray.train
 
 from pipeline.errors import UserError
-from pipeline.storage.retry import patiently
+from pipeline.storage.retry import retry
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.job import Job
 from pipeline.training.saving import checkpoint
@@ -163,7 +163,7 @@ class Saver:
         """Copies a folder to the storage, as often as it takes."""
         began = time.monotonic()
         try:
-            return patiently(
+            return retry(
                 lambda: self._store.persist_current_checkpoint(local, name),
                 self._train.storage_patience_s,
                 f"{name}: not stored",

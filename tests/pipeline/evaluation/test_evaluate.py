@@ -230,7 +230,7 @@ def test_mapped_predictions_merge_classes_that_share_a_universal_one(base_config
     reader = open_reader("ade20k", roots["ade20k"])
     truths, answers = [], []
     for source in reader.listing("val").sources:
-        pixels = decode_image(reader.root.read(source.image)).pixels[:, :, ::-1]
+        pixels = decode_image(reader.root.read(source.image))[:, :, ::-1]
         label = lookup_table("ade20k")[reader.native_label(source)]
         small = network_input(np.ascontiguousarray(pixels), config.geometry)
         with torch.no_grad():

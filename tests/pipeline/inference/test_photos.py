@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.pixels.official import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.errors import UserError
 from pipeline.inference.photos import decode_photo, find_photos, is_batch
 from pipeline.storage.open import open_storage

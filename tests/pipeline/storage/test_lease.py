@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
-from pipeline.storage.lease import Lease, _place
+from pipeline.storage.lease import Lease, _host_id
 from pipeline.storage.open import open_storage
 
 QUICK = {"expires_s": 1.5, "beat_s": 0.2}
@@ -59,7 +59,7 @@ def test_a_living_process_on_this_machine_refuses_at_once(storage):
 
 
 def test_a_dead_process_on_this_machine_is_taken_over_at_once(storage, caplog):
-    storage.write("lock", lock_of(place=_place(), pid=dead_pid()))
+    storage.write("lock", lock_of(place=_host_id(), pid=dead_pid()))
     began = time.monotonic()
     with Lease(storage, "lock"):
         assert json.loads(storage.read("lock"))["token"] != "other"
@@ -68,7 +68,7 @@ def test_a_dead_process_on_this_machine_is_taken_over_at_once(storage, caplog):
 
 
 def test_another_process_with_the_number_of_a_dead_one_does_not_keep_its_lock(storage):
-    storage.write("lock", lock_of(place=_place(), started=psutil.boot_time() - 1000))
+    storage.write("lock", lock_of(place=_host_id(), started=psutil.boot_time() - 1000))
     with Lease(storage, "lock"):
         assert json.loads(storage.read("lock"))["token"] != "other"
 
@@ -133,7 +133,7 @@ def _race(uri: str, start, results) -> None:
 @pytest.mark.parametrize("stale", [False, True])
 def test_of_many_that_start_at_once_one_gets_it(storage, stale):
     if stale:
-        storage.write("lock", lock_of(place=_place(), pid=dead_pid()))
+        storage.write("lock", lock_of(place=_host_id(), pid=dead_pid()))
     context = multiprocessing.get_context("spawn")
     start, results = context.Event(), context.Queue()
     racers = [context.Process(target=_race, args=(storage.uri, start, results)) for _ in range(4)]

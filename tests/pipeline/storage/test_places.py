@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.storage.places import absolute_place, bookkeeping_folder, make_writable
+from pipeline.storage.places import ensure_writable_dir, local_state_dir, resolve_location
 from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.driver.launch import absolute
 
@@ -22,17 +22,17 @@ def test_a_storage_that_cannot_be_made_is_a_users_mistake(tmp_path):
 def test_a_folder_of_somebody_else_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # Root may write everywhere.
     with pytest.raises(UserError, match=r"out=there: .* \(not writable\): give another"):
-        make_writable("out", "there", tmp_path)
+        ensure_writable_dir("out", "there", tmp_path)
 
 
 def test_beside_a_storage_in_s3_it_is_the_home_that_is_to_blame(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert bookkeeping_folder("storage", "s3://b/r", "s3://b/r") == tmp_path / ".lseg"
-    assert bookkeeping_folder("storage", "r", str(tmp_path / "r")) == tmp_path / "r"
+    assert local_state_dir("storage", "s3://b/r", "s3://b/r") == tmp_path / ".lseg"
+    assert local_state_dir("storage", "r", str(tmp_path / "r")) == tmp_path / "r"
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"^HOME=.*file: .*\.lseg must be a folder"):
-        bookkeeping_folder("storage", "s3://b/r", "s3://b/r")
+        local_state_dir("storage", "s3://b/r", "s3://b/r")
 
 
 @pytest.mark.parametrize(
@@ -44,19 +44,19 @@ def test_beside_a_storage_in_s3_it_is_the_home_that_is_to_blame(monkeypatch, tmp
 )
 def test_what_is_no_place_is_told(place, message):
     with pytest.raises(UserError, match=message):
-        absolute_place("out", place)
+        resolve_location("out", place)
 
 
 def test_folders_are_made_with_those_above(tmp_path):
-    make_writable("out", "a/b", tmp_path / "a/b")
+    ensure_writable_dir("out", "a/b", tmp_path / "a/b")
     assert (tmp_path / "a/b").is_dir()
 
 
 def test_only_local_paths_change(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert absolute_place("out", "s3://bucket/runs") == "s3://bucket/runs"
-    assert absolute_place("out", "runs") == str(tmp_path / "runs")
-    assert absolute_place("out", "~/runs") == str(Path.home() / "runs")
+    assert resolve_location("out", "s3://bucket/runs") == "s3://bucket/runs"
+    assert resolve_location("out", "runs") == str(tmp_path / "runs")
+    assert resolve_location("out", "~/runs") == str(Path.home() / "runs")
 
 
 def test_no_path_may_be_relative_to_what_ray_uploaded(monkeypatch, tmp_path):
@@ -64,4 +64,4 @@ def test_no_path_may_be_relative_to_what_ray_uploaded(monkeypatch, tmp_path):
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match="out=runs: is relative to the folder that Ray made"):
-        absolute_place("out", "runs")
+        resolve_location("out", "runs")

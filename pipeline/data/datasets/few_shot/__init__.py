@@ -30,6 +30,6 @@ def open_few_shot(name: str, root_uri: str, splits_uri: str = "") -> FewShotSet:
         if cls.recognises(root, base):
             return cls(root, base, splits)
     raise UserError(
-        f"roots.{name}={root_uri}: must hold {cls.layout}, or a folder {cls.folder} that does; "
-        f"it holds {', '.join(root.folders()[:8]) or 'no folders'}"
+        f"roots.{name}={root_uri}: must hold {' and '.join(cls.needs)}, or a folder {cls.folder} "
+        f"that does; it holds {', '.join(root.folders()[:8]) or 'no folders'}"
     )

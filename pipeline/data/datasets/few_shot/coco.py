@@ -1,9 +1,9 @@
-"""COCO-20i: COCO 2014's validation pictures, four folds of twenty classes.
+"""COCO-20i: COCO 2014's validation images, four folds of twenty classes.
 
     COCO2014/val2014/*.jpg    COCO2014/annotations/val2014/*.png    class id + 1; 0 background
 
-Each of the 1000 episodes draws a class of the fold, then one of that class's pictures, from numpy's
-legacy generator with seed 0: the lists of pictures and their order are part of the protocol. They
+Each of the 1000 episodes draws a class of the fold, then one of that class's images, from numpy's
+legacy generator with seed 0: the lists of images and their order are part of the protocol. They
 come as pickles of plain lists (`coco/val/fold0.pkl`), which are read without ever resolving a name,
 so that none of their content can run. Without them the lists are made from the masks, in the order
 of the file names; the episodes are then others than the published ones, and a note says so.
@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.datasets.base import has_folders
-from pipeline.data.datasets.few_shot.base import Episode, FewShotSet, shipped_lines
+from pipeline.data.datasets.few_shot.base import Episode, FewShotSet
 from pipeline.data.pixels.official import decode_index_png
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
@@ -34,35 +33,27 @@ class COCO20i(FewShotSet):
     """Eighty classes; fold f tests f, f + 4, ..., f + 76."""
 
     name = "coco-20i"
-    layout = "val2014 and annotations/val2014"
     folder = "COCO2014"
-
-    @classmethod
-    def recognises(cls, root: Storage, base: str) -> bool:
-        """Whether a folder looks like this benchmark's."""
-        return has_folders(root, base, "val2014", "annotations/val2014")
-
-    def class_names(self) -> dict[int, str]:
-        """The 80 names of LSeg's label file."""
-        return dict(enumerate(shipped_lines("coco_classes.txt")))
+    needs = ("val2014", "annotations/val2014")
+    names = "coco_classes.txt"
 
     @classmethod
     def test_ids(cls, fold: int) -> tuple[int, ...]:
-        """Twenty of them."""
+        """The twenty test classes of a fold."""
         return tuple(range(fold, 80, 4))
 
     def episodes(self, fold: int, seed: int = 0) -> tuple[Episode, ...]:
-        """1000 draws; zero-shot, so no support pictures are drawn in between."""
+        """1000 draws; zero-shot, so no support images are drawn in between."""
         by_class = None if self._splits is None else _listed(self._splits, f"val/fold{fold}")
         if by_class is None:
             by_class = self._from_masks(fold)
             self.notes.append(
-                f"fold {fold}: the lists of pictures were made from the masks, since splits holds "
+                f"fold {fold}: the lists of images were made from the masks, since splits holds "
                 f"no coco/val/fold{fold}.pkl: the episodes are not the published ones"
             )
         elif (size := sum(map(len, by_class.values()))) != LIST_SIZES[fold]:
             self.notes.append(f"fold {fold}: {size} pairs listed; published: {LIST_SIZES[fold]}")
-        class_ids = self.class_ids(fold)
+        class_ids = self.test_ids(fold)
         # Numpy's old generator, whose draws are the protocol.
         draws = np.random.RandomState(seed)
         episodes = []
@@ -72,12 +63,14 @@ class COCO20i(FewShotSet):
             if not names:
                 raise UserError(
                     f"roots.coco-20i={self.root.uri}: class {self.class_names()[class_id]} of fold "
-                    f"{fold} has no picture: every class must have one"
+                    f"{fold} has no image: every class must have one"
                 )
             name = names[draws.choice(len(names), 1, replace=False)[0]]
-            mask = f"annotations/{name.removesuffix('.jpg')}.png"
-            episodes.append(Episode(self._path(name), self._path(mask), class_id))
+            episodes.append(self._episode_of(name, class_id))
         return tuple(episodes)
+
+    def _episode_of(self, name: str, class_id: int) -> Episode:
+        return self._episode(name, f"annotations/{name.removesuffix('.jpg')}.png", class_id)
 
     def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
         """The lists of `coco/trn/fold*.pkl`: each holds the pairs of the three other folds."""
@@ -90,28 +83,21 @@ class COCO20i(FewShotSet):
                     "HSNet's splits folder"
                 )
             for class_id, names in listed.items():
-                if class_id in self.class_ids(fold) or class_id not in self.class_names():
+                if class_id in self.test_ids(fold) or class_id not in self.class_names():
                     if names:
                         raise UserError(
-                            f"{splits.uri}/coco/trn/fold{fold}.pkl: has pictures of class "
-                            f"{class_id}, which that fold tests or nobody knows: take HSNet's file"
+                            f"{splits.uri}/coco/trn/fold{fold}.pkl: has images of class "
+                            f"{class_id}, which that fold tests or no list names: take HSNet's file"
                         )
                     continue
-                by_class[class_id] = [
-                    Episode(
-                        self._path(name),
-                        self._path(f"annotations/{name.removesuffix('.jpg')}.png"),
-                        class_id,
-                    )
-                    for name in names
-                ]
+                by_class[class_id] = [self._episode_of(name, class_id) for name in names]
         total = sum(map(len, by_class.values()))
         if total != NUM_TRAINING_PAIRS:
             self.notes.append(f"{total} training pairs listed; published: {NUM_TRAINING_PAIRS}")
         return by_class
 
     def _from_masks(self, fold: int) -> dict[int, list[str]]:
-        wanted = set(self.class_ids(fold))
+        wanted = set(self.test_ids(fold))
         by_class: dict[int, list[str]] = {class_id: [] for class_id in sorted(wanted)}
         for entry in self.root.list(self._path("annotations/val2014")):
             if not entry.path.endswith(".png"):
@@ -121,11 +107,6 @@ class COCO20i(FewShotSet):
             for class_id in {int(value) - 1 for value in np.unique(ids)} & wanted:
                 by_class[class_id].append(f"val2014/{stem}.jpg")
         return by_class
-
-    def mask(self, data: bytes, episode: Episode) -> np.ndarray:
-        """The pixels of the class; nothing is ignored."""
-        ids = decode_index_png(data, episode.mask, ("L", "P"))
-        return (ids == episode.class_id + 1).astype(np.uint8)
 
 
 def _listed(splits: Storage, name: str) -> dict[int, list[str]] | None:
@@ -141,7 +122,7 @@ def _listed(splits: Storage, name: str) -> dict[int, list[str]] | None:
             continue
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{where}: must hold a mapping of class ids to picture names ({error}): take "
+                f"{where}: must hold a mapping of class ids to image names ({error}): take "
                 "HSNet's file"
             ) from None
     return None
@@ -171,6 +152,6 @@ def _as_lists(content: Any) -> dict[int, list[str]]:
     for key, names in dict(content).items():
         for name in names:
             if not isinstance(name, str) or not name.endswith(".jpg"):
-                raise ValueError(f"{str(name)[:60]!r} is no picture's name")
+                raise ValueError(f"{str(name)[:60]!r} is no image's name")
         lists[int(key)] = list(names)
     return lists

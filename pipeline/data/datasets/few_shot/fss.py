@@ -1,8 +1,8 @@
-"""FSS-1000: a thousand classes of ten pictures each; 240 of them are for testing.
+"""FSS-1000: a thousand classes of ten images each; 240 of them are for testing.
 
     FSS-1000/<class>/{1..10}.jpg    FSS-1000/<class>/{1..10}.png    foreground from 128 on
 
-Zero-shot every test picture is one episode, 2400 in all. Class ids of the test classes run from 760
+Zero-shot every test image is one episode, 2400 in all. Class ids of the test classes run from 760
 in the order of their names.
 """
 
@@ -11,13 +11,13 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipeline.data.datasets.few_shot.base import Episode, FewShotSet, shipped_lines
-from pipeline.data.pixels.official import MAX_PIXELS, bad_sample_errors, check_size
+from pipeline.data.datasets.few_shot.base import Episode, FewShotSet, hsnet_list, shipped_lines
+from pipeline.data.pixels.checks import MAX_PIXELS, bad_sample_errors, check_size
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 
 FIRST_TEST_CLASS = 760
-PICTURES_PER_CLASS = 10
+IMAGES_PER_CLASS = 10
 NUM_TEST_CLASSES = 240
 NUM_TRAINING_CLASSES = 520
 
@@ -26,26 +26,24 @@ class FSS1000(FewShotSet):
     """240 test classes in one fold."""
 
     name = "fss-1000"
-    layout = "one folder for each class, such as abe's_flyingfish"
+    needs = ("one folder for each class, such as abe's_flyingfish",)
     folder = "FSS-1000"
+    names = "fss_test_classes.txt"
+    first_class = FIRST_TEST_CLASS
     num_folds = 1
 
     @classmethod
     def recognises(cls, root: Storage, base: str) -> bool:
         """Whether a folder looks like this benchmark's."""
-        return bool(set(root.folders(base)) & set(shipped_lines("fss_test_classes.txt")))
-
-    def class_names(self) -> dict[int, str]:
-        """The folder names, which LSeg uses as labels as they are."""
-        return dict(enumerate(shipped_lines("fss_test_classes.txt"), FIRST_TEST_CLASS))
+        return bool(set(root.folders(base)) & set(shipped_lines(cls.names)))
 
     @classmethod
     def test_ids(cls, fold: int) -> tuple[int, ...]:
-        """All of them, whatever the fold."""
+        """All test classes, whatever the fold; their folders' names are LSeg's labels."""
         return tuple(range(FIRST_TEST_CLASS, FIRST_TEST_CLASS + NUM_TEST_CLASSES))
 
     def episodes(self, fold: int = 0, seed: int = 0) -> tuple[Episode, ...]:
-        """Every picture of every test class, by class and by file name."""
+        """Every image of every test class, by class and by file name."""
         there = set(self.root.folders(self.base))
         episodes = []
         for class_id, name in self.class_names().items():
@@ -56,21 +54,16 @@ class FSS1000(FewShotSet):
                 mask = f"{path.removesuffix('.jpg')}.png"
                 if path.endswith(".jpg") and mask in paths:
                     episodes.append(Episode(path, mask, class_id))
-        wanted = len(self.class_names()) * PICTURES_PER_CLASS
+        wanted = len(self.class_names()) * IMAGES_PER_CLASS
         if not episodes:
             raise UserError(f"roots.fss-1000={self.root.uri}: must hold JPEGs with PNG masks")
         if len(episodes) != wanted:
-            self.notes.append(f"{len(episodes)} test pictures are there; published: {wanted}")
+            self.notes.append(f"{len(episodes)} test images are there; published: {wanted}")
         return tuple(episodes)
 
     def training_names(self, splits: Storage) -> dict[int, str]:
         """The folder names of `fss/trn.txt`, in their order by name."""
-        try:
-            names = sorted(splits.read("fss/trn.txt").decode().splitlines())
-        except FileNotFoundError:
-            raise UserError(
-                f"few_shot_splits={splits.uri}: must hold fss/trn.txt: give HSNet's splits folder"
-            ) from None
+        names = sorted(hsnet_list(splits, "fss/trn.txt").splitlines())
         for name in names:
             if not name or "/" in name or name[0] == "." or name in self.class_names().values():
                 raise UserError(
@@ -80,7 +73,7 @@ class FSS1000(FewShotSet):
         return dict(enumerate(names))
 
     def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
-        """Every picture of every training class."""
+        """Every image of every training class."""
         names = self.training_names(splits)
         if len(names) != NUM_TRAINING_CLASSES:
             self.notes.append(

@@ -1,6 +1,6 @@
 """The training pairs of the few-shot benchmarks, as datasets that the conversion can store.
 
-LSeg trains zero-shot on pairs of a picture and one class: the pixels of that class against all
+LSeg trains zero-shot on pairs of an image and one class: the pixels of that class against all
 others, which are background, whatever they show: other trained classes, those of the test fold, and
 PASCAL's borders too. Each class becomes one dataset of stored labels 0 and 1, such as
 `pascal_5i_006`, so that a fold is a choice of datasets, and COCO's uniform draw of classes are
@@ -9,9 +9,8 @@ equal weights. Which word stands for 1 is said by the taxonomy's name in the man
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from pipeline.data.datasets.base import LeftOut, Listing, Reader, Source, Split,
 from pipeline.data.datasets.few_shot import FEW_SHOT_SETS, open_few_shot
 from pipeline.data.datasets.few_shot.base import Episode, FewShotSet
 from pipeline.data.shards.format import Manifest
-from pipeline.data.taxonomy import IGNORE, Taxonomy
+from pipeline.data.taxonomy import Taxonomy, id_table
 from pipeline.data.taxonomy.labelling import Labelling
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
@@ -54,82 +53,53 @@ class PairReader(Reader):
     splits: ClassVar[tuple[Split, ...]] = ("train",)
 
     def __init__(
-        self, few_shot: FewShotSet, pairs: PairsOfClass, lists: "TrainingLists | None" = None
+        self,
+        few_shot: FewShotSet,
+        pairs: PairsOfClass,
+        word: str = "",
+        listed: Sequence[Episode] = (),
+        masks: Container[str] = (),
     ) -> None:
-        """Creates a reader; a list is only needed by `listing`."""
-        self.name = pairs.dataset  # type: ignore[misc]
-        self.root, self.base, self.more_bases = few_shot.root, "", ()
-        self.pairs, self._few_shot, self._lists = pairs, few_shot, lists
-        self._native = np.full(256, IGNORE, np.uint8)
-        self._native[:2] = (0, 1)
+        """Creates a reader.
 
-    @classmethod
-    def recognises(cls, root: Storage, base: str = "") -> bool:
-        """Never: a few-shot benchmark is always named by the user."""
-        return False
+        Args:
+            few_shot: The benchmark's data.
+            pairs: The class.
+            word: The class's name, which `labelling` needs.
+            listed: The training pairs of the class, which `listing` needs.
+            masks: The masks that the download has, which `listing` needs.
+        """
+        self.name = pairs.dataset  # type: ignore[misc]
+        self.pairs, self._few_shot, self._word = pairs, few_shot, word
+        self._listed, self._masks = listed, masks
+        super().__init__(few_shot.root)
+
+    def _native_ids(self) -> Iterable[int]:
+        return (0, 1)
 
     @property
     def labelling(self) -> Labelling:
         """Stored labels: 0 the others, 1 the class."""
-        assert self._lists is not None
-        name = self._lists.names[self.pairs.class_id]
-        lut = np.full(256, IGNORE, np.uint8)
-        lut[:2] = (0, 1)
-        return Labelling(Taxonomy(f"{_TAXONOMY}{name}", (OTHERS, "class")), lut.tobytes())
+        taxonomy = Taxonomy(f"{_TAXONOMY}{self._word}", (OTHERS, "class"))
+        return Labelling(taxonomy, id_table({0: 0, 1: 1}).tobytes())
 
-    def listing(self, split: Split) -> Listing:
-        """The pairs of the class, by picture."""
+    def _listing(self, split: Split) -> Listing:
         if split != "train":
             return Listing((), ())
-        assert self._lists is not None
         sources, left_out = [], []
-        for pair in self._lists.by_class.get(self.pairs.class_id, ()):
+        for pair in self._listed:
             name = pair.image.rpartition("/")[2].rpartition(".")[0]
-            if pair.mask in self._lists.there:
+            if pair.mask in self._masks:
                 sources.append(Source(safe_key(name), pair.image, pair.mask))
             else:
                 left_out.append(LeftOut(pair.image, "is in HSNet's list, but has no mask here"))
-        sources.sort(key=lambda source: source.key)
-        return Listing(tuple(sources), tuple(left_out))
+        return Listing.of(sources, left_out)
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         episode = Episode(source.image, source.label, self.pairs.class_id)
         mask = self._few_shot.mask(data, episode)
         # In training a border is background: the reference's loss ignores nothing.
         return (mask == 1).astype(np.uint8)
-
-
-class TrainingLists:
-    """HSNet's training lists of a benchmark; read once for all of its classes.
-
-    Args:
-        few_shot: The benchmark's data.
-        splits: HSNet's `splits` folder.
-    """
-
-    def __init__(self, few_shot: FewShotSet, splits: Storage) -> None:
-        self.few_shot, self.splits = few_shot, splits
-
-    @cached_property
-    def by_class(self) -> dict[int, list[Episode]]:
-        """The pairs of each training class of any fold.
-
-        Raises:
-            UserError: A list is missing or damaged.
-        """
-        return self.few_shot.training_pairs(self.splits)
-
-    @cached_property
-    def names(self) -> dict[int, str]:
-        """The word of each class."""
-        return self.few_shot.training_names(self.splits)
-
-    @cached_property
-    def there(self) -> frozenset[str]:
-        """The masks that the download has."""
-        folders = {pair.mask.rpartition("/")[0] for p in self.by_class.values() for pair in p}
-        root = self.few_shot.root
-        return frozenset(entry.path for folder in folders for entry in root.list(folder))
 
 
 def open_training(benchmark: str, root: str, splits: Storage) -> Iterator[PairReader]:
@@ -144,12 +114,14 @@ def open_training(benchmark: str, root: str, splits: Storage) -> Iterator[PairRe
         UserError: The root or a list does not look as it should.
     """
     few_shot = open_few_shot(benchmark, root)
-    lists = TrainingLists(few_shot, splits)
-    class_ids = sorted(lists.by_class)
+    by_class, names = few_shot.training_pairs(splits), few_shot.training_names(splits)
     for note in few_shot.notes:
         logger.warning("few_shot.%s=%s: %s", benchmark, root, note)
-    for class_id in class_ids:
-        yield PairReader(few_shot, PairsOfClass(benchmark, root, class_id), lists)
+    folders = {pair.mask.rpartition("/")[0] for listed in by_class.values() for pair in listed}
+    masks = frozenset(entry.path for path in folders for entry in few_shot.root.list(path))
+    for class_id in sorted(by_class):
+        pairs = PairsOfClass(benchmark, root, class_id)
+        yield PairReader(few_shot, pairs, names[class_id], by_class[class_id], masks)
 
 
 def reopen(pairs: PairsOfClass) -> PairReader:

@@ -5,25 +5,16 @@ class belongs to at most one class of each set, and a set's class has the probab
 universal classes together. Stored ids are the values in the label files.
 """
 
-import csv
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from pipeline.data.datasets.held_out.readers import HELD_OUT_READERS, HeldOutReader, HeldOutSource
+from pipeline.data.datasets.held_out.readers import HELD_OUT_LAYOUTS, HeldOutReader
+from pipeline.data.taxonomy import read_tsv
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 
-__all__ = [
-    "HELD_OUT_SETS",
-    "HeldOutClass",
-    "HeldOutReader",
-    "HeldOutSource",
-    "held_out_table",
-    "open_held_out",
-]
-
-HELD_OUT_SETS = tuple(HELD_OUT_READERS)
+HELD_OUT_SETS = tuple(HELD_OUT_LAYOUTS)
 """Names of the sets, in the order of MSeg's table."""
 
 
@@ -34,22 +25,19 @@ class HeldOutClass:
     stored_id: int
     name: str
     universal_names: tuple[str, ...]
-    """May be empty: two classes of PASCAL Context have no universal one, and are never found."""
+    """The universal classes that it covers; two of PASCAL Context cover none: never found."""
 
 
 @cache
 def held_out_table(dataset: str) -> tuple[HeldOutClass, ...]:
     """All classes of a set, in the order of their stored ids."""
-    path = Path(__file__).parent / f"{dataset}.tsv"
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return tuple(
         HeldOutClass(
             int(row["stored_id"]),
             row["name"],
             tuple(name for name in row["universal_names"].split(",") if name),
         )
-        for row in rows
+        for row in read_tsv(Path(__file__).parent / f"{dataset}.tsv")
     )
 
 
@@ -59,12 +47,12 @@ def open_held_out(dataset: str, root_uri: str) -> HeldOutReader:
     Raises:
         UserError: The root does not hold what the set's layout names.
     """
-    cls = HELD_OUT_READERS[dataset]
+    layout = HELD_OUT_LAYOUTS[dataset]
     root = open_storage(root_uri)
     for base in ("", *root.folders()[:50]):
-        if cls.recognises(root, base):
-            return cls(root, base)
+        if (reader := HeldOutReader(layout, root, base)).is_there():
+            return reader
     raise UserError(
-        f"roots.{dataset}={root_uri}: must hold {cls.layout}: it holds "
+        f"roots.{dataset}={root_uri}: must hold {layout}: it holds "
         f"{', '.join(root.folders()[:8]) or 'no folders'}"
     )

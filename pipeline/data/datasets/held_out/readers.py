@@ -9,58 +9,122 @@
     scannet-20          scannet_frames_25k/<scene>/{color,label}, scannetv2_val.txt (NYU-40 ids)
 
 PASCAL Context's own labels are MATLAB files of 459 classes; the PNGs are what its users convert
-them to. CamVid's own are coloured pictures of 32 classes.
+them to. CamVid's own are coloured images of 32 classes.
 """
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 
 from pipeline.data.datasets.base import has_folders
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import decode_image, resize_image
-from pipeline.data.pixels.official import MAX_PIXELS, BadSample, decode_index_png
+from pipeline.data.pixels.official import decode_index_png
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 
 
 @dataclass(frozen=True)
+class HeldOutLayout:
+    """The files of one held-out set."""
+
+    name: str
+    num_published: int
+    """Images that MSeg scores."""
+    images: tuple[str, str]
+    """The images' folder, and what their names end in."""
+    labels: tuple[str, str]
+    """The labels' folder, and what their names end in."""
+    image_list: str = ""
+    """The file that names the images to score; without one, every labelled image is scored."""
+    scene_list: str = ""
+    """The file that names the scenes to score, for a set of videos."""
+
+    def __str__(self) -> str:
+        files = [f"{folder} with *{suffix}" for folder, suffix in (self.images, self.labels)]
+        return " and ".join((*files, *filter(None, (self.image_list, self.scene_list))))
+
+
+_VOC: dict[str, Any] = {"images": ("JPEGImages", ".jpg"), "labels": ("SegmentationClass", ".png")}
+_CONTEXT: dict[str, Any] = {
+    "images": ("JPEGImages", ".jpg"),
+    "labels": ("SegmentationClassContext", ".png"),
+}
+_CAMVID: dict[str, Any] = {"images": ("test", ".png"), "labels": ("testannot", ".png")}
+_WILDDASH: dict[str, Any] = {
+    "images": ("wd_val_01", ".png"),
+    "labels": ("wd_val_01", "_labelIds.png"),
+}
+_KITTI: dict[str, Any] = {
+    "images": ("training/image_2", ".png"),
+    "labels": ("training/semantic", ".png"),
+}
+_SCANNET: dict[str, Any] = {
+    "images": ("scannet_frames_25k", ".jpg"),
+    "labels": ("scannet_frames_25k", ".png"),
+}
+_VOC_LIST, _CONTEXT_LIST = (
+    f"ImageSets/{folder}/val.txt" for folder in ("Segmentation", "SegmentationContext")
+)
+
+HELD_OUT_LAYOUTS = {
+    row.name: row
+    for row in (
+        HeldOutLayout("voc2012", 1449, **_VOC, image_list=_VOC_LIST),
+        HeldOutLayout("pascal-context-60", 5105, **_CONTEXT, image_list=_CONTEXT_LIST),
+        HeldOutLayout("camvid-11", 233, **_CAMVID),
+        HeldOutLayout("wilddash-19", 70, **_WILDDASH),
+        HeldOutLayout("kitti-19", 200, **_KITTI),
+        HeldOutLayout("scannet-20", 5436, **_SCANNET, scene_list="scannetv2_val.txt"),
+    )
+}
+"""The six sets by name, in the order of MSeg's table."""
+
+
+@dataclass(frozen=True)
 class HeldOutSource:
-    """One picture with its label, as paths in the root."""
+    """One image with its label, as paths in the root."""
 
     image: str
     label: str
 
 
-class HeldOutReader(ABC):
+class HeldOutReader:
     """Reads one held-out set."""
 
-    name: ClassVar[str]
-    layout: ClassVar[str]
-    num_published: ClassVar[int]
-    """Pictures that MSeg scores."""
+    def __init__(self, layout: HeldOutLayout, root: Storage, base: str = "") -> None:
+        self.layout, self.root, self.base = layout, root, base
 
-    def __init__(self, root: Storage, base: str = "") -> None:
-        self.root, self.base = root, base
+    def is_there(self) -> bool:
+        """Whether the folder looks like this set's."""
+        return has_folders(self.root, self.base, self.layout.images[0], self.layout.labels[0])
 
-    @classmethod
-    @abstractmethod
-    def recognises(cls, root: Storage, base: str) -> bool:
-        """Whether a folder looks like this set's."""
-
-    @abstractmethod
     def sources(self) -> tuple[HeldOutSource, ...]:
-        """The pictures that are scored, in the order of their names.
+        """The images that are scored, in the order of their names.
 
         Raises:
             UserError: A list is missing.
         """
+        layout = self.layout
+        if layout.image_list:
+            (images, jpg), (labels, png) = layout.images, layout.labels
+            return tuple(
+                HeldOutSource(self._path(images, name + jpg), self._path(labels, name + png))
+                for name in sorted(self._listed(layout.image_list))
+            )
+        by_image, by_label = self._stems(*layout.images), self._stems(*layout.labels)
+        if layout.scene_list:
+            scenes = set(self._listed(layout.scene_list))
+            by_image = _frames(by_image, "color", scenes)
+            by_label = _frames(by_label, "label", scenes)
+        names = sorted(by_image.keys() & by_label.keys())
+        return tuple(HeldOutSource(by_image[name], by_label[name]) for name in names)
 
     def read(self, source: HeldOutSource) -> tuple[np.ndarray, np.ndarray]:
-        """Reads a picture and its label.
+        """Reads an image and its label.
 
         Returns:
             image: (H, W, 3) uint8 RGB, brought to the label's size where that differs in scale.
@@ -70,7 +134,7 @@ class HeldOutReader(ABC):
             BadSample: A file is missing or damaged, or the shapes do not fit.
         """
         try:
-            pixels = decode_image(self.root.read(source.image), MAX_PIXELS).pixels
+            pixels = decode_image(self.root.read(source.image))
             label = decode_index_png(self.root.read(source.label), source.label, ("L", "P"))
         except FileNotFoundError as error:
             raise BadSample(str(error)) from None
@@ -98,120 +162,9 @@ class HeldOutReader(ABC):
             return self.root.read(self._path(path)).decode().split()
         except FileNotFoundError:
             raise UserError(
-                f"roots.{self.name}={self.root.uri}: must hold {path}, the list of what is scored"
+                f"roots.{self.layout.name}={self.root.uri}: must hold {path}, the list of what is "
+                "scored"
             ) from None
-
-
-def _pair(images: Mapping[str, str], labels: Mapping[str, str]) -> tuple[HeldOutSource, ...]:
-    names = sorted(images.keys() & labels.keys())
-    return tuple(HeldOutSource(images[name], labels[name]) for name in names)
-
-
-class VOC2012(HeldOutReader):
-    """20 kinds of object and background; 255 is a border."""
-
-    name = "voc2012"
-    layout = "JPEGImages, SegmentationClass and ImageSets/Segmentation/val.txt"
-    num_published = 1449
-    _labels: ClassVar[str] = "SegmentationClass"
-    _list: ClassVar[str] = "ImageSets/Segmentation/val.txt"
-
-    @classmethod
-    def recognises(cls, root: Storage, base: str) -> bool:
-        """Whether a folder looks like this set's."""
-        return has_folders(root, base, "JPEGImages", cls._labels)
-
-    def sources(self) -> tuple[HeldOutSource, ...]:
-        """Those of the list."""
-        return tuple(
-            HeldOutSource(
-                self._path("JPEGImages", f"{name}.jpg"), self._path(self._labels, f"{name}.png")
-            )
-            for name in sorted(self._listed(self._list))
-        )
-
-
-class PASCALContext(VOC2012):
-    """59 classes and background."""
-
-    name = "pascal-context-60"
-    layout = "JPEGImages, SegmentationClassContext and ImageSets/SegmentationContext/val.txt"
-    num_published = 5105
-    _labels = "SegmentationClassContext"
-    _list = "ImageSets/SegmentationContext/val.txt"
-
-
-class CamVid(HeldOutReader):
-    """Eleven classes of streets."""
-
-    name = "camvid-11"
-    layout = "test and testannot"
-    num_published = 233
-
-    @classmethod
-    def recognises(cls, root: Storage, base: str) -> bool:
-        """Whether a folder looks like this set's."""
-        return has_folders(root, base, "test", "testannot")
-
-    def sources(self) -> tuple[HeldOutSource, ...]:
-        """All of the test split."""
-        return _pair(self._stems("test", ".png"), self._stems("testannot", ".png"))
-
-
-class WildDash(HeldOutReader):
-    """Streets in hard conditions, Cityscapes' classes."""
-
-    name = "wilddash-19"
-    layout = "wd_val_01 with *_labelIds.png"
-    num_published = 70
-
-    @classmethod
-    def recognises(cls, root: Storage, base: str) -> bool:
-        """Whether a folder looks like this set's."""
-        return has_folders(root, base, "wd_val_01")
-
-    def sources(self) -> tuple[HeldOutSource, ...]:
-        """All that are labelled."""
-        labels = self._stems("wd_val_01", "_labelIds.png")
-        return _pair(self._stems("wd_val_01", ".png"), labels)
-
-
-class KITTI(HeldOutReader):
-    """Streets of Karlsruhe, Cityscapes' classes."""
-
-    name = "kitti-19"
-    layout = "training/image_2 and training/semantic"
-    num_published = 200
-
-    @classmethod
-    def recognises(cls, root: Storage, base: str) -> bool:
-        """Whether a folder looks like this set's."""
-        return has_folders(root, base, "training/image_2", "training/semantic")
-
-    def sources(self) -> tuple[HeldOutSource, ...]:
-        """All that are labelled: the test labels are not public."""
-        images = self._stems("training/image_2", ".png")
-        return _pair(images, self._stems("training/semantic", ".png"))
-
-
-class ScanNet(HeldOutReader):
-    """Frames of indoor videos, 20 classes."""
-
-    name = "scannet-20"
-    layout = "scannet_frames_25k and scannetv2_val.txt"
-    num_published = 5436
-
-    @classmethod
-    def recognises(cls, root: Storage, base: str) -> bool:
-        """Whether a folder looks like this set's."""
-        return has_folders(root, base, "scannet_frames_25k")
-
-    def sources(self) -> tuple[HeldOutSource, ...]:
-        """The frames of the listed scenes."""
-        scenes = set(self._listed("scannetv2_val.txt"))
-        images = self._stems("scannet_frames_25k", ".jpg")
-        labels = self._stems("scannet_frames_25k", ".png")
-        return _pair(_frames(images, "color", scenes), _frames(labels, "label", scenes))
 
 
 def _frames(paths: Mapping[str, str], kind: str, scenes: set[str]) -> dict[str, str]:
@@ -222,8 +175,3 @@ def _frames(paths: Mapping[str, str], kind: str, scenes: set[str]) -> dict[str, 
         if match and match[1] in scenes:
             found[f"{match[1]}/{match[2]}"] = path
     return found
-
-
-HELD_OUT_READERS: dict[str, type[HeldOutReader]] = {
-    cls.name: cls for cls in (VOC2012, PASCALContext, CamVid, WildDash, KITTI, ScanNet)
-}

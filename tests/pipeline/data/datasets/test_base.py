@@ -34,6 +34,6 @@ def test_plain_names_stay_as_they_are():
 
 def test_names_with_one_key_are_reported():
     images = {"a": "a.jpg", "b": "b.jpg"}
-    listing = pair(images, {"a": "a.png", "b": "b.png"}, {"a": "same", "b": "same"})
+    listing = pair(images, {"a": "a.png", "b": "b.png"}, lambda name: "same")
     assert [source.image for source in listing.sources] == ["a.jpg"]
     assert listing.left_out == (LeftOut("b.jpg", "its key is that of a.jpg"),)

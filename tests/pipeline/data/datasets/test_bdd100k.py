@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.datasets import BadSample, LeftOut, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import LeftOut
+from pipeline.data.pixels.checks import BadSample
 
 from .conftest import Put, png
 

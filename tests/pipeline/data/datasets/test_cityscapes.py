@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.datasets import LeftOut, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import LeftOut
 from pipeline.data.taxonomy import lookup_table, universal
 
 from .conftest import Put, png

@@ -4,7 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.datasets import BadSample, LeftOut, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import LeftOut
+from pipeline.data.pixels.checks import BadSample
 from pipeline.errors import UserError
 
 from .conftest import Put, png

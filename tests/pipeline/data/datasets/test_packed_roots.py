@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.datasets import Reader, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import Reader
 from pipeline.data.taxonomy import DATASETS, universal
 from pipeline.demo.layouts import write_mini_seven
 from pipeline.storage.archives.packed import PackedStorage

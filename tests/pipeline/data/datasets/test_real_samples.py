@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.datasets import Reader, Source, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import Reader, Source
 from pipeline.data.taxonomy import DATASETS, native_table
 
 pytestmark = pytest.mark.samples

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.datasets import READERS, BadSample, open_reader
+from pipeline.data.datasets import READERS, open_reader
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.taxonomy import DATASETS
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage

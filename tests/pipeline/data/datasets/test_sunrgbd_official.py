@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from pipeline.data.datasets import BadSample, LeftOut, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import LeftOut
+from pipeline.data.pixels.checks import BadSample
 from pipeline.errors import UserError
 from tests.support.official_archives import below, write_archive
 

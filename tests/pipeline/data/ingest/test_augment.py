@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.ingest.augment import AugmentConfig, BadSample, decode, random_crop, whole_view
+from pipeline.data.ingest.augment import AugmentConfig, whole_view
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
+from tests.support.crops import random_crop
 from tests.support.tiny_roots import encode, noise
 
 CONFIG = AugmentConfig(crop_px=48, base_px=64)

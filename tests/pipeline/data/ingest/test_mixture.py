@@ -70,7 +70,7 @@ def test_exact_shares_need_no_rounding():
 @given(mixture=mixtures(), t=st.integers(0, 10**12))
 def test_a_row_is_its_place_in_its_batch(mixture, t):
     batch, position = divmod(t, mixture.batch_size)
-    row = mixture.row(t)
+    (row,) = mixture.rows(t, t + 1)
     assert row == mixture.batch(batch)[position]
     assert row.t == t
     assert 0 <= row.seed < 2**64
@@ -109,7 +109,9 @@ def test_each_pass_is_shuffled_afresh():
 def test_small_datasets_are_shuffled_without_favourites(size):
     mixture = Mixture({"a": size}, {"a": 1.0}, batch_size=1, seed=5)
     num_passes = 400 * size
-    first = np.bincount([mixture.row(n * size).sample for n in range(num_passes)], minlength=size)
+    first = np.bincount(
+        [mixture.rows(n * size, n * size + 1)[0].sample for n in range(num_passes)], minlength=size
+    )
     # Binomial with mean 400: six standard deviations.
     assert np.abs(first - 400).max() < 120
 
@@ -144,9 +146,9 @@ def test_ranks_that_take_rows_in_turn_make_up_the_global_batch(num_workers):
     per_rank = 12 // num_workers
     for batch in range(3):
         union = [
-            mixture.row(batch * 12 + rank * per_rank + i)
-            for rank in range(num_workers)
-            for i in range(per_rank)
+            row
+            for first in range(batch * 12, batch * 12 + num_workers * per_rank, per_rank)
+            for row in mixture.rows(first, first + per_rank)
         ]
         assert union == Mixture({"b": 60, "a": 40}, {"b": 2, "a": 1}, 12, 4).batch(batch)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray.data
 
-from pipeline.data.ingest.augment import BadSample, load_crop
+from pipeline.data.ingest.augment import load_crop
 from pipeline.data.ingest.stream import (
     CropLoader,
     DataConfig,
@@ -21,6 +21,7 @@ from pipeline.data.ingest.stream import (
     open_corpus,
     training_stream,
 )
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.shards.cache import ShardCache
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
@@ -76,7 +77,7 @@ def test_batches_come_in_order_and_hold_what_the_plan_says(mini_shards):
     mixture = build_mixture(corpus, config, BATCH_SIZE, seed=9)
     reader = SampleReader(corpus)
     for position, t in enumerate(rows["t"].tolist()):
-        row = mixture.row(t)
+        (row,) = mixture.rows(t, t + 1)
         stored = reader.read_stored(mixture.datasets[row.dataset], row.sample)
         image, label = np.zeros((48, 48, 3), np.uint8), np.full((48, 48), 255, np.uint8)
         load_crop(stored.jpeg, stored.png, row.seed, config.augment, image, label)
@@ -163,7 +164,7 @@ def test_bad_samples_are_marked_and_blank(damaged):
     rows = joined(batches(stream(damaged, 3, 0, 48, max_bad_share=0.5), 3))
     config = damaged.data(weights=WEIGHTS)
     mixture = build_mixture(open_corpus(config.shards, "train"), config, BATCH_SIZE, seed=9)
-    plan = [mixture.row(t) for t in range(48)]
+    plan = mixture.rows(0, 48)
     bad = [mixture.datasets[row.dataset] == "ade20k" and row.sample < 2 for row in plan]
     assert sum(bad) >= 4
     assert rows["bad"].tolist() == bad

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.datasets import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import (
     decode_image,
     encode_jpeg,
@@ -36,10 +36,10 @@ def pillow_rgb(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_rgb_jpeg_keeps_its_bytes(progressive):
     data = jpeg_bytes(progressive=progressive)
+    assert keep_jpeg(data, 1080) == (data, (40, 60))
     image = decode_image(data)
-    assert image.jpeg == data
-    assert image.size == (40, 60)
-    assert abs(image.pixels[:, :, ::-1].astype(int) - pillow_rgb(data)).max() <= 2
+    assert image.shape == (40, 60, 3)
+    assert abs(image[:, :, ::-1].astype(int) - pillow_rgb(data)).max() <= 2
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 6, 8])
@@ -47,12 +47,13 @@ def test_exif_rotation_is_neither_applied_nor_passed_on(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     plain, tagged = jpeg_bytes(), jpeg_bytes(exif=exif)
-    image = decode_image(tagged)
-    assert image.size == (40, 60)
-    assert image.jpeg is not None
-    assert image.jpeg != tagged
+    kept = keep_jpeg(tagged, 1080)
+    assert kept is not None
+    jpeg, size = kept
+    assert size == decode_image(tagged).shape[:2] == (40, 60)
+    assert jpeg != tagged
     # A reader that obeys EXIF, as cv2 does by default, sees the pixels as they lie.
-    seen = cv2.imdecode(np.frombuffer(image.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    seen = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(seen, cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR))
 
 
@@ -60,31 +61,31 @@ def test_exif_without_rotation_stays():
     exif = Image.Exif()
     exif[0x0112] = 1
     data = jpeg_bytes(exif=exif)
-    assert decode_image(data).jpeg == data
+    assert keep_jpeg(data, 1080) == (data, (40, 60))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_jpeg_of_other_modes_becomes_rgb(mode):
     data = jpeg_bytes(mode)
     image = decode_image(data)
-    assert image.jpeg is None
-    assert image.pixels.shape == (40, 60, 3)
-    assert abs(image.pixels[:, :, ::-1].astype(int) - pillow_rgb(data)).max() <= 2
+    assert keep_jpeg(data, 1080) is None
+    assert image.shape == (40, 60, 3)
+    assert abs(image[:, :, ::-1].astype(int) - pillow_rgb(data)).max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1"])
 def test_png_of_any_mode_becomes_rgb(mode):
     image = Image.fromarray(RGB).convert(mode)
-    decoded = decode_image(pillow_bytes(image, format="PNG"))
-    assert decoded.jpeg is None
-    assert np.array_equal(decoded.pixels[:, :, ::-1], np.asarray(image.convert("RGB")))
+    data = pillow_bytes(image, format="PNG")
+    assert keep_jpeg(data, 1080) is None
+    assert np.array_equal(decode_image(data)[:, :, ::-1], np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_keep_the_upper_eight(channels):
     values = (RGB.astype(np.uint16) << 8) + 77
     data = encode(values if channels == 3 else values[:, :, 0], ".png")
-    decoded = decode_image(data).pixels
+    decoded = decode_image(data)
     expected = RGB if channels == 3 else np.repeat(RGB[:, :, :1], 3, axis=2)
     assert np.array_equal(decoded, expected)
 

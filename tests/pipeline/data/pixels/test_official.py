@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.pixels.official import BadSample, decode_index_png, decode_rgb_png
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.official import decode_index_png, decode_rgb_png
 from tests.pipeline.data.datasets.conftest import jpg, png
 
 

@@ -49,7 +49,15 @@ def units_of(
         lookup="l",
     )
     labelling = in_universal(dataset, relabelled=False)
-    return make_units(dataset, split, str(root), str(out), sources, sizes, settings, labelling)
+    blank = Unit(
+        dataset=dataset,
+        split=split,
+        root=str(root),
+        out=str(out),
+        settings=settings,
+        labelling=labelling,
+    )
+    return make_units(blank, sources, sizes)
 
 
 def convert_all(root: Path, out: Path, **options) -> tuple[UnitResult, dict[str, StoredSample]]:

@@ -4,14 +4,16 @@ import csv
 import gzip
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.datasets import BadSample, Source, open_reader
+from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import Source
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.prepare.relabel import (
     DECISIONS,
     Relabelling,
@@ -217,7 +219,7 @@ def test_a_segment_is_what_its_dataset_numbers(tmp_path, make):
     native = reader.native_label(source)
     label = lookup_table(case.dataset)[native]
     before = label.copy()
-    assert relabel(label, native, source.extra[DECISIONS], reader, source) == (1, 0)
+    assert relabel(label, native, reader, source) == (1, 0)
     new = universal().id_of(case.row.rpartition("\t")[2])
     expected = np.zeros(SIZE, bool)
     # The right half is of another class by now, though the segment reaches into it.
@@ -237,7 +239,8 @@ def test_a_segment_that_is_not_there_changes_nothing(tmp_path, make):
     label = lookup_table(case.dataset)[native]
     before = label.copy()
     decisions = [(99, natives, new) for _, natives, new in source.extra[DECISIONS]]
-    assert relabel(label, native, decisions, reader, source) == (0, 1)
+    source = replace(source, extra={**source.extra, DECISIONS: decisions})
+    assert relabel(label, native, reader, source) == (0, 1)
     assert np.array_equal(label, before)
 
 
@@ -273,7 +276,7 @@ def test_segments_that_cannot_be_read_make_a_bad_sample(tmp_path, make, end, dam
     source = listing.sources[0]
     native = reader.native_label(source)
     with pytest.raises(BadSample):
-        relabel(native.copy(), native, source.extra[DECISIONS], reader, source)
+        relabel(native.copy(), native, reader, source)
 
 
 def test_every_form_of_sunrgbd_finds_its_decisions():
@@ -299,7 +302,7 @@ def test_unlabelled_is_a_decision_and_several_classes_may_share_one(tmp_path):
     native = np.array([[5, 7, 4]], np.uint8)
     label = np.array([[1, 2, 3]], np.uint8)
     (source,) = listing.sources
-    assert relabel(label, native, source.extra[DECISIONS], reader, source) == (1, 0)
+    assert relabel(label, native, reader, source) == (1, 0)
     assert label.tolist() == [[IGNORE, IGNORE, 3]]
 
 

@@ -40,7 +40,8 @@ SAMPLES = st.lists(
 
 
 def sample(key: str, size: int = 700) -> EncodedSample:
-    return EncodedSample(key, key.encode() * size, b"png of " + key.encode(), {"of": key}, 4, 5)
+    jpeg, png = key.encode() * size, b"png of " + key.encode()
+    return EncodedSample(key, jpeg, png, {"of": key}, height=4, width=5)
 
 
 def write_shard(root, samples, dataset="idd", split="train", index=0) -> ShardRecord:

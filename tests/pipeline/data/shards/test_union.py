@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets.own import OwnDataset
-from pipeline.data.ingest.augment import AugmentConfig, random_crop
+from pipeline.data.ingest.augment import AugmentConfig
 from pipeline.data.ingest.config import DataConfig
 from pipeline.data.ingest.stream import CropLoader, build_mixture
 from pipeline.data.prepare.config import PrepareConfig
@@ -19,6 +19,7 @@ from pipeline.data.taxonomy.labelling import OwnClass, in_native, in_universal, 
 from pipeline.errors import UserError
 from pipeline.training.questions.labels import training_labels
 from tests.jobs.test_prepare_labels import write_shop
+from tests.support.crops import random_crop
 
 UNIVERSAL = in_universal("ade20k", relabelled=False).taxonomy
 SHOP = of_classes(

@@ -11,7 +11,7 @@ from pipeline.data.datasets.few_shot import open_few_shot
 from pipeline.data.datasets.few_shot.base import shipped_lines
 from pipeline.data.datasets.few_shot.coco import load_plain_pickle
 from pipeline.data.datasets.few_shot.pascal import LIST_SIZES
-from pipeline.data.pixels.official import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.errors import UserError
 
 
@@ -64,9 +64,9 @@ class TestPASCAL:
     def test_published_counts_and_folds(self, voc):
         few_shot = open_few_shot("pascal-5i", str(voc))
         assert LIST_SIZES == (346, 451, 725, 346)
-        assert [few_shot.class_ids(f) for f in (0, 3)] == [(0, 1, 2, 3, 4), (15, 16, 17, 18, 19)]
+        assert [few_shot.test_ids(f) for f in (0, 3)] == [(0, 1, 2, 3, 4), (15, 16, 17, 18, 19)]
         names = few_shot.class_names()
-        assert [names[i] for i in few_shot.class_ids(3)] == [
+        assert [names[i] for i in few_shot.test_ids(3)] == [
             "pottedplant", "sheep", "sofa", "train", "tvmonitor",
         ]  # fmt: skip
 
@@ -157,8 +157,8 @@ class TestCOCO:
 
     def test_folds_interleave(self, coco):
         few_shot = open_few_shot("coco-20i", str(coco))
-        assert few_shot.class_ids(2) == tuple(range(2, 80, 4))
-        everything = [i for fold in range(4) for i in few_shot.class_ids(fold)]
+        assert few_shot.test_ids(2) == tuple(range(2, 80, 4))
+        everything = [i for fold in range(4) for i in few_shot.test_ids(fold)]
         assert sorted(everything) == list(range(80))
         names = few_shot.class_names()
         assert (names[0], names[4], names[9], names[79]) == (
@@ -222,7 +222,7 @@ class TestFSS:
         assert [e.class_id for e in episodes[:11]] == [760] * 10 + [761]
         assert episodes[0].image == "FSS-1000/abe's_flyingfish/1.jpg"
         assert episodes[1].mask == "FSS-1000/abe's_flyingfish/10.png"
-        assert few_shot.class_ids(0) == tuple(range(760, 1000))
+        assert few_shot.test_ids(0) == tuple(range(760, 1000))
         assert few_shot.class_names()[761] == "accordion"
 
     def test_masks_are_foreground_from_128_on(self, tmp_path):
@@ -234,7 +234,7 @@ class TestFSS:
         few_shot = open_few_shot("fss-1000", str(tmp_path))
         (episode,) = few_shot.episodes(0)
         assert few_shot.read(episode)[1].tolist() == [[0, 1, 1]]
-        assert "1 test pictures are there; published: 2400" in few_shot.notes[0]
+        assert "1 test images are there; published: 2400" in few_shot.notes[0]
 
 
 def open_names() -> list[str]:

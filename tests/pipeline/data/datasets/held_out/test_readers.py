@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.datasets.held_out import HELD_OUT_SETS, held_out_table, open_held_out
-from pipeline.data.pixels.official import BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.taxonomy import IGNORE, universal
 from pipeline.errors import UserError
 from pipeline.evaluation.held_out import held_out_space

@@ -1,0 +1,40 @@
+"""What makes an image or a label unusable, whichever decoder finds it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import UnidentifiedImageError
+
+MAX_PIXELS = 80_000_000
+"""Default limit of a label's or image's size, before it is decoded. The largest real ones have
+about 22 million pixels. Kept below the size at which Pillow warns of decompression bombs."""
+
+
+class BadSample(ValueError):
+    """An image or label that cannot be used, in a download or in a shard; says what is wrong."""
+
+
+@contextmanager
+def bad_sample_errors(path: str) -> Iterator[None]:
+    """Turns whatever a decoder raises on damaged bytes into BadSample."""
+    try:
+        yield
+    except BadSample:
+        raise
+    except Exception as error:  # Decoders raise a dozen kinds of them.
+        reason = "no image format that is known"
+        if not isinstance(error, UnidentifiedImageError):  # It names an object in memory.
+            reason = str(error)
+        raise BadSample(f"{path}: cannot be read: {reason}") from error
+
+
+def check_size(path: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuses sizes that would fill the memory.
+
+    Raises:
+        BadSample: The size is empty or above the limit.
+    """
+    if width < 1 or height < 1 or width * height > max_pixels:
+        raise BadSample(
+            f"{path}: {width} x {height} pixels: must be 1 to {max_pixels} pixels in all"
+        )
