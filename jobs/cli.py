@@ -7,16 +7,15 @@ mistake ends in one message and exit code 2; a traceback means a defect of ours.
 import logging
 import math
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from jobs.mistakes import explain, keys_of, not_a_group, not_null
+from jobs.mistakes import check_settings
 from model.errors import ModelError
 from pipeline.errors import Terminated, UserError
 
@@ -31,27 +30,57 @@ _WAIT = "LSEG_CLUSTER_WAIT_S"
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def build_parser(config_class: type, description: str | None = None) -> ArgumentParser:
-    """A parser whose keys are the fields of `config_class`, nested ones dotted."""
+def build_parser(
+    config_class: type, description: str | None = None, bare: Mapping[str, Any] | None = None
+) -> ArgumentParser:
+    """A parser whose keys are the fields of `config_class`, nested ones dotted.
+
+    Args:
+        config_class: A frozen dataclass, possibly of dataclasses. A setting of it that is true or
+            false may stand without a value, which means true.
+        description: What `--help` says about the job.
+        bare: Settings that may stand without `--KEY`, before the options, each with the further
+            arguments of argparse's `add_argument`.
+    """
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
         "--config", action="config", help="A YAML recipe; later arguments override it."
     )
     parser.add_class_arguments(config_class)
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
+    for key, how in (bare or {}).items():
+        parser.add_argument(key, default=SUPPRESS, **how)
     return parser
 
 
-def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+def parse(
+    config_class: type[Config],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    bare: Mapping[str, Any] | None = None,
+) -> Config:
     """Builds the configuration of a job.
 
     Args:
-        config_class: A frozen dataclass, possibly of dataclasses.
+        config_class: See `build_parser`.
         argv: Command-line words without the program's name; `None` takes `sys.argv`.
+        description: See `build_parser`.
+        bare: See `build_parser`.
 
     Raises:
         UserError: A key, a value or a combination is not allowed; names the nearest key.
     """
-    return _instantiate(build_parser(config_class), config_class, argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(config_class, description, bare)
+    check_settings(config_class, words, bare or {})
+    try:
+        built = parser.instantiate(parser.parse_args(words))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise _mistake(error) from None
+    fields = {key: value for key, value in vars(built).items() if key != "config"}
+    return config_class(**_as_values(fields))
 
 
 def main(
@@ -59,6 +88,7 @@ def main(
     run: Callable[[Config], Any],
     argv: Sequence[str] | None = None,
     description: str | None = None,
+    bare: Mapping[str, Any] | None = None,
 ) -> int:
     """Parses, runs, and turns the outcome into an exit code for `sys.exit`.
 
@@ -71,7 +101,7 @@ def main(
     for ours in ("pipeline", "model", "jobs"):
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
-        run(_instantiate(build_parser(config_class, description), config_class, argv))
+        run(parse(config_class, argv, description, bare))
     except (UserError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
@@ -177,37 +207,15 @@ def _cluster_resources(needed: dict[str, float]) -> dict[str, float]:
     return available()
 
 
-def _instantiate(
-    parser: ArgumentParser, config_class: type[Config], argv: Sequence[str] | None
-) -> Config:
-    try:
-        namespace = parser.parse_args(argv)
-        _check_groups(parser, namespace)
-        built = parser.instantiate(namespace)
-    except (ArgumentError, TypeError, ValueError) as error:
-        if isinstance(error, UserError | ModelError):
-            raise
-        raise UserError(explain(parser, str(error), _recipes(argv))) from None
-    fields = {key: value for key, value in vars(built).items() if key != "config"}
-    return config_class(**_as_values(fields))
+def _mistake(error: Exception) -> UserError | ModelError:
+    """The message of a configuration's own check, which the parser wraps; else the parser's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError | ModelError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return UserError(" ".join(str(error).split()))
 
 
 def _as_values(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: v.as_dict() if isinstance(v, Namespace) else v for k, v in fields.items()}
-
-
-def _check_groups(parser: ArgumentParser, namespace: Namespace) -> None:
-    """Refuses `train: 7` and `train: {lr: null}`, which the parser would take without a word."""
-    known, groups = keys_of(parser)
-    for group in groups:
-        value = namespace.get(group)
-        if not isinstance(value, Namespace | dict):
-            raise UserError(not_a_group(group, value))
-    for key in known:
-        if namespace.get(key) is None and (problem := not_null(parser, key)):
-            raise UserError(problem)
-
-
-def _recipes(argv: Sequence[str] | None) -> list[str]:
-    words = " ".join(sys.argv[1:] if argv is None else argv)
-    return re.findall(r"--config[= ](\S+)", words)

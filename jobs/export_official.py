@@ -57,7 +57,4 @@ def run(config: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--checkpoint")
-    sys.exit(cli.main(ExportConfig, run, words, description=__doc__))
+    sys.exit(cli.main(ExportConfig, run, None, __doc__, {"checkpoint": {"nargs": "?"}}))

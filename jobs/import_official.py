@@ -75,7 +75,4 @@ def run(config: ImportConfig) -> None:
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--checkpoint")
-    sys.exit(cli.main(ImportConfig, run, words, description=__doc__))
+    sys.exit(cli.main(ImportConfig, run, None, __doc__, {"checkpoint": {"nargs": "?"}}))

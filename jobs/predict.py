@@ -8,10 +8,8 @@ Writes NAME.png (positions in the list of labels, with a palette) and NAME.overl
 picture. Started again with the same arguments it goes on where it stopped.
 """
 
-import json
 import logging
 import sys
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.inference.run import Summary
 
 logger = logging.getLogger("jobs.predict")
+
+BARE = {"images": {"nargs": "*"}}
 
 
 def run(config: PredictConfig) -> "Summary":
@@ -39,11 +39,5 @@ def run(config: PredictConfig) -> "Summary":
     return summary
 
 
-def words_to_options(words: list[str]) -> list[str]:
-    """The command line with its leading words as the option `--images`."""
-    images = list(takewhile(lambda word: not word.startswith("-"), words))
-    return [*(["--images", json.dumps(images)] if images else []), *words[len(images) :]]
-
-
 if __name__ == "__main__":
-    sys.exit(main(PredictConfig, run, words_to_options(sys.argv[1:]), description=__doc__))
+    sys.exit(main(PredictConfig, run, description=__doc__, bare=BARE))

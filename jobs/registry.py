@@ -12,16 +12,28 @@ champion changes under the lock of `jobs/retrain.py`: exit code 75 while that on
 message says who, since when, until when), 69 where MLflow does not answer, 2 for a mistake.
 """
 
+import argparse
 import sys
-from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main
 from pipeline.registry.config import RegistryJobConfig
 
-_SECOND_WORD = {"register": "checkpoint", "promote": "version", "remove_alias": "alias"}
+
+class _What(argparse.Action):
+    """The word after the action: what it acts on."""
+
+    _KEYS = {"register": "checkpoint", "remove_alias": "alias"}  # noqa: RUF012
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        # Where an action takes none, the configuration says so.
+        setattr(namespace, self._KEYS.get(namespace.action, "version"), values)
+
+
+BARE = {"action": {"nargs": "?"}, "what": {"nargs": "?", "action": _What}}
 
 
 def run(config: RegistryJobConfig) -> None:
@@ -39,17 +51,5 @@ def run(config: RegistryJobConfig) -> None:
         )
 
 
-def words_to_options(words: list[str]) -> list[str]:
-    """The command line with its leading words, `ACTION [WHAT]`, as options."""
-    leading = list(takewhile(lambda word: not word.startswith("-"), words))
-    if not leading:
-        return words
-    action, what, rest = leading[0], leading[1:], words[len(leading) :]
-    options = [f"--action={action}"]
-    if what:  # Where an action takes none, the configuration says so.
-        options.append(f"--{_SECOND_WORD.get(action, 'version')}={what.pop(0)}")
-    return [*options, *what, *rest]
-
-
 if __name__ == "__main__":
-    sys.exit(main(RegistryJobConfig, run, words_to_options(sys.argv[1:]), description=__doc__))
+    sys.exit(main(RegistryJobConfig, run, description=__doc__, bare=BARE))

@@ -14,7 +14,6 @@ when); 130 and 143 stopped by Ctrl-C and SIGTERM, with a checkpoint.
 
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("jobs.retrain")
 
-FLAGS = ("--force", "--rollback")
-
 
 def run(config: RetrainConfig) -> "Result":
     """Does what there is to do, and says what it was."""
@@ -40,14 +37,5 @@ def run(config: RetrainConfig) -> "Result":
     return result
 
 
-def with_values(words: Sequence[str]) -> list[str]:
-    """Command-line words in which a flag may stand without its `true`."""
-    following = [*words[1:], ""]
-    return [
-        f"{word}=true" if word in FLAGS and after not in ("true", "false") else word
-        for word, after in zip(words, following, strict=True)
-    ]
-
-
 if __name__ == "__main__":
-    sys.exit(main(RetrainConfig, run, with_values(sys.argv[1:]), description=__doc__))
+    sys.exit(main(RetrainConfig, run, description=__doc__))

@@ -9,7 +9,6 @@ Trials are MLflow runs below the sweep's own, which carries the comparison. What
 has of `overrides` adds to the file's, and wins where both set a key.
 """
 
-import argparse
 import functools
 import json
 import logging
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
 
 from jobs.cli import REPOSITORY, main, parse, start_ray
+from jobs.mistakes import options, read_recipe, read_value
 from pipeline.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.sweep.config import SweepConfig
@@ -97,39 +96,30 @@ def builders(config: SweepConfig) -> "Builders":
     )
 
 
-def merge_overrides(argv: Sequence[str]) -> list[str]:
-    """A command line whose overrides hold those of its sweep file too.
+def merge_overrides(words: Sequence[str]) -> list[str]:
+    """A command line whose `--overrides` hold those of its sweep file too.
 
     The parser takes `--overrides` for the whole mapping, in place of the file's, and
     `--overrides.data.shards` for a mapping in a mapping. What cannot be read is left as it is, for
-    the parser to complain about.
+    the parser to refuse.
     """
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    reader.add_argument("--config", action="append", default=[])
-    reader.add_argument("--overrides", action="append", default=[])
+    given = list(options(words))
+    merged: dict[str, Any] = {}
     try:
-        given, rest = reader.parse_known_args(argv)
-        texts = [Path(path).expanduser().read_text(encoding="utf-8") for path in given.config]
-        files = [(yaml.safe_load(text) or {}).get("overrides") for text in texts]
-        found = [overrides for overrides in files if overrides is not None][-1:]
-        found += [yaml.safe_load(text) for text in given.overrides]
-        dotted = _dotted_overrides(rest)
-        if not given.overrides and not dotted:
-            return list(argv)
-        merged = {key: value for overrides in found for key, value in overrides.items()} | dotted
-    except (argparse.ArgumentError, OSError, AttributeError, ValueError, yaml.YAMLError):
-        return list(argv)
-    return [*argv, f"--overrides={json.dumps(merged, default=str)}"]
-
-
-def _dotted_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Those given one by one: `--overrides.KEY VALUE` or `--overrides.KEY=VALUE`."""
-    found, prefix = {}, "--overrides."
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word.startswith(prefix):
-            key, equals, value = word.removeprefix(prefix).partition("=")
-            found[key] = yaml.safe_load(value if equals else following)
-    return found
+        for file in (read_recipe(text) for key, text in given if key == "config"):
+            merged = dict(file.get("overrides") or merged)
+        for whole in (read_value(text) for key, text in given if key == "overrides"):
+            merged |= whole
+        merged |= {
+            key.removeprefix("overrides."): read_value(text)
+            for key, text in given
+            if key.startswith("overrides.")
+        }
+    except (UserError, TypeError, ValueError, AttributeError):
+        return list(words)
+    if not any(key.partition(".")[0] == "overrides" for key, _ in given):
+        return list(words)
+    return [*words, f"--overrides={json.dumps(merged, default=str)}"]
 
 
 def recipe_path(base: str) -> Path:
