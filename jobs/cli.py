@@ -1,4 +1,4 @@
-"""What every job shares: its configuration from YAML and command line, its exit code, its Ray.
+"""The parts that every job shares: configuration from YAML and command line, exit code, Ray.
 
 Precedence is defaults < recipe (`--config FILE`) < command line (`--train.lr 0.01`). A user's
 mistake ends in one message and exit code 2; a traceback means a defect of ours.
@@ -47,6 +47,7 @@ def build_parser(
         "--config", action="config", help="A YAML recipe; later arguments override it."
     )
     parser.add_class_arguments(config_class)
+    # After the fields, whose actions exist now: flags, and words that share a field's place.
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
@@ -74,7 +75,8 @@ def parse(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(config_class, description, bare)
-    check_settings(config_class, words, bare or {})
+    # Before the parser, which takes some mistakes silently and explains others in Python's words.
+    check_settings(config_class, parser.get_defaults(), words, bare or {})
     try:
         built = parser.instantiate(parser.parse_args(words))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -115,7 +117,7 @@ def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
     """Connects to the Ray cluster around this process, or starts a local one.
 
     Inside a cluster (`RAY_ADDRESS` is set, as under `ray job submit`) that cluster is used. Where
-    its nodes come when they are needed, LSEG_CLUSTER_WAIT_S seconds are waited for them.
+    its nodes start only on demand, this waits for them for up to LSEG_CLUSTER_WAIT_S seconds.
     Otherwise Ray starts on this machine with at least `num_cpus` LOGICAL CPUs, which may exceed
     the cores: the training workers hold theirs for the whole run, and data loading needs more.
 
@@ -171,7 +173,7 @@ def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
 
 
 def _cluster_resources(needed: dict[str, float]) -> dict[str, float]:
-    """What the cluster has of what is needed, after the wait that LSEG_CLUSTER_WAIT_S allows."""
+    """The cluster's resources of the needed kinds, after LSEG_CLUSTER_WAIT_S seconds at most."""
     import ray
     from ray.autoscaler.sdk import request_resources
 

@@ -9,12 +9,12 @@ keeps the last word: what passes these checks may still be refused by it.
 import functools
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, get_loader
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
 
 from pipeline.errors import UserError, did_you_mean
 
@@ -35,11 +35,14 @@ _BARE = object()
 """The value of an option that stands alone, as `--rollback` may."""
 
 
-def check_settings(config_class: type, words: Sequence[str], bare: Mapping[str, Any]) -> None:
+def check_settings(
+    config_class: type, defaults: Namespace, words: Sequence[str], bare: Mapping[str, Any]
+) -> None:
     """Compares the words of a command line, and its recipes, with a configuration's fields.
 
     Args:
         config_class: The dataclass of the job's configuration.
+        defaults: The values of all its settings where nobody sets them.
         words: The command line without the program's name.
         bare: The settings that may stand without `--KEY`, as `jobs.cli.build_parser` takes them.
 
@@ -63,7 +66,7 @@ def check_settings(config_class: type, words: Sequence[str], bare: Mapping[str, 
                 )
             given += [{key: value}] if key in _hints(config_class) else []
     for settings in given:
-        _check_group(config_class, settings, "", _defaults(config_class))
+        _check_group(config_class, settings, "", defaults)
 
 
 def options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -104,7 +107,7 @@ def read_recipe(text: str) -> Mapping[str, Any]:
     if problem or not isinstance(content, Mapping):
         form = "not a YAML mapping of settings, such as `train: {lr: 0.01}`"
         raise UserError(f"{where}: {form}{problem}")
-    for key in _keys(content):
+    for key in content:
         if not isinstance(key, str):
             raise UserError(f"{where}: {key}: a key must be a word such as train, not a number")
     return content
@@ -119,14 +122,14 @@ def read_value(text: str) -> Any:
 
 
 def _check_group(
-    group: type, settings: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any]
+    group: type, settings: Mapping[Any, Any], prefix: str, defaults: Namespace
 ) -> None:
     hints = _hints(group)
     for key, value in settings.items():
-        name, _, rest = key.partition(".")
+        name, _, rest = str(key).partition(".")
         if name in hints:
             inner = {rest: value} if rest else value
-            _check_value(hints[name], inner, f"{prefix}{name}", defaults.get(name))
+            _check_value(hints[name], inner, f"{prefix}{name}", defaults)
         elif prefix:  # Compared without the group, which would make all of its keys look alike.
             near = did_you_mean(name, hints).replace(" '", f" '{prefix}") or "; see --help"
             raise UserError(f"{prefix}{key}: no such key{near}")
@@ -134,30 +137,31 @@ def _check_group(
             while isinstance(value, Mapping) and value:
                 inner, value = next(iter(value.items()))
                 key = f"{key}.{inner}"
-            near = did_you_mean(key, _all_keys(group)) or "; see --help"
+            near = did_you_mean(key, defaults.keys(branches=True)) or "; see --help"
             raise UserError(f"{key}: no such key{near}")
 
 
-def _check_value(hint: Any, value: Any, key: str, default: Any) -> None:
+def _check_value(hint: Any, value: Any, key: str, defaults: Namespace) -> None:
     if value is _BARE:
         return
+    parts, origin = get_args(hint), get_origin(hint)
     # A group may come as a file, and both it and a mapping as one text: `--train '{lr: 0.01}'`.
     if is_dataclass(hint) and isinstance(value, str) and Path(value).is_file():
         value = read_recipe(value)
     read = read_value(value) if isinstance(value, str) else value
-    parts, origin = get_args(hint), get_origin(hint)
     group: Any = next((part for part in (hint, *parts) if is_dataclass(part)), None)
     if origin is dict and isinstance(read, Mapping):
         for name, inner in read.items():
             first, _, rest = name.partition(".") if group else (name, "", "")
-            _check_value(parts[1], {rest: inner} if rest else inner, f"{key}.{first}", None)
+            _check_value(parts[1], {rest: inner} if rest else inner, f"{key}.{first}", defaults)
     elif group and origin is not dict and isinstance(read, Mapping):
-        _check_group(group, read, f"{key}.", vars(default) if default else _defaults(group))
+        _check_group(group, read, f"{key}.", defaults)
     elif not _fits(hint, value):
         shown = "null" if value is None else "''" if value == "" else value
         if group and origin is not dict:
             allowed = f"a group of settings: write {key}.KEY, or in a recipe a mapping of keys to "
             raise UserError(f"{key}={shown}: must be {allowed}values")
+        default = defaults.get(key)
         way_out = did_you_mean(str(value), map(str, parts)) if origin is Literal else ""
         if not way_out:
             way_out = ": correct it, or leave the key out"
@@ -207,22 +211,3 @@ def _hints(group: type) -> dict[str, Any]:
     """The type of each field of a dataclass."""
     hints = get_type_hints(group)
     return {entry.name: hints[entry.name] for entry in fields(group)}
-
-
-def _defaults(group: type) -> dict[str, Any]:
-    """The default of each field of a dataclass that has one."""
-    made = {f.name: f.default_factory() for f in fields(group) if f.default_factory is not MISSING}
-    return made | {f.name: f.default for f in fields(group) if f.default is not MISSING}
-
-
-def _all_keys(group: type, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted keys of a configuration's settings, and of the groups that they are in."""
-    for name, hint in _hints(group).items():
-        yield f"{prefix}{name}"
-        yield from _all_keys(hint, f"{prefix}{name}.") if is_dataclass(hint) else ()
-
-
-def _keys(settings: Mapping[Any, Any]) -> Iterator[Any]:
-    for key, value in settings.items():
-        yield key
-        yield from _keys(value) if isinstance(value, Mapping) else ()

@@ -1,4 +1,4 @@
-"""Registers checkpoints in MLflow's model registry, and says which is in service.
+"""Registers checkpoints in MLflow's model registry, and sets which version is in service.
 
     python jobs/registry.py
     python jobs/registry.py register runs/mix7/step_00001000 --alias candidate
@@ -8,8 +8,9 @@
     python jobs/registry.py remove_alias candidate
 
 The server is `--tracking.uri` or MLFLOW_TRACKING_URI, the registered model `--registry.name`. The
-champion changes under the lock of `jobs/retrain.py`: exit code 75 while that one changes it (the
-message says who, since when, until when), 69 where MLflow does not answer, 2 for a mistake.
+champion changes under the lock of `jobs/retrain.py`: the exit code is 75 while another call changes
+it (the message says which, since when, until when), 69 where MLflow does not answer, 2 for a
+mistake.
 """
 
 import argparse
@@ -24,12 +25,12 @@ from pipeline.registry.config import RegistryJobConfig
 
 
 class _What(argparse.Action):
-    """The word after the action: what it acts on."""
+    """Stores the word after the action in the setting that the action takes."""
 
     _KEYS = {"register": "checkpoint", "remove_alias": "alias"}  # noqa: RUF012
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        # Where an action takes none, the configuration says so.
+        # The configuration itself refuses a version where an action takes none.
         setattr(namespace, self._KEYS.get(namespace.action, "version"), values)
 
 
@@ -37,7 +38,7 @@ BARE = {"action": {"nargs": "?"}, "what": {"nargs": "?", "action": _What}}
 
 
 def run(config: RegistryJobConfig) -> None:
-    """Does it, and prints a line for each version concerned."""
+    """Changes the registry and prints a line for each version concerned."""
     from pipeline.registry.actions import change_registry, describe
 
     versions = change_registry(config)

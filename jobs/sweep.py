@@ -4,9 +4,9 @@
     ray job submit --working-dir . -- python jobs/sweep.py --config SWEEP --storage s3://sweeps
     python jobs/sweep.py --config SWEEP --dry_run true
 
-The same `name` with the same `storage` goes on where it stopped, and tries failed trials again.
-Trials are MLflow runs below the sweep's own, which carries the comparison. What the command line
-has of `overrides` adds to the file's, and wins where both set a key.
+The same `name` with the same `storage` resumes, and tries failed trials again. Trials are MLflow
+runs below the sweep's own, which carries the comparison. What the command line gives as `overrides`
+adds to the file's, and wins where both set a key.
 """
 
 import functools
@@ -38,14 +38,14 @@ logger = logging.getLogger("jobs.sweep")
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig(SweepConfig):
-    """A sweep, or a look at what it would do."""
+    """A sweep, or a dry run of it."""
 
     dry_run: bool = False
     """Check every trial, and list them with what earlier starts left of each; train nothing."""
 
 
 def main_run(given: JobConfig) -> "SweepOutcome | None":
-    """As `run`, or the look at it."""
+    """Runs the sweep, or prints what it would do."""
     from pipeline.sweep.launch import absolute, plan
 
     config = SweepConfig(**{f.name: getattr(given, f.name) for f in fields(SweepConfig)})
@@ -80,13 +80,13 @@ def run(given: SweepConfig) -> "SweepOutcome":
     if all(judged.result.status == "failed" for judged in trials):
         raise UserError(
             f"name={config.name}: all of its {len(trials)} trials failed, the first by: "
-            f"{trials[0].result.error}: mend that, and start the same command again"
+            f"{trials[0].result.error}: fix that, and start the same command again"
         )
     return outcome
 
 
 def builders(config: SweepConfig) -> "Builders":
-    """What makes the configurations of the sweep's trials."""
+    """The functions that make the configurations of the sweep's trials."""
     from pipeline.sweep.runner import Builders
 
     recipe = recipe_path(config.base).read_text(encoding="utf-8")
@@ -123,7 +123,7 @@ def merge_overrides(words: Sequence[str]) -> list[str]:
 
 
 def recipe_path(base: str) -> Path:
-    """The recipe's file.
+    """Finds the recipe's file.
 
     Raises:
         UserError: There is none.
@@ -135,7 +135,7 @@ def recipe_path(base: str) -> Path:
 
 
 def build_trial(config: SweepConfig, recipe: str, trial: "Trial") -> TrainMixConfig:
-    """The training of a trial: the recipe's text under the sweep's and the trial's settings."""
+    """Builds a trial's training: the recipe under the sweep's and the trial's settings."""
     from pipeline.sweep.trials import arguments
     from pipeline.training.driver.launch import absolute
 
@@ -147,11 +147,11 @@ def build_trial(config: SweepConfig, recipe: str, trial: "Trial") -> TrainMixCon
 def build_evaluation(
     config: SweepConfig, training: TrainMixConfig, checkpoint: str
 ) -> EvaluateConfig:
-    """The evaluation of a trial's checkpoint, on what its training ran on."""
+    """Builds the evaluation of a trial's checkpoint, on the resources of its training."""
     from pipeline.sweep.trials import settings_words
 
     cluster = training.cluster
-    # A trial that waits for more than it had could wait for another one that does the same.
+    # A trial that asked for more than it holds could wait for another one that does the same.
     settings: dict[str, Any] = {
         "workers.num_workers": cluster.num_workers,
         "workers.cpus_per_worker": cluster.cpus_per_worker,
