@@ -1,4 +1,4 @@
-"""What every job shares: its configuration from YAML and command line, its exit code, its Ray.
+"""The parts that every job shares: configuration from YAML and command line, exit code, Ray.
 
 Precedence is defaults < recipe (`--config FILE`) < command line (`--train.lr 0.01`). A user's
 mistake ends in one message and exit code 2; a traceback means a defect of ours.
@@ -7,16 +7,15 @@ mistake ends in one message and exit code 2; a traceback means a defect of ours.
 import logging
 import math
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from jobs.mistakes import explain, keys_of, not_a_group, not_null
+from jobs.mistakes import check_settings
 from model.errors import ModelError
 from pipeline.errors import Terminated, UserError
 
@@ -31,27 +30,59 @@ _WAIT = "LSEG_CLUSTER_WAIT_S"
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def build_parser(config_class: type, description: str | None = None) -> ArgumentParser:
-    """A parser whose keys are the fields of `config_class`, nested ones dotted."""
+def build_parser(
+    config_class: type, description: str | None = None, bare: Mapping[str, Any] | None = None
+) -> ArgumentParser:
+    """A parser whose keys are the fields of `config_class`, nested ones dotted.
+
+    Args:
+        config_class: A frozen dataclass, possibly of dataclasses. A setting of it that is true or
+            false may stand without a value, which means true.
+        description: What `--help` says about the job.
+        bare: Settings that may stand without `--KEY`, before the options, each with the further
+            arguments of argparse's `add_argument`.
+    """
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
         "--config", action="config", help="A YAML recipe; later arguments override it."
     )
     parser.add_class_arguments(config_class)
+    # After the fields, whose actions exist now: flags, and words that share a field's place.
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
+    for key, how in (bare or {}).items():
+        parser.add_argument(key, default=SUPPRESS, **how)
     return parser
 
 
-def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+def parse(
+    config_class: type[Config],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    bare: Mapping[str, Any] | None = None,
+) -> Config:
     """Builds the configuration of a job.
 
     Args:
-        config_class: A frozen dataclass, possibly of dataclasses.
+        config_class: See `build_parser`.
         argv: Command-line words without the program's name; `None` takes `sys.argv`.
+        description: See `build_parser`.
+        bare: See `build_parser`.
 
     Raises:
         UserError: A key, a value or a combination is not allowed; names the nearest key.
     """
-    return _instantiate(build_parser(config_class), config_class, argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(config_class, description, bare)
+    # Before the parser, which takes some mistakes silently and explains others in Python's words.
+    check_settings(config_class, parser.get_defaults(), words, bare or {})
+    try:
+        built = parser.instantiate(parser.parse_args(words))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise _mistake(error) from None
+    fields = {key: value for key, value in vars(built).items() if key != "config"}
+    return config_class(**_as_values(fields))
 
 
 def main(
@@ -59,6 +90,7 @@ def main(
     run: Callable[[Config], Any],
     argv: Sequence[str] | None = None,
     description: str | None = None,
+    bare: Mapping[str, Any] | None = None,
 ) -> int:
     """Parses, runs, and turns the outcome into an exit code for `sys.exit`.
 
@@ -71,7 +103,7 @@ def main(
     for ours in ("pipeline", "model", "jobs"):
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
-        run(_instantiate(build_parser(config_class, description), config_class, argv))
+        run(parse(config_class, argv, description, bare))
     except (UserError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
@@ -85,7 +117,7 @@ def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
     """Connects to the Ray cluster around this process, or starts a local one.
 
     Inside a cluster (`RAY_ADDRESS` is set, as under `ray job submit`) that cluster is used. Where
-    its nodes come when they are needed, LSEG_CLUSTER_WAIT_S seconds are waited for them.
+    its nodes start only on demand, this waits for them for up to LSEG_CLUSTER_WAIT_S seconds.
     Otherwise Ray starts on this machine with at least `num_cpus` LOGICAL CPUs, which may exceed
     the cores: the training workers hold theirs for the whole run, and data loading needs more.
 
@@ -141,7 +173,7 @@ def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
 
 
 def _cluster_resources(needed: dict[str, float]) -> dict[str, float]:
-    """What the cluster has of what is needed, after the wait that LSEG_CLUSTER_WAIT_S allows."""
+    """The cluster's resources of the needed kinds, after LSEG_CLUSTER_WAIT_S seconds at most."""
     import ray
     from ray.autoscaler.sdk import request_resources
 
@@ -177,37 +209,15 @@ def _cluster_resources(needed: dict[str, float]) -> dict[str, float]:
     return available()
 
 
-def _instantiate(
-    parser: ArgumentParser, config_class: type[Config], argv: Sequence[str] | None
-) -> Config:
-    try:
-        namespace = parser.parse_args(argv)
-        _check_groups(parser, namespace)
-        built = parser.instantiate(namespace)
-    except (ArgumentError, TypeError, ValueError) as error:
-        if isinstance(error, UserError | ModelError):
-            raise
-        raise UserError(explain(parser, str(error), _recipes(argv))) from None
-    fields = {key: value for key, value in vars(built).items() if key != "config"}
-    return config_class(**_as_values(fields))
+def _mistake(error: Exception) -> UserError | ModelError:
+    """The message of a configuration's own check, which the parser wraps; else the parser's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError | ModelError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return UserError(" ".join(str(error).split()))
 
 
 def _as_values(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: v.as_dict() if isinstance(v, Namespace) else v for k, v in fields.items()}
-
-
-def _check_groups(parser: ArgumentParser, namespace: Namespace) -> None:
-    """Refuses `train: 7` and `train: {lr: null}`, which the parser would take without a word."""
-    known, groups = keys_of(parser)
-    for group in groups:
-        value = namespace.get(group)
-        if not isinstance(value, Namespace | dict):
-            raise UserError(not_a_group(group, value))
-    for key in known:
-        if namespace.get(key) is None and (problem := not_null(parser, key)):
-            raise UserError(problem)
-
-
-def _recipes(argv: Sequence[str] | None) -> list[str]:
-    words = " ".join(sys.argv[1:] if argv is None else argv)
-    return re.findall(r"--config[= ](\S+)", words)

@@ -1,8 +1,8 @@
-"""The whole system on one machine in minutes: `make demo`, `make demo SEED=7`, `make demo S3=1`.
+"""Runs the whole system on one machine: `make demo`, `make demo SEED=7`, `make demo S3=1`.
 
-Renders the mini-seven in seven official layouts, converts them to shards, trains LSeg on their
-mixture with two DDP workers, and evaluates what it learned and what it never saw. Everything goes
-below `--out`, into one MLflow run, and - with `--s3` - through a real S3 server.
+Takes minutes. Renders the mini-seven in seven official layouts, converts them to shards, trains
+LSeg on their mixture with two DDP workers, and evaluates what it learned and what it never saw.
+Everything goes below `--out`, into one MLflow run, and - with `--s3` - through a real S3 server.
 """
 
 import logging
@@ -12,16 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, parse, start_ray
 from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
-
-if TYPE_CHECKING:
-    from pipeline.demo.report import DemoReport
 
 logger = logging.getLogger("jobs.demo")
 
@@ -30,12 +26,12 @@ RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The demo."""
+    """What the demo renders and trains."""
 
     out: str = "runs/demo"
-    """Folder for everything it makes; a folder a seed lies below it."""
+    """Folder for everything that the demo makes, with one subfolder per seed."""
     seed: int = 0
-    """Seed of the scenes, the weights, the order and the evaluation."""
+    """Seed of the scenes, the weights, the order of the images and the evaluation."""
     s3: bool = False
     """Keep shards and checkpoints in a local S3 server instead of folders."""
     recipe: str = str(RECIPE)
@@ -45,7 +41,7 @@ class DemoConfig:
     val_scenes: int = 20
     """Validation scenes of each dataset."""
     steps: int = 0
-    """Optimiser steps; 0 takes the recipe's."""
+    """Optimiser steps; 0 takes the number in the recipe."""
 
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), ("train_scenes", 2), ("val_scenes", 2), ("steps", 0)):
@@ -54,21 +50,21 @@ class DemoConfig:
 
 
 class Stopwatch:
-    """Seconds by stage."""
+    """Measures the seconds of each stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
-        """Times one stage and announces it."""
+        """Measures one stage and announces it."""
         logger.info("── %s: %s", name, what)
         began = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
 
-def run(config: DemoConfig) -> "DemoReport":
+def run(config: DemoConfig) -> None:
     """Runs all stages and writes the report."""
     from jobs.local_s3 import local_s3
     from pipeline.demo.report import evaluate_demo
@@ -97,11 +93,10 @@ def run(config: DemoConfig) -> "DemoReport":
     watch.seconds["total"] = round(time.perf_counter() - began, 1)
     report.finish(watch.seconds)
     logger.info("demo finished in %s", duration(watch.seconds["total"]))
-    return report
 
 
 def render(folder: Path, seed: int, train_scenes: int, val_scenes: int) -> dict[str, Path]:
-    """Writes the mini-seven in their official layouts; returns the roots by dataset."""
+    """Writes the mini-seven in their official layouts and returns their roots by dataset."""
     from model.stand_in import stand_in_semantics
     from pipeline.data.taxonomy import label_text
     from pipeline.demo.layouts import write_mini_seven
@@ -113,7 +108,7 @@ def render(folder: Path, seed: int, train_scenes: int, val_scenes: int) -> dict[
 
 
 def convert(roots: Mapping[str, Path], out: str) -> None:
-    """Converts the mini-seven to shards, and shows the closing table."""
+    """Converts the mini-seven to shards and prints a table of what was converted."""
     from rich.console import Console
 
     from pipeline.data.prepare.config import PrepareConfig, RootsConfig
@@ -125,7 +120,7 @@ def convert(roots: Mapping[str, Path], out: str) -> None:
 
 
 def _training(config: DemoConfig, base: str, out: Path) -> TrainMixConfig:
-    """The recipe, with its places and its seed replaced by the demo's."""
+    """The recipe's training with the locations and the seed of the demo."""
     from pipeline.training.driver.launch import absolute
 
     argv = ["--config", config.recipe, "--data.shards", f"{base}/shards"]

@@ -12,7 +12,6 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,28 +21,25 @@ from pipeline.data.datasets.own import OwnDataset, check_own_name
 from pipeline.data.prepare.config import RootsConfig
 from pipeline.errors import UserError
 
-if TYPE_CHECKING:
-    from pipeline.data.inspect.report import CheckReport
-
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """What to check."""
+    """Which downloads or shards to check."""
 
     roots: RootsConfig = field(default_factory=RootsConfig)
     """The downloads to check."""
     own: dict[str, OwnDataset] = field(default_factory=dict)
-    """Datasets of your own to check, as `prepare_shards.py` takes them: `{shop: {root: DIR}}`."""
+    """Your own datasets to check, as `prepare_shards.py` takes them: `{shop: {root: DIR}}`."""
     shards: str = ""
     """The folder of finished shards to check: a local directory or `s3://bucket/prefix`."""
     splits: tuple[str, ...] | None = None
-    """Splits to check; not set: all that are there."""
+    """Splits to check; not set: all that exist."""
     sample: float = 1.0
-    """Share of the samples to read, spread evenly; listings and shard bytes are whole."""
+    """Share of the samples to read, spread evenly; listings and shard bytes are read whole."""
     out: str = ""
-    """A file for the whole report as JSON."""
+    """File to write the whole report to, as JSON."""
     workers: int | None = None
-    """Processes on this machine; not set: one for each CPU."""
+    """Number of processes on this machine; not set: one for each CPU."""
 
     def __post_init__(self) -> None:
         if not self.roots.given and not self.own and not self.shards:
@@ -64,8 +60,8 @@ class DoctorConfig:
             raise UserError(f"out={self.out}: is a folder; give a file such as report.json")
 
 
-def run(config: DoctorConfig) -> "list[CheckReport]":
-    """Checks, prints the tables and writes the JSON."""
+def run(config: DoctorConfig) -> int:
+    """Checks, prints the tables, writes the JSON, and returns the number of problems."""
     from rich.console import Console
 
     from pipeline.data.inspect.roots import check_roots
@@ -87,18 +83,13 @@ def run(config: DoctorConfig) -> "list[CheckReport]":
         document |= {report.title: report.to_dict() for report in reports}
         Path(config.out).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     print(f"{lost:,} problems" if lost else "nothing would be lost")
-    return reports
+    return lost
 
 
 def command() -> int:
-    """The exit code: 1 when something would be lost."""
-    lost = 0
-
-    def checked(config: DoctorConfig) -> None:
-        nonlocal lost
-        lost = sum(report.lost for report in run(config))
-
-    return main(DoctorConfig, checked, description=__doc__) or int(lost > 0)
+    """Runs the job; its exit code is 1 when something would be lost."""
+    lost = []
+    return main(DoctorConfig, lambda config: lost.append(run(config)), None, __doc__) or any(lost)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What to export, and to where."""
+    """Which checkpoint to export, and to which file."""
 
     checkpoint: str
-    """A checkpoint directory; may also be the first word of the command line."""
+    """A checkpoint folder; may also be the first word of the command line."""
 
     out: str
     """The .ckpt file to write."""
@@ -30,11 +30,11 @@ class ExportConfig:
 
 
 def run(config: ExportConfig) -> None:
-    """Exports.
+    """Exports the checkpoint.
 
     Raises:
-        UserError: a file is missing.
-        ModelError: the published form cannot hold this network, or CLIP cannot be had.
+        UserError: A file is missing.
+        ModelError: The published form cannot hold this network, or CLIP could not be fetched.
     """
     from model.checkpoint import load_checkpoint
     from model.official import export_official
@@ -57,7 +57,4 @@ def run(config: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--checkpoint")
-    sys.exit(cli.main(ExportConfig, run, words, description=__doc__))
+    sys.exit(cli.main(ExportConfig, run, None, __doc__, {"checkpoint": {"nargs": "?"}}))

@@ -1,4 +1,4 @@
-"""Turns a published LSeg checkpoint (.ckpt) into a checkpoint directory of this project.
+"""Turns a published LSeg checkpoint (.ckpt) into a checkpoint folder of this project.
 
     python jobs/import_official.py lseg.ckpt --out runs/published
 
@@ -19,13 +19,13 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """What to import, and to where."""
+    """Which checkpoint to import, and into which folder."""
 
     checkpoint: str
     """The published .ckpt file; may also be the first word of the command line."""
 
     out: str
-    """The checkpoint directory to write."""
+    """The checkpoint folder to write."""
 
     labels: str | None = None
     """A text file with one label a line, to be kept as the labels of the checkpoint."""
@@ -34,15 +34,15 @@ class ImportConfig:
     """Also keep the file's CLIP text tower (125 to 250 MB), for use where there is no network."""
 
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
-    """The regulariser, where the file has one and does not say which."""
+    """The regularizer, for a file that has one and does not say which."""
 
 
 def run(config: ImportConfig) -> None:
-    """Imports, and prints what was found.
+    """Imports the checkpoint and prints notes about what it holds.
 
     Raises:
-        UserError: a file is missing.
-        ModelError: the checkpoint is damaged, suspicious or no LSeg.
+        UserError: A file is missing.
+        ModelError: The checkpoint is damaged, suspicious or no LSeg.
     """
     from safetensors.torch import save_file
 
@@ -75,7 +75,4 @@ def run(config: ImportConfig) -> None:
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--checkpoint")
-    sys.exit(cli.main(ImportConfig, run, words, description=__doc__))
+    sys.exit(cli.main(ImportConfig, run, None, __doc__, {"checkpoint": {"nargs": "?"}}))

@@ -1,159 +1,213 @@
-"""Turns what the parser says about a wrong setting into one line: key = value: what is allowed.
+"""Checks given settings before the parser sees them: key = value: what is allowed: what to do.
 
-jsonargparse tells types in Python's words and over many lines; a user of a recipe knows YAML.
+The parser describes types in Python's words and over many lines; a user of a recipe knows YAML. It
+also takes null for any setting, and a single value for a whole group, without complaint. So each
+recipe and each option is compared with the dataclasses of the job's configuration here. The parser
+keeps the last word: what passes these checks may still be refused by it.
 """
 
-import re
+import functools
 import types
-from collections.abc import Sequence
-from dataclasses import is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
 
-from pipeline.errors import did_you_mean
+from pipeline.errors import UserError, did_you_mean
 
 _KINDS = {
-    float: "a number",
-    int: "a whole number",
-    bool: "true or false",
-    str: "a text (in quotes where it looks like a number)",
-    type(None): "null",
+    float: ("a number", "numbers"),
+    int: ("a whole number", "whole numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("a text (in quotes where it looks like a number)", "texts"),
+    type(None): ("null", "nulls"),
+    Any: ("a value", "values"),
 }
-_PLURALS = {float: "numbers", int: "whole numbers", bool: "true or false", str: "texts"}
-_VALUE = r"(?:Got|Given) value: ?(.*?)(?= - Expected| Given value| Subclass types expect|$)"
-_FILES = r"Problems parsing config|Unexpected config|'utf-8' codec|unacceptable character"
+"""The types of single values, and of many, in the words of YAML."""
+
+_ALLOWED = {"data.weights": "'equal', 'size' or a mapping of dataset to number"}
+"""Allowed values that a type annotation cannot express, by key."""
+
+_BARE = object()
+"""The value of an option that stands alone, as `--rollback` may."""
 
 
-def explain(parser: ArgumentParser, message: str, recipes: Sequence[str]) -> str:
-    """One line that names the key and, for an unknown key, the nearest known one.
+def check_settings(
+    config_class: type, defaults: Namespace, words: Sequence[str], bare: Mapping[str, Any]
+) -> None:
+    """Compares the words of a command line, and its recipes, with a configuration's fields.
 
     Args:
-        parser: That has refused its input.
-        message: Its words.
-        recipes: The files given by `--config`.
+        config_class: The dataclass of the job's configuration.
+        defaults: The values of all its settings where nobody sets them.
+        words: The command line without the program's name.
+        bare: The settings that may stand without `--KEY`, as `jobs.cli.build_parser` takes them.
+
+    Raises:
+        UserError: A key is unknown, or a value is none of those that its type allows.
     """
-    known, groups = keys_of(parser)
-    words = " ".join(message.split())
-    recipe = f"--config {', '.join(recipes)}"
-    if found := re.search(r'"config": (File does not exist|Path is not a file): \'(.*)\'', words):
-        what = "there is no such file" if "exist" in found[1] else "is not a file"
-        return f"--config {found[2]}: {what}: check the path"
-    if found := re.match(r"Key must be a string, got: (.*)\.$", words):
-        return f"{recipe}: {found[1]}: a key must be a word such as train, not a number"
-    if re.match(_FILES, words):
-        return f"{recipe}: not a YAML mapping of settings, such as `train: {{lr: 0.01}}`: {words}"
-    # A group that may be null is a union to the parser, which lists each member's complaint.
-    inside = re.search(r"Errors: - (.*?) - Expected a <class 'NoneType'>", words)
-    key = re.findall(r'Parser key "([\w.\-]+)"', words)
-    if inside and "Parser key" not in inside[1]:
-        if "Expected a " not in inside[1]:  # The group's own check, which says it all.
-            return re.sub(r"^Problem with given class_path .[\w.]+.: ", "", inside[1])
-        inside = None
-    if unknown := _unknown(words, known, groups, key[:1]):
-        return unknown
-    if found := re.search(r"Unable to load config '(.*?)' - ", words):
-        return not_a_group(key[0], found[1])
-    values = re.findall(_VALUE, inside[1] if inside else words)
-    if re.match(r"unrecognized arguments: [^\-]", words):
-        return f"{words}: write --KEY VALUE or --KEY=VALUE"
-    if not key or not values:
-        return words
-    action = next((a for a in parser._actions if a.dest == key[0]), None)
-    hint = getattr(action, "_typehint", None)
-    if inside and len(key) == 2:
-        hint = _field_hint(hint, key[1])
-    allowed = _PLAIN.get(key[0]) or (describe(hint) if hint else "")
-    if not allowed:
-        return words
-    choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
-    near = did_you_mean(values[-1], choices)
-    value = values[-1] or "''"
-    return f"{'.'.join(key)}={value}: must be {allowed}{near or _default(parser, key[0])}"
+    if {"-h", "--help"} & set(words):
+        return
+    given: list[Mapping[str, Any]] = []
+    keys = iter(bare)
+    for key, value in options(words):
+        if key == "config" and value is not _BARE:
+            given.append(read_recipe(value))
+        elif key not in ("", "config", "print_config") and not key.endswith((".help", "+")):
+            given.append({key: value})
+        elif not key and not value.startswith("-") and "*" not in str(bare):
+            key = next(keys, "")
+            if not key:
+                raise UserError(
+                    f"unrecognized arguments: {value}: write --KEY VALUE or --KEY=VALUE"
+                )
+            given += [{key: value}] if key in _hints(config_class) else []
+    for settings in given:
+        _check_group(config_class, settings, "", defaults)
 
 
-_PLAIN = {"data.weights": "'equal', 'size' or a mapping of dataset to number"}
-"""Of what is allowed by words that its type does not tell."""
+def options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yields the options of a command line in their order.
+
+    Yields:
+        The key and the text of `--KEY=TEXT` and `--KEY TEXT`; for an option that stands alone, a
+        marker instead of the text; for a word that belongs to no option, an empty key.
+    """
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            yield "", word
+        elif equals or not rest or rest[0].startswith("--"):
+            yield key, text if equals else _BARE
+        else:
+            yield key, rest.pop(0)
 
 
-def not_a_group(group: str, value: Any) -> str:
-    """The message about a single value where a mapping of settings belongs."""
-    return (
-        f"{group}={value}: must be a group of settings: write {group}.KEY, or in a recipe a "
-        "mapping of keys to values"
-    )
+def read_recipe(text: str) -> Mapping[str, Any]:
+    """Reads what `--config` names: the path of a recipe, or a recipe's content.
+
+    Raises:
+        UserError: There is no such file, or it is not a YAML mapping of settings.
+    """
+    content, where, problem = read_value(text), "--config", ""
+    if not isinstance(content, Mapping):
+        path, where = Path(text).expanduser(), f"--config {text}"
+        if not path.is_file():
+            what = "is not a file" if path.exists() else "there is no such file"
+            raise UserError(f"{where}: {what}: check the path")
+        try:
+            content = get_loader("yaml")(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            problem = f": {' '.join(str(error).split())}"
+    if problem or not isinstance(content, Mapping):
+        form = "not a YAML mapping of settings, such as `train: {lr: 0.01}`"
+        raise UserError(f"{where}: {form}{problem}")
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"{where}: {key}: a key must be a word such as train, not a number")
+    return content
 
 
-def keys_of(parser: ArgumentParser) -> tuple[list[str], list[str]]:
-    """The dotted keys of all settings, and those of the groups that they are in."""
-    known = sorted(key for key in parser.get_defaults().keys() if key != "config")
-    groups = {key[: dot.start()] for key in known for dot in re.finditer(r"\.", key)}
-    return known, sorted(groups)
+def read_value(text: str) -> Any:
+    """The value that a text of the command line is read as; the text itself where it is no YAML."""
+    try:
+        return get_loader("yaml")(text)
+    except yaml.YAMLError:
+        return text
 
 
-def _field_hint(hint: Any, name: str) -> Any:
-    """The type of a setting within a group that may be null."""
-    group = next((part for part in get_args(hint) if is_dataclass(part)), None)
-    return get_type_hints(group).get(name) if group else None
+def _check_group(
+    group: type, settings: Mapping[Any, Any], prefix: str, defaults: Namespace
+) -> None:
+    hints = _hints(group)
+    for key, value in settings.items():
+        name, _, rest = str(key).partition(".")
+        if name in hints:
+            inner = {rest: value} if rest else value
+            _check_value(hints[name], inner, f"{prefix}{name}", defaults)
+        elif prefix:  # Compared without the group, which would make all of its keys look alike.
+            near = did_you_mean(name, hints).replace(" '", f" '{prefix}") or "; see --help"
+            raise UserError(f"{prefix}{key}: no such key{near}")
+        else:
+            while isinstance(value, Mapping) and value:
+                inner, value = next(iter(value.items()))
+                key = f"{key}.{inner}"
+            near = did_you_mean(key, defaults.keys(branches=True)) or "; see --help"
+            raise UserError(f"{key}: no such key{near}")
 
 
-def not_null(parser: ArgumentParser, key: str) -> str:
-    """What is wrong with null as the value of a setting; empty where it is allowed."""
-    hint = next((getattr(a, "_typehint", None) for a in parser._actions if a.dest == key), None)
-    if hint is None or hint is Any or type(None) in get_args(hint):
-        return ""
-    return f"{key}=null: must be {describe(hint)}{_default(parser, key)}"
+def _check_value(hint: Any, value: Any, key: str, defaults: Namespace) -> None:
+    if value is _BARE:
+        return
+    parts, origin = get_args(hint), get_origin(hint)
+    # A group may come as a file, and both it and a mapping as one text: `--train '{lr: 0.01}'`.
+    if is_dataclass(hint) and isinstance(value, str) and Path(value).is_file():
+        value = read_recipe(value)
+    read = read_value(value) if isinstance(value, str) else value
+    group: Any = next((part for part in (hint, *parts) if is_dataclass(part)), None)
+    if origin is dict and isinstance(read, Mapping):
+        for name, inner in read.items():
+            first, _, rest = name.partition(".") if group else (name, "", "")
+            _check_value(parts[1], {rest: inner} if rest else inner, f"{key}.{first}", defaults)
+    elif group and origin is not dict and isinstance(read, Mapping):
+        _check_group(group, read, f"{key}.", defaults)
+    elif not _fits(hint, value):
+        shown = "null" if value is None else "''" if value == "" else value
+        if group and origin is not dict:
+            allowed = f"a group of settings: write {key}.KEY, or in a recipe a mapping of keys to "
+            raise UserError(f"{key}={shown}: must be {allowed}values")
+        default = defaults.get(key)
+        way_out = did_you_mean(str(value), map(str, parts)) if origin is Literal else ""
+        if not way_out:
+            way_out = ": correct it, or leave the key out"
+            if default not in (None, "", {}, (), []):
+                shape = list(default) if isinstance(default, tuple) else default
+                way_out += f" for {shape}"
+        raise UserError(f"{key}={shown}: must be {_ALLOWED.get(key) or _words(hint)}{way_out}")
 
 
-def describe(hint: Any) -> str:
-    """A type in the words of YAML."""
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether the parser takes a value for one of a type; null only where the type says so."""
+    if value is None or is_dataclass(hint):
+        return hint is Any or type(None) in get_args(hint)
+    try:
+        _judge(hint).parse_object({"value": value})
+    except (ArgumentError, TypeError, ValueError):
+        return False
+    return True
+
+
+@functools.cache
+def _judge(hint: Any) -> ArgumentParser:
+    """A parser of one value of a type."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
+
+
+def _words(hint: Any, many: int = 0) -> str:
+    """A type in the words of YAML; of many values of it where `many` is 1."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, parts))
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(part) for part in parts)
+        return " or ".join(_words(part, many) for part in parts)
     if origin is dict:
-        return f"a mapping of names to {_plural(parts[1])}"
+        return f"a mapping of names to {_words(parts[1], 1)}"
     if origin is tuple and parts[-1] is not Ellipsis:
-        return f"a list of {len(parts)} {_plural(parts[0])}"
+        return f"a list of {len(parts)} {_words(parts[0], 1)}"
     if origin in (tuple, list):
-        return f"a list of {_plural(parts[0])}, as in [a, b]"
-    return _KINDS.get(hint) or getattr(hint, "__name__", str(hint))
+        return f"a list of {_words(parts[0], 1)}, as in [a, b]"
+    return _KINDS.get(hint, ("a group of settings", "groups of settings"))[many]
 
 
-def _plural(hint: Any) -> str:
-    if hint is Any:
-        return "values"
-    return "groups of settings" if is_dataclass(hint) else _PLURALS.get(hint) or describe(hint)
-
-
-def _default(parser: ArgumentParser, key: str) -> str:
-    value = parser.get_defaults().get(key)
-    if value in (None, "", {}, (), []):
-        return ": correct it, or leave the key out"
-    value = list(value) if isinstance(value, tuple) else value
-    return f": correct it, or leave the key out for {value}"
-
-
-def _unknown(words: str, known: list[str], groups: list[str], inside: list[str]) -> str:
-    """The message about a key that does not exist, or an empty string."""
-    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", words)
-    plain = re.search(
-        r"(?:Unrecognized arguments: --|Option '|does not accept option ')([\w.\-]+)", words, re.I
-    )
-    if not nested and not plain:
-        return ""
-    key = ".".join(nested.groups()) if nested else plain.group(1) if plain else ""
-    if inside and plain and not nested:  # A mapping of groups, such as `own`.
-        return f"{inside[0]}: no such key in it: {key}; --help names those that there are"
-    if key in known:
-        return ""
-    group = key.rpartition(".")[0]
-    siblings = [other for other in known if other.startswith(f"{group}.")] if group else []
-    if not siblings:
-        return f"{key}: no such key{did_you_mean(key, [*known, *groups]) or '; see --help'}"
-    # Compared without the group, which would make all of its keys look alike.
-    leaves = {other.removeprefix(f"{group}."): other for other in siblings}
-    near = did_you_mean(key.rpartition(".")[2], leaves)
-    near = re.sub(r"'(.*)'", lambda match: f"'{leaves[match[1]]}'", near)
-    return f"{key}: no such key{near or '; see --help'}"
+@functools.cache
+def _hints(group: type) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
+    hints = get_type_hints(group)
+    return {entry.name: hints[entry.name] for entry in fields(group)}

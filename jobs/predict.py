@@ -1,33 +1,29 @@
-"""Segments pictures with any labels.
+"""Segments images with any labels.
 
     python jobs/predict.py photo.jpg --labels "dog, grass, sky" --checkpoint DIR
     python jobs/predict.py s3://photos/2024 --labels_file words.txt --other other \
         --checkpoint models:/lseg@best --out s3://results/2024
 
 Writes NAME.png (positions in the list of labels, with a palette) and NAME.overlay.jpg for each
-picture. Started again with the same arguments it goes on where it stopped.
+image. The same command resumes what an interrupted one has left undone.
 """
 
-import json
 import logging
 import sys
-from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
 from pipeline.inference.config import PredictConfig
 
-if TYPE_CHECKING:
-    from pipeline.inference.run import PredictionSummary
-
 logger = logging.getLogger("jobs.predict")
 
+BARE = {"images": {"nargs": "*"}}
 
-def run(config: PredictConfig) -> "PredictionSummary":
-    """Segments, and says where the results lie."""
+
+def run(config: PredictConfig) -> None:
+    """Segments the images and prints where the results lie."""
     from pipeline.inference.run import segment_photos
     from pipeline.progress import duration
 
@@ -36,14 +32,7 @@ def run(config: PredictConfig) -> "PredictionSummary":
     print(
         f"{summary.done} segmented in {duration(summary.seconds)}{skipped}; results: {config.out}"
     )
-    return summary
-
-
-def words_to_options(words: list[str]) -> list[str]:
-    """The command line with its leading words as the option `--images`."""
-    images = list(takewhile(lambda word: not word.startswith("-"), words))
-    return [*(["--images", json.dumps(images)] if images else []), *words[len(images) :]]
 
 
 if __name__ == "__main__":
-    sys.exit(main(PredictConfig, run, words_to_options(sys.argv[1:]), description=__doc__))
+    sys.exit(main(PredictConfig, run, description=__doc__, bare=BARE))

@@ -1,4 +1,4 @@
-"""Makes one self-contained HTML page to look at shards: pictures, labels, histogram, filter.
+"""Makes one self-contained HTML page about shards: images, labels, histogram, filter.
 
 python jobs/preview.py --shards s3://lseg/mix7 --out preview.html
 python jobs/preview.py --shards DIR --datasets '[ade20k]' --splits '[val]' --count 40
@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
-    """What to show."""
+    """Which samples the page shows."""
 
     shards: str = ""
     """The folder of finished shards: a local directory or `s3://bucket/prefix`."""
@@ -27,11 +27,11 @@ class PreviewConfig:
     splits: tuple[str, ...] | None = None
     """Splits to show; not set: all that are finished."""
     count: int = 12
-    """Pictures of each split, chosen to show many classes."""
+    """Images of each split, chosen to show many classes."""
     long_side_px: int = 480
-    """Size of the pictures on the page."""
+    """Long side of the images on the page."""
     seed: int = 0
-    """Another one shows other pictures."""
+    """Seed of the choice of images."""
 
     def __post_init__(self) -> None:
         if not self.shards:
@@ -44,8 +44,8 @@ class PreviewConfig:
             raise UserError(f"out={self.out}: must be a file in a folder that exists")
 
 
-def run(config: PreviewConfig) -> Path:
-    """Writes the page."""
+def run(config: PreviewConfig) -> None:
+    """Writes the page and prints where it lies."""
     from pipeline.data.inspect.page import render_page
     from pipeline.data.inspect.samples import load_chapters
 
@@ -59,9 +59,8 @@ def run(config: PreviewConfig) -> Path:
     )
     out = Path(config.out).absolute()
     out.write_text(render_page(chapters, f"Shards in {config.shards}"), encoding="utf-8")
-    pictures = sum(len(chapter.images) for chapter in chapters)
-    print(f"{out}: {pictures} pictures, {out.stat().st_size / 2**20:.1f} MiB")
-    return out
+    images = sum(len(chapter.images) for chapter in chapters)
+    print(f"{out}: {images} images, {out.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

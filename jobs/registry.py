@@ -1,4 +1,4 @@
-"""Registers checkpoints in MLflow's model registry, and says which is in service.
+"""Registers checkpoints in MLflow's model registry, and sets which version is in service.
 
     python jobs/registry.py
     python jobs/registry.py register runs/mix7/step_00001000 --alias candidate
@@ -8,24 +8,37 @@
     python jobs/registry.py remove_alias candidate
 
 The server is `--tracking.uri` or MLFLOW_TRACKING_URI, the registered model `--registry.name`. The
-champion changes under the lock of `jobs/retrain.py`: exit code 75 while that one changes it (the
-message says who, since when, until when), 69 where MLflow does not answer, 2 for a mistake.
+champion changes under the lock of `jobs/retrain.py`: the exit code is 75 while another call changes
+it (the message says which, since when, until when), 69 where MLflow does not answer, 2 for a
+mistake.
 """
 
+import argparse
 import sys
-from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main
 from pipeline.registry.config import RegistryJobConfig
 
-_SECOND_WORD = {"register": "checkpoint", "promote": "version", "remove_alias": "alias"}
+
+class _What(argparse.Action):
+    """Stores the word after the action in the setting that the action takes."""
+
+    _KEYS = {"register": "checkpoint", "remove_alias": "alias"}  # noqa: RUF012
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        # The configuration itself refuses a version where an action takes none.
+        setattr(namespace, self._KEYS.get(namespace.action, "version"), values)
+
+
+BARE = {"action": {"nargs": "?"}, "what": {"nargs": "?", "action": _What}}
 
 
 def run(config: RegistryJobConfig) -> None:
-    """Does it, and prints a line for each version concerned."""
+    """Changes the registry and prints a line for each version concerned."""
     from pipeline.registry.actions import change_registry, describe
 
     versions = change_registry(config)
@@ -39,17 +52,5 @@ def run(config: RegistryJobConfig) -> None:
         )
 
 
-def words_to_options(words: list[str]) -> list[str]:
-    """The command line with its leading words, `ACTION [WHAT]`, as options."""
-    leading = list(takewhile(lambda word: not word.startswith("-"), words))
-    if not leading:
-        return words
-    action, what, rest = leading[0], leading[1:], words[len(leading) :]
-    options = [f"--action={action}"]
-    if what:  # Where an action takes none, the configuration says so.
-        options.append(f"--{_SECOND_WORD.get(action, 'version')}={what.pop(0)}")
-    return [*options, *what, *rest]
-
-
 if __name__ == "__main__":
-    sys.exit(main(RegistryJobConfig, run, words_to_options(sys.argv[1:]), description=__doc__))
+    sys.exit(main(RegistryJobConfig, run, description=__doc__, bare=BARE))

@@ -4,12 +4,11 @@
     ray job submit --working-dir . -- python jobs/sweep.py --config SWEEP --storage s3://sweeps
     python jobs/sweep.py --config SWEEP --dry_run true
 
-The same `name` with the same `storage` goes on where it stopped, and tries failed trials again.
-Trials are MLflow runs below the sweep's own, which carries the comparison. What the command line
-has of `overrides` adds to the file's, and wins where both set a key.
+The same `name` with the same `storage` resumes, and tries failed trials again. Trials are MLflow
+runs below the sweep's own, which carries the comparison. What the command line gives as `overrides`
+adds to the file's, and wins where both set a key.
 """
 
-import argparse
 import functools
 import json
 import logging
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
 
 from jobs.cli import REPOSITORY, main, parse, start_ray
+from jobs.mistakes import options, read_recipe, read_value
 from pipeline.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.sweep.config import SweepConfig
@@ -39,14 +38,14 @@ logger = logging.getLogger("jobs.sweep")
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig(SweepConfig):
-    """A sweep, or a look at what it would do."""
+    """A sweep, or a dry run of it."""
 
     dry_run: bool = False
     """Check every trial, and list them with what earlier starts left of each; train nothing."""
 
 
 def main_run(given: JobConfig) -> "SweepOutcome | None":
-    """As `run`, or the look at it."""
+    """Runs the sweep, or prints what it would do."""
     from pipeline.sweep.launch import absolute, plan
 
     config = SweepConfig(**{f.name: getattr(given, f.name) for f in fields(SweepConfig)})
@@ -81,13 +80,13 @@ def run(given: SweepConfig) -> "SweepOutcome":
     if all(judged.result.status == "failed" for judged in trials):
         raise UserError(
             f"name={config.name}: all of its {len(trials)} trials failed, the first by: "
-            f"{trials[0].result.error}: mend that, and start the same command again"
+            f"{trials[0].result.error}: fix that, and start the same command again"
         )
     return outcome
 
 
 def builders(config: SweepConfig) -> "Builders":
-    """What makes the configurations of the sweep's trials."""
+    """The functions that make the configurations of the sweep's trials."""
     from pipeline.sweep.runner import Builders
 
     recipe = recipe_path(config.base).read_text(encoding="utf-8")
@@ -97,43 +96,34 @@ def builders(config: SweepConfig) -> "Builders":
     )
 
 
-def merge_overrides(argv: Sequence[str]) -> list[str]:
-    """A command line whose overrides hold those of its sweep file too.
+def merge_overrides(words: Sequence[str]) -> list[str]:
+    """A command line whose `--overrides` hold those of its sweep file too.
 
     The parser takes `--overrides` for the whole mapping, in place of the file's, and
     `--overrides.data.shards` for a mapping in a mapping. What cannot be read is left as it is, for
-    the parser to complain about.
+    the parser to refuse.
     """
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    reader.add_argument("--config", action="append", default=[])
-    reader.add_argument("--overrides", action="append", default=[])
+    given = list(options(words))
+    merged: dict[str, Any] = {}
     try:
-        given, rest = reader.parse_known_args(argv)
-        texts = [Path(path).expanduser().read_text(encoding="utf-8") for path in given.config]
-        files = [(yaml.safe_load(text) or {}).get("overrides") for text in texts]
-        found = [overrides for overrides in files if overrides is not None][-1:]
-        found += [yaml.safe_load(text) for text in given.overrides]
-        dotted = _dotted_overrides(rest)
-        if not given.overrides and not dotted:
-            return list(argv)
-        merged = {key: value for overrides in found for key, value in overrides.items()} | dotted
-    except (argparse.ArgumentError, OSError, AttributeError, ValueError, yaml.YAMLError):
-        return list(argv)
-    return [*argv, f"--overrides={json.dumps(merged, default=str)}"]
-
-
-def _dotted_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Those given one by one: `--overrides.KEY VALUE` or `--overrides.KEY=VALUE`."""
-    found, prefix = {}, "--overrides."
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word.startswith(prefix):
-            key, equals, value = word.removeprefix(prefix).partition("=")
-            found[key] = yaml.safe_load(value if equals else following)
-    return found
+        for file in (read_recipe(text) for key, text in given if key == "config"):
+            merged = dict(file.get("overrides") or merged)
+        for whole in (read_value(text) for key, text in given if key == "overrides"):
+            merged |= whole
+        merged |= {
+            key.removeprefix("overrides."): read_value(text)
+            for key, text in given
+            if key.startswith("overrides.")
+        }
+    except (UserError, TypeError, ValueError, AttributeError):
+        return list(words)
+    if not any(key.partition(".")[0] == "overrides" for key, _ in given):
+        return list(words)
+    return [*words, f"--overrides={json.dumps(merged, default=str)}"]
 
 
 def recipe_path(base: str) -> Path:
-    """The recipe's file.
+    """Finds the recipe's file.
 
     Raises:
         UserError: There is none.
@@ -145,7 +135,7 @@ def recipe_path(base: str) -> Path:
 
 
 def build_trial(config: SweepConfig, recipe: str, trial: "Trial") -> TrainMixConfig:
-    """The training of a trial: the recipe's text under the sweep's and the trial's settings."""
+    """Builds a trial's training: the recipe under the sweep's and the trial's settings."""
     from pipeline.sweep.trials import arguments
     from pipeline.training.driver.launch import absolute
 
@@ -157,11 +147,11 @@ def build_trial(config: SweepConfig, recipe: str, trial: "Trial") -> TrainMixCon
 def build_evaluation(
     config: SweepConfig, training: TrainMixConfig, checkpoint: str
 ) -> EvaluateConfig:
-    """The evaluation of a trial's checkpoint, on what its training ran on."""
+    """Builds the evaluation of a trial's checkpoint, on the resources of its training."""
     from pipeline.sweep.trials import settings_words
 
     cluster = training.cluster
-    # A trial that waits for more than it had could wait for another one that does the same.
+    # A trial that asked for more than it holds could wait for another one that does the same.
     settings: dict[str, Any] = {
         "workers.num_workers": cluster.num_workers,
         "workers.cpus_per_worker": cluster.cpus_per_worker,

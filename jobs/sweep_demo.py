@@ -1,15 +1,13 @@
-"""An ablation sweep on one machine in minutes: `make sweep-demo`.
+"""Runs an ablation sweep on one machine in minutes: `make sweep-demo`.
 
 Renders a small mini-seven, converts it, and trains a tiny LSeg with regularisers of several depths
 and initialisations, two trials at a time. Ends with the comparison, which shows the published
 initialisation with a negative bias collapse at depth 4, and the identity train at every depth.
 """
 
-import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,24 +17,19 @@ from jobs.demo import convert, render
 from pipeline.errors import UserError
 from pipeline.sweep.config import SweepConfig
 
-if TYPE_CHECKING:
-    from pipeline.sweep.launch import SweepOutcome
-
-logger = logging.getLogger("jobs.sweep_demo")
-
 SWEEP = Path(__file__).parent / "sweeps" / "demo.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepDemoConfig:
-    """The sweep demo."""
+    """What the sweep demo renders and runs."""
 
     out: str = "runs/sweep-demo"
-    """Folder for everything it makes."""
+    """Folder for everything that the demo makes."""
     seed: int = 0
-    """Seed of scenes and trainings."""
+    """Seed of the scenes and the trainings."""
     sweep: str = str(SWEEP)
-    """The sweep."""
+    """The sweep's file."""
     train_scenes: int = 40
     """Training scenes of each dataset."""
     val_scenes: int = 10
@@ -48,15 +41,15 @@ class SweepDemoConfig:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
 
 
-def run(config: SweepDemoConfig) -> "SweepOutcome":
-    """Makes the data, then runs the sweep as `jobs/sweep.py` does."""
+def run(config: SweepDemoConfig) -> None:
+    """Renders and converts the data, then runs the sweep as `jobs/sweep.py` does."""
     out = Path(config.out).resolve() / f"seed-{config.seed}"
     shards = out / "shards"
     given = parse(SweepConfig, ["--config", config.sweep, "--storage", str(out / "sweeps")])
     start_ray(2)
     convert(render(out / "raw", config.seed, config.train_scenes, config.val_scenes), str(shards))
     overrides = {**given.overrides, "data.shards": str(shards)}
-    return sweep.run(replace(given, overrides=overrides, seeds=(config.seed,)))
+    sweep.run(replace(given, overrides=overrides, seeds=(config.seed,)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 import json
-import os
 import re
-import subprocess
 import sys
 import tarfile
 import zlib
@@ -282,17 +280,12 @@ class TestShards:
         (shards / self.TRAIN / "manifest.json").unlink()
         assert list(self.check(monkeypatch, shards, 1)) == ["unfinished"]
 
-    def test_in_s3_by_the_command(self, shards, s3_bucket):
+    def test_in_s3_by_the_command(self, monkeypatch, capsys, caplog, shards, s3_bucket):
         from pipeline.storage.open import open_storage
 
         storage = open_storage(f"{s3_bucket}/mix")
         for path in shards.rglob("*.*"):
             storage.upload(str(path.relative_to(shards)), path)
-        command = [sys.executable, str(REPOSITORY / "jobs/doctor.py"), "--shards", storage.uri]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run(
-            [*command, "--workers=2"], env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert "8/8 samples" in done.stderr
-        assert re.search(r"cityscapes\s+val\s+2\s+2\s+0\s+0\s+ok", done.stdout)
+        assert run(monkeypatch, "--shards", storage.uri, "--workers=2") == 0
+        assert "8/8 samples" in caplog.text
+        assert re.search(r"cityscapes\s+val\s+2\s+2\s+0\s+0\s+ok", capsys.readouterr().out)

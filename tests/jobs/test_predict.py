@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from jobs.cli import main
-from jobs.predict import run, words_to_options
+from jobs.predict import BARE, run
 from model.checkpoint import save_checkpoint
 from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.lseg import LSeg, build_lseg
@@ -72,7 +72,7 @@ def photos(tmp_path) -> Path:
 
 
 def job(*words: object) -> int:
-    return main(PredictConfig, run, words_to_options([str(word) for word in words]))
+    return main(PredictConfig, run, [str(word) for word in words], bare=BARE)
 
 
 def index(path: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from jobs.cli import main
-from jobs.registry import run, words_to_options
+from jobs.registry import BARE, run
 from model.checkpoint import save_checkpoint
 from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
@@ -247,7 +247,7 @@ def test_a_server_that_is_not_there_is_told_at_once():
 
 
 def job(*words: object) -> int:
-    return main(RegistryJobConfig, run, words_to_options([str(word) for word in words]))
+    return main(RegistryJobConfig, run, [str(word) for word in words], bare=BARE)
 
 
 def test_the_job_registers_promotes_rolls_back_and_lists(filled, folders, capsys):

@@ -7,7 +7,6 @@ import mlflow
 import pytest
 
 from jobs.cli import main, parse
-from jobs.retrain import with_values
 from pipeline.errors import UserError
 from pipeline.registry.locks import LockConfig
 from pipeline.retraining.config import RetrainConfig
@@ -144,17 +143,17 @@ def test_a_wrong_setting_is_one_plain_message(words, message, capsys, tmp_path, 
         monkeypatch.setenv(name, uri)  # The job sets them, and later tests must not see it.
     monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
     words = ["--run.storage", str(tmp_path), *words]
-    assert main(RetrainConfig, run, with_values(words)) == 2
+    assert main(RetrainConfig, run, words) == 2
     assert message in capsys.readouterr().err
 
 
 def test_flags_stand_alone_or_with_their_value():
-    words = ["--force", "--rollback", "true", "--margin", "0.1", "--force"]
-    assert with_values(words)[:1] == ["--force=true"]
-    assert with_values(words)[1:3] == ["--rollback", "true"]
-    assert with_values(words)[-1] == "--force=true"
-    assert parse(RetrainConfig, with_values(["--force"])).force
-    assert not parse(RetrainConfig, with_values(["--force", "false"])).force
+    for words in (["--force"], ["--force", "--margin", "0.1"], ["--margin=0.1", "--force", "true"]):
+        assert parse(RetrainConfig, words).force
+    assert parse(RetrainConfig, ["--rollback", "true", "--run.name", "x"]).rollback
+    assert parse(RetrainConfig, ["--run.name", "x", "--rollback"]).rollback
+    assert not parse(RetrainConfig, ["--force", "false"]).force
+    assert not parse(RetrainConfig, ["--force=false", "--rollback"]).force
 
 
 def test_the_defaults_of_the_lock_are_allowed():

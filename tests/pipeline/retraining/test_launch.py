@@ -8,7 +8,7 @@ import pytest
 from mlflow.exceptions import MlflowException, RestException
 
 from jobs.cli import main
-from jobs.retrain import run, with_values
+from jobs.retrain import run
 from model.errors import ModelError
 from pipeline.errors import UserError
 from pipeline.evaluation.config import WorkersConfig
@@ -26,7 +26,7 @@ def command(monkeypatch, capsys):
     monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
 
     def call(*words: str) -> tuple[int, str]:
-        code = main(RetrainConfig, run, with_values(words))
+        code = main(RetrainConfig, run, words)
         return code, capsys.readouterr().err.strip().splitlines()[-1]
 
     return call
