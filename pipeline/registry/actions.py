@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -41,7 +41,7 @@ def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
     if config.action == "register":
         return [_register(registry, config)]
     alias = config.alias or CHAMPION
-    with _champion_lock(registry, config) if alias == CHAMPION else nullcontext():
+    with _alias_lock(registry, config, alias):
         if config.action == "promote":
             version = _named(registry, config.version)
             registry.set_alias(alias, version)
@@ -53,14 +53,16 @@ def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
 
 
 @contextmanager
-def _champion_lock(registry: Registry, config: RegistryJobConfig) -> Iterator[None]:
+def _alias_lock(registry: Registry, config: RegistryJobConfig, alias: str) -> Iterator[None]:
     """Takes the lock that a re-training of this model holds while it changes the champion.
+
+    Other aliases have none.
 
     Raises:
         RetrainLocked: It is held; the message says by whom, and until when.
         UserError: It lies on another machine.
     """
-    place = registry.state_folder()
+    place = registry.state_folder() if alias == CHAMPION else ""
     if not place:  # Nothing re-trains it.
         yield
         return
@@ -101,7 +103,7 @@ def _register(registry: Registry, config: RegistryJobConfig) -> ModelVersion:
         tags={"checkpoint": config.checkpoint, **config.tags},
     )
     if config.alias:
-        with _champion_lock(registry, config) if config.alias == CHAMPION else nullcontext():
+        with _alias_lock(registry, config, config.alias):
             registry.set_alias(config.alias, version)
     return registry.get(version.version)
 

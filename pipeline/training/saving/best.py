@@ -162,7 +162,7 @@ class BestModel:
             return
         try:
             entry = json.loads(data)
-            metric, value, folder = entry["metric"], float(entry["value"]), entry["folder"]
+            value, folder = float(entry["value"]), entry["folder"]
             if not re.fullmatch(r"best_\d+", folder):
                 raise ValueError(f"folder={folder!r}")
         except (ValueError, TypeError, KeyError) as error:
@@ -171,20 +171,15 @@ class BestModel:
         self._folder = folder
         if math.isnan(value):
             return
-        validation = entry.get("validation")
-        if metric != self._train.keep_best:
-            logger.warning(
-                "%s is by %s, and train.keep_best is now %s: it does not count",
-                self._path,
-                metric,
-                self._train.keep_best,
-            )
-        elif validation != self._validation:
-            logger.warning(
-                "%s is of another validation (%s, now %s): it does not count",
-                self._path,
-                validation,
-                self._validation,
-            )
-        else:
-            self._stored = value
+        now = {"metric": self._train.keep_best, "validation": self._validation}
+        for key in now:
+            if entry.get(key) != now[key]:
+                logger.warning(
+                    "%s is of another %s (%s, now %s): it does not count",
+                    self._path,
+                    key,
+                    entry.get(key),
+                    now[key],
+                )
+                return
+        self._stored = value

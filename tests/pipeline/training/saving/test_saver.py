@@ -134,7 +134,7 @@ def test_a_best_model_that_was_not_stored_does_not_count(tmp_path, local, monkey
     ("metric", "value", "told"),
     [
         (METRIC, math.nan, []),
-        ("val/coco/miou", 0.9, ["is by val/coco/miou"]),
+        ("val/coco/miou", 0.9, ["is of another metric (val/coco/miou, now val/miou)"]),
         (METRIC, 0.9, ["is of another validation"]),  # An entry of old does not say of which.
     ],
 )
