@@ -36,7 +36,7 @@ def run(config: ExportConfig) -> None:
         UserError: A file is missing.
         ModelError: The published form cannot hold this network, or CLIP could not be fetched.
     """
-    from model.checkpoint import load_checkpoint
+    from model.lseg import LSeg
     from model.official import export_official
     from model.open_clip_tower import load_open_clip
     from pipeline.storage.places import ensure_writable_dir
@@ -46,7 +46,7 @@ def run(config: ExportConfig) -> None:
     if out.is_dir():
         raise UserError(f"out={out}: is a folder: name a file in it, such as {out / 'lseg.ckpt'}")
     try:
-        lseg, _ = load_checkpoint(config.checkpoint)
+        lseg = LSeg.load(config.checkpoint)
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
     clip = None

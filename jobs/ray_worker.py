@@ -9,6 +9,7 @@ import ray
 # there: a package that is imported by then keeps the place of all of its modules.
 import model  # noqa: F401
 import pipeline  # noqa: F401
+from pipeline.ray_internals import CLEANER_LOGGER
 
 
 def prepare() -> None:
@@ -17,5 +18,4 @@ def prepare() -> None:
     Without an address they look for any Ray on the machine, and fail where there are several.
     """
     os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-    logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger(CLEANER_LOGGER).setLevel(logging.ERROR)

@@ -193,7 +193,8 @@ def build_backbone(
     """Builds the image encoder that a configuration names.
 
     Raises:
-        ModelError: an unknown name, weights that cannot be had, or a model without four levels.
+        ModelError: an unknown name, weights that could not be fetched, or a model without four
+            levels.
     """
     probe = _probe(config)
     if hasattr(probe, "blocks") and hasattr(probe, "patch_embed"):

@@ -1,24 +1,25 @@
 """Our checkpoints: a directory with `model.safetensors`, `config.yaml`, `labels.txt`, `texts.txt`.
 
 Only trained weights are stored; the text encoder is named in the configuration. Nothing in the
-directory can run code when it is read. Whoever trains may add files and top-level keys to
+directory can run code when it is read. A trainer may add files and top-level keys to
 `config.yaml`; the network's settings are its key `model`.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from model.config import ModelConfig, config_from_dict
 from model.errors import ModelError
-from model.lseg import LSeg, build_lseg
+from model.network import Network
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
@@ -30,16 +31,16 @@ FILES = (CONFIG, WEIGHTS, LABELS, TEXTS, TEXT_WEIGHTS)
 """All that a network is loaded from; none of them is a pickle."""
 
 resolvers: dict[str, Callable[[str], Path]] = {}
-"""URI scheme ("s3", "models") -> what fetches such a checkpoint into a local directory. Empty
-here: this package knows no storage; whoever does puts its functions in, or names them in its
-package's metadata as entry points of `RESOLVERS`."""
+"""URI scheme ("s3", "models") -> function that fetches such a checkpoint into a local directory.
+Empty here: this package knows no storage; a package that does puts its functions in, or names
+them in its metadata as entry points of `RESOLVERS`."""
 
 RESOLVERS = "lseg.resolvers"
 
 
 def save_checkpoint(
     directory: Path | str,
-    lseg: LSeg,
+    network: Network,
     labels: Sequence[str] = (),
     extra_config: Mapping[str, Any] | None = None,
     texts: Sequence[str] = (),
@@ -48,11 +49,11 @@ def save_checkpoint(
 
     Args:
         directory: where.
-        lseg: the network, on any device.
-        labels: the names of what it was trained on; `LSeg.labels` after loading.
+        network: the network, on any device.
+        labels: names of the training labels; `LSeg.labels` after loading.
         extra_config: further top-level keys of `config.yaml`.
-        texts: how the text encoder was shown the labels, where not by their names; then they are
-            `LSeg.labels` after loading.
+        texts: texts that the text encoder was given for the labels, where these are not the names;
+            then they are `LSeg.labels` after loading.
     """
     if any(len(label.splitlines()) > 1 for label in (*labels, *texts)):
         raise ModelError("labels: a label must be one line: remove the line break")
@@ -60,41 +61,44 @@ def save_checkpoint(
         raise ModelError(f"texts: {len(texts)} for {len(labels)} labels: must be one for each")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = {**(extra_config or {}), "model": _plain(asdict(lseg.config))}
+    plain = json.loads(json.dumps(asdict(network.config)))  # Tuples as lists, as YAML knows them.
+    config = {**(extra_config or {}), "model": plain}
     (directory / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     (directory / LABELS).write_text("".join(f"{label}\n" for label in labels))
     if texts:
         (directory / TEXTS).write_text("".join(f"{text}\n" for text in texts))
     weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in lseg.state_dict().items()
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
     temporary = directory / f"{WEIGHTS}.tmp"
     save_file(weights, temporary)
     temporary.replace(directory / WEIGHTS)
 
 
-def load_checkpoint(
-    source: Path | str, device: torch.device | str = "cpu"
-) -> tuple[LSeg, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Stored:
+    """The content of a checkpoint directory."""
+
+    config: ModelConfig
+    """Settings to build the network by: nothing that the directory holds is fetched again."""
+    weights: dict[str, Tensor]
+    labels: tuple[str, ...]
+    """Names of the training labels; empty where none are stored."""
+    texts: tuple[str, ...]
+    """Texts that the text encoder was given for the labels; empty where it was given the names."""
+
+
+def read_checkpoint(source: Path | str) -> Stored:
     """Reads a checkpoint directory.
 
     Args:
         source: the directory, or a URI that `local` can fetch.
-        device: where the weights go.
-
-    Returns:
-        The network in evaluation mode, and its labels (empty where none are stored).
 
     Raises:
         FileNotFoundError: a file is missing.
-        ModelError: the files are damaged or do not fit each other.
+        ModelError: a file is damaged, or nothing can fetch the URI.
     """
-    directory = local(source)
-    for name in (WEIGHTS, CONFIG):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(
-                f"{directory / name}: no such file: name a checkpoint directory"
-            )
+    directory = require_checkpoint(local(source))
     config = read_model_config(directory)
     # The file brings every weight: the published ones are not to be fetched first.
     config = replace(config, backbone=replace(config.backbone, pretrained=False))
@@ -108,25 +112,7 @@ def load_checkpoint(
         raise ModelError(
             f"{directory / WEIGHTS}: is no complete safetensors file ({error}): fetch it again"
         ) from error
-    head = weights.get("decoder.head.weight")
-    if head is None:
-        raise ModelError(
-            f"{directory / WEIGHTS}: has no decoder.head.weight: must be the weights of an LSeg: "
-            "check the file"
-        )
-    lseg = build_lseg(config, embed_dim=head.shape[0])
-    try:
-        lseg.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{directory / WEIGHTS}: does not fit {directory / CONFIG}: {error}"
-        ) from error
-    return lseg.to(device).eval(), _lines(directory / LABELS)
-
-
-def read_texts(directory: Path) -> tuple[str, ...]:
-    """How the text encoder was shown the labels of a checkpoint; empty where by their names."""
-    return _lines(directory / TEXTS)
+    return Stored(config, weights, _lines(directory / LABELS), _lines(directory / TEXTS))
 
 
 def _lines(path: Path) -> tuple[str, ...]:
@@ -134,16 +120,16 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 
 def is_uri(source: Path | str) -> bool:
-    """Whether it has a scheme (`s3://...`, `models:/...`), and so is no path of this machine."""
+    """Whether a source has a scheme (`s3://...`, `models:/...`), and so is no local path."""
     scheme, colon, _ = str(source).partition(":/")
     return bool(colon) and len(scheme) > 1
 
 
 def local(source: Path | str) -> Path:
-    """The directory of a checkpoint on this machine; fetches it where it is elsewhere.
+    """Returns the directory of a checkpoint on this machine, after fetching it where necessary.
 
     Raises:
-        ModelError: nothing here knows the scheme of the URI, or it cannot be fetched.
+        ModelError: nothing here knows the scheme of the URI, or the fetch fails.
     """
     if not is_uri(source):
         return Path(source)
@@ -162,8 +148,20 @@ def local(source: Path | str) -> Path:
     return resolvers[scheme](str(source))
 
 
+def require_checkpoint(directory: Path) -> Path:
+    """Returns the directory, if it holds at least weights and a configuration.
+
+    Raises:
+        FileNotFoundError: names the file that is missing.
+    """
+    for path in (directory / WEIGHTS, directory / CONFIG):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file: name a checkpoint directory")
+    return directory
+
+
 def read_model_config(directory: Path) -> ModelConfig:
-    """The settings of a checkpoint's network.
+    """Reads the settings of a checkpoint's network.
 
     Raises:
         FileNotFoundError: the directory has no such file.
@@ -177,12 +175,3 @@ def read_model_config(directory: Path) -> ModelConfig:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ModelError(f"{path}: has no mapping `model`: must be a checkpoint's configuration")
     return config_from_dict(ModelConfig, content["model"], "model")
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which is all that plain YAML knows."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

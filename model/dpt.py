@@ -28,7 +28,7 @@ def upsample_x2(map_BChw: Tensor) -> Tensor:
 
 
 def reassemble_factors(patch_px: int) -> tuple[float, ...]:
-    """Tells by how much the token grid grows (above 1) or shrinks at each of the four levels."""
+    """Gives the factor by which the token grid grows (above 1) or shrinks at each level."""
     power_of_two = 2 ** round(math.log2(patch_px))
     return tuple(power_of_two / stride for stride in LEVEL_STRIDES)
 

@@ -1,5 +1,5 @@
-"""The one exception of the model package for mistakes that only its user can mend."""
+"""The one exception of the model package, for mistakes that only its user can correct."""
 
 
 class ModelError(ValueError):
-    """A wrong setting or file, told as `where = value: what is allowed: what to do`."""
+    """A wrong setting or file; its message is `where = value: what is allowed: what to do`."""

@@ -236,7 +236,7 @@ _UNREADABLE = (
 
 
 def is_tensor(record: Any) -> bool:
-    """Tells whether a value of a file's content is a tensor."""
+    """Says whether a value of a file's content is a tensor."""
     record = _unwrap_parameter(record)
     return (
         isinstance(record, Inert)

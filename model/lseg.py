@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbone import LEVEL_STRIDES, TokenBackbone, build_backbone
+from model.checkpoint import CONFIG, WEIGHTS, read_checkpoint
 from model.config import ModelConfig
 from model.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.errors import ModelError
@@ -97,12 +98,20 @@ class LSeg(nn.Module):
             ModelError: the files are damaged or do not fit each other, or nothing can fetch the
                 URI.
         """
-        from model.checkpoint import load_checkpoint, local, read_texts  # builds networks itself
-
-        directory = local(source)
-        lseg, labels = load_checkpoint(directory, device)
-        lseg.labels = read_texts(directory) or labels
-        return lseg
+        stored = read_checkpoint(source)
+        head = stored.weights.get("decoder.head.weight")
+        if head is None:
+            raise ModelError(
+                f"{source}: {WEIGHTS} has no decoder.head.weight: must be the weights of an LSeg: "
+                "check the file"
+            )
+        lseg = build_lseg(stored.config, embed_dim=head.shape[0])
+        try:
+            lseg.load_state_dict(stored.weights)
+        except RuntimeError as error:
+            raise ModelError(f"{source}: {WEIGHTS} does not fit {CONFIG}: {error}") from error
+        lseg.labels = stored.texts or stored.labels
+        return lseg.to(device).eval()
 
     def predict(
         self,
@@ -333,6 +342,6 @@ def build_lseg(config: ModelConfig, embed_dim: int) -> LSeg:
     """Builds the network for text vectors of length `embed_dim` (`TextEncoder.dim`).
 
     Raises:
-        ModelError: settings that do not fit together, or weights that cannot be had.
+        ModelError: settings that do not fit together, or weights that could not be fetched.
     """
     return LSeg(config, embed_dim)

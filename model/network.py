@@ -1,12 +1,15 @@
-"""What the label-independent part of the network computes."""
+"""The interface of the network, for code that scores images with it or stores it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from model.config import ModelConfig
+from model.regularizer import Regularizer
+
 
 class Trunk(NamedTuple):
-    """What the network makes of images before it is told any label."""
+    """The part of the network's output on an image that does not depend on the labels."""
 
     features_BFhw: Tensor
     """The decoder's features, F channels, at stride 4 of the padded input."""
@@ -18,3 +21,22 @@ class Trunk(NamedTuple):
     def crop(self, map_BChw: Tensor) -> Tensor:
         """Cuts a half-resolution map to the half of the unpadded input."""
         return map_BChw[:, :, : self.cropped[0], : self.cropped[1]]
+
+
+class Network(Protocol):
+    """A network that scores images in two parts; `model.lseg.LSeg` is the one of this project."""
+
+    config: ModelConfig
+    regularizer: Regularizer
+
+    def trunk(self, image_BCHW: Tensor) -> Trunk:
+        """Computes what does not depend on the labels."""
+        ...
+
+    def score_trunk(self, trunk: Trunk, text_KC: Tensor) -> Tensor:
+        """Scores a trunk against labels: (B, K, h, w) logits."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the trained weights by name."""
+        ...

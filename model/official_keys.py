@@ -1,8 +1,8 @@
-"""What the keys of a published LSeg checkpoint are called, and what they tell.
+"""What the keys of a published LSeg checkpoint are called, and what follows from them.
 
 `pretrained.*` is the image encoder with its reassemble blocks, `scratch.*` the decoder and the
 regulariser, `clip_pretrained.*` the frozen CLIP (named in our checkpoints, not stored). Of the
-regulariser the keys tell only that there is one; its kind, depth and activation are
+regulariser the keys say only that there is one; its kind, depth and activation are
 hyper-parameters of the file.
 """
 
@@ -199,7 +199,7 @@ def _infer_regularizer(
             "--regularizer.kind depthwise|bottleneck --regularizer.depth N "
             "--regularizer.activation lrelu|relu|tanh"
         )
-    # The published network applies its block once when told to apply it 0 times.
+    # The published network applies its block once when it is set to apply it 0 times.
     return RegularizerConfig(
         kind=cast(Any, kind), depth=max(1, depth), activation=activation, init="reference"
     )

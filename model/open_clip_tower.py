@@ -45,7 +45,7 @@ def load_open_clip(config: TextConfig, keep_image_tower: bool = False) -> nn.Mod
         keep_image_tower: do not drop it.
 
     Raises:
-        ModelError: an unknown tag, a file that does not fit, or weights that cannot be had.
+        ModelError: an unknown tag, a file that does not fit, or weights that could not be fetched.
     """
     import open_clip
 

@@ -1,6 +1,6 @@
-"""From images of any kind to batches, and from scores to label ids.
+"""From images of any kind to batches.
 
-Shapes: B batch, K labels, H W image pixels, h w scores.
+Shapes: B batch, H W image pixels.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from model.errors import ModelError
-from model.upsampling import source_rows, upsample_rows
 
 NO_LABEL = -1
 """The id of pixels that belong to none of the named labels."""
-
-CHUNK_MIB = 64
 
 MAX_BATCH_MPX = 4
 """Megapixels of the images that go through the network together."""
@@ -58,9 +55,8 @@ def as_batches(images: Any) -> list[Tensor]:
 def _as_uint8(image: Any) -> Tensor:
     if hasattr(image, "convert"):  # PIL, whatever its mode
         image = np.array(image.convert("RGB"))
-    if isinstance(
-        image, np.ndarray
-    ):  # torch takes no mirrored views (BGR -> RGB), no read-only ones
+    # torch takes no mirrored views (BGR -> RGB), no read-only ones.
+    if isinstance(image, np.ndarray):
         image = np.require(image, requirements=("C", "W"))
     tensor = torch.as_tensor(image)
     if tensor.dtype != torch.uint8 or tensor.ndim not in (3, 4) or tensor.shape[-1] != 3:
@@ -69,34 +65,3 @@ def _as_uint8(image: Any) -> Tensor:
             "convert it, or pass PIL images"
         )
     return tensor
-
-
-@torch.no_grad()
-def label_ids(logits_BKhw: Tensor, size: tuple[int, int], threshold: float | None = None) -> Tensor:
-    """Upsamples scores and takes the best label of each pixel, some rows at a time.
-
-    Args:
-        logits_BKhw: (B, K, h, w)
-        size: (H, W) of the result.
-        threshold: pixels whose best label has a smaller probability (softmax over the K) get
-            `NO_LABEL`.
-
-    Returns:
-        (B, H, W) int64, 0..K-1 or `NO_LABEL`, on the device of the scores.
-    """
-    height, width = size
-    num_images, num_labels, source, _ = logits_BKhw.shape
-    rows = max(1, int(CHUNK_MIB * 2**20 / (4 * num_images * num_labels * width)))
-    parts = []
-    for start in range(0, height, rows):
-        stop = min(start + rows, height)
-        span = source_rows(start, stop, source, height)
-        chunk = upsample_rows(
-            logits_BKhw[:, :, span].float(), span.start, (start, stop), source, size
-        )
-        if threshold is None:
-            parts.append(chunk.argmax(1))
-        else:
-            probability, best = chunk.softmax(1).max(1)
-            parts.append(best.where(probability >= threshold, NO_LABEL))
-    return torch.cat(parts, dim=1)

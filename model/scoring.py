@@ -2,7 +2,7 @@
 
 As published a pixel vector is u = up(W f + b): the decoder's features f (F channels, stride 4) are
 upsampled to stride 2 and go through the head's 1x1 convolution into C = 512 channels, 118 MB for
-one 480x480 picture and several times that with gradients. The score of a label t is t.u / |u|.
+one 480x480 image and several times that with gradients. The score of a label t is t.u / |u|.
 Upsampling and the head are linear and commute, so
 
     t.u  =  up(t.W f + t.b)              needs K maps at stride 4, upsampled;

@@ -1,16 +1,16 @@
-"""Scores of whole pictures of any size: several scales, mirrored views, sliding windows.
+"""Scores of whole images of any size: several scales, mirrored views, sliding windows.
 
 Reproduces the evaluation of the published code on ADE20K (`PUBLISHED`), whose rules are:
 
 - at each scale s the long side becomes ceil(base * s) pixels and the other one int(x + 0.5),
-  bilinearly, corners on corners, on the normalised picture;
+  bilinearly, corners on corners, on the normalised image;
 - windows of `window_px` start every `stride_px` pixels, from the upper left; what reaches beyond
-  the picture is black (-mean/std); a picture within one window is scored in that alone;
+  the image is black (-mean/std); an image within one window is scored in that alone;
 - the logits of a window and of its mirror image are added; where windows overlap, the mean counts;
-- the map of each scale is resized to the picture, corners on corners, and all maps are added.
+- the map of each scale is resized to the image, corners on corners, and all maps are added.
 
 All but the network is linear, so here the sums are made of the network's half-resolution scores,
-some rows of the picture at a time, and a map of all labels never has to exist whole. Windows are
+some rows of the image at a time, and a map of all labels never has to exist whole. Windows are
 scored in batches, from the top down, and forgotten once the rows below no longer touch them.
 
 Shapes: B images of one size, K labels, C embedding, H W image, R rows of a band, h w half of a
@@ -21,19 +21,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from model.errors import ModelError
+from model.network import Network, Trunk
 from model.prediction import NO_LABEL
 from model.upsampling import source_rows, upsample_rows
-
-if TYPE_CHECKING:
-    from model.lseg import LSeg
-    from model.network import Trunk
 
 BAND_MIB_CPU, BAND_MIB_GPU = 32, 512
 """Size of the float32 scores of one band of rows."""
@@ -47,19 +43,19 @@ SCORES_MIB = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingConfig:
-    """How a picture is looked at."""
+    """How an image is divided into windows and scales before it is scored."""
 
     scales: tuple[float, ...] = (1.0,)
-    """Sizes of the picture relative to `base_px`; their scores are added."""
+    """Sizes of the image relative to `base_px`; their scores are added."""
 
     flip: bool = False
-    """Score the mirrored picture too."""
+    """Score the mirrored image too."""
 
     base_px: int | None = 520
-    """Long side of the picture at scale 1; null: its own size."""
+    """Long side of the image at scale 1; null: its own size."""
 
     window_px: int | None = 480
-    """Side of the square windows; null: the whole picture at once."""
+    """Side of the square windows; null: the whole image at once."""
 
     stride_px: int | None = None
     """From one window to the next; null: two thirds of the window."""
@@ -104,10 +100,10 @@ PUBLISHED = SlidingConfig(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)
 """The protocol behind the published figures on ADE20K."""
 
 WHOLE = SlidingConfig(window_px=None)
-"""The whole picture in one forward pass."""
+"""The whole image in one forward pass."""
 
 AS_IT_IS = SlidingConfig(window_px=None, base_px=None)
-"""The whole picture in one forward pass, at its own size."""
+"""The whole image in one forward pass, at its own size."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ class Grid:
     """Where the windows of one scale lie."""
 
     height: int
-    """Of the scaled picture."""
+    """Height of the scaled image."""
     width: int
     window: tuple[int, int]
     """Height and width of every window."""
@@ -129,7 +125,7 @@ class Grid:
 
 
 def window_grid(size: tuple[int, int], scale: float, config: SlidingConfig) -> Grid:
-    """The scaled size of a picture (height, width), and its windows."""
+    """The scaled size of an image (height, width), and its windows."""
     height, width = size
     long = math.ceil((config.base_px or max(size)) * scale)
     # A side below half a pixel is where the published rule fails; here it keeps one pixel.
@@ -152,19 +148,19 @@ def _num_steps(side: int, window: int, stride: int) -> int:
 
 
 class Views:
-    """The views of some pictures of one size, to be scored against labels.
+    """The views of some images of one size, to be scored against labels.
 
     Args:
-        lseg: the network, in evaluation mode.
+        network: the network, in evaluation mode.
         image_BCHW: (B, 3, H, W) float, normalised, on the network's device.
         config: how to look at them.
-        size: (H, W) of the results; None: that of the pictures.
+        size: (H, W) of the results; None: that of the images.
         keep: keep what does not depend on the labels (at stride 4), for further labels.
     """
 
     def __init__(
         self,
-        lseg: "LSeg",
+        network: Network,
         image_BCHW: Tensor,
         config: SlidingConfig,
         size: tuple[int, int] | None = None,
@@ -172,10 +168,12 @@ class Views:
     ) -> None:
         self.config = config
         self.size = size or (image_BCHW.shape[2], image_BCHW.shape[3])
-        self._lseg, self._num_images = lseg, len(image_BCHW)
+        self._network, self._num_images = network, len(image_BCHW)
         own_size = (image_BCHW.shape[2], image_BCHW.shape[3])
         self._scales = [
-            _ScaledView(lseg, image_BCHW, window_grid(own_size, scale, config), config.flip, keep)
+            _ScaledView(
+                network, image_BCHW, window_grid(own_size, scale, config), config.flip, keep
+            )
             for scale in config.scales
         ]
 
@@ -187,7 +185,7 @@ class Views:
 
     @torch.no_grad()
     def bands(self, text_KC: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Scores the pictures from the top down.
+        """Scores the images from the top down.
 
         Args:
             text_KC: (K, C), or (B, K, C) where every image has labels of its own.
@@ -213,25 +211,25 @@ class Views:
 
 @torch.no_grad()
 def sliding_logits(
-    lseg: "LSeg",
+    network: Network,
     image_BCHW: Tensor,
     text_KC: Tensor,
     config: SlidingConfig,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Scores whole pictures.
+    """Scores whole images.
 
     Args:
-        lseg: the network, in evaluation mode.
+        network: the network, in evaluation mode.
         image_BCHW: (B, 3, H, W) float, normalised, on the network's device.
         text_KC: (K, C), or (B, K, C) where every image has labels of its own.
-        config: how to look at the pictures.
-        size: (H, W) of the result; None: that of the pictures.
+        config: how to look at the images.
+        size: (H, W) of the result; None: that of the images.
 
     Returns:
         (B, K, H, W) float32: logits summed over scales and mirror images.
     """
-    views = Views(lseg, image_BCHW, config, size)
+    views = Views(network, image_BCHW, config, size)
     shape = (len(image_BCHW), text_KC.shape[-2], *views.size)
     logits = torch.empty(shape, device=image_BCHW.device)
     for rows, band in views.bands(text_KC):
@@ -241,7 +239,7 @@ def sliding_logits(
 
 @torch.no_grad()
 def sliding_label_ids(
-    lseg: "LSeg",
+    network: Network,
     image_BCHW: Tensor,
     text_KC: Tensor,
     config: SlidingConfig,
@@ -251,8 +249,8 @@ def sliding_label_ids(
     """Takes the best label of each pixel, with memory that depends little on sizes and K.
 
     Args:
-        lseg: as in `sliding_logits`, and so the next four.
-        image_BCHW: pictures.
+        network: as in `sliding_logits`, and so the next four.
+        image_BCHW: images.
         text_KC: labels.
         config: how to look.
         size: of the result.
@@ -263,12 +261,12 @@ def sliding_label_ids(
         (B, H, W) int64, 0..K-1 or `NO_LABEL`, on the network's device.
     """
     num_labels = text_KC.shape[-2]
-    views = Views(lseg, image_BCHW, config, size)
+    views = Views(network, image_BCHW, config, size)
     chunk = max(1, int(SCORES_MIB / views.mib_per_label))
-    if lseg.regularizer.depth and lseg.regularizer.config.kind == "bottleneck":
+    if network.regularizer.depth and network.regularizer.config.kind == "bottleneck":
         chunk = num_labels  # its maximum is over all labels
     if chunk < num_labels:
-        views = Views(lseg, image_BCHW, config, size, keep=True)
+        views = Views(network, image_BCHW, config, size, keep=True)
     best = _Best(len(image_BCHW), views.size, image_BCHW.device, threshold is not None)
     for first in range(0, num_labels, chunk):
         for rows, band in views.bands(text_KC[..., first : first + chunk, :]):
@@ -307,13 +305,13 @@ class _Best:
 
 
 class _ScaledView:
-    """The pictures at one scale."""
+    """The images at one scale."""
 
     def __init__(
-        self, lseg: "LSeg", image_BCHW: Tensor, grid: Grid, flip: bool, keep: bool
+        self, network: Network, image_BCHW: Tensor, grid: Grid, flip: bool, keep: bool
     ) -> None:
         self.grid = grid
-        self._lseg, self._image_BCHW, self._flip = lseg, image_BCHW, flip
+        self._network, self._image_BCHW, self._flip = network, image_BCHW, flip
         self._text_KC: Tensor | None = None
         self._window_rows: dict[int, Tensor] = {}
         """Row of the grid -> (columns, B, K, h, w), mirror images added."""
@@ -321,7 +319,7 @@ class _ScaledView:
 
     @cached_property
     def _black_BCHW(self) -> Tensor:
-        """The scaled pictures on black, as large as all windows together."""
+        """The scaled images on black, as large as all windows together."""
         grid = self.grid
         image = self._image_BCHW
         if image.shape[2:] != (grid.height, grid.width):
@@ -330,7 +328,7 @@ class _ScaledView:
             )
         if grid.padded == (grid.height, grid.width):
             return image
-        black = -self._lseg.mean_C / self._lseg.std_C
+        black = -self._network.mean_C / self._network.std_C
         padded = black[:, None, None].expand(len(image), -1, *grid.padded).to(image).clone()
         padded[:, :, : grid.height, : grid.width] = image
         return padded
@@ -360,7 +358,7 @@ class _ScaledView:
 
     @property
     def held_scores(self) -> int:
-        """Scores of one label and picture in the windows that are held at once."""
+        """Scores of one label and image in the windows that are held at once."""
         grid = self.grid
         apart = grid.tops[1] if len(grid.tops) > 1 else grid.window[0]
         rows = min(len(grid.tops), math.ceil(grid.window[0] / apart) + self._rows_at_once)
@@ -438,12 +436,12 @@ class _ScaledView:
         first, num_images = places[0], len(self._image_BCHW)
         trunk = self._trunks.get(first) if self._trunks is not None else None
         if trunk is None:
-            trunk = self._lseg.trunk(self._windows(places))
+            trunk = self._network.trunk(self._windows(places))
             if self._trunks is not None:
                 self._trunks[first] = trunk
         if text.ndim == 3:
             text = text.repeat(len(trunk.features_BFhw) // num_images, 1, 1)
-        scores = self._lseg.score_trunk(trunk, text)
+        scores = self._network.score_trunk(trunk, text)
         scores = scores.unflatten(0, (-1, len(places), num_images))
         return scores[0] + scores[1].flip(-1) if self._flip else scores[0]
 

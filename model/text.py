@@ -20,22 +20,8 @@ from torch.nn import functional
 from model.config import IMAGENET_TEMPLATES, NO_TEMPLATE, STAND_IN, TextConfig
 from model.errors import ModelError
 from model.open_clip_tower import load_open_clip, open_clip_dim
-from model.stand_in import (
-    EMPTY_WORDS,
-    STAND_IN_DIM,
-    stand_in_semantics,
-    stand_in_vectors,
-)
+from model.stand_in import STAND_IN_DIM, stand_in_vectors
 from model.weights import require_hub_file
-
-__all__ = [
-    "EMPTY_WORDS",
-    "STAND_IN_DIM",
-    "TextEncoder",
-    "build_text_encoder",
-    "stand_in_semantics",
-    "stand_in_vectors",
-]
 
 SENTENCE_PREFIX = "sentence-transformers/"
 
@@ -171,7 +157,7 @@ def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -
         device: where it runs; its results are handed out on the CPU.
 
     Raises:
-        ModelError: an unknown encoder; at the first `encode`: weights that cannot be had.
+        ModelError: an unknown encoder; at the first `encode`: weights that could not be fetched.
     """
     if config.encoder == STAND_IN:
         return StandInEncoder(config)

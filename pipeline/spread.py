@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from pipeline.errors import UserError
+from pipeline.ray_internals import never_lived
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -138,8 +139,7 @@ class Workers(Generic[Item, Result]):
             except died as error:
                 self._deaths[worker] += 1
                 deaths[index] += 1
-                # A process that never lived is a defect, no lack of memory.
-                if "creation task" in str(error) or deaths[None] > MAX_EARLY_DEATHS:
+                if never_lived(error) or deaths[None] > MAX_EARLY_DEATHS:
                     raise
                 # A new process first: the item may have to go to it.
                 self._actors[worker] = self._kind.remote(self._make)

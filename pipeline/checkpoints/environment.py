@@ -8,10 +8,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-UNKNOWN = "unknown"
+from pipeline.ray_internals import SUBMITTED_JOB
 
-# Set by the job supervisor of `ray job submit` for the driver only, not for its workers.
-_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+UNKNOWN = "unknown"
 
 _LIBRARIES = (
     "mlflow",
@@ -83,7 +82,7 @@ def ray_job_id() -> str:
         The id that `ray job submit` printed (`raysubmit_...`); else Ray's own job id in hex; an
         empty string outside Ray.
     """
-    submitted = os.environ.get(_JOB_CONFIG_VARIABLE)
+    submitted = os.environ.get(SUBMITTED_JOB)
     if submitted:
         try:
             return json.loads(submitted)["metadata"]["job_submission_id"]

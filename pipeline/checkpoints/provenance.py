@@ -1,39 +1,43 @@
-"""What a checkpoint was trained on, as far as its own files tell."""
+"""What a checkpoint says of itself beside its weights: settings, labels, metrics, and its past."""
 
 import json
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from model.checkpoint import CONFIG, LABELS, local
-from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from model.checkpoint import CONFIG, LABELS, TEXTS, local, require_checkpoint, save_checkpoint
+from model.network import Network
+from pipeline.checkpoints.files import METRICS, PROVENANCE, fingerprints, step_of
 from pipeline.data.shards.format import Manifest, load_manifest
 from pipeline.errors import UserError
+from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """A checkpoint's past."""
+    """The text files of a checkpoint folder."""
 
     labels: tuple[str, ...]
-    """What it was trained on; empty where the checkpoint does not say."""
+    """Names of the training labels; empty where the checkpoint does not say."""
     config: dict[str, Any]
-    """Its whole config.yaml."""
+    """The whole config.yaml."""
     tags: dict[str, str]
-    """Its provenance.json: git commit, fingerprints of the training shards, versions."""
+    """The content of provenance.json: git commit, fingerprints of the shards, versions."""
     manifests: dict[str, Manifest] = field(default_factory=dict)
-    """Of the training shards, by dataset, where they can still be read unchanged."""
+    """Manifests of the training shards by dataset, of those that `open_checkpoint` could read."""
+    texts: tuple[str, ...] = ()
+    """Texts that the text encoder was given for the labels; empty where it was given the names."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """The content of metrics.json: the step, and the metrics that it was reported with."""
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """Datasets of the training mixture."""
-        prefix = "manifest."
-        return tuple(key.removeprefix(prefix) for key in self.tags if key.startswith(prefix))
+        return tuple(fingerprints(self.tags))
 
     @property
     def is_known(self) -> bool:
@@ -50,56 +54,71 @@ class Provenance:
         """Optimiser steps, 0 where unknown."""
         return int(self.tags.get("step", 0) or 0)
 
+    def group(self, *names: str) -> dict[str, Any]:
+        """Returns a group of settings of `config`, such as `data`, `augment`; empty without one."""
+        found: Any = self.config
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
 
-def read_provenance(folder: Path, uri: str = "") -> Provenance:
-    """Reads a checkpoint's files, and the manifests of its training shards where they still are.
+
+def save_model(folder: Path, network: Network, provenance: Provenance) -> None:
+    """Writes what using a model takes, but not what continuing its training takes."""
+    extra = {key: value for key, value in provenance.config.items() if key != "model"}
+    save_checkpoint(folder, network, provenance.labels, extra, provenance.texts)
+    for name, content in ((METRICS, provenance.metrics), (PROVENANCE, provenance.tags)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_provenance(place: Path | str, uri: str = "") -> Provenance:
+    """Reads the text files of a checkpoint.
 
     Args:
-        folder: The checkpoint on this machine.
-        uri: Where it was fetched from, which may tell its step.
+        place: The checkpoint's folder: a path, or `s3://bucket/folder`.
+        uri: Address from which the folder was fetched, which may name its step.
 
     Raises:
-        UserError: A file is damaged.
+        UserError: A file is damaged, or the storage does not answer.
     """
-    config = _mapping(folder, CONFIG, yaml.safe_load)
-    labels = tuple((_text(folder, LABELS) or "").splitlines())
-    values = _mapping(folder, "provenance.json", json.loads)
+    storage = open_storage(str(place))
+    values = _mapping(storage, PROVENANCE, json.loads)
+    metrics = _mapping(storage, METRICS, json.loads)
     tags = {str(key): str(value) for key, value in values.items()}
-    found = re.search(r"step_(\d+)/?$", uri or str(folder))
+    step = metrics.get("step")
+    named = step if isinstance(step, int) else 0
+    tags.setdefault("step", str(named or step_of(uri or str(place))))
+    return Provenance(
+        labels=tuple(_text(storage, LABELS).splitlines()),
+        config=_mapping(storage, CONFIG, yaml.safe_load),
+        tags=tags,
+        texts=tuple(_text(storage, TEXTS).splitlines()),
+        metrics=metrics,
+    )
+
+
+def open_checkpoint(uri: str) -> tuple[Path, Provenance]:
+    """Fetches a checkpoint, and reads also the manifests of its training shards.
+
+    Returns:
+        Its folder on this machine, and what it says of itself.
+
+    Raises:
+        UserError: There is no checkpoint, or one of its files is damaged.
+    """
     try:
-        step = int(_mapping(folder, "metrics.json", json.loads).get("step") or 0)
-    except (TypeError, ValueError):
-        step = 0
-    tags.setdefault("step", str(step or (int(found[1]) if found else 0)))
-    return Provenance(labels, config, tags, _manifests(config, tags))
+        folder = require_checkpoint(local(uri))
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint={uri}: {error}") from None
+    provenance = read_provenance(folder, uri)
+    return folder, replace(provenance, manifests=unchanged_manifests(provenance))
 
 
-def _text(folder: Path, name: str) -> str | None:
-    path = folder / name
-    return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
-def _mapping(folder: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """The content of a file, empty where there is none."""
-    try:
-        content = parse(_text(folder, name) or "{}")
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"checkpoint={folder}: {name} is damaged: {reason}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"checkpoint={folder}: {name} is damaged: it must hold keys and values")
-    return content
-
-
-def _manifests(config: dict[str, Any], tags: dict[str, str]) -> dict[str, Manifest]:
-    """Training manifests that still have the fingerprint that the checkpoint remembers."""
-    data = config.get("data") or {}
+def unchanged_manifests(provenance: Provenance) -> dict[str, Manifest]:
+    """Reads the training manifests that still have the fingerprint in the checkpoint's tags."""
+    data = provenance.group("data")
     shards, split = data.get("shards"), data.get("train_split", "train")
     found = {}
-    for key, wanted in tags.items():
-        name = key.removeprefix("manifest.")
-        if not shards or name == key:
-            continue
+    for name, wanted in fingerprints(provenance.tags).items() if shards else ():
         try:
             manifest = load_manifest(open_storage(shards), name, split)
         except (UserError, OSError):
@@ -109,15 +128,23 @@ def _manifests(config: dict[str, Any], tags: dict[str, str]) -> dict[str, Manife
     return found
 
 
-def open_checkpoint(uri: str) -> tuple[Path, Provenance]:
-    """The checkpoint on this machine, and its past.
-
-    Raises:
-        UserError: There is none.
-    """
+def _text(storage: Storage, name: str) -> str:
+    """The content of a file; empty where there is none."""
     try:
-        folder = local(uri)
-        checkpoint_fingerprint(folder)
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint={uri}: {error}") from None
-    return folder, read_provenance(folder, uri)
+        return storage.read(name).decode()
+    except FileNotFoundError:
+        return ""
+
+
+def _mapping(storage: Storage, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The keys and values of a file; empty where there is none."""
+    try:
+        content = parse(_text(storage, name) or "{}")
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint={storage.uri}: {name} is damaged: {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"checkpoint={storage.uri}: {name} is damaged: it must hold keys and values"
+        )
+    return content

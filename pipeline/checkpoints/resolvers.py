@@ -2,8 +2,8 @@
 
 Importing this module puts its functions into `model.checkpoint.resolvers`; where the project is
 installed, its entry points let `model` find them without an import. Only safetensors and text
-are fetched (`FILES`), so that no pickle from elsewhere ever gets here, into a temporary folder that
-goes with the process.
+are fetched (`USABLE`), so that no pickle from elsewhere ever gets here, into a temporary folder
+that is removed when the process ends.
 """
 
 import atexit
@@ -20,22 +20,19 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from model.checkpoint import CONFIG, WEIGHTS, resolvers
-from model.checkpoint import FILES as LOADED
 from model.errors import ModelError
+from pipeline.checkpoints.files import USABLE
 from pipeline.errors import UserError
-from pipeline.storage.base import Storage
+from pipeline.ray_internals import artifact_repository
 from pipeline.storage.open import open_storage
 from pipeline.tracking.mlflow_run import patient
 from pipeline.tracking.redaction import redact_text
 
-FILES = (*LOADED, "provenance.json", "metrics.json")
-"""What is fetched: all that a network is loaded from, and what tells how it was trained."""
-
 PART_MIB = 32
-"""Read at a time, so that a large file is never in memory whole."""
+"""Size of the parts in which files are read, so that a large one is never in memory whole."""
 
 MAX_DEPTH = 3
-"""Folders below a registered model's root that are searched for the checkpoint."""
+"""Levels of folders below a registered model's root that are searched for the checkpoint."""
 
 
 def fetch_s3(uri: str) -> Path:
@@ -45,18 +42,24 @@ def fetch_s3(uri: str) -> Path:
         uri: `s3://bucket/folder`; the endpoint and the keys come from the `AWS_*` variables.
 
     Returns:
-        A local folder with those of `FILES` that there are.
+        A local folder with those of `USABLE` that there are.
 
     Raises:
         FileNotFoundError: The folder holds no checkpoint.
         UserError: The bucket or the server cannot be reached.
     """
     storage = open_storage(uri)
-    there = {entry.path for entry in storage.list() if entry.path in FILES}
-    _require(uri, there)
-    folder = _folder(uri)
-    for name in there:
-        _download(storage, name, folder / name)
+    there = {entry.path: entry.size for entry in storage.files() if entry.path in USABLE}
+    missing = [name for name in (CONFIG, WEIGHTS) if name not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"{uri}: holds no {' and no '.join(missing)}: name the folder of a checkpoint"
+        )
+    folder, part = _folder(uri), int(PART_MIB * 2**20)
+    for name, size in there.items():
+        with (folder / name).open("wb") as file:
+            for offset in range(0, size, part):
+                file.write(storage.read_range(name, offset, min(part, size - offset)))
     return folder
 
 
@@ -74,42 +77,45 @@ def fetch_registered(uri: str) -> Path:
         FileNotFoundError: The version holds no checkpoint.
         ModelError: There is no such model, version or alias, or the registry does not answer.
     """
-    with _told(uri):
+    with _registry_errors(uri):
         source = _source(uri)
         scheme = urlsplit(source).scheme
         if scheme == "s3":
             return fetch_s3(source)
         if scheme in ("", "file"):
-            folder = _search(source, lambda path: _local_names(source, path))
-            return _local_root(source) / folder
+            root = Path(unquote(urlsplit(source).path) if scheme else source)
+            return root / _search(
+                source, lambda path: [(i.name, i.is_dir()) for i in (root / path).iterdir()]
+            )
         return _fetch_artifacts(uri, source)
 
 
 def pinned(uri: str) -> str:
-    """The URI of what an address of the registry means now; any other as it is.
+    """Resolves an address of the registry to the version that it means now.
 
     An alias may move while a job runs, and every process of a job must load the same weights.
 
     Args:
-        uri: `models:/lseg@champion` becomes `models:/lseg/3`.
+        uri: `models:/lseg@champion` becomes `models:/lseg/3`; other URIs stay as they are.
 
     Raises:
         ModelError: As `fetch_registered`.
     """
     if not uri.startswith("models:"):
         return uri
-    with _told(uri):
+    with _registry_errors(uri):
         return "models:/{}/{}".format(*_version(uri))
 
 
 def worker_runtime_env(uri: str) -> dict[str, Any] | None:
-    """The Ray runtime environment of a worker that loads a checkpoint as this process does.
+    """Makes the Ray runtime environment of a worker that loads a checkpoint as this process does.
 
     Args:
-        uri: Of the checkpoint.
+        uri: Address of the checkpoint.
 
     Returns:
-        For an address in the registry: which one; else None. See `mlflow_variables`.
+        The variables that name the registry, for an address in it; else None. See
+        `mlflow_variables`.
     """
     if not uri.startswith("models:"):
         return None
@@ -117,7 +123,7 @@ def worker_runtime_env(uri: str) -> dict[str, Any] | None:
 
 
 def mlflow_variables() -> dict[str, str]:
-    """Variables by which workers find MLflow, and which Ray does not pass on by itself.
+    """Collects the variables by which workers find MLflow, which Ray does not pass on by itself.
 
     Never a login: Ray writes a runtime environment into its logs and shows it in the dashboard.
     MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD and MLFLOW_TRACKING_TOKEN, and an address
@@ -133,8 +139,8 @@ def _without_secrets(variables: dict[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _told(uri: str) -> Iterator[None]:
-    """What the registry refuses, as an error that says where it was looked for."""
+def _registry_errors(uri: str) -> Iterator[None]:
+    """Turns what the registry refuses into an error that names the registry."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -142,20 +148,20 @@ def _told(uri: str) -> Iterator[None]:
     except (MlflowException, UserError) as error:
         registry = redact_text(_registry())
         raise ModelError(
-            f"{uri}: cannot be had from the registry {registry}: {redact_text(str(error))}: check "
-            "name, version and alias, and MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI"
+            f"{uri}: could not be fetched from the registry {registry}: {redact_text(str(error))}: "
+            "check name, version and alias, and MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI"
         ) from error
 
 
 def _source(uri: str) -> str:
-    """Where the registry says that a version's files lie."""
+    """Asks the registry where a version's files lie."""
     from mlflow import MlflowClient
 
     return MlflowClient().get_model_version_download_uri(*_version(uri))
 
 
 def _version(uri: str) -> tuple[str, str]:
-    """Name and number of the version that an address means, which exists."""
+    """Asks the registry for the name and number of the version that an address means."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -180,17 +186,15 @@ def _version(uri: str) -> tuple[str, str]:
 
 
 def _fetch_artifacts(uri: str, source: str) -> Path:
-    """From a run, a logged model or a server's artifact store, through MLflow."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    repository = get_artifact_repository(source)
+    """Fetches from a run, a logged model or a server's artifact store, through MLflow."""
+    repository = artifact_repository(source)
 
     def names(path: str) -> list[tuple[str, bool]]:
         listed: Iterable[Any] = repository.list_artifacts(path or None) or []
         return [(posixpath.basename(info.path), info.is_dir) for info in listed]
 
     place = _search(source, names)
-    there = {name for name, is_folder in names(place) if not is_folder and name in FILES}
+    there = {name for name, is_folder in names(place) if not is_folder and name in USABLE}
     folder = _folder(uri)
     for name in there:
         # MLflow keeps the folders above a file for some kinds of source and not for others.
@@ -202,11 +206,11 @@ def _fetch_artifacts(uri: str, source: str) -> Path:
 
 
 def _search(source: str, names: Callable[[str], Iterable[tuple[str, bool]]]) -> str:
-    """The folder below a root that holds a checkpoint, nearest first; "" is the root itself.
+    """Finds the folder below a root that holds a checkpoint, nearest first; "" is the root.
 
     Args:
         source: The root, for the message.
-        names: Gives (name, is_folder) of what is in a folder.
+        names: Lists a folder as (name, is_folder).
     """
     level = [""]
     for _ in range(MAX_DEPTH + 1):
@@ -223,35 +227,8 @@ def _search(source: str, names: Callable[[str], Iterable[tuple[str, bool]]]) -> 
     )
 
 
-def _local_root(source: str) -> Path:
-    parts = urlsplit(source)
-    return Path(unquote(parts.path) if parts.scheme == "file" else source)
-
-
-def _local_names(source: str, path: str) -> list[tuple[str, bool]]:
-    folder = _local_root(source) / path
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder on this machine")
-    return [(item.name, item.is_dir()) for item in folder.iterdir()]
-
-
-def _download(storage: Storage, name: str, target: Path) -> None:
-    size, part = storage.size(name), int(PART_MIB * 2**20)
-    with target.open("wb") as file:
-        for offset in range(0, size, part):
-            file.write(storage.read_range(name, offset, min(part, size - offset)))
-
-
-def _require(uri: str, there: set[str]) -> None:
-    missing = [name for name in (CONFIG, WEIGHTS) if name not in there]
-    if missing:
-        raise FileNotFoundError(
-            f"{uri}: holds no {' and no '.join(missing)}: name the folder of a checkpoint"
-        )
-
-
 def _folder(uri: str) -> Path:
-    """An empty folder of this process; the same for the same URI: loading twice needs no more."""
+    """Makes an empty folder of this process; the same for one URI: loading twice needs no more."""
     folder = _process_folder() / hashlib.sha256(uri.encode()).hexdigest()[:16]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.checkpoint import load_checkpoint
-from model.lseg import build_lseg
+from model.lseg import LSeg, build_lseg
 from model.text import build_text_encoder
+from pipeline.checkpoints.provenance import read_provenance
 from pipeline.data.ingest.stream import Corpus, open_corpus
 from pipeline.data.taxonomy import IGNORE, universal
 from pipeline.evaluation.behaviours.classes import HELD_OUT, SUPER_CLASSES
@@ -37,7 +37,6 @@ from pipeline.evaluation.overlay import ComparedImage, draw
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.launch import Outcome
 from pipeline.training.job import open_tracker
-from pipeline.training.saving.checkpoint import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +95,8 @@ def evaluate_demo(
         out: Folder for overlay.png, behaviours.png and report.json.
     """
     corpus = open_corpus(config.data.shards, config.data.val_split)
-    folder = fetch(outcome.checkpoint, out / "checkpoint")
-    lseg, labels = load_checkpoint(folder)
+    lseg = LSeg.load(outcome.checkpoint)
+    labels = read_provenance(outcome.checkpoint).labels
     encoder = build_text_encoder(lseg.config.text)
     asker = Asker(lseg, encoder)
     seen = {name: class_question(labels, with_other=False) for name in corpus.sizes}

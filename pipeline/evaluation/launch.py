@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from model.checkpoint import is_uri
-from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from pipeline.checkpoints.files import checkpoint_fingerprint
 from pipeline.checkpoints.provenance import Provenance, open_checkpoint
 from pipeline.checkpoints.resolvers import pinned
 from pipeline.evaluation.config import EvaluateConfig

@@ -149,7 +149,7 @@ def _seen_images(
     if dataset not in provenance.datasets:
         return 0, ""
     split = config.split if isinstance(source, RootItems) else source.manifest.split
-    trained_split = (provenance.config.get("data") or {}).get("train_split", "train")
+    trained_split = provenance.group("data").get("train_split", "train")
     if split != trained_split:
         return 0, ""
     manifest = provenance.manifests.get(dataset)

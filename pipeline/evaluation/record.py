@@ -23,8 +23,7 @@ def open_run(config: EvaluateConfig, provenance: Provenance, folder: Path) -> Tr
         provenance: Provenance of the checkpoint.
         folder: Folder of the evaluation, which keeps what the server does not take.
     """
-    run: dict[str, Any] = provenance.config.get("run") or {}
-    saved: dict[str, Any] = provenance.config.get("tracking") or {}
+    run, saved = provenance.group("run"), provenance.group("tracking")
     tracking = config.tracking
     # A checkpoint does not decide where results and credentials go if its user has.
     if not tracking.uri and not os.environ.get("MLFLOW_TRACKING_URI") and saved.get("uri"):

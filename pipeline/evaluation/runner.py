@@ -20,7 +20,7 @@ import torch
 
 from model.checkpoint import local
 from model.errors import ModelError
-from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from pipeline.checkpoints.files import checkpoint_fingerprint
 from pipeline.checkpoints.resolvers import worker_runtime_env
 from pipeline.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig, WorkersConfig

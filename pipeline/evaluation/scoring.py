@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import load_checkpoint, local
+from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
 from model.text import build_text_encoder
 from pipeline.evaluation.items import Item, UnreadableItem
@@ -98,8 +98,7 @@ class Scorer:
         batch_images: int,
         precision: str = "fp32",
     ) -> None:
-        folder = local(checkpoint)
-        self._lseg, _ = load_checkpoint(folder, device)
+        self._lseg = LSeg.load(checkpoint, device)
         self._encoder = build_text_encoder(self._lseg.config.text)
         self._parts, self._device, self._batch_images = parts, device, batch_images
         self._amp = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

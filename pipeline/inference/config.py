@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import yaml
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.data.pixels.palette import PaletteName
 from pipeline.errors import UserError
@@ -187,10 +185,10 @@ def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
         checkpoint: A local checkpoint directory.
     """
     # Imported here, because a command line is checked without PyTorch.
-    from model.checkpoint import CONFIG
     from model.sliding import PUBLISHED, SlidingConfig
+    from pipeline.checkpoints.provenance import read_provenance
 
-    trained = _augmentation(checkpoint / CONFIG)
+    trained = read_provenance(checkpoint).group("data", "augment")
     base_px = None if config.full_size else config.base_px or trained.get("base_px", 520)
     window_px = config.window_px or trained.get("crop_px", 480)
     published = config.view == "published"
@@ -200,14 +198,6 @@ def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
         base_px=base_px,
         window_px=None if config.view == "whole" else window_px,
     )
-
-
-def _augmentation(path: Path) -> dict[str, Any]:
-    """The sizes of the training crops in a checkpoint's configuration; empty without any."""
-    content = yaml.safe_load(path.read_text())
-    data = content.get("data") if isinstance(content, dict) else None
-    augment = data.get("augment") if isinstance(data, dict) else None
-    return augment if isinstance(augment, dict) else {}
 
 
 def _split(text: str, where: str) -> tuple[str, ...]:

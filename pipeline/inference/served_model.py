@@ -20,19 +20,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
 from PIL import Image
 
 import model
 import pipeline
-from model.checkpoint import CONFIG
+from model.checkpoint import read_model_config
 from model.errors import ModelError
 from model.lseg import LSeg
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, sliding_label_ids
-from pipeline.checkpoints.resolvers import FILES
+from pipeline.checkpoints.files import USABLE
 from pipeline.data.pixels.checks import BadSample
 from pipeline.errors import UserError
 from pipeline.inference.config import Other, PredictConfig, parse_other, sliding_of
@@ -299,7 +298,7 @@ def save_served(checkpoint: Path, target: Path, *, logged: Any = None, run_id: s
     """Writes the pyfunc of a checkpoint.
 
     Args:
-        checkpoint: Its folder on this machine; only `FILES` of it go along.
+        checkpoint: Its folder on this machine; only `USABLE` files of it go along.
         target: A folder that does not exist.
         logged: MLflow's `LoggedModel` that it becomes.
         run_id: MLflow run of it.
@@ -318,7 +317,7 @@ def save_served(checkpoint: Path, target: Path, *, logged: Any = None, run_id: s
     with tempfile.TemporaryDirectory(prefix="lseg-serve-") as scratch:
         staged = Path(scratch) / CHECKPOINT
         staged.mkdir()
-        for name in FILES:
+        for name in USABLE:
             if (checkpoint / name).is_file():
                 _link_or_copy(checkpoint / name, staged / name)
         mlflow.pyfunc.save_model(
@@ -329,7 +328,7 @@ def save_served(checkpoint: Path, target: Path, *, logged: Any = None, run_id: s
             code_paths=[str(Path(package.__path__[0])) for package in (model, pipeline)],
             signature=signature(),
             input_example=_example(),
-            pip_requirements=requirements(_encoder(checkpoint)),
+            pip_requirements=requirements(read_model_config(checkpoint).text.encoder),
             model_config={"device": "auto", **asdict(Limits())},
         )
     # MLflow runs the entry to check it.
@@ -343,11 +342,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:  # another file system
         shutil.copyfile(source, target)
-
-
-def _encoder(checkpoint: Path) -> str:
-    settings = yaml.safe_load((checkpoint / CONFIG).read_text())
-    return str(settings.get("model", {}).get("text", {}).get("encoder", ""))
 
 
 def _example() -> tuple[pd.DataFrame, dict[str, Any]]:

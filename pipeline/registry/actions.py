@@ -1,14 +1,12 @@
 """The registry by hand: register, promote, roll back, list; what `jobs/registry.py` does."""
 
-import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from pipeline.checkpoints.files import checkpoint_fingerprint
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.registry.config import RegistryJobConfig
@@ -26,7 +24,7 @@ from pipeline.tracking.spill import RunIdentity, now_ms
 
 
 def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
-    """Does it.
+    """Changes or lists the versions of a registered model, as `config.action` says.
 
     Returns:
         The version that was registered or put in service; for `list` all; for `remove_alias` none.
@@ -43,7 +41,7 @@ def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
     if config.action == "register":
         return [_register(registry, config)]
     alias = config.alias or CHAMPION
-    with _champion_lock(registry, config) if alias == CHAMPION else nullcontext():
+    with _alias_lock(registry, config, alias):
         if config.action == "promote":
             version = _named(registry, config.version)
             registry.set_alias(alias, version)
@@ -55,14 +53,16 @@ def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
 
 
 @contextmanager
-def _champion_lock(registry: Registry, config: RegistryJobConfig) -> Iterator[None]:
-    """The lock that a re-training of this model holds while it changes the champion.
+def _alias_lock(registry: Registry, config: RegistryJobConfig, alias: str) -> Iterator[None]:
+    """Takes the lock that a re-training of this model holds while it changes the champion.
+
+    Other aliases have none.
 
     Raises:
         RetrainLocked: It is held; the message says by whom, and until when.
         UserError: It lies on another machine.
     """
-    place = registry.state_folder()
+    place = registry.state_folder() if alias == CHAMPION else ""
     if not place:  # Nothing re-trains it.
         yield
         return
@@ -79,7 +79,7 @@ def _champion_lock(registry: Registry, config: RegistryJobConfig) -> Iterator[No
 
 
 def describe(version: ModelVersion) -> str:
-    """One line about a version."""
+    """Describes a version in one line."""
     made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(version.created_ms / 1000))
     words = [version.uri, ",".join(f"@{alias}" for alias in version.aliases) or "-", f"{made} UTC"]
     words += [f"step {version.tags.get('step', '?')}", f"run {version.run_id or '-'}"]
@@ -95,17 +95,21 @@ def _register(registry: Registry, config: RegistryJobConfig) -> ModelVersion:
         # Fetched once; the tags say where from.
         folder,
         run_id=run_id or _new_run(config),
-        metrics=_metrics(folder),
+        metrics={
+            key: float(value)
+            for key, value in provenance.metrics.items()
+            if key.startswith("val/") and isinstance(value, int | float)
+        },
         tags={"checkpoint": config.checkpoint, **config.tags},
     )
     if config.alias:
-        with _champion_lock(registry, config) if config.alias == CHAMPION else nullcontext():
+        with _alias_lock(registry, config, config.alias):
             registry.set_alias(config.alias, version)
     return registry.get(version.version)
 
 
 def _known_run(registry: Registry, folder: Path, tags: dict[str, str]) -> str:
-    """The run of these weights' version, else the run that trained them, else none."""
+    """Finds the run of these weights' version, else the run that trained them, else none."""
     there = registry.find(tags={WEIGHTS_TAG: checkpoint_fingerprint(folder)})
     if there is not None:
         return there.run_id
@@ -125,17 +129,6 @@ def _new_run(config: RegistryJobConfig) -> str:
     run.open(resume=False)
     run.end("FINISHED", now_ms())
     return run.identity.run_id
-
-
-def _metrics(folder: Path) -> dict[str, float]:
-    """Of its validation, as the checkpoint remembers them."""
-    path = folder / "metrics.json"
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return {
-        key: float(value)
-        for key, value in content.items()
-        if key.startswith("val/") and isinstance(value, int | float)
-    }
 
 
 def _named(registry: Registry, version: str) -> ModelVersion:

@@ -24,7 +24,7 @@ class RegistryConfig:
     """Which registered model; the server is that of `tracking`."""
 
     name: str = "lseg"
-    """Name in MLflow's model registry; made at the first registration."""
+    """Name of the model in MLflow's registry; made at the first registration."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
@@ -43,24 +43,24 @@ class RegistryJobConfig:
     that the champion replaced; `remove_alias`. May also be the first word of the command line."""
 
     checkpoint: str = ""
-    """To register: a folder, or `s3://bucket/folder`; also the word after `register`."""
+    """Checkpoint to register: a folder, or `s3://bucket/folder`; also the word after `register`."""
 
     version: str = ""
-    """To promote: its number, or `@alias`; also the word after `promote`."""
+    """Version to promote: its number, or `@alias`; also the word after `promote`."""
 
     alias: str = ""
-    """To give or to remove. `promote` gives `champion` unless told otherwise, `register` none."""
+    """Alias to give or to remove. By default `promote` gives `champion`, and `register` none."""
 
     run_id: str = ""
-    """MLflow run to register for; empty: the one that trained the checkpoint if this server knows
-    it, else a new one."""
+    """MLflow run that the version belongs to; empty: the one that trained the checkpoint if this
+    server knows it, else a new one."""
 
     tags: dict[str, str] = field(default_factory=dict)
     """Further tags of the version to register."""
 
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     lock: LockConfig = field(default_factory=LockConfig)
-    """Of changes of the champion; as in `jobs/retrain.py`."""
+    """The lock on changes of the champion; the same times as in `jobs/retrain.py`."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -71,4 +71,7 @@ class RegistryJobConfig:
         needed = {"register": "checkpoint", "promote": "version", "remove_alias": "alias"}
         name = needed.get(self.action)
         if name and not getattr(self, name):
-            raise UserError(f"{name}='': {self.action} must be told which: write it after it")
+            raise UserError(
+                f"{name}='': {self.action} needs the {name}: `registry.py {self.action} "
+                f"{name.upper()}`"
+            )

@@ -1,4 +1,4 @@
-"""What a version of the registry tells about the checkpoint in it: its tags and its description."""
+"""Tags and description of a registered version, made from the checkpoint in it."""
 
 import re
 from collections.abc import Mapping
@@ -17,20 +17,19 @@ def key_for_mlflow(key: str) -> str:
 
 
 def described(provenance: Provenance) -> dict[str, str]:
-    """What a checkpoint's files tell, as tags."""
-    network: dict[str, Any] = provenance.config.get("model") or {}
+    """Makes tags of what a checkpoint says of itself."""
     tags = {
         "step": str(provenance.step),
         "num_labels": str(len(provenance.labels)),
-        "backbone": str((network.get("backbone") or {}).get("name", "")),
-        "text_encoder": str((network.get("text") or {}).get("encoder", "")),
-        "run_name": str((provenance.config.get("run") or {}).get("name", "")),
+        "backbone": str(provenance.group("model", "backbone").get("name", "")),
+        "text_encoder": str(provenance.group("model", "text").get("encoder", "")),
+        "run_name": str(provenance.group("run").get("name", "")),
     }
     return {**provenance.tags, **{key: value for key, value in tags.items() if value}}
 
 
 def description(provenance: Provenance, metrics: Mapping[str, float]) -> str:
-    """A version's, in Markdown, as the UI shows it."""
+    """Writes a version's description in Markdown, as the UI shows it."""
     tags = described(provenance)
     lines = [
         f"Trained for {provenance.step} steps on {', '.join(provenance.datasets) or 'unknown data'}"
@@ -44,7 +43,7 @@ def description(provenance: Provenance, metrics: Mapping[str, float]) -> str:
 
 
 def tags_for_mlflow(tags: Mapping[str, Any]) -> dict[str, str]:
-    """As MLflow takes them."""
+    """Cuts tags to what MLflow takes, and leaves secrets out."""
     return {
         key_for_mlflow(key): str(value)[:_MAX_TAG_CHARS]
         for key, value in redact_values(tags, _MAX_TAG_CHARS).items()

@@ -43,7 +43,7 @@ class LockConfig:
 
 
 class RetrainLocked(UserError):
-    """Another process is at it, or has taken over."""
+    """Another process holds the lock, or has taken it over."""
 
     exit_code = LOCKED_EXIT_CODE
 
@@ -53,9 +53,9 @@ def locked(storage: Storage, path: str, config: LockConfig, what: str) -> Iterat
     """Holds one of the locks while the `with` block lasts.
 
     Args:
-        storage: Of the model's state.
+        storage: Storage of the model's state.
         path: RETRAIN_LOCK or CHAMPION_LOCK.
-        config: Its times, the same for all callers.
+        config: The lock's times, the same for all callers.
         what: What is locked, for messages.
 
     Raises:

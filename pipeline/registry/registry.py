@@ -10,23 +10,17 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import local
-from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
-from pipeline.checkpoints.provenance import read_provenance
+from pipeline.checkpoints.files import checkpoint_fingerprint, fingerprints
+from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.registry.config import RegistryConfig
-from pipeline.registry.facts import (
-    described,
-    description,
-    key_for_mlflow,
-    tags_for_mlflow,
-)
+from pipeline.registry.facts import described, description, key_for_mlflow, tags_for_mlflow
 from pipeline.tracking.mlflow_run import (
     MlflowUnavailable,
     is_unavailable,
@@ -45,13 +39,12 @@ WEIGHTS_TAG = "weights"
 REPLACED_TAG = "replaced"
 """The version that carried the alias `champion` before this one was given it."""
 STATE_TAG = "retrain.state"
-"""Of the registered model: where the locks of its re-training are, `RUN_STORAGE/retrain/NAME`."""
+"""Tag of the registered model: where its re-training keeps locks, `RUN_STORAGE/retrain/NAME`."""
 ROLLED_BACK_TAG = "rolled_back"
 """When this version lost the alias `champion` by `Registry.roll_back`, in UTC."""
 
-_MANIFEST = "manifest."
 _DESCRIPTION = (
-    "LSeg: segments pictures with labels given at call time. The alias `champion` is in service, "
+    "LSeg: segments images with labels given at call time. The alias `champion` is in service, "
     "`candidate` under trial."
 )
 
@@ -68,10 +61,10 @@ class ModelVersion:
     """Where its files are, as the registry says."""
     tags: dict[str, str]
     metrics: dict[str, float]
-    """Given when it was registered; the last value of each."""
+    """Metrics that were given when it was registered; the last value of each."""
     aliases: tuple[str, ...] = ()
     created_ms: int = 0
-    """Since the epoch."""
+    """When it was made, in milliseconds since the epoch."""
 
     @property
     def uri(self) -> str:
@@ -80,12 +73,8 @@ class ModelVersion:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the manifests that it was trained on, by dataset."""
-        return {
-            key.removeprefix(_MANIFEST): value
-            for key, value in self.tags.items()
-            if key.startswith(_MANIFEST)
-        }
+        """Fingerprints of the shards that the model was trained on, by dataset."""
+        return fingerprints(self.tags)
 
 
 class Registry:
@@ -98,7 +87,7 @@ class Registry:
 
     Args:
         tracking_uri: MLflow's, complete (`tracking_config.server_uri`); the registry is there too.
-        name: Of the registered model, which need not exist yet.
+        name: Name of the registered model, which need not exist yet.
     """
 
     def __init__(self, tracking_uri: str, name: str = RegistryConfig.name) -> None:
@@ -129,8 +118,8 @@ class Registry:
             checkpoint: A folder, or a URI that `model.checkpoint.local` fetches.
             run_id: MLflow run that it belongs to, on this server.
             metrics: Linked with the model and the run, at the checkpoint's step.
-            tags: Of the version, beside those of the checkpoint's provenance; secrets are left
-                out.
+            tags: Tags of the version, beside those of the checkpoint's provenance; secrets are
+                left out.
 
         Raises:
             UserError: There is no checkpoint, or no such run.
@@ -140,19 +129,15 @@ class Registry:
 
         from pipeline.inference.served_model import save_served
 
-        try:
-            folder = local(checkpoint)
-            digest = checkpoint_fingerprint(folder)
-        except FileNotFoundError as error:
-            raise UserError(f"checkpoint={checkpoint}: {error}") from None
-        provenance = read_provenance(folder, str(checkpoint))
+        folder, provenance = open_checkpoint(str(checkpoint))
+        digest = checkpoint_fingerprint(folder)
         given = tags_for_mlflow({**described(provenance), **(tags or {}), WEIGHTS_TAG: digest})
-        with self._answers():
+        with self._server_errors():
             run = self._client.get_run(run_id)
         there = self.find(run_id=run_id, tags={WEIGHTS_TAG: digest})
         if there is not None:
             return self._extend(there, metrics or {}, given, provenance.step)
-        with tempfile.TemporaryDirectory(prefix="lseg-register-") as scratch, self._answers():
+        with tempfile.TemporaryDirectory(prefix="lseg-register-") as scratch, self._server_errors():
             model = self._client.create_logged_model(
                 run.info.experiment_id,
                 name=self.name,
@@ -180,18 +165,18 @@ class Registry:
         return self.get(str(made.version))
 
     def get(self, version: str) -> ModelVersion:
-        """A version by its number.
+        """Returns a version by its number.
 
         Raises:
             UserError: There is none.
         """
-        with self._answers():
+        with self._server_errors():
             return self._version(self._client.get_model_version(self.name, str(version)))
 
     def find(
         self, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
     ) -> ModelVersion | None:
-        """The newest version of a run, or with all of some tags, or both; None without one."""
+        """Returns the newest version of a run, with all of some tags, or both; None without one."""
         return next(
             (
                 found
@@ -207,7 +192,7 @@ class Registry:
         aliases = self.aliases()
         found: list[Any] = []
         token: str | None = None
-        with self._answers():
+        with self._server_errors():
             while token is None or token:
                 page = self._client.search_model_versions(f"name={self.name!r}", page_token=token)
                 found += page
@@ -217,16 +202,8 @@ class Registry:
 
     def aliases(self) -> dict[str, str]:
         """Version by alias; empty where the registered model does not exist."""
-        from mlflow.exceptions import MlflowException
-
-        with self._answers():
-            try:
-                model = self._client.get_registered_model(self.name)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
-                raise
-        return {alias: str(version) for alias, version in model.aliases.items()}
+        model = self._or_none(lambda: self._client.get_registered_model(self.name))
+        return {} if model is None else {a: str(version) for a, version in model.aliases.items()}
 
     def alias(self, name: str) -> ModelVersion | None:
         """The version that carries an alias; None where none does."""
@@ -238,18 +215,18 @@ class Registry:
 
         A version that becomes `champion` remembers which it replaced, for `roll_back`.
         """
-        number = version.version if isinstance(version, ModelVersion) else str(version)
+        number = _number(version)
         self.get(number)  # Raises where there is none, before anything is changed.
         before = self.aliases().get(name) if name == CHAMPION else None
         if before is not None and before != number:
             self.set_tags(number, {REPLACED_TAG: before})
-        with self._answers():
+        with self._server_errors():
             self._client.set_registered_model_alias(self.name, name, number)
 
     def remove_alias(self, name: str) -> None:
         """Takes an alias away, if any version has it."""
         if name in self.aliases():
-            with self._answers():
+            with self._server_errors():
                 self._client.delete_registered_model_alias(self.name, name)
 
     def roll_back(self) -> ModelVersion:
@@ -270,46 +247,31 @@ class Registry:
             champion.version,
             {ROLLED_BACK_TAG: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
         )
-        with self._answers():
+        with self._server_errors():
             self._client.set_registered_model_alias(self.name, CHAMPION, back.version)
         # Nothing is asked any more: it is done, and no answer that fails may say otherwise.
         return replace(back, aliases=tuple(sorted({*back.aliases, CHAMPION})))
 
     def knows_run(self, run_id: str) -> bool:
         """Whether the server has this run, and it is not deleted."""
-        from mlflow.exceptions import MlflowException
-
-        with self._answers():
-            try:
-                run = self._client.get_run(run_id)
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return False
-                raise
-        return run.info.lifecycle_stage == "active"
+        run = self._or_none(lambda: self._client.get_run(run_id), "INVALID_PARAMETER_VALUE")
+        return run is not None and run.info.lifecycle_stage == "active"
 
     def set_tags(self, version: ModelVersion | str, tags: Mapping[str, str]) -> None:
         """Sets tags of a version; secrets are left out."""
-        number = version.version if isinstance(version, ModelVersion) else str(version)
-        with self._answers():
+        number = _number(version)
+        with self._server_errors():
             for key, value in tags_for_mlflow(tags).items():
                 self._client.set_model_version_tag(self.name, number, key, value)
 
     def state_folder(self) -> str:
         """Where the locks of this model's re-training are; empty where it was never re-trained."""
-        from mlflow.exceptions import MlflowException
-
-        with self._answers():
-            try:
-                return self._client.get_registered_model(self.name).tags.get(STATE_TAG, "")
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return ""
-                raise
+        model = self._or_none(lambda: self._client.get_registered_model(self.name))
+        return "" if model is None else model.tags.get(STATE_TAG, "")
 
     def set_state_folder(self, uri: str) -> None:
         """Remembers `state_folder`; the registered model must exist."""
-        with self._answers():
+        with self._server_errors():
             self._client.set_registered_model_tag(self.name, STATE_TAG, uri)
 
     def checkpoint(self, version: ModelVersion | str) -> str:
@@ -317,8 +279,7 @@ class Registry:
 
         A process on another machine resolves it by its own MLFLOW_TRACKING_URI.
         """
-        number = version.version if isinstance(version, ModelVersion) else str(version)
-        return f"models:/{self.name}/{number}"
+        return f"models:/{self.name}/{_number(version)}"
 
     def _extend(
         self,
@@ -327,7 +288,7 @@ class Registry:
         tags: Mapping[str, str],
         step: int,
     ) -> ModelVersion:
-        with self._answers():
+        with self._server_errors():
             self._log_metrics(version.run_id, _logged_model_id(version.source), metrics, step)
         self.set_tags(version, tags)
         logger.info("%s is registered already: as %s", tags[WEIGHTS_TAG], version.uri)
@@ -375,20 +336,11 @@ class Registry:
         )
 
     def _metrics(self, source: str) -> dict[str, float]:
-        """Of a version's logged model; none where it has none, or it was deleted."""
-        from mlflow.exceptions import MlflowException
-
+        """Metrics of a version's logged model; none where it has none, or it was deleted."""
         model_id = _logged_model_id(source)
-        if not model_id:
-            return {}
-        try:
-            logged = self._client.get_logged_model(model_id).metrics or []
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return {}
-            raise
+        logged = model_id and self._or_none(lambda: self._client.get_logged_model(model_id))
         # In the order of their times, so that the last one stays.
-        ordered = sorted(logged, key=lambda metric: metric.timestamp)
+        ordered = sorted((logged and logged.metrics) or [], key=lambda metric: metric.timestamp)
         return {metric.key: float(metric.value) for metric in ordered}
 
     def _set_process(self) -> None:
@@ -399,9 +351,26 @@ class Registry:
         if mlflow.get_registry_uri() != self.tracking_uri:  # MLFLOW_REGISTRY_URI, or another one's.
             mlflow.set_registry_uri(self.tracking_uri)
 
+    def _or_none(self, call: Callable[[], Any], *codes: str) -> Any:
+        """Returns what a call returns, or None where the server does not know what it is about.
+
+        Args:
+            call: One request.
+            codes: Further error codes of MLflow by which the server says so.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with self._server_errors():
+            try:
+                return call()
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", *codes):
+                    return None
+                raise
+
     @contextmanager
-    def _answers(self) -> Iterator[None]:
-        """Tells what the server refuses, or that it does not answer, as a user's error."""
+    def _server_errors(self) -> Iterator[None]:
+        """Turns what the server refuses, or its silence, into a user's error."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import OperationalError
 
@@ -416,7 +385,11 @@ class Registry:
             ) from error
 
 
+def _number(version: ModelVersion | str) -> str:
+    return version.version if isinstance(version, ModelVersion) else str(version)
+
+
 def _logged_model_id(source: str) -> str:
-    """Of a version whose source is a logged model; else empty (made by other means)."""
+    """Id of the logged model that is a version's source; empty where the source is another."""
     found = re.fullmatch(r"models:/+(m-\w+)", source or "")
     return found[1] if found else ""

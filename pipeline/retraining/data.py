@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TRAINING, VALIDATION = "manifest", "validation"
+from pipeline.checkpoints.files import TRAINING, VALIDATION, only_manifest_tags
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,6 @@ class DataState:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def validation_tags(training_form: Mapping[str, str]) -> dict[str, str]:
-    """Tags of validation manifests, from the form that the training's have."""
-    return {VALIDATION + tag.removeprefix(TRAINING): value for tag, value in training_form.items()}
-
-
 def changes(known: Mapping[str, str], now: DataState) -> list[str]:
     """What is not as a model knew it, in words; nothing when it is the same data.
 
@@ -51,7 +46,7 @@ def changes(known: Mapping[str, str], now: DataState) -> list[str]:
         (TRAINING, now.training, "training"),
         (VALIDATION, now.validation, "validation"),
     ):
-        old = {k: v for k, v in known.items() if k.split(".")[0] in (prefix, f"{prefix}s")}
+        old = only_manifest_tags(known, prefix)
         if not old:
             if prefix == TRAINING:
                 found.append("the champion does not say what it was trained on")

@@ -1,19 +1,20 @@
 """The real parts of a re-training: the shards, the training, the evaluation, the registry."""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from model.errors import ModelError
+from pipeline.checkpoints.files import VALIDATION, manifest_tags
+from pipeline.checkpoints.provenance import read_provenance
 from pipeline.data.shards.format import find_manifests
 from pipeline.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig, WorkersConfig
 from pipeline.evaluation.launch import StartRay, evaluate
 from pipeline.registry.registry import Registry
 from pipeline.retraining.config import RetrainConfig
-from pipeline.retraining.data import DataState, validation_tags
+from pipeline.retraining.data import DataState
 from pipeline.retraining.record import DecisionRecord
 from pipeline.retraining.runner import Result, Retraining, Trained, Work
 from pipeline.retraining.state import Attempt
@@ -29,7 +30,7 @@ from pipeline.tracking.redaction import redact_text
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.launch import absolute, plan_run, train
 from pipeline.training.job import open_tracker
-from pipeline.training.plan import make_plan, manifest_tags
+from pipeline.training.plan import make_plan
 
 _ANSWER_WITHIN_S = 60
 """How long MLflow may take for one answer. Tracking waits less, but can send later."""
@@ -109,7 +110,7 @@ def state_folder(config: RetrainConfig) -> str:
 def data_now(config: TrainMixConfig) -> DataState:
     """Reads the manifests of the datasets that the mixture uses, and of the validation split."""
     val = find_manifests(open_storage(config.data.shards), config.data.val_split)
-    return DataState(make_plan(config).manifest_tags, validation_tags(manifest_tags(val)))
+    return DataState(make_plan(config).manifest_tags, manifest_tags(val, VALIDATION))
 
 
 def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | None) -> Trained:
@@ -121,7 +122,7 @@ def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | N
     run = replace(base.run, name=attempt.run_name, start_from=attempt.start_from)
     config = replace(base, run=run)
     outcome = train(plan_run(config), start_ray)
-    tags = json.loads(open_storage(outcome.checkpoint).read("provenance.json"))
+    tags = read_provenance(outcome.checkpoint).tags
     if any(tags.get(tag) != value for tag, value in attempt.training.items()):
         raise UserError(
             f"data.shards={base.data.shards}: changed between the plan and the training of "

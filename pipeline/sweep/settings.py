@@ -19,7 +19,7 @@ from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.trials import Trial
 from pipeline.tracking.redaction import leaves
 from pipeline.training.config import RunConfig, TrainMixConfig, plain
-from pipeline.training.saving import checkpoint
+from pipeline.training.saving import snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +87,9 @@ def check_settings(
         if result is None or not result.is_done:
             run = RunConfig(name=trial.name, storage=storage.uri)
             if repair:
-                checkpoint.repair(run)
+                snapshot.repair(run)
             try:
-                step = checkpoint.latest_step(run)
+                step = snapshot.latest_step(run)
             except ValueError:
                 if repair:
                     raise

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from pipeline.ray_internals import SAVED_VIEW_TAG
 from pipeline.sweep.comparison import Comparison
 from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.diagnosis import LOSS, Diagnosis, History
@@ -23,7 +24,6 @@ from pipeline.tracking.mlflow_run import prepare_environment
 
 logger = logging.getLogger(__name__)
 
-VIEW_TAG = "mlflow.sharedViewState."
 OUTCOME, WORDS = "sweep.outcome", "sweep.diagnosis"
 
 
@@ -130,7 +130,7 @@ class TrialRuns:
         envelope = {"name": f"sweep {comparison.name}", "createdAt": now, "updatedAt": now}
         value = json.dumps({**envelope, "state": json.dumps(state), **state})
         try:
-            self._client.set_experiment_tag(self._experiment, VIEW_TAG + key, value)
+            self._client.set_experiment_tag(self._experiment, SAVED_VIEW_TAG + key, value)
         except Exception as error:  # Too long for the server, or it does not answer any more.
             logger.warning("MLflow did not take the view of the trials: %s", error)
             return ""

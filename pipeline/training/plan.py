@@ -4,17 +4,16 @@ Training, dry run and re-training all begin here, so that they agree on what a c
 Only manifests are read; nothing is trained, written or started.
 """
 
-import hashlib
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline.checkpoints.files import MOST_NAMED, manifest_tags
 from pipeline.data.datasets.few_shot.training import class_of, without_fold
 from pipeline.data.ingest.mixture import Mixture
 from pipeline.data.ingest.stream import Corpus, build_mixture, open_corpus
-from pipeline.data.shards.format import Manifest, find_manifests
+from pipeline.data.shards.format import find_manifests
 from pipeline.data.shards.union import pixels_in
 from pipeline.errors import UserError, did_you_mean
 from pipeline.storage.open import open_storage
@@ -24,9 +23,6 @@ from pipeline.training.questions.labels import LabelSpace, training_labels
 from pipeline.training.questions.questions import distractor_texts
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 12
-"""Datasets that are named one by one; the classes of a few-shot benchmark are more."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,10 @@ class RunPlan:
         """Logs what the run trains on, how long it is, and after which step it begins."""
         config, sizes = self.config, self.corpus.sizes
         named = list(zip(self.mixture.datasets, self.mixture.shares, strict=True))
-        shares = ", ".join(f"{name} {share:.1%} of {sizes[name]}" for name, share in named[:_SHOWN])
-        if len(named) > _SHOWN:
+        shares = ", ".join(
+            f"{name} {share:.1%} of {sizes[name]}" for name, share in named[:MOST_NAMED]
+        )
+        if len(named) > MOST_NAMED:
             shares += f", ... ({len(named)} in all)"
         logger.info("mixture: %s", shares)
         logger.info(
@@ -120,15 +118,6 @@ def plan_if_possible(config: TrainMixConfig) -> RunPlan | None:
         logger.warning("%s", error)
         return None
     return make_plan(config, corpus)
-
-
-def manifest_tags(manifests: Mapping[str, Manifest]) -> dict[str, str]:
-    """The fingerprint of each dataset's shards; of very many datasets, one over all."""
-    prints = {name: manifest.fingerprint for name, manifest in manifests.items()}
-    if len(prints) <= _SHOWN:
-        return {f"manifest.{name}": value for name, value in prints.items()}
-    whole = hashlib.sha256("".join(f"{n} {v}\n" for n, v in prints.items()).encode()).hexdigest()
-    return {"manifests": f"{whole[:16]} ({len(prints)} datasets)"}
 
 
 def training_corpus(config: TrainMixConfig) -> Corpus:

@@ -25,6 +25,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import Terminated
+from pipeline.ray_internals import SUBMITTED_JOB
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def run_stoppable(work: Callable[[], T], stop: Any) -> T:
         wait_s = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")
         if number == signal.SIGINT:
             limit = "; once more to end at once, without a checkpoint"
-        elif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        elif SUBMITTED_JOB in os.environ:
             limit = f"; Ray kills this job in {wait_s} s (RAY_JOB_STOP_WAIT_TIME_S)"
         else:
             limit = ""

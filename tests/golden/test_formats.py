@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from jobs.cli import main
 from jobs.sweep import build_trial
 from jobs.track import ReplayConfig, replay_job
-from model.checkpoint import load_checkpoint
-from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from model.lseg import LSeg
+from pipeline.checkpoints.files import checkpoint_fingerprint
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.data.ingest.stream import SampleReader, open_corpus
 from pipeline.data.taxonomy import IGNORE, universal
@@ -31,7 +31,7 @@ from pipeline.sweep.settings import check_settings
 from pipeline.sweep.trials import grid_trials
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.driver.launch import train
+from pipeline.training.driver.launch import plan_run, train
 from tests.support.mini_shards import MiniShards, tiny_model
 
 FORMATS = Path(__file__).parent / "formats"
@@ -58,18 +58,19 @@ def test_shards(split, size):
 
 
 def test_a_checkpoint_gives_its_weights_and_its_past():
-    lseg, labels = load_checkpoint(CHECKPOINT)
+    lseg = LSeg.load(CHECKPOINT)
     weights = load_file(CHECKPOINT / "model.safetensors")
     state = lseg.state_dict()
     assert {name: state[name].shape for name in weights} == {k: v.shape for k, v in weights.items()}
     assert all(torch.equal(state[name], value) for name, value in weights.items())
-    assert list(labels) == (CHECKPOINT / "labels.txt").read_text().splitlines()
-    assert len(labels) == 28
+    assert list(lseg.labels) == (CHECKPOINT / "texts.txt").read_text().splitlines()
     with torch.no_grad():
         text = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
         assert lseg.eval()(torch.zeros(1, 3, 48, 48), text).isfinite().all()
     assert checkpoint_fingerprint(CHECKPOINT) == REGISTERED["version"]["tags"]["weights"]
     provenance = read_provenance(CHECKPOINT)
+    assert list(provenance.labels) == (CHECKPOINT / "labels.txt").read_text().splitlines()
+    assert len(provenance.labels) == 28
     assert provenance.is_known
     assert (provenance.step, provenance.datasets) == (3, ("ade20k", "cityscapes"))
     assert provenance.tags["mlflow_run_id"] == REGISTERED["version"]["run_id"]
@@ -85,7 +86,7 @@ def test_a_run_goes_on_from_its_checkpoint(local_ray, tmp_path):
     size = {"patch_size": 8, "depth": 4, "embed_dim": 8, "num_heads": 2, "img_size": 48}
     backbone = replace(tiny_model().backbone, kwargs=size)
     config = replace(config, model=tiny_model(backbone=backbone, features=4))
-    outcome = train(config)
+    outcome = train(plan_run(config))
     assert outcome.metrics["step"] == 5
     order = (Path(outcome.checkpoint) / "order.txt").read_text().splitlines()
     assert order[:3] == (CHECKPOINT / "order.txt").read_text().splitlines()
@@ -100,7 +101,7 @@ def test_a_run_goes_on_from_its_checkpoint(local_ray, tmp_path):
     assert (best["step"], best["metric"]) == (3, "val/miou")  # 0.0 is not beaten by 0.0.
     other = replace(config, run=replace(config.run, seed=4))
     with pytest.raises(UserError, match=r"run\.seed"):
-        train(other)
+        train(plan_run(other))
 
 
 def history(client: MlflowClient) -> dict[str, list[tuple[int, float, int]]]:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.checkpoint import load_checkpoint
+from model.lseg import LSeg
 from model.text import build_text_encoder
+from pipeline.checkpoints.provenance import read_provenance
 from pipeline.data.datasets import open_reader
 from pipeline.data.ingest.augment import AugmentConfig
 from pipeline.data.ingest.stream import SampleReader, open_corpus
@@ -90,7 +91,8 @@ def test_ten_steps_and_a_picture(shards, mini_shards, tmp_path):
     assert np.isfinite(outcome.metrics["train/loss"])
     assert 0 <= outcome.metrics["val/miou"] <= 1
 
-    lseg, names = load_checkpoint(outcome.checkpoint)
+    lseg = LSeg.load(outcome.checkpoint)
+    names = read_provenance(outcome.checkpoint).labels
     asker = Asker(lseg, build_text_encoder(lseg.config.text))
     space = label_space(names)
     rows = []

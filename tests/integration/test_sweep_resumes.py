@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline.training.config import RunConfig
-from pipeline.training.saving import checkpoint
+from pipeline.training.saving import snapshot
 from tests.integration.training_runs import REPOSITORY, Process
 from tests.pipeline.sweep.test_sweeps import recipe_text
 
@@ -60,7 +60,7 @@ def test_a_killed_sweep_goes_on_where_it_was(mini_shards, tmp_path):
 def newest_step(root: Path) -> int:
     """Of the second trial's complete checkpoints; 0 while there is none."""
     runs = [RunConfig(name=run.name, storage=str(root)) for run in root.glob("*-0.02-*")]
-    return max(map(checkpoint.latest_step, runs), default=0)
+    return max(map(snapshot.latest_step, runs), default=0)
 
 
 def wait_for(process: Process, check, timeout_s: float = 300.0):

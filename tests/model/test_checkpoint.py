@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from model.checkpoint import load_checkpoint, resolvers, save_checkpoint
+from model.checkpoint import read_checkpoint, resolvers, save_checkpoint
 from model.config import BackboneConfig, ModelConfig, config_from_dict
 from model.errors import ModelError
 from model.lseg import LSeg
@@ -35,9 +35,9 @@ def test_loading_never_fetches_published_weights(tiny_lseg, tmp_path):
         tiny_lseg.config, backbone=replace(tiny_lseg.config.backbone, pretrained=True)
     )
     save_checkpoint(tmp_path, tiny_lseg)
-    lseg, labels = load_checkpoint(tmp_path)
+    lseg = LSeg.load(tmp_path)
     assert lseg.config.backbone.pretrained is False
-    assert labels == ()
+    assert lseg.labels == ()
 
 
 def test_uris_go_through_registered_resolvers(saved, monkeypatch):
@@ -52,7 +52,7 @@ def test_uris_go_through_registered_resolvers(saved, monkeypatch):
 
 def test_texts_stand_for_the_labels(tiny_lseg, tmp_path):
     save_checkpoint(tmp_path, tiny_lseg, ["traffic_light"], texts=["traffic light"])
-    assert load_checkpoint(tmp_path)[1] == ("traffic_light",)
+    assert read_checkpoint(tmp_path).labels == ("traffic_light",)
     assert LSeg.load(tmp_path).labels == ("traffic light",)
     with pytest.raises(ModelError, match="one for each"):
         save_checkpoint(tmp_path, tiny_lseg, ["a", "b"], texts=["a"])
@@ -97,7 +97,7 @@ def change_config(folder: Path, **values) -> None:
 def test_damage_is_named(saved, damage, error, message):
     damage(saved)
     with pytest.raises(error, match=message):
-        load_checkpoint(saved)
+        LSeg.load(saved)
 
 
 def test_configuration_from_plain_values():

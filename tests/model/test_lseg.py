@@ -11,7 +11,8 @@ from model.errors import ModelError
 from model.loss import segmentation_loss
 from model.lseg import LSeg, build_lseg
 from model.metrics import ConfusionMatrix
-from model.prediction import NO_LABEL, as_batches, label_ids
+from model.prediction import NO_LABEL, as_batches
+from model.sliding import AS_IT_IS, sliding_label_ids
 from model.text import build_text_encoder
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "samples"
@@ -154,16 +155,18 @@ def test_the_three_ways_with_pixels_of_no_label(tiny_lseg):
     assert (doubtful == plain)[doubtful != NO_LABEL].all()
 
 
-def test_threshold_is_a_probability_at_full_resolution():
+def test_threshold_is_a_probability_at_full_resolution(tiny_lseg):
     torch.manual_seed(0)
-    logits = torch.randn(1, 3, 5, 5)
-    upsampled = torch.nn.functional.interpolate(
-        logits, (11, 9), mode="bilinear", align_corners=True
-    )
+    image, text = torch.randn(1, 3, 16, 24), torch.randn(3, tiny_lseg.embed_dim)
+    with torch.inference_mode():
+        upsampled = torch.nn.functional.interpolate(
+            tiny_lseg(image, text), (11, 9), mode="bilinear", align_corners=True
+        )
     probability, best = upsampled.softmax(1).max(1)
-    found = label_ids(logits, (11, 9), threshold=0.5)
+    threshold = float(probability.median())
+    found = sliding_label_ids(tiny_lseg, image, text, AS_IT_IS, (11, 9), threshold)
     assert 0 < int((found == NO_LABEL).sum()) < found.numel()
-    torch.testing.assert_close(found, best.where(probability >= 0.5, NO_LABEL))
+    torch.testing.assert_close(found, best.where(probability >= threshold, NO_LABEL))
 
 
 def test_arrays_of_any_memory_layout_are_taken(tiny_lseg):
@@ -283,8 +286,8 @@ def test_one_real_image_can_be_learnt_by_heart():
         (loss / count).backward()
         optimizer.step()
     matrix = ConfusionMatrix(len(present))
-    with torch.inference_mode():
-        matrix.update(label_ids(lseg(lseg.normalize(batch), text), label.shape), target)
+    ids = sliding_label_ids(lseg, lseg.normalize(batch), text, AS_IT_IS)
+    matrix.update(ids, target)
     assert matrix.pixel_accuracy() > 0.95
 
 

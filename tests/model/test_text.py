@@ -7,12 +7,8 @@ import torch
 
 from model.config import TextConfig
 from model.errors import ModelError
-from model.text import (
-    StandInEncoder,
-    build_text_encoder,
-    stand_in_semantics,
-    stand_in_vectors,
-)
+from model.stand_in import stand_in_semantics, stand_in_vectors
+from model.text import StandInEncoder, build_text_encoder
 
 FIRST_RED_CIRCLE = [0.499796, 0.367177, -0.027422]
 

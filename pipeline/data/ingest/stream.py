@@ -29,6 +29,7 @@ from pipeline.data.shards.corpus import Corpus as Corpus
 from pipeline.data.shards.corpus import SampleReader as SampleReader
 from pipeline.data.shards.corpus import open_corpus as open_corpus
 from pipeline.data.taxonomy import IGNORE
+from pipeline.ray_internals import limit_waiting_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def configure_context(crop_px: int, rows_per_batch: int) -> None:
     # A block closes once it exceeds the target, and is cut in two from 1.5 times the target.
     context.target_max_block_size = rows_per_batch * crop_px * crop_px * 4
     context.execution_options = execution_options()
-    context._max_num_blocks_in_streaming_gen_buffer = BATCHES_WAITING
+    limit_waiting_blocks(context, BATCHES_WAITING)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from model.checkpoint import load_checkpoint
+from model.lseg import LSeg
 from model.text import build_text_encoder
-from pipeline.checkpoints.fingerprint import checkpoint_fingerprint
+from pipeline.checkpoints.files import checkpoint_fingerprint
 from pipeline.checkpoints.provenance import Provenance
 from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
@@ -58,11 +58,10 @@ def evaluate_behaviours(
         )
     vocabulary += [name for name in HELD_OUT if name not in vocabulary]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lseg, _ = load_checkpoint(checkpoint, device)
+    lseg = LSeg.load(checkpoint, device)
     asker = Asker(lseg, build_text_encoder(lseg.config.text))
     behaviours = FourBehaviours(vocabulary, SUPER_CLASSES, config.seed)
-    augment = (provenance.config.get("data") or {}).get("augment") or {}
-    side_px = int(augment.get("base_px", 520))
+    side_px = int(provenance.group("data", "augment").get("base_px", 520))
     samples = []
     for sample in asker.samples(corpus, config.max_images or IMAGES, side_px):
         behaviours.add(asker, sample)

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.lseg import LSeg, build_lseg
 from model.text import build_text_encoder
 from pipeline.data.taxonomy import universal
 from pipeline.progress import duration
+from pipeline.ray_internals import fake_tensors
 from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.plan import RunPlan
 from pipeline.training.state.optimizer import build_optimizer
@@ -97,7 +97,7 @@ def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
     with torch.device("meta"):
         lseg = build_lseg(replace(config.model, backbone=backbone), dim).train()
     # Not on the meta device itself, for which there is no autocast.
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         lseg.to_empty(device="cpu")
         optimizer = build_optimizer(lseg, config.train)
         with FlopCounterMode(display=False) as flops, _kept_bytes() as kept:

@@ -8,8 +8,9 @@ import ray.train
 
 from model.errors import ModelError
 from pipeline.errors import UserError
+from pipeline.ray_internals import cause_of
 from pipeline.training.config import RunConfig, TrainMixConfig
-from pipeline.training.saving import checkpoint
+from pipeline.training.saving import snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +39,17 @@ def way_on(run: RunConfig) -> str:
     It raises nothing, since the caller has another error to report.
     """
     try:
-        step = checkpoint.latest_step(run)
+        step = snapshot.latest_step(run)
     except Exception as error:
         return f"from its newest checkpoint (the storage does not answer: {error})"
     if not step:
         return "from the start: it has no checkpoint"
-    return f"from checkpoint {checkpoint.address_of(run, step)}"
+    return f"from checkpoint {snapshot.address_of(run, step)}"
 
 
 def _first_line(error: BaseException) -> str:
     """The kind and the first line of an error, without Ray's wrapping."""
-    inner = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error
+    inner = cause_of(error)
     lines = [line for line in str(inner).splitlines() if line.strip()] or [""]
     return f"{type(inner).__name__}: {lines[0][:300]}"
 
@@ -57,7 +58,7 @@ def explained(error: ray.train.TrainingFailedError, config: TrainMixConfig) -> E
     """Returns the user's mistake that made the workers fail, or else the error itself."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
-        inner = getattr(failure, "_base_exc", None) or failure
+        inner = cause_of(failure)
         if isinstance(inner, UserError | ModelError):
             return inner
     logger.error(

@@ -13,6 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from model.checkpoint import is_uri
 from pipeline.checkpoints.environment import git_commit, library_versions, ray_job_id
+from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import mlflow_variables, pinned, worker_runtime_env
 from pipeline.data.ingest.stream import (
     configure_context,
@@ -27,7 +28,7 @@ from pipeline.training.driver.resumable import first_step
 from pipeline.training.driver.stream import StreamDealer, remaining_stream
 from pipeline.training.job import EarlyEnd, Job, Lineage
 from pipeline.training.plan import RunPlan, make_plan
-from pipeline.training.saving import checkpoint
+from pipeline.training.saving import snapshot
 from pipeline.training.stopping import TrainingStopped, outcome_of, run_stoppable, start_signal
 from pipeline.training.worker.loop import train_worker
 
@@ -92,9 +93,8 @@ def train(
         if start_ray is not None:
             start_ray(plan.config.logical_cpus)
         _fit(plan, lineage or Lineage(), callbacks)
-    step = checkpoint.latest_step(run)
-    metrics = checkpoint.metrics_of(run, step)
-    return Outcome(checkpoint.address_of(run, step), metrics, time.perf_counter() - began)
+    address = snapshot.address_of(run, snapshot.latest_step(run))
+    return Outcome(address, read_provenance(address).metrics, time.perf_counter() - began)
 
 
 def _fit(plan: RunPlan, lineage: Lineage, callbacks: Sequence[ray.train.UserCallback]) -> None:
@@ -153,7 +153,7 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": variables},
             callbacks=[
-                checkpoint.SnapshotKeeper(config.run),
+                snapshot.SnapshotKeeper(config.run),
                 FailureReporter(config.run),
                 *callbacks,
             ],

@@ -6,19 +6,16 @@ run, rates and decays, precision, accumulation, the workers, the loaders and the
 only watches: logging, validation, checkpoints, tracking. Shards may move if they are the same.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
-from model.checkpoint import TEXTS
+from pipeline.checkpoints.files import only_manifest_tags, step_folder
+from pipeline.checkpoints.provenance import read_provenance
 from pipeline.errors import UserError
-from pipeline.storage.open import open_storage
 from pipeline.training.config import TrainMixConfig, plain
 from pipeline.training.plan import RunPlan
 from pipeline.training.questions.labels import LabelSpace
-from pipeline.training.saving.checkpoint import PROVENANCE, latest_step, name_of, repair
+from pipeline.training.saving.snapshot import address_of, latest_step, repair
 from pipeline.training.state.warm_start import check_start
 
 _FIXED = (
@@ -38,8 +35,6 @@ _FIXED = (
 """Settings, and groups of them, that a run keeps."""
 _FREE = ("model.activation_checkpointing",)
 """Settings within `_FIXED` that change no result."""
-_SHARDS = "manifest"
-"""Prefix of the tags that hold the fingerprints of training shards."""
 
 
 def first_step(plan: RunPlan) -> int:
@@ -72,26 +67,22 @@ def check_resumable(
     Raises:
         UserError: Names every difference.
     """
-    storage = open_storage(config.run.storage)
-    folder = f"{config.run.name}/{name_of(step)}"
-    saved, now = yaml.safe_load(storage.read(f"{folder}/config.yaml")), plain(config)
-    saved = _completed(saved, plain(TrainMixConfig()))
+    before = read_provenance(address_of(config.run, step))
+    saved, now = _completed(before.config, plain(TrainMixConfig())), plain(config)
     found = [d for key in _FIXED for d in _differences(key, _at(saved, key), _at(now, key))]
-    before = storage.read(f"{folder}/labels.txt").decode().splitlines()
-    names = list(labels.names)
-    found += _differences("train.labels", before, names)
-    if before == names and storage.exists(f"{folder}/{TEXTS}"):
-        asked = storage.read(f"{folder}/{TEXTS}").decode().splitlines()
-        others = [(old, new) for old, new in zip(asked, labels.texts, strict=True) if old != new]
+    found += _differences("train.labels", list(before.labels), list(labels.names))
+    if before.labels == labels.names and before.texts:
+        pairs = zip(before.texts, labels.texts, strict=True)
+        others = [(old, new) for old, new in pairs if old != new]
         found += [f"words for a label ({old!r}, now {new!r})" for old, new in others[:1]]
-    provenance = json.loads(storage.read(f"{folder}/{PROVENANCE}"))
-    stored = {tag: value for tag, value in provenance.items() if tag.startswith(_SHARDS)}
+    stored = only_manifest_tags(before.tags)
     if stored:  # A checkpoint from elsewhere may not say.
         found += _differences("data.shards", stored, dict(shards))
     if found:
         raise UserError(
-            f"run.name={config.run.name}: {folder} in {config.run.storage} was trained with other "
-            f"{', '.join(found)}: give the run another name, or restore what differs"
+            f"run.name={config.run.name}: {config.run.name}/{step_folder(step)} in "
+            f"{config.run.storage} was trained with other {', '.join(found)}: give the run "
+            "another name, or restore what differs"
         )
 
 

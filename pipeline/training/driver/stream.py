@@ -6,10 +6,11 @@ import ray.data
 import ray.train
 
 from pipeline.data.ingest.stream import training_stream
+from pipeline.ray_internals import execution_options_of
 from pipeline.storage.retry import retry
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.plan import RunPlan
-from pipeline.training.saving import checkpoint
+from pipeline.training.saving import snapshot
 
 
 class StreamDealer(ray.train.DataConfig):
@@ -24,8 +25,7 @@ class StreamDealer(ray.train.DataConfig):
         """One iterator of each dataset for each worker."""
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
-            dataset = dataset.copy(dataset)
-            dataset.context.execution_options = self._resolve_execution_options(name)
+            dataset.context.execution_options = execution_options_of(self, name)
             for worker, part in enumerate(dataset.streaming_split(world_size, equal=False)):
                 output[worker][name] = part
         return output
@@ -47,7 +47,7 @@ def patient_latest_step(config: TrainMixConfig) -> int:
     Ray's controller asks it when workers start anew, and does not recover from an error.
     """
     return retry(
-        lambda: checkpoint.latest_step(config.run),
+        lambda: snapshot.latest_step(config.run),
         config.train.storage_patience_s,
         "run.storage does not answer",
     )

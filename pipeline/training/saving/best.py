@@ -1,4 +1,4 @@
-"""The best model of a run so far, beside its checkpoints: it is stored while training goes on."""
+"""The best model of a run so far, beside its checkpoints: stored while training continues."""
 
 import json
 import logging
@@ -13,6 +13,7 @@ from typing import Any
 
 import ray.train
 
+from pipeline.ray_internals import RunStorage
 from pipeline.storage.open import open_storage
 from pipeline.storage.retry import retry
 from pipeline.training.config import TrainMixConfig
@@ -21,7 +22,7 @@ from pipeline.training.saving.local_folders import LocalFolders
 logger = logging.getLogger(__name__)
 
 BEST = "best.json"
-"""In the run's folder: which model was the best so far."""
+"""File in the run's folder that names the best model so far."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,23 @@ class _Candidate:
     step: int
     value: float
     folder: Path
-    """On this node."""
+    """Its local folder, on this node."""
 
     @property
     def name(self) -> str:
-        """Its folder in the storage."""
+        """The name of its folder in the storage."""
         return f"best_{self.step:08d}"
 
 
 class BestModel:
     """Stores models that are better than all before, one at a time.
 
-    While one is on its way the next waits, and a better one takes its place: nothing here holds up
-    who trains. A model counts as stored only when it is.
+    While one is on its way the next waits, and a better one takes its place, so the training thread
+    never waits. A model counts as stored only when it is.
 
     Args:
-        config: Of the run.
-        store: Ray Train's storage.
+        config: Settings of the run.
+        storage: Storage of the run.
         upload: Copies a folder to the storage under a name; tries again by itself.
         folders: Where the models wait.
     """
@@ -55,12 +56,12 @@ class BestModel:
     def __init__(
         self,
         config: TrainMixConfig,
-        store: Any,
+        storage: RunStorage,
         upload: Callable[[ray.train.Checkpoint, str], Any],
         folders: LocalFolders,
     ) -> None:
         self._run, self._train, self._data = config.run, config.train, config.data
-        self._store, self._upload, self._folders = store, upload, folders
+        self._storage, self._upload, self._folders = storage, upload, folders
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best")
         self._pending: Future[None] | None = None
@@ -71,7 +72,7 @@ class BestModel:
         self._read()
 
     def is_beaten_by(self, value: float) -> bool:
-        """Whether a model would be the best: also of those that are on their way."""
+        """Whether a model would be the best, those included that are on their way."""
         with self._lock:
             under_way = [each.value for each in (self._sending, self._waiting) if each]
             return value > max([self._stored, *under_way])  # Not so for NaN.
@@ -81,7 +82,7 @@ class BestModel:
 
         Args:
             step: Steps done.
-            value: Of the metric.
+            value: Value of the metric.
             folder: One of `folders`, which is removed afterwards.
         """
         with self._lock:
@@ -92,7 +93,7 @@ class BestModel:
             self._folders.remove(before.folder)
 
     def wait(self) -> None:
-        """Waits until the best model is where it belongs."""
+        """Waits until the best model is in the storage."""
         if self._pending is not None:
             self._pending.result()
 
@@ -111,6 +112,10 @@ class BestModel:
                 self._folders.remove(candidate.folder)
 
     def _replace(self, candidate: _Candidate) -> None:
+        """Stores a model, names it in BEST, and only then deletes the one before.
+
+        In any other order, a process that dies in between would leave BEST without its model.
+        """
         self._upload(ray.train.Checkpoint.from_directory(candidate.folder), candidate.name)
         entry = {"step": candidate.step, "metric": self._train.keep_best, "value": candidate.value}
         entry |= {"folder": candidate.name, "validation": self._validation}
@@ -125,14 +130,13 @@ class BestModel:
             self._stored = candidate.value
         if before and before != candidate.name:
             try:
-                gone = self._store.build_checkpoint_path_from_name(before)
-                self._store.storage_filesystem.delete_dir(gone)
+                self._storage.delete(before)
             except Exception as error:
                 logger.warning("%s, no longer the best model, was not removed: %s", before, error)
 
     @property
     def _validation(self) -> dict[str, Any]:
-        """Of which pictures the metric is: values of others cannot be compared."""
+        """The images that the metric is of: values over other images cannot be compared."""
         train, data = self._train, self._data
         sets = train.val_datasets
         return {
@@ -147,7 +151,7 @@ class BestModel:
         return f"{self._run.name}/{BEST}"
 
     def _read(self) -> None:
-        """What an earlier attempt stored, if it is of the same metric."""
+        """Reads what an earlier attempt stored, which counts if it is of the same metric."""
         storage = open_storage(self._run.storage)
         data = retry(
             lambda: storage.read(self._path) if storage.exists(self._path) else None,
@@ -158,7 +162,7 @@ class BestModel:
             return
         try:
             entry = json.loads(data)
-            metric, value, folder = entry["metric"], float(entry["value"]), entry["folder"]
+            value, folder = float(entry["value"]), entry["folder"]
             if not re.fullmatch(r"best_\d+", folder):
                 raise ValueError(f"folder={folder!r}")
         except (ValueError, TypeError, KeyError) as error:
@@ -167,20 +171,15 @@ class BestModel:
         self._folder = folder
         if math.isnan(value):
             return
-        validation = entry.get("validation")
-        if metric != self._train.keep_best:
-            logger.warning(
-                "%s is by %s, and train.keep_best is now %s: it does not count",
-                self._path,
-                metric,
-                self._train.keep_best,
-            )
-        elif validation != self._validation:
-            logger.warning(
-                "%s is of another validation (%s, now %s): it does not count",
-                self._path,
-                validation,
-                self._validation,
-            )
-        else:
-            self._stored = value
+        now = {"metric": self._train.keep_best, "validation": self._validation}
+        for key in now:
+            if entry.get(key) != now[key]:
+                logger.warning(
+                    "%s is of another %s (%s, now %s): it does not count",
+                    self._path,
+                    key,
+                    entry.get(key),
+                    now[key],
+                )
+                return
+        self._stored = value

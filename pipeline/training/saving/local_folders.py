@@ -1,7 +1,7 @@
 """The folders on a node's own disk in which checkpoints wait for the storage.
 
-Each is locked as long as it is used. The system takes a lock back from a process that dies, however
-it dies, so what a killed worker of the same run left on this node can be told from what is in use.
+Each is locked as long as it is used. The system releases the lock of a process that dies, however
+it dies, so the folders that a killed worker of the same run left on this node can be recognised.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class LocalFolders:
     """The folders of one run, below `TMPDIR`.
 
     Args:
-        run: Another storage is another run, though its name be the same.
+        run: The run; one of the same name in another storage is another run.
     """
 
     def __init__(self, run: RunConfig) -> None:
@@ -36,18 +36,19 @@ class LocalFolders:
 
     @property
     def place(self) -> Path:
-        """The folder that they are in."""
+        """The folder in which they lie."""
         return Path(tempfile.gettempdir())
 
     def new(self) -> Path:
-        """An empty folder, until `remove`.
+        """Makes an empty folder, which is locked until `remove`.
 
         Raises:
             OSError: There is no room for it.
         """
         while True:
             folder = Path(tempfile.mkdtemp(prefix=self._prefix))
-            # Who removes what was left may have come between these lines; then it is gone.
+            # A process that removes abandoned folders may come between making and locking: a
+            # folder that is gone by then is made anew.
             with contextlib.suppress(FileNotFoundError):
                 lock = os.open(folder, os.O_RDONLY)
                 try:
@@ -64,14 +65,14 @@ class LocalFolders:
                 os.close(lock)
 
     def remove(self, folder: Path) -> None:
-        """Removes a folder and all in it."""
+        """Removes a folder with its content, and releases its lock."""
         shutil.rmtree(folder, ignore_errors=True)
         lock = self._locks.pop(folder, None)
         if lock is not None:
             os.close(lock)
 
     def remove_left(self) -> int:
-        """Removes what dead processes of this run left on this node; how many folders it were."""
+        """Removes the folders that dead processes of this run left here; returns their number."""
         pattern = re.compile(re.escape(self._prefix) + "[a-z0-9_]+")
         removed = 0
         for folder in self.place.glob("lseg-checkpoint-*"):

@@ -1,21 +1,23 @@
-"""Writes the checkpoints of a run without holding it up, and outlasts a store that fails.
+"""Writes the checkpoints of a run without delaying it, and outlasts a storage that fails.
 
 Worker 0 writes a local folder; a thread of Ray Train copies it to the run's storage. While the
 storage fails (a full disk, an object store that is down) the copy is tried again and again, and
-training goes on; only when it failed for `train.storage_patience_s` does the attempt end, to be
-started anew by Ray from the last complete checkpoint. What waits on the local disk is bounded.
+training goes on; only when it failed for `train.storage_patience_s` does the attempt end, and Ray
+starts a new one from the last complete checkpoint. What waits on the local disk is bounded.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.train
 
+from pipeline.checkpoints.files import step_folder
+from pipeline.checkpoints.provenance import save_model
 from pipeline.errors import UserError
+from pipeline.ray_internals import RunStorage
 from pipeline.storage.retry import retry
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.job import Job
@@ -28,8 +30,11 @@ from pipeline.training.state.state import TrainingState
 logger = logging.getLogger(__name__)
 
 _LOST_IN_A_ROW = 3
+"""Checkpoints that find no room on the local disk before that ends the run."""
 _RUN_WAIT_S = 10.0
+"""How long the last checkpoint waits for MLflow to name its run."""
 _MOST_ON_THEIR_WAY = 2
+"""Checkpoints that may wait for the storage; later ones are left out until one has arrived."""
 
 
 class Saver:
@@ -40,7 +45,7 @@ class Saver:
     ) -> None:
         self._job, self._state, self._rank, self._tracker = job, state, rank, tracker
         self._run, self._train = job.plan.config.run, job.plan.config.train
-        self._store: Any = ray.train.get_context().get_storage()
+        self._storage = RunStorage()
         self._lost = self._on_their_way = 0
         self._lock = threading.Lock()
         self._folders = LocalFolders(self._run)
@@ -48,61 +53,66 @@ class Saver:
         if rank == 0:
             self._folders.remove_left()
             if self._train.keep_best:
-                self._best = BestModel(job.plan.config, self._store, self._upload, self._folders)
+                self._best = BestModel(job.plan.config, self._storage, self._upload, self._folders)
 
-    def save(self, metrics: dict[str, float], *, must: bool, urgent: bool = False) -> None:
-        """Reports a checkpoint of the state.
+    def save(
+        self, metrics: dict[str, float], *, required: bool, bypass_backlog: bool = False
+    ) -> None:
+        """Reports a checkpoint of the state to Ray Train.
 
         Args:
-            metrics: Of this step, beside it.
-            must: The run ends here: a checkpoint that cannot be written is an error, and not
-                only a later one's task.
-            urgent: It is not left out, though others are still on their way to the storage.
+            metrics: Metrics of this step, which are stored with the checkpoint.
+            required: The run ends here, so a checkpoint that cannot be written is an error; at
+                other steps a later one makes up for it.
+            bypass_backlog: Write it even though others are still on their way to the storage.
 
         Raises:
             UserError: There is no room for the local folder.
         """
         step = self._state.step
         report = {"step": step, **metrics, "order": order.summary(self._state.order)}
+        # Written before it is reported: Ray copies the folder while the next steps change the
+        # state.
         folder = None
-        if self._rank == 0 and not self._is_behind(must or urgent):
-            folder = self._written(checkpoint.save, report, must)
-        # Ray waits for the reports of all workers; a checkpoint comes from the first alone. A
-        # report without one would wait for those before it too, if it were not ASYNC.
+        if self._rank == 0 and not self._backlog_full(required or bypass_backlog):
+            folder = self._write_local(report, required)
+        # Counted before Ray's thread can start: it counts down when the upload has ended.
         local = None
         if folder is not None:
             local = ray.train.Checkpoint.from_directory(folder)
             with self._lock:
                 self._on_their_way += 1
+        # Last, and by every worker, with a checkpoint or without: Ray waits for the reports of all.
+        # A report without a checkpoint would wait for those before it too, if it were not ASYNC.
         ray.train.report(
             report,
             checkpoint=local,
-            checkpoint_dir_name=checkpoint.name_of(step),
+            checkpoint_dir_name=step_folder(step),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=self._store_and_forget,
             delete_local_checkpoint_after_upload=False,
         )
 
     def keep_best(self, metrics: dict[str, float]) -> None:
-        """Keeps the model (not what it takes to train on) if no validation was better."""
+        """Keeps the model (not what continuing its training takes) if no validation was better."""
         value = metrics.get(self._train.keep_best)
         if self._best is None or value is None or not self._best.is_beaten_by(value):
             return
         step = self._state.step
-        folder = self._written(checkpoint.save_model, {"step": step, **metrics}, must=False)
+        folder = self._write_local({"step": step, **metrics}, required=False, resumable=False)
         if folder is not None:
             self._best.keep(step, value, folder)
 
     def wait(self) -> None:
-        """Waits until the best model is where it belongs."""
+        """Waits until the best model is in the storage."""
         if self._best is not None:
             self._best.wait()
 
-    def _is_behind(self, urgent: bool) -> bool:
+    def _backlog_full(self, bypassed: bool) -> bool:
         """Whether so many checkpoints wait for the storage that this one is left out."""
         with self._lock:
             count = self._on_their_way
-        if urgent or count < _MOST_ON_THEIR_WAY:
+        if bypassed or count < _MOST_ON_THEIR_WAY:
             return False
         logger.warning(
             "step %d: no checkpoint, since %d are still on their way to run.storage; training "
@@ -112,29 +122,35 @@ class Saver:
         )
         return True
 
-    def _written(
-        self, write: Callable[..., None], metrics: dict[str, Any], must: bool
+    def _write_local(
+        self, metrics: dict[str, Any], required: bool, resumable: bool = True
     ) -> Path | None:
-        """A local folder with a checkpoint; None where the local disk has no room for it."""
-        job, folder = self._job, None
+        """Writes a checkpoint to this node's disk; returns None where there is no room for it."""
+        job, state, folder = self._job, self._state, None
+        # Asked first, because it may wait: a full disk is judged at the moment of writing.
         tags = job.tags | {"mlflow_run_id": self._mlflow_run_id()}
+        provenance = checkpoint.provenance_of(job.plan.config, job.plan.labels, metrics, tags)
         try:
             folder = self._folders.new()
-            write(folder, self._state, job.plan.config, job.plan.labels, metrics, tags)
+            if resumable:
+                checkpoint.save(folder, state, provenance)
+            else:
+                save_model(folder, state.evaluated, provenance)
         except Exception as error:  # safetensors has an exception of its own for a full disk
+            # The half-written folder goes at once: its room is what the next checkpoint needs.
             if folder is not None:
                 self._folders.remove(folder)
             self._lost += 1
-            if must or self._lost >= _LOST_IN_A_ROW:
+            if required or self._lost >= _LOST_IN_A_ROW:
                 raise UserError(
-                    f"{self._folders.place}: the checkpoint after step {self._state.step} cannot "
+                    f"{self._folders.place}: the checkpoint after step {state.step} cannot "
                     f"be written there ({error}): make room, or set TMPDIR to a folder with room "
                     "on every node; the same command goes on from the last checkpoint that was "
                     "stored"
                 ) from None
             logger.error(
                 "step %d: no checkpoint, since %s cannot be written (%s); training goes on",
-                self._state.step,
+                state.step,
                 self._folders.place,
                 error,
             )
@@ -143,7 +159,7 @@ class Saver:
         return folder
 
     def _mlflow_run_id(self) -> str:
-        """Of the run, for those who evaluate the checkpoint; empty while MLflow does not answer."""
+        """The MLflow run, for later evaluations; empty while MLflow does not answer."""
         if self._tracker is None:
             return ""
         # A run of seconds ends before a new server has made its run.
@@ -155,6 +171,7 @@ class Saver:
         try:
             return self._upload(local, name)
         finally:
+            # The folder first: what counts as off its way must not take room on the disk any more.
             self._folders.remove(Path(local.path))
             with self._lock:
                 self._on_their_way -= 1
@@ -164,17 +181,18 @@ class Saver:
         began = time.monotonic()
         try:
             return retry(
-                lambda: self._store.persist_current_checkpoint(local, name),
+                lambda: self._storage.upload(local, name),
                 self._train.storage_patience_s,
                 f"{name}: not stored",
                 f"{name}: stored after all",
             )
         except Exception as error:
-            # Ray calls an upload again whose error reads "AWS Error ...", which was patient enough.
-            told = str(error).replace("AWS Error", "AWS error")
+            # Ray repeats an upload whose error reads "AWS Error ...", and this one was repeated
+            # long enough.
+            reason = str(error).replace("AWS Error", "AWS error")
             raise UserError(
                 f"run.storage={self._run.storage}: checkpoint {name} was not stored in "
                 f"{time.monotonic() - began:.0f} s (train.storage_patience_s="
-                f"{self._train.storage_patience_s:g}): {told}: make room or see to the store; "
+                f"{self._train.storage_patience_s:g}): {reason}: make room or see to the store; "
                 "the same command goes on from the last checkpoint that was stored"
             ) from None

@@ -16,9 +16,6 @@ import numpy as np
 from pipeline.data.ingest.mixture import Mixture, Row
 from pipeline.data.ingest.stream import Corpus
 
-FILE = "order.txt"
-"""In each checkpoint: line s holds the digest of step s, 16 hex digits, from the first step on."""
-
 
 class StreamOrder:
     """The rows of the stream, by step.
@@ -68,7 +65,7 @@ def wrapped(number: int) -> int:
 
 
 def write(path: Path, digests: Sequence[int]) -> None:
-    """Writes the digests of the steps 1, 2, ... as lines."""
+    """Writes the digests of the steps 1, 2, ... as lines of 16 hex digits."""
     path.write_text("".join(f"{digest % 2**64:016x}\n" for digest in digests))
 
 

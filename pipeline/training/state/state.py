@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.lseg import LSeg, build_lseg
+from pipeline.ray_internals import batch_norms, copy_tensors
 from pipeline.training.config import TrainConfig, TrainMixConfig
 from pipeline.training.state.optimizer import build_optimizer, build_schedule
 from pipeline.training.state.warm_start import build_warm
@@ -80,8 +81,7 @@ class Statistics:
     def __init__(self, lseg: nn.Module) -> None:
         self._now: list[Tensor] = [
             buffer
-            for module in lseg.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for module in batch_norms(lseg)
             for buffer in (module.running_mean, module.running_var)
             if buffer is not None
         ]
@@ -90,9 +90,9 @@ class Statistics:
     def keep(self) -> None:
         """Remembers the statistics as they are."""
         if self._now:
-            torch._foreach_copy_(self._kept, self._now)  # pyright: ignore[reportPrivateImportUsage]
+            copy_tensors(self._kept, self._now)
 
     def put_back(self) -> None:
         """Restores what was remembered last."""
         if self._now:
-            torch._foreach_copy_(self._now, self._kept)  # pyright: ignore[reportPrivateImportUsage]
+            copy_tensors(self._now, self._kept)

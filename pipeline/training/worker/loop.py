@@ -146,7 +146,7 @@ class Loop:
             # but for the one that the end of a run promises.
             due = (noticed or _every(done, self.train.checkpoint_every)) and not self.nonfinite
             if (last or stopped or due) and not self.ended.failed:
-                self.saver.save(metrics, must=last or stopped, urgent=noticed)
+                self.saver.save(metrics, required=last or stopped, bypass_backlog=noticed)
         self.saver.wait()
         return self.ended
 

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 from torch.nn import functional
 
-from model.checkpoint import load_checkpoint
+from model.lseg import LSeg
 from model.text import build_text_encoder
 from pipeline.evaluation.config import EvaluateConfig, Geometry
 from pipeline.evaluation.figures import figures_of
@@ -115,7 +115,7 @@ def test_figures_are_those_of_the_plain_rules(tiny_checkpoint, root):
     scorer = Scorer(str(tiny_checkpoint), plan.parts, torch.device("cpu"), 2)
     figures = figures_of(plan, {"ade20k": scorer.score(0, range(len(SIZES)))})
 
-    lseg, _ = load_checkpoint(tiny_checkpoint)
+    lseg = LSeg.load(tiny_checkpoint)
     text = build_text_encoder(lseg.config.text).encode(published_ade20k_labels())
     truths, answers = [], []
     for number in range(len(SIZES)):

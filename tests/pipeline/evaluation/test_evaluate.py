@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from jobs.cli import parse
-from model.checkpoint import load_checkpoint
+from model.lseg import LSeg
 from model.text import build_text_encoder
 from pipeline.data.datasets import open_reader
 from pipeline.data.ingest.stream import SampleReader, open_corpus
@@ -54,7 +54,7 @@ def upsampled(logits: torch.Tensor, small: np.ndarray, label: np.ndarray) -> tor
 
 def independent_unified(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     """The same figures without any of the evaluation's code but the network's input size."""
-    lseg, _ = load_checkpoint(config.checkpoint)
+    lseg = LSeg.load(config.checkpoint)
     text = build_text_encoder(lseg.config.text).encode(
         [label_text(name) for name in universal().classes]
     )
@@ -215,7 +215,7 @@ def test_mapped_predictions_merge_classes_that_share_a_universal_one(base_config
     _, _, figures = scored(replace(config, datasets=("ade20k",)))
     # Merged, they are the unified classes again, but that only ADE20K's can be answered; each
     # also has the probability of the classes that MSeg has cut out of it.
-    lseg, _ = load_checkpoint(config.checkpoint)
+    lseg = LSeg.load(config.checkpoint)
     native = {n.native_id: n.universal_name for n in native_table("ade20k") if n.universal_name}
     named = sorted(set(native.values()))
     owner = {name: name for name in named}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from model.checkpoint import load_checkpoint
+from model.lseg import LSeg
 from model.text import build_text_encoder
 from pipeline.data.datasets.few_shot import open_few_shot
 from pipeline.errors import UserError
@@ -68,7 +68,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 
 def transcription(checkpoint: Path, benchmark: str, root: Path, fold: int, count: int):
     """The published evaluation, written down plainly: mIoU and FB-IoU."""
-    lseg, _ = load_checkpoint(checkpoint)
+    lseg = LSeg.load(checkpoint)
     encoder = build_text_encoder(lseg.config.text)
     few_shot = open_few_shot(benchmark, str(root), str(root / "splits"))
     episodes = few_shot.episodes(fold)

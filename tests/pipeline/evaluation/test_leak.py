@@ -2,14 +2,18 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from pipeline.checkpoints.provenance import Provenance, read_provenance
+from pipeline.checkpoints.provenance import (
+    Provenance,
+    open_checkpoint,
+    read_provenance,
+    unchanged_manifests,
+)
 from pipeline.data.shards.format import Manifest, SampleRecord, ShardRecord
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.leak import check_leaks, coco_number
@@ -122,7 +126,7 @@ def test_numbers_of_coco():
 
 
 def test_training_pictures_of_shards(base_config, tiny_checkpoint):
-    provenance = read_provenance(tiny_checkpoint)
+    _, provenance = open_checkpoint(str(tiny_checkpoint))
     assert provenance.datasets == ("ade20k", "cityscapes", "coco_panoptic")
     assert set(provenance.manifests) == set(provenance.datasets)
     assert provenance.step == 7
@@ -140,6 +144,6 @@ def test_changed_shards_do_not_count_as_the_trainings(tiny_checkpoint, tmp_path)
         (tmp_path / name).write_text((tiny_checkpoint / name).read_text())
     tags = json.loads((tmp_path / "provenance.json").read_text())
     (tmp_path / "provenance.json").write_text(json.dumps({**tags, "manifest.ade20k": "0" * 16}))
-    found = read_provenance(Path(tmp_path)).manifests
+    found = unchanged_manifests(read_provenance(tmp_path))
     assert set(found) == {"cityscapes", "coco_panoptic"}
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["run"]["name"] == "tiny"

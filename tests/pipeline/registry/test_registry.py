@@ -279,9 +279,15 @@ def test_the_job_registers_promotes_rolls_back_and_lists(filled, folders, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["promote"], "version='': promote must be told which"),
-        (["register"], "checkpoint='': register must be told which"),
-        (["remove_alias"], "alias='': remove_alias must be told which"),
+        (["promote"], "version='': promote needs the version: `registry.py promote VERSION`"),
+        (
+            ["register"],
+            "checkpoint='': register needs the checkpoint: `registry.py register CHECKPOINT`",
+        ),
+        (
+            ["remove_alias"],
+            "alias='': remove_alias needs the alias: `registry.py remove_alias ALIAS`",
+        ),
         (["list", "--alias=champion"], "alias: list takes nothing"),
         (["roll_back", "--version=2"], "version: roll_back takes nothing"),
         (["roll_back", "2"], "version: roll_back takes nothing"),

@@ -10,7 +10,7 @@ from jobs.cli import main, parse
 from pipeline.errors import UserError
 from pipeline.registry.locks import LockConfig
 from pipeline.retraining.config import RetrainConfig
-from pipeline.retraining.data import DataState, changes, validation_tags
+from pipeline.retraining.data import DataState, changes
 from pipeline.retraining.state import PHASES, Attempt, StateFile
 from pipeline.storage.open import open_storage
 
@@ -45,11 +45,6 @@ def test_the_key_changes_with_any_fingerprint_and_not_with_their_order():
         replace(DATA, validation={}),
     ]
     assert len({DATA.key, *(data.key for data in other)}) == 4
-
-
-def test_validation_has_tags_of_its_own():
-    given = {"manifest.a": "1", "manifests": "2"}
-    assert validation_tags(given) == {"validation.a": "1", "validations": "2"}
 
 
 def attempt(**values) -> Attempt:

@@ -10,6 +10,7 @@ import pytest
 
 from jobs.cli import main, parse
 from jobs.sweep import JobConfig, build_trial, builders, main_run, merge_overrides, recipe_path, run
+from pipeline.checkpoints.files import TRAINER
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 from pipeline.sweep import results
@@ -19,7 +20,6 @@ from pipeline.sweep.results import Result
 from pipeline.sweep.search import check_stopping, tune_config
 from pipeline.sweep.settings import check_settings, settings_of
 from pipeline.sweep.trials import Trial, arguments, examples, grid_trials, short_names
-from pipeline.training.saving import checkpoint
 
 LR = "train.lr"
 DEPTH, INIT = "model.regularizer.depth", "model.regularizer.init"
@@ -180,7 +180,7 @@ def take_a_step(config: SweepConfig, trial: Trial, step: int) -> None:
     """Writes the file in which Ray Train names a trial's newest checkpoint."""
     folder = Path(config.storage) / "s" / trial.name
     (folder / f"step_{step}").mkdir(parents=True)
-    (folder / f"step_{step}" / checkpoint.TRAINER).touch()
+    (folder / f"step_{step}" / TRAINER).touch()
     latest = {"checkpoint_dir_name": f"step_{step}"}
     snapshot = {"latest_checkpoint_result": latest, "checkpoint_results": [latest]}
     (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))

@@ -9,7 +9,7 @@ from pipeline.storage import retry as patience
 from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
 from pipeline.training.driver.failures import FailureReporter, explained
 from pipeline.training.driver.stream import patient_latest_step
-from pipeline.training.saving import checkpoint
+from pipeline.training.saving import snapshot
 
 
 class Outage:
@@ -39,7 +39,7 @@ class Outage:
     [(0, "from checkpoint runs/mine/step_00000008"), (1, "from its newest checkpoint")],
 )
 def test_a_failure_is_told_with_or_without_the_storage(monkeypatch, capsys, failures, words):
-    monkeypatch.setattr(checkpoint, "open_storage", Outage(failures).open)
+    monkeypatch.setattr(snapshot, "open_storage", Outage(failures).open)
     FailureReporter(RunConfig(name="mine")).after_exception(None, {1: RuntimeError("gone")})
     said = capsys.readouterr().out
     assert "run mine: worker 1: RuntimeError: gone." in said
@@ -53,7 +53,7 @@ def test_a_failure_is_told_with_or_without_the_storage(monkeypatch, capsys, fail
 def test_what_is_told_at_the_end_is_the_failure_and_not_the_storage(
     monkeypatch, caplog, failures, words
 ):
-    monkeypatch.setattr(checkpoint, "open_storage", Outage(failures).open)
+    monkeypatch.setattr(snapshot, "open_storage", Outage(failures).open)
     failure = ray.train.TrainingFailedError("gone")
     assert explained(failure, TrainMixConfig()) is failure
     assert words in caplog.messages[-1]
@@ -61,7 +61,7 @@ def test_what_is_told_at_the_end_is_the_failure_and_not_the_storage(
 
 def test_the_stream_outlasts_an_outage(monkeypatch, caplog):
     outage = Outage(3)
-    monkeypatch.setattr(checkpoint, "open_storage", outage.open)
+    monkeypatch.setattr(snapshot, "open_storage", outage.open)
     monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.01)
     assert patient_latest_step(TrainMixConfig()) == 8
     assert outage.asked == 4
@@ -69,7 +69,7 @@ def test_the_stream_outlasts_an_outage(monkeypatch, caplog):
 
 
 def test_patience_has_an_end(monkeypatch):
-    monkeypatch.setattr(checkpoint, "open_storage", Outage(1000).open)
+    monkeypatch.setattr(snapshot, "open_storage", Outage(1000).open)
     monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.01)
     config = replace(TrainMixConfig(), train=TrainConfig(storage_patience_s=0.05))
     with pytest.raises(OSError, match="no answer"):

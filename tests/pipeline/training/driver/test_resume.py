@@ -17,15 +17,16 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from pipeline.checkpoints.files import manifest_tags, step_folder
 from pipeline.data.ingest.augment import JitterConfig
 from pipeline.errors import UserError
 from pipeline.tracking.config import server_uri
 from pipeline.training.config import OtherConfig, RunConfig, TrainMixConfig
 from pipeline.training.driver.launch import Outcome, absolute, plan_run, train
 from pipeline.training.driver.resumable import check_resumable
-from pipeline.training.plan import manifest_tags, training_corpus
+from pipeline.training.plan import training_corpus
 from pipeline.training.questions.labels import LabelSpace, label_space
-from pipeline.training.saving import checkpoint
+from pipeline.training.saving import snapshot
 from tests.support.mini_shards import MiniShards, tiny_model
 
 STEPS = 24
@@ -84,7 +85,7 @@ def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
 
     def wait_and_kill() -> None:
         while not stop.wait(0.02):
-            step = checkpoint.latest_step(run_config)
+            step = snapshot.latest_step(run_config)
             if step and (workers := training_workers()):
                 workers[0].kill()
                 killed.append((workers[0].pid, step))
@@ -106,7 +107,7 @@ def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
     assert len(killed) == 1
     assert killed[0][1] < STEPS
     assert not psutil.pid_exists(killed[0][0])
-    assert outcome.checkpoint.endswith(checkpoint.name_of(STEPS))
+    assert outcome.checkpoint.endswith(step_folder(STEPS))
     assert outcome.metrics["step"] == STEPS
     assert_same_training(undisturbed[1], outcome)
 
@@ -117,10 +118,10 @@ def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbe
     config = run(mini_shards, tmp_path, "again", max_failures=0)
     with killer(config.run) as killed, pytest.raises(Exception, match=r"died|failure|error"):
         train(plan_run(config))
-    done = checkpoint.latest_step(config.run)
+    done = snapshot.latest_step(config.run)
     assert killed[0][1] <= done < STEPS
     assert_same_training(undisturbed[1], train(plan_run(config)))
-    assert checkpoint.latest_step(config.run) == STEPS
+    assert snapshot.latest_step(config.run) == STEPS
 
 
 def test_a_finished_run_has_nothing_left_to_do(undisturbed):
@@ -130,7 +131,7 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed):
     # The one before may be older than four steps: where two were still on their way, it was left
     # out.
     assert len(kept) == 2
-    assert kept[-1] == checkpoint.name_of(STEPS)
+    assert kept[-1] == step_folder(STEPS)
     # An evaluation, wherever it runs, writes to the MLflow run that made the checkpoint.
     run_id = json.loads((folder / "provenance.json").read_text())["mlflow_run_id"]
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -200,7 +201,7 @@ def test_a_checkpoint_of_an_older_program_has_the_defaults(trained, tmp_path):
     whole = Path(config.run.storage) / config.run.name
     shutil.copytree(whole, tmp_path / config.run.name)
     config = replace(config, run=replace(config.run, storage=str(tmp_path)))
-    path = tmp_path / config.run.name / checkpoint.name_of(STEPS) / "config.yaml"
+    path = tmp_path / config.run.name / step_folder(STEPS) / "config.yaml"
     saved = yaml.safe_load(path.read_text())
     for group, key in (("train", "other"), ("train", "label_sets"), ("data", "caps")):
         del saved[group][key]
@@ -245,4 +246,4 @@ def test_every_difference_in_the_data_is_named_with_both_values(trained):
 
 
 def test_a_run_that_does_not_exist_has_no_steps(tmp_path):
-    assert checkpoint.latest_step(RunConfig(name="new", storage=str(tmp_path))) == 0
+    assert snapshot.latest_step(RunConfig(name="new", storage=str(tmp_path))) == 0

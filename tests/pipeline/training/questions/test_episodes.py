@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import load_checkpoint, read_texts
+from model.checkpoint import read_checkpoint
 from model.config import TextConfig
 from model.lseg import LSeg
 from model.text import StandInEncoder, build_text_encoder
@@ -85,8 +85,10 @@ def test_the_checkpoint_says_the_words_that_were_asked(tmp_path):
     config = TrainMixConfig(model=tiny_model(), train=TRAIN)
     labels = episode_labels(map(manifest, NAMES), TRAIN)
     assert labels is not None
-    checkpoint.save(tmp_path, build_state(config, 512, CPU), config, labels, {}, {})
-    assert load_checkpoint(tmp_path)[1] == read_texts(tmp_path) == ("others", *NAMES)
+    provenance = checkpoint.provenance_of(config, labels, {}, {})
+    checkpoint.save(tmp_path, build_state(config, 512, CPU), provenance)
+    stored = read_checkpoint(tmp_path)
+    assert stored.labels == stored.texts == ("others", *NAMES)
     assert tuple(LSeg.load(tmp_path).labels) == ("others", *NAMES)
 
 

@@ -15,11 +15,11 @@ import pytest
 import ray.train
 import yaml
 
-from model.checkpoint import load_checkpoint
+from model.lseg import LSeg
+from pipeline.checkpoints.files import step_folder
 from pipeline.errors import UserError
 from pipeline.training.config import plain
 from pipeline.training.driver.launch import absolute
-from pipeline.training.saving import checkpoint
 from pipeline.training.saving.saver import Saver
 from tests.support.local_saver import local_saver
 from tests.support.mini_shards import MiniShards
@@ -51,7 +51,7 @@ def fill(disk: Path) -> Path:
 
 
 def local(mine: Saver) -> ray.train.Checkpoint:
-    folder = mine._written(checkpoint.save, {"step": 0}, True)
+    folder = mine._write_local({"step": 0}, required=True)
     assert folder
     return ray.train.Checkpoint.from_directory(folder)
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_stored_once_there_is_room(small_disk, monkeypatch, capl
     stored = small_disk / "mine/step_00000000"
     for path in Path(source.path).iterdir():
         assert (stored / path.name).read_bytes() == path.read_bytes()
-    assert load_checkpoint(stored)[1] == ("road",)
+    assert LSeg.load(stored).labels == ("road",)
     shutil.rmtree(source.path)
 
 
@@ -90,10 +90,10 @@ def test_no_room_for_the_local_folder_is_told_at_the_end_alone(small_disk, monke
     mine = local_saver(small_disk, monkeypatch, 0.5)
     fill(small_disk)
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
-    assert mine._written(checkpoint.save, {"step": 0}, False) is None
+    assert mine._write_local({"step": 0}, required=False) is None
     assert "training goes on" in caplog.messages[-1]
     with pytest.raises(UserError, match=rf"{small_disk}: the checkpoint after step 0 .*TMPDIR"):
-        mine._written(checkpoint.save, {"step": 0}, True)
+        mine._write_local({"step": 0}, required=True)
     assert list(small_disk.glob("lseg-*")) == []
 
 
@@ -125,4 +125,4 @@ def test_a_run_that_ends_without_room_ends_in_one_message(
     ballast.unlink()
     again = subprocess.run(command, env=env, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert (small_disk / "mine" / checkpoint.name_of(8) / "trainer.pt").is_file()
+    assert (small_disk / "mine" / step_folder(8) / "trainer.pt").is_file()

@@ -21,10 +21,10 @@ from ray.train.v2._internal.execution.context import (
 )
 from ray.train.v2._internal.execution.worker_group.thread_runner import ThreadRunner
 
-from model.checkpoint import load_checkpoint
+from model.lseg import LSeg
+from pipeline.checkpoints.files import step_folder
 from pipeline.errors import UserError
 from pipeline.training.config import RunConfig
-from pipeline.training.saving import checkpoint
 from pipeline.training.saving.local_folders import LocalFolders
 from pipeline.training.saving.saver import Saver
 from tests.support.local_saver import local_saver
@@ -39,7 +39,7 @@ class Door:
         self.open, self.broken = threading.Event(), False
         self.open.set()
         self.asked: list[str] = []
-        persist = mine._store.persist_current_checkpoint
+        persist = mine._storage.upload
 
         def guarded(local: Any, name: str) -> Any:
             self.asked.append(name)
@@ -48,7 +48,7 @@ class Door:
                 raise OSError("no answer")
             return persist(local, name)
 
-        monkeypatch.setattr(mine._store, "persist_current_checkpoint", guarded)
+        monkeypatch.setattr(mine._storage, "upload", guarded)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_the_best_model_is_stored_and_replaces_the_one_before(tmp_path, local, m
     validation = entry.pop("validation")
     assert validation == {"datasets": "trained", "split": "val", "images": 200, "base_px": 520}
     assert entry == {"step": 2, "metric": METRIC, "value": 0.5, "folder": "best_00000002"}
-    assert load_checkpoint(tmp_path / "mine/best_00000002")[1] == ("road",)
+    assert LSeg.load(tmp_path / "mine/best_00000002").labels == ("road",)
     assert list(local.iterdir()) == []
     again, _ = saver(tmp_path, monkeypatch)
     offer(again, 5, 0.5)
@@ -134,7 +134,7 @@ def test_a_best_model_that_was_not_stored_does_not_count(tmp_path, local, monkey
     ("metric", "value", "told"),
     [
         (METRIC, math.nan, []),
-        ("val/coco/miou", 0.9, ["is by val/coco/miou"]),
+        ("val/coco/miou", 0.9, ["is of another metric (val/coco/miou, now val/miou)"]),
         (METRIC, 0.9, ["is of another validation"]),  # An entry of old does not say of which.
     ],
 )
@@ -185,7 +185,7 @@ class Reports:
             train_run_context=None,  # type: ignore[arg-type]
             distributed_context=DistributedContext(0, 1, 0, 1, 0),
             execution_context=ExecutionContext(self._actor, self.queue, self._runner, []),
-            storage_context=mine._store,
+            storage_context=ray.train.get_context().get_storage(),
             preemption_context=None,  # type: ignore[arg-type]
             controller_actor=None,  # type: ignore[arg-type]
             dataset_shard_provider=None,  # type: ignore[arg-type]
@@ -215,7 +215,7 @@ def save(mine: Saver, step: int, **how: bool) -> None:
     """Saves a checkpoint, which must not wait for those before it."""
     mine._state.step = step
     mine._state.order = [0] * step
-    thread = threading.Thread(target=mine.save, args=({},), kwargs={"must": False} | how)
+    thread = threading.Thread(target=mine.save, args=({},), kwargs={"required": False} | how)
     thread.start()
     thread.join(15)
     assert not thread.is_alive()
@@ -228,14 +228,14 @@ def test_what_waits_for_a_slow_storage_is_bounded(reporting, local, caplog):
         save(mine, step)
     assert "step 3: no checkpoint, since 2 are still on their way" in caplog.messages[-1]
     assert len(list(local.iterdir())) == 2
-    save(mine, 4, urgent=True)
-    save(mine, 5, must=True)
+    save(mine, 4, bypass_backlog=True)
+    save(mine, 5, required=True)
     assert len(list(local.iterdir())) == 4
     door.open.set()
-    names = [step and checkpoint.name_of(step) for step in (1, 2, 0, 4, 5)]
+    names = [step and step_folder(step) for step in (1, 2, 0, 4, 5)]
     assert reports.take(5) == [name or "" for name in names]
     save(mine, 6)
-    assert reports.take(1) == [checkpoint.name_of(6)]
+    assert reports.take(1) == [step_folder(6)]
     assert list(local.iterdir()) == []
 
 
@@ -249,7 +249,7 @@ def test_a_report_without_a_checkpoint_does_not_wait_for_those_before(
     save(mine, 2)
     assert "training goes on" in caplog.messages[-1]
     door.open.set()
-    assert reports.take(2) == [checkpoint.name_of(1), ""]
+    assert reports.take(2) == [step_folder(1), ""]
 
 
 def test_an_upload_that_failed_leaves_nothing_and_is_not_called_again_by_ray(
@@ -261,7 +261,7 @@ def test_an_upload_that_failed_leaves_nothing_and_is_not_called_again_by_ray(
         door.asked.append(name)
         raise OSError("AWS Error NETWORK_CONNECTION during PutObject operation")
 
-    monkeypatch.setattr(mine._store, "persist_current_checkpoint", persist)
+    monkeypatch.setattr(mine._storage, "upload", persist)
     failures: queue.Queue[Any] = queue.Queue()
     exceptions = ray.train.report.__self__.execution_context.training_thread_runner  # type: ignore[attr-defined]
     monkeypatch.setattr(exceptions, "_exc_queue", failures)
@@ -269,7 +269,7 @@ def test_an_upload_that_failed_leaves_nothing_and_is_not_called_again_by_ray(
     failure = failures.get(timeout=30)
     assert isinstance(failure._base_exc, UserError)
     assert "make room or see to the store" in str(failure)
-    assert door.asked == [checkpoint.name_of(1)]
+    assert door.asked == [step_folder(1)]
     assert list(local.iterdir()) == []
 
 

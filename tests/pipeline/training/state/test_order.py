@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from pipeline.checkpoints.files import ORDER
 from pipeline.data.ingest.mixture import Mixture
 from pipeline.training.state import order
 from pipeline.training.state.order import StreamOrder, wrapped
@@ -53,8 +54,8 @@ def test_another_row_has_another_digest():
 
 def test_digests_survive_a_file(tmp_path):
     digests = [0, -1, 2**63 - 1, -(2**63), 12345]
-    order.write(tmp_path / order.FILE, digests)
-    assert order.read(tmp_path / order.FILE) == digests
+    order.write(tmp_path / ORDER, digests)
+    assert order.read(tmp_path / ORDER) == digests
     assert order.summary(digests) != order.summary(digests[:-1])
     assert order.read(_empty(tmp_path)) == []
 

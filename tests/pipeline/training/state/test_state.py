@@ -6,10 +6,11 @@ import pytest
 import ray.train
 import torch
 
-from model.checkpoint import load_checkpoint
+from model.lseg import LSeg
 from pipeline.training.config import TrainConfig, TrainMixConfig
 from pipeline.training.questions.labels import label_space
 from pipeline.training.saving import checkpoint
+from pipeline.training.saving.checkpoint import provenance_of
 from pipeline.training.state.state import Statistics, build_state
 from tests.support.mini_shards import tiny_model
 
@@ -52,7 +53,11 @@ def test_a_resumed_state_goes_on_as_the_one_it_was_saved_from(tmp_path, precisio
     whole, resumed = build_state(config, 512, CPU), build_state(config, 512, CPU)
     for step in range(3):
         one_step(whole, step)
-    checkpoint.save(tmp_path, whole, config, label_space(["road", "sky"]), {"step": 3}, {})
+    checkpoint.save(
+        tmp_path,
+        whole,
+        provenance_of(config, label_space(["road", "sky"]), {"step": 3}, {}),
+    )
     checkpoint.restore(ray.train.Checkpoint.from_directory(tmp_path), resumed, CPU)
     assert (resumed.step, resumed.order) == (3, [0, 1, 2])
     for step in (3, 4):
@@ -64,14 +69,18 @@ def test_a_resumed_state_goes_on_as_the_one_it_was_saved_from(tmp_path, precisio
         assert first["backbone.vit.cls_token"].dtype == DTYPES[precision]
     assert whole.schedule.get_last_lr() == resumed.schedule.get_last_lr()
     # Who loads the checkpoint afterwards gets the usual float32.
-    assert load_checkpoint(tmp_path)[0].mean_C.dtype == torch.float32
+    assert LSeg.load(tmp_path).mean_C.dtype == torch.float32
 
 
 def test_a_resumed_state_takes_rates_that_were_changed(tmp_path):
     before = build_state(CONFIG, 512, CPU)
     for step in range(3):
         one_step(before, step)
-    checkpoint.save(tmp_path, before, CONFIG, label_space(["road", "sky"]), {"step": 3}, {})
+    checkpoint.save(
+        tmp_path,
+        before,
+        provenance_of(CONFIG, label_space(["road", "sky"]), {"step": 3}, {}),
+    )
     train = replace(CONFIG.train, lr=CONFIG.train.lr / 8, weight_decay=0.5, steps=100)
     resumed = build_state(replace(CONFIG, train=train), 512, CPU)
     checkpoint.restore(ray.train.Checkpoint.from_directory(tmp_path), resumed, CPU)
@@ -91,8 +100,8 @@ def test_the_checkpoint_hands_out_the_average(tmp_path):
     state = build_state(CONFIG, 512, CPU)
     one_step(state, 0)
     one_step(state, 1)
-    checkpoint.save(tmp_path, state, CONFIG, label_space(["road"]), {}, {})
-    loaded, _ = load_checkpoint(tmp_path)
+    checkpoint.save(tmp_path, state, provenance_of(CONFIG, label_space(["road"]), {}, {}))
+    loaded = LSeg.load(tmp_path)
     for one, other in zip(loaded.parameters(), state.evaluated.parameters(), strict=True):
         assert torch.equal(one, other)
     pairs = zip(loaded.parameters(), state.lseg.parameters(), strict=True)

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
 from pipeline.training.questions.labels import label_space
 from pipeline.training.saving import checkpoint
+from pipeline.training.saving.checkpoint import provenance_of
 from pipeline.training.state.state import build_state
 from pipeline.training.state.warm_start import check_start, model_difference
 from tests.support.mini_shards import tiny_model
@@ -56,7 +57,7 @@ def test_a_resumed_run_needs_the_other_checkpoint_no_more(other, tmp_path):
     with pytest.raises(UserError, match=r"holds no model.safetensors: name the folder"):
         check_start(config)
     # What the run saves says the recipe's own network, so that it resumes under that recipe.
-    checkpoint.save(tmp_path, state, config, label_space(["road"]), {"step": 0}, {})
+    checkpoint.save(tmp_path, state, provenance_of(config, label_space(["road"]), {"step": 0}, {}))
     text = (tmp_path / "config.yaml").read_text()
     assert f"pretrained: {str(config.model.backbone.pretrained).lower()}" in text
 

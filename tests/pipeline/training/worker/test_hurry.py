@@ -52,13 +52,16 @@ class Recorder:
         self.events.append(("validate", self.worker.state.step))
         return {"val/miou": 0.5}
 
-    def save(self, metrics: dict[str, float], *, must: bool, urgent: bool = False) -> None:
+    def save(
+        self, metrics: dict[str, float], *, required: bool, bypass_backlog: bool = False
+    ) -> None:
         """In place of the upload."""
         state = self.worker.state
         self.events.append(("save", state.step))
         folder = self.folder / str(state.step)
         folder.mkdir(exist_ok=True)
-        checkpoint.save(folder, state, self.config, self.worker.labels, metrics, {})
+        provenance = checkpoint.provenance_of(self.config, self.worker.labels, metrics, {})
+        checkpoint.save(folder, state, provenance)
 
     def wait(self) -> None:
         """Nothing is under way."""

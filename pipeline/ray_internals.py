@@ -1,0 +1,124 @@
+"""Every private or undocumented name of Ray, torch and MLflow that this project uses.
+
+Each stands here once, with the reason why no public one will do. `tests/pipeline/
+test_ray_internals.py` uses every one of them for real, and so fails at an upgrade that removes or
+changes it; `pyproject.toml` bounds the versions to those that the tests have seen. The libraries
+are imported inside the functions, because jobs start without them.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""File in a run's folder in which Ray Train notes the complete checkpoints, and resumes from. There
+is no public way to ask for the newest one without starting workers, nor to repair a torn file."""
+
+SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable that `ray job submit` sets for the driver, with the id that it printed. The runtime
+context knows only the other id, which the Jobs page of the dashboard does not show."""
+
+CLEANER_LOGGER = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+"""Logger that warns each second where a local Ray has no dashboard; no option switches that off."""
+
+SAVED_VIEW_TAG = "mlflow.sharedViewState."
+"""Prefix of an experiment's tags in which MLflow's UI keeps saved views; the client has no call."""
+
+
+def limit_waiting_blocks(context: Any, most: int) -> None:
+    """Bounds how many finished blocks of one task wait for their consumer.
+
+    Args:
+        context: A `ray.data.DataContext`. Its public settings bound bytes, of all tasks together.
+        most: Number of blocks.
+    """
+    context._max_num_blocks_in_streaming_gen_buffer = most
+
+
+def execution_options_of(data_config: Any, name: str) -> Any:
+    """Returns the execution options that a Ray Train `DataConfig` has for the dataset `name`.
+
+    A subclass that deals the blocks otherwise must set them as the public `configure` does, which
+    it replaces.
+    """
+    return data_config._resolve_execution_options(name)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Returns the error of a worker without the wrapping of Ray Train or of Ray's tasks.
+
+    `TrainingFailedError.worker_failures` is public, but not how its values wrap the worker's error.
+    """
+    return getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error
+
+
+def never_lived(error: BaseException) -> bool:
+    """Says whether an actor's death is that of its constructor, for which Ray has no type.
+
+    A process that dies again and again lacks memory; one that never lived has a defect.
+    """
+    return "creation task" in str(error)
+
+
+class RunStorage:
+    """The storage of the current Ray Train run, as Ray itself writes checkpoints to it.
+
+    `ray.train.report` uploads through it, but neither tries again nor stores anything that is not a
+    checkpoint of the run, as the best model is not.
+    """
+
+    def __init__(self) -> None:
+        import ray.train
+
+        self._storage: Any = ray.train.get_context().get_storage()
+
+    def upload(self, local: Any, name: str) -> Any:
+        """Copies a local `ray.train.Checkpoint` to the folder `name`; returns the stored one."""
+        return self._storage.persist_current_checkpoint(local, name)
+
+    def delete(self, name: str) -> None:
+        """Deletes the folder `name` of the run."""
+        path = self._storage.build_checkpoint_path_from_name(name)
+        self._storage.storage_filesystem.delete_dir(path)
+
+
+def set_current_rates(schedule: Any, rates: list[float]) -> None:
+    """Makes a torch schedule report `rates` as the current ones, which `load_state_dict` restores.
+
+    The public way to refresh them is a step of the schedule, which would also count.
+    """
+    schedule._last_lr = rates
+
+
+def batch_norms(module: Any) -> Iterator[Any]:
+    """Yields the batch norms of a torch module, of any dimension; their base class is private."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return (child for child in module.modules() if isinstance(child, _BatchNorm))
+
+
+def copy_tensors(targets: Sequence[Any], sources: Sequence[Any]) -> None:
+    """Copies tensors into others in one kernel launch, where public calls need one for each."""
+    import torch
+
+    torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def fake_tensors() -> Any:
+    """Makes a mode in which torch computes shapes alone, and tensors take no memory.
+
+    The public meta device knows no autocast, which the training step uses.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def artifact_repository(uri: str) -> Any:
+    """Opens an MLflow artifact URI of any kind, for `list_artifacts` and `download_artifacts`.
+
+    The public `mlflow.artifacts` takes whole URIs, and those of runs and models cannot be joined
+    with the paths that it lists.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(uri)

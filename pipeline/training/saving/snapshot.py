@@ -1,0 +1,89 @@
+"""Which checkpoints of a run are complete: Ray Train's snapshot of them, read, copied and repaired.
+
+Ray Train names the folders after the step, as it is asked to, and resumes from what its snapshot
+says. It writes that file in place: a disk that is full at that moment leaves it empty.
+"""
+
+import json
+import logging
+from typing import Any
+
+import ray.train
+
+from pipeline.checkpoints.files import TRAINER, step_folder, step_of
+from pipeline.errors import UserError
+from pipeline.ray_internals import SNAPSHOT
+from pipeline.storage.open import open_storage
+from pipeline.training.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+_SPARE = "checkpoint_manager_snapshot.spare.json"
+
+
+def latest_step(run: RunConfig) -> int:
+    """Returns the steps done in the newest complete checkpoint of a run; 0 when there is none."""
+    storage, path = open_storage(run.storage), f"{run.name}/{SNAPSHOT}"
+    if not storage.exists(path):
+        return 0
+    latest = json.loads(storage.read(path)).get("latest_checkpoint_result")
+    return step_of(latest["checkpoint_dir_name"]) if latest else 0
+
+
+def address_of(run: RunConfig, step: int) -> str:
+    """Names the checkpoint of a run after `step` steps: a path or an s3:// address."""
+    return f"{run.storage}/{run.name}/{step_folder(step)}"
+
+
+class SnapshotKeeper(ray.train.UserCallback):
+    """Keeps a second copy of the snapshot.
+
+    Without one, a torn snapshot means a run that cannot resume though its checkpoints are whole.
+    Ray deletes older checkpoints only after the snapshot was written, so the copy before it is
+    still true.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        self._run = run
+
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        """Copies the snapshot that this report has changed."""
+        if checkpoint is None:
+            return
+        try:
+            storage = open_storage(self._run.storage)
+            snapshot = storage.read(f"{self._run.name}/{SNAPSHOT}")
+            storage.write(f"{self._run.name}/{_SPARE}", snapshot)
+        except Exception as error:  # It is a spare: the run does not depend on it.
+            logger.warning("no second copy of the run's snapshot: %s", error)
+
+
+def repair(run: RunConfig) -> None:
+    """Replaces a torn snapshot by the copy of the one before.
+
+    Raises:
+        UserError: The snapshot names a checkpoint that is not there.
+    """
+    storage = open_storage(run.storage)
+    path, spare = f"{run.name}/{SNAPSHOT}", f"{run.name}/{_SPARE}"
+    if not storage.exists(path):
+        return
+    try:
+        snapshot = json.loads(storage.read(path))
+    except ValueError:
+        if not storage.exists(spare):
+            logger.warning("%s is torn, and no checkpoint was complete: starting over", path)
+            storage.delete(path)
+            return
+        logger.warning("%s is torn: taking the one of the checkpoint before", path)
+        data = storage.read(spare)
+        snapshot = json.loads(data)
+        storage.write(path, data)
+    for result in snapshot.get("checkpoint_results", []):
+        folder = f"{run.name}/{result['checkpoint_dir_name']}"
+        if not storage.exists(f"{folder}/{TRAINER}"):
+            raise UserError(
+                f"run.name={run.name}: its checkpoint {folder} in {run.storage} is gone or not "
+                "whole, and Ray Train resumes only where all that it knows of are there: put it "
+                "back, or give the run another name"
+            )

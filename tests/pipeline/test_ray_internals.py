@@ -1,0 +1,181 @@
+"""Each private name of Ray, torch and MLflow does what the code expects of it.
+
+A failure after an upgrade means that the name in `pipeline.ray_internals` is gone or has another
+meaning: see there what it is for, then adapt it, and the upper bound in pyproject.toml.
+"""
+
+import importlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import ray
+import ray.data
+import ray.train
+import torch
+from packaging.requirements import Requirement
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.context import TrainContext
+from ray.train.v2._internal.execution.storage import StorageContext
+
+from pipeline import ray_internals
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_importing_it_loads_none_of_the_libraries():
+    code = "import sys, pipeline.ray_internals; print({'ray', 'torch', 'mlflow'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+@pytest.mark.parametrize("library", ["ray", "torch", "mlflow"])
+def test_the_bounds_hold_and_stop_at_the_version_that_the_tests_saw(library):
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = {r.name: r.specifier for r in map(Requirement, content["project"]["dependencies"])}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)[library]
+    major, minor, *_ = map(int, pinned.split("+")[0].split("."))
+    assert wanted[library].contains(pinned)
+    assert not wanted[library].contains(f"{major}.{minor + 1}.0")
+    assert wanted[library].contains(metadata.version(library).split("+")[0])
+
+
+def test_the_snapshot_is_the_file_that_ray_train_writes():
+    store = StorageContext(storage_path="/tmp", experiment_dir_name="run")
+    assert store.checkpoint_manager_snapshot_path == f"/tmp/run/{ray_internals.SNAPSHOT}"
+
+
+def test_ray_writes_the_snapshot_with_the_keys_that_are_read():
+    from ray.train.v2._internal.execution.checkpoint import checkpoint_manager as manager
+
+    fields = manager._CheckpointManagerState.__annotations__
+    assert {"checkpoint_results", "latest_checkpoint_result"} <= set(fields)
+    assert "checkpoint_dir_name" in manager._TrainingResultState.__annotations__
+
+
+def test_submitted_jobs_are_known_by_the_variable_that_ray_reads():
+    from ray._private.runtime_env import constants
+
+    assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == ray_internals.SUBMITTED_JOB
+    from ray.dashboard.modules.job import common
+
+    assert common.JOB_ID_METADATA_KEY == "job_submission_id"
+
+
+def test_the_logger_of_the_cleaner_is_that_of_its_module():
+    module = importlib.import_module(ray_internals.CLEANER_LOGGER)
+    assert isinstance(module.logger, logging.Logger)
+    assert module.logger.name == ray_internals.CLEANER_LOGGER
+
+
+def test_the_ui_of_mlflow_reads_saved_views_of_this_tag():
+    import mlflow
+
+    built = Path(mlflow.__file__).parent / "server/js/build/static/js"
+    assert any(ray_internals.SAVED_VIEW_TAG in path.read_text() for path in built.glob("*.js"))
+
+
+def test_an_actor_that_never_lived_is_known_from_one_that_died(local_ray):
+    @ray.remote
+    class Actor:
+        def __init__(self, fails: bool) -> None:
+            assert not fails
+
+        def die(self) -> None:
+            os._exit(1)
+
+    for fails in (True, False):
+        actor = Actor.remote(fails)
+        with pytest.raises(ray.exceptions.RayActorError) as caught:
+            ray.get(actor.die.remote())
+        assert ray_internals.never_lived(caught.value) is fails
+
+
+def test_waiting_blocks_have_a_bound_that_ray_data_knows():
+    context = ray.data.DataContext()
+    before = dict(vars(context))
+    ray_internals.limit_waiting_blocks(context, 3)
+    # No new attribute: it is one that Ray has, and reads.
+    assert [v for k, v in vars(context).items() if v is not before[k]] == [3]
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_the_execution_options_of_a_configuration_are_found(in_order):
+    options = ray.data.ExecutionOptions(preserve_order=in_order)
+    config = ray.train.DataConfig(execution_options={"train": options})
+    assert ray_internals.execution_options_of(config, "train").preserve_order is in_order
+
+
+def test_the_cause_of_a_wrapped_error_is_found(local_ray):
+    inner = ValueError("mine")
+    assert ray_internals.cause_of(UserExceptionWithTraceback(inner, "")) is inner
+    assert ray_internals.cause_of(inner) is inner
+
+    @ray.remote
+    def fails() -> None:
+        raise KeyError("there")
+
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(fails.remote())
+    assert isinstance(ray_internals.cause_of(caught.value), KeyError)
+
+
+def test_the_storage_of_a_run_takes_and_deletes_folders(tmp_path, monkeypatch):
+    store = StorageContext(storage_path=str(tmp_path / "store"), experiment_dir_name="run")
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/file").write_text("x")
+    assert hasattr(TrainContext, "get_storage")
+    context = type("Context", (), {"get_storage": lambda self: store})()
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    storage = ray_internals.RunStorage()
+    stored = storage.upload(ray.train.Checkpoint(str(tmp_path / "local")), "step_1")
+    assert Path(stored.path, "file").read_text() == "x"
+    storage.delete("step_1")
+    assert not Path(stored.path).exists()
+
+
+def test_a_schedule_reports_the_rates_that_were_set():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    ray_internals.set_current_rates(schedule, [0.5])
+    assert schedule.get_last_lr() == [0.5]
+    assert schedule.last_epoch == 0
+
+
+def test_batch_norms_of_every_kind_are_found():
+    norms = [torch.nn.BatchNorm1d(2), torch.nn.BatchNorm2d(2), torch.nn.SyncBatchNorm(2)]
+    module = torch.nn.Sequential(*norms, torch.nn.LayerNorm(2), torch.nn.Conv2d(2, 2, 1))
+    assert [*ray_internals.batch_norms(module)] == norms
+
+
+def test_tensors_are_copied_in_place():
+    targets = [torch.zeros(2), torch.zeros(3, dtype=torch.int64)]
+    ray_internals.copy_tensors(targets, [torch.ones(2), torch.arange(3)])
+    assert targets[0].tolist() == [1, 1]
+    assert targets[1].tolist() == [0, 1, 2]
+
+
+def test_fake_tensors_have_shapes_and_take_no_memory():
+    with ray_internals.fake_tensors(), torch.autocast("cpu", torch.bfloat16):
+        product = torch.empty(10**6, 10**6) @ torch.empty(10**6, 10)
+    assert (product.shape, product.dtype) == ((10**6, 10), torch.bfloat16)
+
+
+def test_artifacts_of_a_uri_are_listed_and_downloaded(tmp_path):
+    (tmp_path / "there/below").mkdir(parents=True)
+    (tmp_path / "there/below/file.json").write_text(json.dumps(1))
+    repository = ray_internals.artifact_repository((tmp_path / "there").as_uri())
+    assert [(info.path, info.is_dir) for info in repository.list_artifacts(None)] == [
+        ("below", True)
+    ]
+    (tmp_path / "to").mkdir()
+    fetched = repository.download_artifacts("below/file.json", str(tmp_path / "to"))
+    assert Path(fetched).read_text() == "1"
