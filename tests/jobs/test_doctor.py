@@ -286,6 +286,6 @@ class TestShards:
         storage = open_storage(f"{s3_bucket}/mix")
         for path in shards.rglob("*.*"):
             storage.upload(str(path.relative_to(shards)), path)
-        assert run(monkeypatch, "--shards", storage.uri, "--workers=2") == 0
+        assert diagnose(monkeypatch, "--shards", storage.uri, "--workers=2") == 0
         assert "8/8 samples" in caplog.text
         assert re.search(r"cityscapes\s+val\s+2\s+2\s+0\s+0\s+ok", capsys.readouterr().out)
