@@ -10,7 +10,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pipeline.errors import UserError
 
@@ -163,4 +163,4 @@ class Workers(Generic[Item, Result]):
                 running[reference] = (worker, following)
             if index is not None:
                 left -= 1
-                yield index, value
+                yield index, cast(Result, value)
