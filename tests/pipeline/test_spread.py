@@ -1,6 +1,7 @@
 """Work over the processes of a real Ray, some of which die."""
 
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,10 @@ def make(folder: Path) -> Callable[[Any], Any]:
             if deaths < number:
                 (folder / f"death-{deaths}").touch()
                 os._exit(1)
+        if what == "meets":
+            # Returns once there are `number` processes.
+            while len(list(folder.glob("process-*"))) < number:
+                time.sleep(0.05)
         if what == "mistake":
             raise UserError("key=value: must be another")
         if what == "defect":
@@ -40,11 +45,11 @@ def never(death: Death) -> bool:
 
 
 def test_each_item_is_done_once_by_so_many_processes(tmp_path):
-    items = [("square", number) for number in range(20)]
+    items = [("meets", 2)] + [("square", number) for number in range(1, 20)]
     with Workers(partial(make, tmp_path), 2, num_cpus=0.5, on_death=never) as workers:
-        assert sorted(workers.run(items)) == [(n, n * n) for n in range(20)]
+        assert sorted(workers.run(items)) == [(0, 4), *((n, n * n) for n in range(1, 20))]
         assert list(workers.run([])) == []
-        assert dict(workers.run(items[:3])) == {0: 0, 1: 1, 2: 4}
+        assert dict(workers.run(items[1:4])) == {0: 1, 1: 4, 2: 9}
     assert len(list(tmp_path.glob("process-*"))) == 2
 
 
