@@ -7,7 +7,7 @@ Ray workers, which connect for themselves.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -186,9 +186,9 @@ class Storage(ABC):
         with self._translated(folder):
             yield folder
 
-    @abstractmethod
     def _translated(self, path: str) -> AbstractContextManager[None]:
         """Turns the errors of the underlying system into those that this class promises."""
+        return nullcontext()
 
     @abstractmethod
     def _read(self, path: str) -> bytes: ...

@@ -59,9 +59,7 @@ class LocalStorage(Storage):
         target = self._root / path
         if target.read_bytes() != expected:
             return False
-        # The lock is held from the comparison to the end of the write. It lies beside the object,
-        # because the write puts another file in the object's place.
-        with FileLock(target.with_name(f".{target.name}.lock{_PARTIAL}")):
+        with FileLock(_lock_of(target)):
             if target.read_bytes() != expected:
                 return False
             self._write(path, data)
@@ -131,7 +129,11 @@ class LocalStorage(Storage):
         return f"{status.st_size}-{status.st_mtime_ns}"
 
     def _delete(self, path: str) -> None:
-        (self._root / path).unlink(missing_ok=True)
+        target = self._root / path
+        target.unlink(missing_ok=True)
+        if (lock := _lock_of(target)).exists():
+            with FileLock(lock):  # A process that waits for it sees that the file is gone.
+                lock.unlink(missing_ok=True)
 
     @contextmanager
     def _translated(self, path: str) -> Iterator[None]:
@@ -147,3 +149,8 @@ class LocalStorage(Storage):
             raise UserError(
                 f"{self.uri}/{path}: permission denied: give this user access to the directory"
             ) from error
+
+
+def _lock_of(target: Path) -> Path:
+    """The file that `_replace` locks; not the object's own, which a write changes for another."""
+    return target.with_name(f".{target.name}.lock{_PARTIAL}")

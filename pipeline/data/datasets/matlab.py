@@ -62,9 +62,6 @@ class LabelMats:
             group: Any = self._file[variable]
             self._references = np.asarray(group[field]).ravel()
 
-    def __len__(self) -> int:
-        return len(self._references)
-
     def read(self, index: int, max_pixels: int) -> np.ndarray:
         """Reads one matrix.
 

@@ -45,11 +45,6 @@ class JitterConfig:
                     f"{most}; 0 turns it off"
                 )
 
-    @property
-    def is_off(self) -> bool:
-        """Whether colours stay as they are."""
-        return not (self.brightness or self.contrast or self.saturation or self.hue)
-
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -119,7 +114,7 @@ def draw_window(height: int, width: int, seed: int, config: AugmentConfig) -> Wi
     rng = np.random.Generator(np.random.PCG64(seed))
     if config.squash:
         flip = bool(rng.random() < config.flip_probability)
-        colour = None if config.jitter.is_off else _draw_colour(rng, config.jitter)
+        colour = _draw_colour(rng, config.jitter)
         return Window(0, 0, height, width, 1, config.crop_px, config.crop_px, flip, colour)
     low, high = (round(config.base_px * s) for s in config.scale)
     zoom = rng.integers(low, high, endpoint=True) / max(height, width)
@@ -140,7 +135,7 @@ def draw_window(height: int, width: int, seed: int, config: AugmentConfig) -> Wi
         min(config.crop_px, max(1, round(box_h * zoom))),
         min(config.crop_px, max(1, round(box_w * zoom))),
         flip,
-        None if config.jitter.is_off else _draw_colour(rng, config.jitter),
+        _draw_colour(rng, config.jitter),
     )
 
 
@@ -217,7 +212,9 @@ def cut_window(
 
 def _draw_colour(
     rng: np.random.Generator, jitter: JitterConfig
-) -> tuple[float, float, float, float]:
+) -> tuple[float, float, float, float] | None:
+    if not (jitter.brightness or jitter.contrast or jitter.saturation or jitter.hue):
+        return None
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
     return (
         1 + jitter.brightness * brightness,

@@ -12,7 +12,6 @@ import logging
 import posixpath
 from bisect import bisect_left
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -144,9 +143,6 @@ class PackedStorage(Storage):
             found |= _subfolders(folder, archive, start)
         return iter(found)
 
-    def _translated(self, path: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
 
 def _members(folder: str, archive: Archive, start: str) -> Iterator[Entry]:
     """The members of a mounted archive whose paths begin with `start`, in order."""
@@ -259,10 +255,7 @@ def _packed_in(
                 if not fnmatchcase(posixpath.join(folder, name), packing.pattern):
                     continue
                 there = "/".join(part for part in (base, packing.unpacks_to) if part)
-                is_there = packing.unpacks_to and (
-                    storage.exists(there) or not storage.is_empty(there)
-                )
-                if is_there:
+                if packing.unpacks_to and (storage.exists(there) or not storage.is_empty(there)):
                     logger.info("%s/%s: is unpacked already", storage.uri, entry.path)
                 else:
                     found.append(entry.path)

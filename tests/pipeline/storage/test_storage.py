@@ -268,6 +268,15 @@ def test_replace_stores_only_in_place_of_what_is_expected(storage: Storage):
     assert storage.read("a/lock") == b"new"
 
 
+def test_an_object_that_was_replaced_and_deleted_leaves_no_file(tmp_path: Path):
+    storage = open_storage(str(tmp_path))
+    storage.write("lock", b"first")
+    assert storage.replace("lock", b"second", b"first")
+    assert list(storage.list()) == list(storage.files()) == [Entry("lock", 6)]
+    storage.delete("lock")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_upload_of_an_open_file(storage: Storage, tmp_path: Path):
     data = os.urandom(9 << 20)
     with tempfile.TemporaryFile() as file:

@@ -369,7 +369,7 @@ def test_a_spool_folder_of_somebody_else_is_not_used(tmp_path: Path, temporary: 
     (temporary / f"lseg-spool-{os.getuid()}").mkdir(mode=0o777)
     (temporary / f"lseg-spool-{os.getuid()}").chmod(0o777)
     write_archive(tmp_path / "x.tar", {"a": b"1"})
-    with pytest.raises(UserError, match="nobody else may enter"):
+    with pytest.raises(UserError, match="this user alone may enter"):
         archive_at(tmp_path / "x.tar")
 
 
