@@ -29,6 +29,7 @@ from pipeline.evaluation.plan import Plan
 from pipeline.evaluation.protocols import make_plan
 from pipeline.evaluation.scoring import Counts, Scorer
 from pipeline.evaluation.views import network_input
+from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from tests.support.mini_shards import MiniShards
 
@@ -127,39 +128,32 @@ def test_the_files_and_the_mlflow_run(unified, mini_shards, base_config):
     assert f"evaluation/{variant}/page.html" in artifacts
 
 
+class Killed(BaseException):
+    """The end of a process, at the moment it would write."""
+
+
 def test_a_killed_evaluation_goes_on(base_config, unified, monkeypatch):
+    """Killed by a storage that takes two chunks' counts and no more."""
     stored: list[str] = []
-    write = runner_module.Runner._work
+    write, room = LocalStorage.write, 2
 
-    class Killed(BaseException):
-        pass
-
-    def work(self, chunks, todo, done):
-        storage_write = self._storage.write
-
-        def write_two(path, data):
-            if len(stored) == 2:
+    def write_some(self, path, data):
+        if "partial/" in path:
+            if len(stored) == room:
                 raise Killed
-            storage_write(path, data)
             stored.append(path)
+        write(self, path, data)
 
-        self._storage.write = write_two
-        write(self, chunks, todo, done)
-
-    monkeypatch.setattr(runner_module.Runner, "_work", work)
+    monkeypatch.setattr(LocalStorage, "write", write_some)
     with pytest.raises(Killed):
         evaluate(base_config)
-    assert len(stored) == 2
-    counted: list[int] = []
-
-    def count(self, chunks, todo, done):
-        counted.append(len(todo))
-        write(self, chunks, todo, done)
-
-    monkeypatch.setattr(runner_module.Runner, "_work", count)
+    first, room = set(stored), 6
+    assert len(first) == 2
     # On another number of workers than before.
     again = evaluate(with_workers(base_config, 2))
-    assert counted == [6 - 2]
+    # Each of the six chunks was counted once: no process counted what another had stored.
+    assert len(stored) == len(set(stored)) == 6
+    assert set(stored[:2]) == first
     assert again.report["figures"] == unified.report["figures"]
 
 
