@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,9 +44,18 @@ def s3_bucket(s3_endpoint: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def samples_root() -> Path:
-    """The folder of real dataset samples beside the checkout."""
-    root = Path(__file__).resolve().parents[2] / "shared" / "samples"
-    if not root.is_dir():
-        pytest.skip("there is no folder of real samples beside the checkout")
-    return root
+def shared_data() -> Callable[[str], Path]:
+    """Gives files that are no part of the repository: the only way of tests out of the checkout.
+
+    They are real samples of the datasets and published tables, whose licences or sizes keep them
+    out of git. A test that asks for what is missing is skipped, and says what it lacks.
+    """
+    folder = Path(os.environ.get("LSEG_SHARED_DATA") or Path(__file__).parents[2] / "shared")
+
+    def find(name: str) -> Path:
+        path = folder.resolve() / name
+        if not path.exists():
+            pytest.skip(f"{path} is missing; LSEG_SHARED_DATA names the folder that holds {name}")
+        return path
+
+    return find

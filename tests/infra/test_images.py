@@ -9,7 +9,7 @@ import boto3
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from tests.support.deployment import INFRA, ROOT, pinned, project, tool
+from tests.support.deployment import INFRA, ROOT, documents, pinned, project, tool
 
 DOCKER = INFRA / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*ockerfile"))
@@ -21,9 +21,11 @@ def instructions(path: Path, word: str) -> list[str]:
     return [" ".join(found.split()) for found in re.findall(rf"^{word} (.+)$", text, re.M)]
 
 
-def test_there_are_three():
-    names = ["Dockerfile", "mlflow.Dockerfile", "seaweedfs.Dockerfile"]
-    assert [path.name for path in DOCKERFILES] == names
+def test_compose_builds_an_image_from_each_dockerfile():
+    services = documents(INFRA / "compose.yaml")[0]["services"].values()
+    builds = [service["build"] for service in services if "build" in service]
+    built = {(INFRA / b["context"] / b["dockerfile"]).resolve() for b in builds}
+    assert built == {path.resolve() for path in DOCKERFILES}
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

@@ -30,7 +30,6 @@ from tests.support.deployment import (
     tool,
 )
 
-SCHEMAS = ROOT.parent / "shared" / "reference" / "kuberay"
 FILES = sorted(KUBERAY.glob("*.yaml"))
 RAY_KINDS = {"RayCluster", "RayJob", "RayCronJob"}
 CORE_KINDS = {"CronJob", "Namespace", "NetworkPolicy", "PodDisruptionBudget", "ServiceAccount"}
@@ -70,13 +69,12 @@ def test_all_kinds_are_there():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_kuberay_document_follows_the_schema_of_its_kind(path):
+def test_kuberay_document_follows_the_schema_of_its_kind(path, shared_data):
     for each in documents(path):
         if each["kind"] not in RAY_KINDS:
             continue
-        schema = SCHEMAS / f"{each['kind'].lower()}-ray-v1.strict.schema.json"
-        if not schema.is_file():
-            pytest.skip("there are no KubeRay schemas beside the checkout")
+        name = f"{each['kind'].lower()}-ray-v1.strict.schema.json"
+        schema = shared_data("reference/kuberay") / name
         errors = jsonschema.Draft7Validator(json.loads(schema.read_text())).iter_errors(each)
         assert [f"{error.json_path}: {error.message}" for error in errors] == []
 

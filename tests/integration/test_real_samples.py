@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,30 +23,20 @@ from pipeline.evaluation.overlay import ComparedImage, draw
 from pipeline.training.config import RunConfig
 from pipeline.training.driver.launch import plan_run, train
 from pipeline.training.questions.labels import label_space
+from tests.support.real_samples import copy_root
 
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def roots(samples_root: Path, tmp_path_factory) -> dict[str, str]:
+def roots(shared_data, tmp_path_factory) -> dict[str, str]:
     """A root of each dataset: the samples, completed where only a part of a layout is there."""
     folder = tmp_path_factory.mktemp("roots")
-    for part, target in (("images", "images"), ("v1.2", "v1.2/labels")):
-        source = samples_root / "mapillary_small" / part
-        shutil.copytree(source, folder / "mapillary" / "training" / target)
-    shutil.copytree(samples_root / "idd", folder / "idd")
-    for label in list((folder / "idd").rglob("*_gtFine_polygons.json")):
-        image = Path(str(label).replace("gtFine/", "leftImg8bit/").replace("_polygons.json", ""))
-        image = image.with_name(image.name.replace("_gtFine", "_leftImg8bit.png"))
-        image.parent.mkdir(parents=True)
-        # There is no picture with these polygons: a gradient of the right size stands for it.
-        ramp = np.linspace(0, 255, 1920, dtype=np.uint8)
-        Image.fromarray(np.broadcast_to(ramp[None, :, None], (1080, 1920, 3)).copy()).save(image)
-    for name in ("ade20k", "bdd100k", "cityscapes", "coco_panoptic", "sunrgbd"):
-        shutil.copytree(samples_root / name, folder / name)
-    for path in folder.rglob("*"):
-        path.chmod(path.stat().st_mode | 0o200)
-    return {name: str(folder / name) for name in DATASETS}
+    samples = {name: "mapillary_small" if name == "mapillary" else name for name in DATASETS}
+    return {
+        name: str(copy_root(shared_data(f"samples/{sample}"), folder / name))
+        for name, sample in samples.items()
+    }
 
 
 @pytest.fixture(scope="module")

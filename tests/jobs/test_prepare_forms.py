@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import struct
 import tempfile
 import zlib
@@ -19,6 +18,7 @@ from pipeline.data.shards.format import find_manifests, load_manifest, read_samp
 from pipeline.data.taxonomy import IGNORE, lookup_table, native_table
 from pipeline.storage.open import open_storage
 from tests.support.official_archives import OFFICIAL, below, pack_coco, write_archive
+from tests.support.real_samples import copy_root
 from tests.support.tiny_roots import write, write_ade20k
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -89,33 +89,9 @@ def label_of(dataset: str, image: str) -> str:
 
 
 @pytest.fixture
-def sample(samples_root: Path, tmp_path: Path):
-    """Gives a dataset's root of real files; completes what the samples hold only in part."""
-
-    def root(folder: str) -> Path:
-        source, target = samples_root / folder, tmp_path / folder
-        if not source.is_dir():
-            pytest.skip(f"there are no samples of {folder}")
-        if folder == "mapillary_small":
-            for part, place in (
-                ("images", "images"),
-                ("v1.2", "v1.2/labels"),
-                ("v2.0", "v2.0/labels"),
-            ):
-                shutil.copytree(source / part, target / "training" / place)
-            return target
-        shutil.copytree(source, target)
-        for label in list(target.rglob("*_gtFine_polygons.json")):  # IDD: no picture is there
-            image = Path(
-                str(label).replace("gtFine", "leftImg8bit").replace("_polygons.json", ".png")
-            )
-            image.parent.mkdir(parents=True)
-            document = json.loads(label.read_text())
-            grey = np.full((document["imgHeight"], document["imgWidth"], 3), 90, np.uint8)
-            Image.fromarray(grey).save(image)
-        return target
-
-    return root
+def sample(shared_data, tmp_path: Path):
+    """Gives a dataset's root of real files."""
+    return lambda name: copy_root(shared_data(f"samples/{name}"), tmp_path / name)
 
 
 FOLDERS = {

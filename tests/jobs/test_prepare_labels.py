@@ -82,11 +82,9 @@ class TestRelabelling:
         assert "choose another out" in capsys.readouterr().err
 
     @pytest.mark.samples
-    def test_a_real_image_of_coco(self, samples_root, tmp_path):
-        tables = samples_root.parent / "reference/taxonomy/relabel"
-        if not tables.is_dir():
-            pytest.skip("no tables of decisions beside the samples")
-        root = samples_root / "coco_panoptic"
+    def test_a_real_image_of_coco(self, shared_data, tmp_path):
+        tables = shared_data("reference/taxonomy/relabel")
+        root = shared_data("samples/coco_panoptic")
         arguments = ("--roots.coco_panoptic", root, "--splits", '["val"]', "--native", "true")
         assert job(*arguments, "--out", tmp_path / "with", "--relabel", tables) == 0
         assert job(*arguments, "--out", tmp_path / "without") == 0

@@ -16,8 +16,13 @@ from tests.support.mini_shards import write_manifests
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "jobs" / "recipes").glob("*.yaml"))
 
 
-def test_there_are_recipes():
-    assert len(RECIPES) == 13
+def test_the_recipes_that_pages_and_sweeps_name_are_there():
+    root = RECIPES[0].parents[2]
+    pages = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "infra").rglob("*.*")]
+    pages += [*(root / "jobs" / "sweeps").iterdir(), *RECIPES]
+    text = "".join(page.read_text() for page in pages if page.suffix in (".md", ".yaml", ".sh"))
+    named = set(re.findall(r"jobs/recipes/([a-z0-9_]+)\.yaml", text))
+    assert named == {recipe.stem for recipe in RECIPES}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

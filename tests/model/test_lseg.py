@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from model.metrics import ConfusionMatrix
 from model.prediction import NO_LABEL, as_batches
 from model.sliding import AS_IT_IS, sliding_label_ids
 from model.text import build_text_encoder
-
-SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "samples"
 
 
 def images(*sizes):
@@ -256,10 +253,10 @@ def test_wrong_use_is_answered_clearly(tiny_lseg, arguments, message):
 
 @pytest.mark.slow
 @pytest.mark.samples
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="no folder of samples beside the checkout")
-def test_one_real_image_can_be_learnt_by_heart():
-    picture = sorted((SAMPLES / "cityscapes_small").rglob("*leftImg8bit*.png"))[0]
-    annotation = sorted((SAMPLES / "cityscapes_small").rglob("*labelIds*.png"))[0]
+def test_one_real_image_can_be_learnt_by_heart(shared_data):
+    samples = shared_data("samples/cityscapes_small")
+    picture = sorted(samples.rglob("*leftImg8bit*.png"))[0]
+    annotation = sorted(samples.rglob("*labelIds*.png"))[0]
     image = np.array(Image.open(picture).convert("RGB").resize((192, 96)))
     native = np.array(Image.open(annotation).resize((192, 96), Image.Resampling.NEAREST))
     present = [int(value) for value in np.unique(native) if value > 3]

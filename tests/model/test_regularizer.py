@@ -86,11 +86,18 @@ def test_gain_of_the_identity_is_one(tiny_lseg: LSeg):
     assert float(Regularizer(RegularizerConfig()).label_spread_gain(scores())) == pytest.approx(1)
     tiny_lseg.train()
     before = {name: value.clone() for name, value in tiny_lseg.state_dict().items()}
-    gain = tiny_lseg.label_spread_gain(torch.randn(1, 3, 64, 64), torch.randn(4, 512))
-    assert 0.1 < gain < 10
+    image, text = torch.randn(1, 3, 64, 64), torch.randn(4, 512)
+    gain = tiny_lseg.label_spread_gain(image, text)
     assert tiny_lseg.training
     for name, value in tiny_lseg.state_dict().items():
         assert torch.equal(value, before[name]), name
+    # By its definition: the spread over the labels behind the block, over that before it.
+    with torch.no_grad():
+        scores_BKhw = tiny_lseg.eval().score(image, text)
+        smoothed = tiny_lseg.regularizer(scores_BKhw)
+    spread = [float(x.var(1, correction=0).mean().sqrt()) for x in (smoothed, scores_BKhw)]
+    assert spread[1] > 0
+    assert gain == pytest.approx(spread[0] / spread[1], rel=1e-5)
 
 
 def test_gain_where_there_is_nothing_to_compare_or_not_finite():

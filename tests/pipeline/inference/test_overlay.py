@@ -90,5 +90,15 @@ def test_any_size_and_number_of_labels(size, palette):
     ids = rng.integers(-1, 300, size)
     names = [f"label with a rather long name {number} é" for number in range(300)]
     sheet = draw_photo(image, ids, names, "none of these", palette)
-    assert max(sheet.size) < 4000
-    assert sheet.width >= 480
+    pixels = np.asarray(sheet)
+    long_side = int(np.clip(max(size), 900, 1600))
+    height, width = (max(1, round(side * long_side / max(size))) for side in size)
+    assert sheet.width == max(width, 480)
+    # The photo stands in the middle of the sheet, coloured from edge to edge, on white paper.
+    left = (sheet.width - width) // 2
+    photo, legend = pixels[:height, left : left + width], pixels[height:]
+    assert (photo != 255).any(2).mean() > 0.95
+    assert (pixels[:height, :left] == 255).all()
+    # Entries are written below it, however many: they fill a part of their lines.
+    assert 0.01 < (legend != 255).any(2).mean() < 0.5
+    assert legend.shape[0] < 2000

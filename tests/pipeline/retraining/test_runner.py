@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 from mlflow import MlflowClient
@@ -13,7 +14,8 @@ from pipeline.registry.config import Action, RegistryConfig, RegistryJobConfig
 from pipeline.registry.locks import LockConfig, RetrainLocked, locked
 from pipeline.retraining.config import ComparisonConfig
 from pipeline.retraining.record import DecisionRecord
-from pipeline.retraining.runner import Retraining
+from pipeline.retraining.state import STATE
+from pipeline.storage.local import LocalStorage
 from pipeline.tracking.config import TrackingConfig
 from tests.pipeline.retraining.world import World
 
@@ -40,6 +42,18 @@ def file_world(make_world, mlflow_file) -> World:
 
 def fail(*_args, **_kwargs):
     raise MlflowException("no connection")
+
+
+def before_state(patch: pytest.MonkeyPatch, phase: str, do: Callable[[], None]) -> None:
+    """Does something in the moment before the storage gets a state of this phase."""
+    write = LocalStorage.write
+
+    def write_after(self, path, data):
+        if path == STATE and json.loads(data)["attempt"]["phase"] == phase:
+            do()
+        write(self, path, data)
+
+    patch.setattr(LocalStorage, "write", write_after)
 
 
 def test_the_first_model_becomes_champion_and_says_why(make_world, mlflow_file):
@@ -219,16 +233,29 @@ def test_a_promotion_without_its_record_is_not_done_again(file_world, monkeypatc
     assert "rolled back by hand" in world.tags("2")["retrain.reasons"]
 
 
-@pytest.mark.parametrize("method", ["_decide", "_act"])
-def test_other_settings_of_the_comparison_evaluate_anew(file_world, monkeypatch, method):
+_set_alias = MlflowClient.set_registered_model_alias
+
+
+def fail_to_promote(self, name: str, alias: str, version: str) -> None:
+    """A server that stops answering when the candidate is to be the champion."""
+    if alias == "champion":
+        fail()
+    _set_alias(self, name, alias, version)
+
+
+@pytest.mark.parametrize("phase", ["evaluated", "decided"])
+def test_other_settings_of_the_comparison_evaluate_anew(file_world, monkeypatch, phase):
     """They change between a call that was killed and the next one."""
     world = file_world
     world.arrive("new", 0.6, 0.6, 0.6)
     with monkeypatch.context() as patch:
-        patch.setattr(Retraining, method, fail)
+        if phase == "evaluated":
+            before_state(patch, "decided", fail)
+        else:
+            patch.setattr(MlflowClient, "set_registered_model_alias", fail_to_promote)
         with pytest.raises(MlflowException):
             world.call()
-    assert world.attempt().phase == {"_decide": "evaluated", "_act": "decided"}[method]
+    assert world.attempt().phase == phase
     assert world.call(comparison=ComparisonConfig(max_images=3)).kind == "promoted"
     assert (len(world.done("train")), len(world.done("evaluate"))) == (1, 4)
 
@@ -237,7 +264,7 @@ def test_a_candidate_that_is_deleted_is_given_up(file_world, monkeypatch, caplog
     world = file_world
     world.arrive("new", 0.6, 0.6, 0.6)
     with monkeypatch.context() as patch:
-        patch.setattr(Retraining, "_evaluate", fail)
+        patch.setattr(World, "evaluate", fail)
         with pytest.raises(MlflowException):
             world.call()
     world.client.delete_model_version(world.name, "2")
@@ -258,21 +285,18 @@ def test_a_version_whose_logged_model_is_deleted_is_read_without_metrics(file_wo
 
 
 def test_a_champion_that_changes_meanwhile_is_compared_with(file_world, monkeypatch):
-    """Somebody rolls back between the decision and the promotion."""
+    """Somebody rolls back between the evaluation and the promotion."""
     world = file_world
     world.arrive("good", 0.8, 0.8, 0.8)
     assert world.call().version == "2"
     world.arrive("new", 0.82, 0.82, 0.82)
-    retraining = world.retraining()
-    decide = retraining._decide
 
-    def and_roll_back(attempt):
-        if attempt.champion == "2":
+    def roll_back_once():
+        if world.champion() == "2":
             world.retraining().rollback()
-        return decide(attempt)
 
-    monkeypatch.setattr(retraining, "_decide", and_roll_back)
-    result = retraining.run()
+    before_state(monkeypatch, "decided", roll_back_once)
+    result = world.call()
     assert result.kind == "promoted"
     assert world.tags("3")["replaced"] == "1"
     assert "0.8200 against the champion's 0.5000" in result.text

@@ -28,7 +28,11 @@ def test_a_folder_of_somebody_else_is_told(monkeypatch, tmp_path):
 def test_beside_a_storage_in_s3_it_is_the_home_that_is_to_blame(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert local_state_dir("storage", "s3://b/r", "s3://b/r") == tmp_path / ".lseg"
-    assert local_state_dir("storage", "r", str(tmp_path / "r")) == tmp_path / "r"
+    folder = local_state_dir("storage", "a/r", str(tmp_path / "a" / "r"))
+    assert folder == tmp_path / "a" / "r"
+    (folder / "kept").touch()  # It is there, and a second call leaves what it holds.
+    assert local_state_dir("storage", "a/r", str(folder)) == folder
+    assert (folder / "kept").exists()
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"^HOME=.*file: .*\.lseg must be a folder"):
@@ -45,11 +49,6 @@ def test_beside_a_storage_in_s3_it_is_the_home_that_is_to_blame(monkeypatch, tmp
 def test_what_is_no_place_is_told(place, message):
     with pytest.raises(UserError, match=message):
         resolve_location("out", place)
-
-
-def test_folders_are_made_with_those_above(tmp_path):
-    ensure_writable_dir("out", "a/b", tmp_path / "a/b")
-    assert (tmp_path / "a/b").is_dir()
 
 
 def test_only_local_paths_change(monkeypatch, tmp_path):

@@ -2,13 +2,16 @@
 
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.storage.open import open_storage
 from pipeline.sweep.comparison import Judged, compare
 from pipeline.sweep.diagnosis import BIAS, CHANCE, GAIN, LOSS, diagnose
-from pipeline.sweep.plots import draw_all
+from pipeline.sweep.plots import COLOURS, draw_all
 from pipeline.sweep.results import Result, read, read_all, write
 
 METRIC = "val/miou"
@@ -155,7 +158,16 @@ def test_pictures_of_settings_and_curves(tmp_path):
     judged = [trial(d, s, 0.1 * d, loss=1.0, gain=1.0) for d in (1, 2, 4) for s in (0, 1)]
     names = {path.name for path in draw_all(compare("s", METRIC, judged), tmp_path)}
     assert names == {"val_miou_by_depth.png", "curves_train_loss.png"}
-    assert all((tmp_path / name).stat().st_size > 5000 for name in names)
+    # One line for the one group of settings; a curve of its own colour for each depth.
+    for name, colours in (("val_miou_by_depth.png", 1), ("curves_train_loss.png", 3)):
+        shown = [drawn(tmp_path / name, colour) for colour in COLOURS]
+        assert [pixels > 100 for pixels in shown] == [k < colours for k in range(len(COLOURS))]
+
+
+def drawn(path: Path, colour: str) -> int:
+    """Pixels of exactly this colour."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.asarray(Image.open(path).convert("RGB")) == wanted).all(-1).sum())
 
 
 def test_results_are_kept_and_a_torn_one_counts_as_none(tmp_path):

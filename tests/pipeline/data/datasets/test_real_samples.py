@@ -1,7 +1,6 @@
 """Readers on real files, against label files read in the plainest possible way."""
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,37 +12,15 @@ from PIL import Image
 from pipeline.data.datasets import open_reader
 from pipeline.data.datasets.base import Reader, Source
 from pipeline.data.taxonomy import DATASETS, native_table
+from tests.support.real_samples import copy_root
 
 pytestmark = pytest.mark.samples
 
 
 @pytest.fixture
-def root_of(samples_root: Path, tmp_path: Path):
-    """Gives a dataset's root; completes what the folder of samples has in part."""
-
-    def root(name: str) -> Path:
-        source = samples_root / name
-        if not source.is_dir():
-            pytest.skip(f"there are no samples of {name}")
-        if name == "mapillary_small":
-            for folder, target in (
-                ("images", "images"),
-                ("v1.2", "v1.2/labels"),
-                ("v2.0", "v2.0/labels"),
-            ):
-                shutil.copytree(source / folder, tmp_path / name / "training" / target)
-            return tmp_path / name
-        if name == "idd":  # there are polygons alone, and a listing wants images
-            shutil.copytree(source, tmp_path / name)
-            for label in list((tmp_path / name).rglob("*_gtFine_polygons.json")):
-                image = str(label).replace("gtFine/", "leftImg8bit/")
-                image = Path(image.replace("_gtFine_polygons.json", "_leftImg8bit.png"))
-                image.parent.mkdir(parents=True, exist_ok=True)
-                image.touch()
-            return tmp_path / name
-        return source
-
-    return root
+def root_of(shared_data, tmp_path: Path):
+    """Gives a dataset's root."""
+    return lambda name: copy_root(shared_data(f"samples/{name}"), tmp_path / name)
 
 
 def sources(reader: Reader) -> list[Source]:
@@ -183,6 +160,6 @@ def test_idd_polygons(root_of):
     assert (label == plain)[interior].mean() > 0.998
 
 
-def test_all_samples_are_covered(samples_root: Path):
+def test_all_samples_are_covered(shared_data):
     known = {*DATASETS, "bdd100k_small", "cityscapes_small", "mapillary_small"}
-    assert {path.name for path in samples_root.iterdir() if path.is_dir()} <= known
+    assert {path.name for path in shared_data("samples").iterdir() if path.is_dir()} <= known

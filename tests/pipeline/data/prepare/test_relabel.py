@@ -26,8 +26,8 @@ from pipeline.data.taxonomy import DATASETS, IGNORE, lookup_table, universal
 from pipeline.errors import UserError
 from tests.support.tiny_roots import encode, noise, write
 
-REFERENCE = Path(__file__).resolve().parents[5] / "shared/reference/taxonomy/relabel"
-needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference tables")
+REFERENCE = "reference/taxonomy/relabel"
+"""The published decisions as flat tables, in the folder of shared data."""
 LISTS = Path(__file__).resolve().parents[4] / "pipeline/data/taxonomy/relabel_files.tsv"
 COLUMNS = "split\tparent\timage_stem\tsegment_id\tnative_class\tnew_universal_name\n"
 MSEG_KEYS = {
@@ -198,6 +198,14 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def labelled(case: Case, folder: Path):
+    """The reader, the image with the decision, its native label and its universal one."""
+    reader, listing = prepared(case, folder)
+    (source,) = (source for source in listing.sources if DECISIONS in source.extra)
+    native = reader.native_label(source)
+    return reader, source, native, lookup_table(case.dataset)[native]
+
+
 def prepared(case: Case, folder: Path):
     """The reader, and the listing with the decision."""
     for name, data in case.files.items():
@@ -214,10 +222,7 @@ def prepared(case: Case, folder: Path):
 @pytest.mark.parametrize("make", CASES)
 def test_a_segment_is_what_its_dataset_numbers(tmp_path, make):
     case = make()
-    reader, listing = prepared(case, tmp_path)
-    (source,) = (source for source in listing.sources if DECISIONS in source.extra)
-    native = reader.native_label(source)
-    label = lookup_table(case.dataset)[native]
+    reader, source, native, label = labelled(case, tmp_path)
     before = label.copy()
     assert relabel(label, native, reader, source) == (1, 0)
     new = universal().id_of(case.row.rpartition("\t")[2])
@@ -232,11 +237,7 @@ def test_a_segment_is_what_its_dataset_numbers(tmp_path, make):
 
 @pytest.mark.parametrize("make", [ade20k, cityscapes, idd, mapillary, coco_panoptic])
 def test_a_segment_that_is_not_there_changes_nothing(tmp_path, make):
-    case = make()
-    reader, listing = prepared(case, tmp_path)
-    (source,) = (source for source in listing.sources if DECISIONS in source.extra)
-    native = reader.native_label(source)
-    label = lookup_table(case.dataset)[native]
+    reader, source, native, label = labelled(make(), tmp_path)
     before = label.copy()
     decisions = [(99, natives, new) for _, natives, new in source.extra[DECISIONS]]
     source = replace(source, extra={**source.extra, DECISIONS: decisions})
@@ -306,11 +307,11 @@ def test_unlabelled_is_a_decision_and_several_classes_may_share_one(tmp_path):
     assert label.tolist() == [[IGNORE, IGNORE, 3]]
 
 
-@needs_reference
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_a_checkout_says_the_same_as_the_flat_table(tmp_path, dataset):
-    flat = load_relabelling(str(REFERENCE), [dataset])[dataset]
-    with gzip.open(REFERENCE / f"{dataset}.tsv.gz", "rt") as file:
+def test_a_checkout_says_the_same_as_the_flat_table(tmp_path, shared_data, dataset):
+    reference = shared_data(REFERENCE)
+    flat = load_relabelling(str(reference), [dataset])[dataset]
+    with gzip.open(reference / f"{dataset}.tsv.gz", "rt") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert len(flat) == len(rows)
     with LISTS.open() as file:
@@ -346,9 +347,8 @@ def load_lists(folder: Path, dataset: str, lists: list[dict], rows: list[dict]) 
     return load_relabelling(str(folder), [dataset])[dataset].decisions
 
 
-@needs_reference
-def test_a_real_image_is_listed():
-    found = load_relabelling(str(REFERENCE), ["coco_panoptic"])["coco_panoptic"]
+def test_a_real_image_is_listed(shared_data):
+    found = load_relabelling(str(shared_data(REFERENCE)), ["coco_panoptic"])["coco_panoptic"]
     decided = found.decisions["val", "", "000000000139"]
     assert [new for segment, _, new in decided if segment == 6068135] == [universal().id_of("lamp")]
 

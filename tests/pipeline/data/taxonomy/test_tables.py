@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from pipeline.data.taxonomy import (
 )
 from pipeline.errors import UserError
 
-REFERENCE = Path(__file__).resolve().parents[5] / "shared" / "reference" / "taxonomy"
 NUM_NATIVE = {
     "ade20k": 151,
     "bdd100k": 19,
@@ -123,15 +121,15 @@ def test_label_text():
     assert label_text("cell phone") == "cell phone"
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="there are no reference tables to compare with")
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_tables_equal_the_reference(dataset: str):
-    reference = json.loads((REFERENCE / f"{dataset}.json").read_text())
+def test_tables_equal_the_reference(dataset: str, shared_data):
+    folder = shared_data("reference/taxonomy")
+    reference = json.loads((folder / f"{dataset}.json").read_text())
     assert lookup_table(dataset).tolist() == reference["lut_native_to_universal"]
     table = {n.native_id: (n.native_name, n.universal_name) for n in native_table(dataset)}
     for native in reference["classes"]:
         name = native["universal_name"]
         expected = (native["native_name"], None if name == "unlabeled" else name)
         assert table[native["native_id"]] == expected
-    names = (REFERENCE / "universal_classes.txt").read_text().splitlines()
+    names = (folder / "universal_classes.txt").read_text().splitlines()
     assert list(universal().classes) == names

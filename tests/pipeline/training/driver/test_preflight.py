@@ -1,5 +1,8 @@
 """Models that cannot be built are told before any worker starts."""
 
+import socket
+
+import psutil
 import pytest
 
 from model.config import BackboneConfig, ModelConfig, TextConfig
@@ -14,9 +17,19 @@ def config(**backbone) -> ModelConfig:
     return ModelConfig(backbone=BackboneConfig(**backbone), text=TextConfig(encoder="stand-in"))
 
 
-def test_a_model_that_can_be_built_passes_without_looking_for_weights():
+def test_a_model_that_can_be_built_passes_without_making_or_looking_for_weights(monkeypatch):
+    asked = []
+
+    def connect(self, address):
+        asked.append(address)
+        raise OSError("this machine has no network")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    before = psutil.Process().memory_info().rss
     check_model(config())
-    check_model(ModelConfig())  # 0.4 billion weights, none of which is made or downloaded.
+    check_model(ModelConfig())  # 0.4 billion weights, that is 1.6 GB.
+    assert asked == []
+    assert psutil.Process().memory_info().rss - before < 600e6
 
 
 @pytest.mark.parametrize(
