@@ -1,19 +1,11 @@
 """What a version of the registry tells about the checkpoint in it: its tags and its description."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.checkpoints.provenance import Provenance
+from pipeline.tracking.limits import MAX_VERSION_TAG_CHARS, name_for_mlflow
 from pipeline.tracking.redaction import redact_values
-
-_MAX_TAG_CHARS = 5000
-_BAD_KEY_CHARACTERS = re.compile(r"[^/\w.\- ]")
-
-
-def key_for_mlflow(key: str) -> str:
-    """A name of a tag or metric without the characters that MLflow refuses."""
-    return _BAD_KEY_CHARACTERS.sub("_", key)
 
 
 def described(provenance: Provenance) -> dict[str, str]:
@@ -46,6 +38,6 @@ def description(provenance: Provenance, metrics: Mapping[str, float]) -> str:
 def tags_for_mlflow(tags: Mapping[str, Any]) -> dict[str, str]:
     """As MLflow takes them."""
     return {
-        key_for_mlflow(key): str(value)[:_MAX_TAG_CHARS]
-        for key, value in redact_values(tags, _MAX_TAG_CHARS).items()
+        name_for_mlflow(key): value
+        for key, value in redact_values(tags, MAX_VERSION_TAG_CHARS).items()
     }

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.tracking.limits import MAX_PARAM_CHARS
+
 MASK = "***"
-MAX_VALUE_CHARS = 6000
-"""MLflow's limit on a parameter's value (`mlflow.utils.validation.MAX_PARAM_VAL_LENGTH`)."""
 
 _SECRET_WORDS = (
     r"secret|passwo?r?d|passwd|passphrase|token(?!i[sz])|credential"
@@ -59,6 +59,11 @@ def redact_text(text: str) -> str:
     return text
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of an error, without credentials."""
+    return redact_text(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
 def redact_tree(tree: Any) -> Any:
     """Copies nested dicts, lists and dataclasses without secret keys, with masked strings."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -95,7 +100,7 @@ def flatten_config(config: Any) -> dict[str, str]:
     Returns:
         Values as text by dotted key, without secrets, cut to MLflow's limit.
     """
-    return redact_values(dict(leaves(redact_tree(config))), MAX_VALUE_CHARS)
+    return redact_values(dict(leaves(redact_tree(config))), MAX_PARAM_CHARS)
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

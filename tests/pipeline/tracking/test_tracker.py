@@ -17,9 +17,9 @@ import pytest
 from jobs.track import ReplayConfig, replay_job
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
-from pipeline.tracking import sender
+from pipeline.tracking import journal_copy
+from pipeline.tracking.records import from_line
 from pipeline.tracking.replay import replay
-from pipeline.tracking.spill import from_line
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 
 REPO = Path(__file__).parents[3]
@@ -475,7 +475,7 @@ def test_another_node_goes_on_with_the_run_and_what_was_left(sqlite, dead, tmp_p
 
 @pytest.mark.usefixtures("s3_endpoint")
 def test_a_storage_that_fails_holds_nothing_up(dead, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sender, "_LAST_COPY_S", 0.4)
+    monkeypatch.setattr(journal_copy, "_LAST_COPY_S", 0.4)
     tracker = _outage(dead, tmp_path, "s3://no-such-bucket-anywhere", 0, 3)
     begin = time.monotonic()
     tracker.close(timeout_s=20)
