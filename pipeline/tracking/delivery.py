@@ -5,6 +5,7 @@ outage, a crash or another node left is sent in the same way as what was logged 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.limits import MAX_ENTITIES, MAX_TEXTS
@@ -12,6 +13,24 @@ from pipeline.tracking.mlflow_run import MlflowRun
 from pipeline.tracking.records import Record, RunIdentity, from_line, to_line
 
 _READ_AHEAD_LINES = 500
+
+
+@dataclass
+class ReplayCounts:
+    """What became of the lines of a journal."""
+
+    sent: int = 0
+    """Records that the server has now."""
+    metrics: int = 0
+    """Metric values among these."""
+    refused: int = 0
+    """Lines that no server takes: no records, artifacts that are gone; kept in `.refused.jsonl`."""
+    left: int = 0
+    """Lines still in the file, because the server stopped answering."""
+    reason: str = ""
+    """Why lines are left."""
+    runs: dict[str, str] = field(default_factory=dict)
+    """How to open each run, by run name."""
 
 
 class Delivery:
@@ -31,31 +50,23 @@ class Delivery:
         self.final: Record | None = None
         """How this process ended `own`."""
         self.runs: dict[str, MlflowRun] = {}
-        """The runs met so far, by key."""
-        self.sent = self.metrics = self.refused = 0
-        """Records that the server took, metric values among them, lines that no server takes."""
+        """The runs found or created so far, by key; cleared to look for them again."""
+        self.counts = ReplayCounts()
+        """What was sent and refused so far."""
         self._journal = journal
         self._uri, self._artifacts = uri, artifacts
         self._own = own
-        self._opened: set[str] = set()
 
     def run_of(self, identity: RunIdentity) -> MlflowRun:
         """The run on the server, found or created there."""
         key = identity.run_key
-        run = self.runs.get(key)
-        if run is None:
-            is_own = self._own is not None and key == self._own.identity.run_key
-            run = self._own if is_own else MlflowRun(self._uri, identity, self._artifacts)
-            assert run is not None
-        if key not in self._opened:
+        if key not in self.runs:
+            run = self._own
+            if run is None or key != run.identity.run_key:
+                run = MlflowRun(self._uri, identity, self._artifacts)
             run.open(resume=run is self._own)
-            self._opened.add(key)
             self.runs[key] = run
-        return run
-
-    def forget_runs(self) -> None:
-        """Looks for every run again: the server may come back with another database."""
-        self._opened.clear()
+        return self.runs[key]
 
     def send(self) -> None:
         """Sends what the journal holds now.
@@ -75,7 +86,7 @@ class Delivery:
             # Last: a crash before it sends the same again, one after it sends what follows.
             self._journal.advance(lines)
             # That was the end a call ago; the few lines since then make no call of their own.
-            if len(lines) == num_read < _READ_AHEAD_LINES:
+            if self.final is None and len(lines) == num_read < _READ_AHEAD_LINES:
                 return
 
     def _offer(self, identity: RunIdentity, batch: Sequence[Record]) -> None:
@@ -86,12 +97,14 @@ class Delivery:
         refused = run.offer(batch) if batch else []
         for record, reason in refused:
             self._set_aside([to_line(run.identity, record)], reason)
-        self.sent += len(batch) - len(refused)
-        self.metrics += sum(len(record.values) for record in batch if record.kind == "metrics")
+        self.counts.sent += len(batch) - len(refused)
+        self.counts.metrics += sum(
+            len(record.values) for record in batch if record.kind == "metrics"
+        )
 
     def _set_aside(self, lines: Sequence[bytes], reason: str) -> None:
         self._journal.set_aside(lines, reason)
-        self.refused += len(lines)
+        self.counts.refused += len(lines)
 
 
 def next_batch(lines: Sequence[bytes]) -> tuple[RunIdentity | None, list[Record]]:

@@ -1,16 +1,15 @@
 """The journal: every tracking record of a run in a local file, and a cursor behind what was sent.
 
 Records are appended at the end by the threads that log, and read from the cursor on by the one
-that sends. What the disk does not take waits in memory, behind the file's lines. The cursor is
-kept in a file beside the journal (`tracking-mix7.cursor`), so that the next process starts where
-this one ended; one that is lost or out of date only means that records are sent twice, which does
-no harm.
+that sends. What the disk does not take waits in memory, behind the file's lines. The cursor is a
+mark in the file: `#` in place of the first character of the last line that was sent. A process
+that was killed is followed by one that continues there; a mark that was not written only means
+that records are sent twice, which does no harm.
 """
 
 import logging
 import os
 import threading
-import zlib
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 18  # bytes of one read
 _SLACK = 1 << 20  # bytes of sent lines that may stay in the file, if few lines follow them
-_CHECKED = 256  # bytes before the cursor whose checksum tells that it belongs to the file
+_SENT = b"#"
 _AT_ONCE = 100  # records written from memory without letting go of the lock
 
 
@@ -79,48 +78,46 @@ class Journal:
             self._file_lock = FileLock(f"{self.path}.lock", timeout=0, thread_local=False)
             try:
                 self._file_lock.acquire()
+                self._set_apart(self.path)
                 self._open_file(self.path)
-                first = self._lines(1)
-                if self.identity and first and (other := _run_of(first[0])) is not None:
-                    if other.run_key != self.identity.run_key:
-                        self._set_apart(self.path, other)
             except OSError:
                 self._let_go()
                 raise
 
+    def _set_apart(self, path: Path) -> None:
+        """Renames a file that holds another run's records."""
+        try:
+            with open(path, "rb") as file:
+                other, _ = from_line(file.readline())
+        except (FileNotFoundError, ValueError):
+            return
+        if self.identity is not None and other.run_key != self.identity.run_key:
+            apart = path.with_name(f"{path.stem}-{other.run_key[:8]}{path.suffix}")
+            path.rename(apart)
+            logger.warning("%s holds records of run %r: send them with `python jobs/track.py "
+                           "--replay`", apart, other.run_name)  # fmt: skip
+
     def _open_file(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self._size = os.fstat(self._file).st_size
         # An earlier version rewrote the file and kept a copy while it did; a crash left both.
         partial = path.with_name(path.name + ".partial")
         recovered = partial.read_bytes() if partial.exists() else b""
-        self._write(_line_end(self._before(self._size)) + recovered + _line_end(recovered))
+        line = b""
+        with open(path, "rb") as lines:
+            for line in lines:
+                self._size += len(line)
+                if line.startswith(_SENT):
+                    self._cursor = self._size
+        self._write(_line_end(line) + recovered + _line_end(recovered))
         partial.unlink(missing_ok=True)
-        self._cursor = self._saved_cursor()
 
-    def _set_apart(self, path: Path, other: RunIdentity) -> None:
-        """Renames a file that holds another run's records, and starts a new one."""
-        apart = path.with_name(f"{path.stem}-{other.run_key[:8]}{path.suffix}")
-        self.beside(".cursor").unlink(missing_ok=True)
-        path.rename(apart)
-        assert self._file is not None
-        os.close(self._file)
-        self._open_file(path)
-        logger.warning("%s holds records of run %r: send them with `python jobs/track.py --replay`",
-                       apart, other.run_name)  # fmt: skip
-
-    def append(self, record: Record) -> int:
-        """Adds a record by one small write, without waiting for the disk to sync; never raises.
-
-        Returns:
-            How many records wait in memory.
-        """
+    def append(self, record: Record) -> None:
+        """Adds a record by one small write, without waiting for the disk to sync; never raises."""
         with self._lock:
             self._memory.append(record)
             # What waits is older, and `flush` writes it: this call stays short.
             if len(self._memory) == 1 and self._file is not None and not self._sealed:
                 self._move(1)
-            return len(self._memory)
 
     def flush(self) -> None:
         """Writes what waits in memory, as far as the disk takes it; for the thread that reads."""
@@ -210,23 +207,18 @@ class Journal:
                     self._memory.popleft()
                 return
             self._cursor += sum(len(line) for line in lines)
-            # Without room for the cursor the next process sends some lines again.
+            # Without a mark, or all of it, the next process sends some lines again.
             with suppress(OSError):
-                if not self._cut(_SLACK):
-                    self._save_cursor()
-
-    @property
-    def at_end(self) -> bool:
-        """Whether the cursor is behind everything that was appended."""
-        with self._lock:
-            return self._cursor == self._size and not self._memory
+                if self._file is not None:
+                    os.pwrite(self._file, _SENT, self._cursor - len(lines[-1]))
+                self._cut(_SLACK)
 
     def _cut(self, min_sent: int) -> bool:
         """Drops the lines before the cursor, if few enough follow it; whether it did.
 
         Usually none follow. Where records come faster than calls to the server end, the few that
         do are written over the front of the sent ones before the file is cut: a crash at any
-        moment leaves them whole, behind the old cursor or at the front.
+        moment leaves them whole, behind the mark or at the front.
         """
         rest = self._size - self._cursor
         if rest and (self._cursor < min_sent or rest > min(self._cursor, _SLACK)):
@@ -235,32 +227,8 @@ class Journal:
             if os.pwrite(self._file, self._between(self._cursor, self._size), 0) < rest:
                 return False
             os.truncate(self._file, rest)
-            # Should this not be reached: a cursor behind the end of the file counts as none.
             self._cursor, self._size = 0, rest
-            self.beside(".cursor").unlink(missing_ok=True)
         return True
-
-    def _save_cursor(self) -> None:
-        mark = b"%016d %08x\n" % (self._cursor, zlib.crc32(self._before(self._cursor)))
-        # Over the old one: to replace the file could make the disk write its backlog first.
-        file = os.open(self.beside(".cursor"), os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
-            os.write(file, mark)
-        finally:
-            os.close(file)
-
-    def _saved_cursor(self) -> int:
-        try:
-            cursor, checksum = self.beside(".cursor").read_bytes().split()
-            found, expected = int(cursor), int(checksum, 16)
-        except (OSError, ValueError):
-            return 0
-        matches = found <= self._size and zlib.crc32(self._before(found)) == expected
-        return found if matches else 0
-
-    def _before(self, position: int) -> bytes:
-        """The last bytes before a position of the file."""
-        return self._between(max(0, position - _CHECKED), position)
 
     def set_aside(self, lines: Sequence[bytes], reason: str) -> None:
         """Keeps lines that no retry can send, so that the rest can be sent."""
@@ -316,10 +284,3 @@ class Journal:
 def _line_end(data: bytes) -> bytes:
     """Completes a line that a crash tore, so that the next one does not become part of it."""
     return b"\n" if data and not data.endswith(b"\n") else b""
-
-
-def _run_of(line: bytes) -> RunIdentity | None:
-    try:
-        return from_line(line)[0]
-    except ValueError:
-        return None

@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from filelock import Timeout
@@ -12,28 +11,9 @@ from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 from pipeline.tracking.config import TrackingConfig, server_uri
-from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.delivery import Delivery, ReplayCounts
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.redaction import reason_of
-
-
-@dataclass
-class ReplayCounts:
-    """What became of the lines of a journal."""
-
-    sent: int = 0
-    """Records that the server has now."""
-    metrics: int = 0
-    """Metric values among these."""
-    refused: int = 0
-    """Lines that no server takes: no records, artifacts that are gone; kept in `.refused.jsonl`."""
-    left: int = 0
-    """Lines still in the file, because the server stopped answering."""
-    reason: str = ""
-    """Why lines are left."""
-    runs: dict[str, str] = field(default_factory=dict)
-    """How to open each run, by run name."""
-
 
 _PATTERN = "tracking*.jsonl"
 _REFUSED = ".refused.jsonl"
@@ -141,16 +121,11 @@ def _opened(path: Path) -> Iterator[Journal]:
 
 def _send(journal: Journal, config: TrackingConfig) -> ReplayCounts:
     delivery = Delivery(journal, server_uri(config), config.artifacts)
-    reason = ""
+    counts = delivery.counts
     try:
         delivery.send()
     except Exception as error:
-        reason = reason_of(error)
-    return ReplayCounts(
-        sent=delivery.sent,
-        metrics=delivery.metrics,
-        refused=delivery.refused,
-        left=journal.rest().count(b"\n"),
-        reason=reason,
-        runs={run.identity.run_name: run.ui_hint() for run in delivery.runs.values()},
-    )
+        counts.reason = reason_of(error)
+    counts.left = journal.rest().count(b"\n")
+    counts.runs = {run.identity.run_name: run.ui_hint() for run in delivery.runs.values()}
+    return counts

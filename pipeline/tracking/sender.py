@@ -23,7 +23,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _FLUSH_S = 1.0
 _MAX_BACKOFF_S = 8.0
-_WAKE_AT = 500  # records in memory that do not wait for the next flush
 _CLOSING_ATTEMPTS = 2
 _COPY_EVERY_S = 30.0  # during an outage
 
@@ -44,7 +43,6 @@ class Sender:
         self._copy = copy
         self._asked = run.identity
         self._delivery = Delivery(journal, run.uri, run.artifacts, own=run)
-        self._wake = threading.Event()
         self._closing = threading.Event()
         self.opened = threading.Event()
         self._failures = 0
@@ -65,8 +63,8 @@ class Sender:
         """Appends a record to the journal; never waits for MLflow, never raises."""
         if self._delivery.final is not None:
             logger.warning("%s logged after close: left out", record.kind)
-        elif self._journal.append(record) >= _WAKE_AT:
-            self._wake.set()
+        else:
+            self._journal.append(record)
 
     def stop(self, status: Status, timeout_s: float) -> None:
         """Sends what is left, for `timeout_s` at most; the rest stays in the journal."""
@@ -77,7 +75,6 @@ class Sender:
         self._delivery.final = final
         self._journal.append(final)
         self._closing.set()
-        self._wake.set()
         self._thread.join(timeout_s)
         # A thread stuck in a call for longer must not hold the process, nor touch the file later.
         num_lost = self._journal.seal()
@@ -100,9 +97,7 @@ class Sender:
         if self._copy is not None:
             self._open_journal()
         while True:
-            self._wake.wait(_FLUSH_S)
-            self._wake.clear()
-            closing = self._closing.is_set()
+            closing = self._closing.wait(_FLUSH_S)
             # First the disk: what it has is safe whatever happens to the process in a call.
             self._journal.flush()
             is_outage = not closing and time.monotonic() < self._next_try
@@ -114,10 +109,9 @@ class Sender:
             except Exception as error:
                 self._fail(error)
             if closing:
-                # Twice, since the first failure may be that of a connection which an outage left.
-                if self._failures >= _CLOSING_ATTEMPTS or self._journal.at_end:
+                # Once more, since the first failure may be a connection that an outage left.
+                if self._failures == 0 or self._failures >= _CLOSING_ATTEMPTS:
                     return
-                self._wake.set()
             # Last: nobody waits for it, and what was sent just now need not be copied.
             elif self._copy is not None and not self._failures:
                 self._copy.drop(self._run.identity)
@@ -137,7 +131,7 @@ class Sender:
         self._failures = 0
 
     def _fail(self, error: Exception) -> None:
-        self._delivery.forget_runs()
+        self._delivery.runs.clear()  # The server may come back with another database.
         if self._failures == 0:
             kept = self._journal.path or "memory"
             logger.warning("MLflow does not answer; training goes on, records kept in %s (%s)",

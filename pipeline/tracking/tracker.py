@@ -23,10 +23,9 @@ from pipeline.tracking.limits import MAX_ENTITIES, MAX_PARAM_CHARS, MAX_TEXTS
 from pipeline.tracking.mlflow_run import MlflowRun
 from pipeline.tracking.records import Kind, Record, RunIdentity, now_ms
 from pipeline.tracking.redaction import flatten_config, redact_text, redact_tree, redact_values
-from pipeline.tracking.replay import ReplayCounts, replay
 from pipeline.tracking.sender import Sender, Status
 
-__all__ = ["ReplayCounts", "Tracker", "TrackingConfig", "flatten_config", "replay"]
+__all__ = ["Tracker", "TrackingConfig"]
 
 logger = logging.getLogger(__name__)
 
@@ -138,21 +137,12 @@ class Tracker:
             path: Local file or folder; its content is not searched for secrets.
             artifact_path: Folder in the run.
         """
-        self._sender.put(
-            Record(
-                kind="artifact",
-                time_ms=now_ms(),
-                path=str(Path(path).absolute()),
-                artifact_path=artifact_path,
-            )
-        )
+        place = str(Path(path).absolute())
+        self._put("artifact", path=place, artifact_path=artifact_path)
 
     def log_text(self, text: str, artifact_path: str) -> None:
         """Logs a text as the file `artifact_path` of the run; credentials are masked."""
-        text = redact_text(text)
-        self._sender.put(
-            Record(kind="text", time_ms=now_ms(), text=text, artifact_path=artifact_path)
-        )
+        self._put("text", text=redact_text(text), artifact_path=artifact_path)
 
     def log_dict(self, tree: Any, artifact_path: str) -> None:
         """Logs nested values as a YAML (`.yaml`, `.yml`) or JSON file, without secrets."""
@@ -176,8 +166,9 @@ class Tracker:
     def _put_parts(
         self, kind: Kind, values: Mapping[str, Any], max_values: int, step: int = 0
     ) -> None:
-        time_ms = now_ms()
         items = list(values.items())
         for first in range(0, len(items), max_values):
-            part = dict(items[first : first + max_values])
-            self._sender.put(Record(kind=kind, time_ms=time_ms, step=step, values=part))
+            self._put(kind, step=step, values=dict(items[first : first + max_values]))
+
+    def _put(self, kind: Kind, **fields: Any) -> None:
+        self._sender.put(Record(kind=kind, time_ms=now_ms(), **fields))

@@ -118,7 +118,7 @@ def _append(journal: Journal, *steps: int, num: int = 1) -> None:
 def test_the_next_process_goes_on_at_the_cursor(tmp_path):
     path = tmp_path / "deep" / "spill.jsonl"
     journal = _journal(path)
-    assert journal.at_end
+    assert journal.read(9) == []
     _append(journal, *range(5))
     journal.advance(journal.read(2))
     assert journal.rest().count(b"\n") == 3
@@ -147,16 +147,6 @@ def test_a_killed_process_leaves_its_cursor(tmp_path):
     journal.close()
 
 
-@pytest.mark.parametrize("cursor", [b"", b"torn", b"%016d %08x\n" % (10, 0), b"%016d 0\n" % 10**9])
-def test_a_cursor_of_another_file_counts_as_none(tmp_path, cursor):
-    path = tmp_path / "spill.jsonl"
-    path.write_bytes(to_line(IDENTITY, _metrics(0)) + to_line(IDENTITY, _metrics(1)))
-    path.with_suffix(".cursor").write_bytes(cursor)
-    journal = _journal(path)
-    assert _steps(journal.read(9)) == [0, 1]
-    journal.close()
-
-
 def test_sent_lines_do_not_pile_up_while_new_ones_come(tmp_path):
     path = tmp_path / "spill.jsonl"
     journal = _journal(path)
@@ -179,13 +169,12 @@ def test_a_crash_while_cutting_loses_nothing(tmp_path, stop_at):
     path = tmp_path / "spill.jsonl"
     journal = _journal(path)
     _append(journal, *range(9))
-    journal.advance(journal.read(7))  # Leaves a cursor in the file beside it.
-    whole, cursor = path.read_bytes(), path.with_suffix(".cursor").read_bytes()
-    rest = journal.rest()
+    journal.advance(journal.read(7))
+    whole, rest = path.read_bytes(), journal.rest()
     journal.close()
+    assert path.read_bytes() == rest
     # What a process leaves that is killed between two of the steps of cutting.
     path.write_bytes(rest + whole[len(rest) :] if stop_at == "write" else rest)
-    path.with_suffix(".cursor").write_bytes(cursor)
     again = _journal(path)
     assert _steps(again.read(99)) == [7, 8]
     again.close()
@@ -277,7 +266,7 @@ def test_a_full_disk_tears_no_line_and_loses_nothing(limited):
         limited.advance(lines)
         limited.flush()
     assert found == list(range(60))
-    assert limited.at_end
+    assert limited.rest() == b""
     assert limited.lost == 0
     limited.close()
 
@@ -329,10 +318,10 @@ def test_many_threads_append_whole_lines_while_one_reads(tmp_path):
     for thread in threads:
         thread.start()
     found: list[int] = []
-    while any(thread.is_alive() for thread in threads) or not journal.at_end:
-        lines = journal.read(7)
-        found += _steps(lines)
-        journal.advance(lines)
+    while any([thread.is_alive() for thread in threads]) or journal.rest():
+        if lines := journal.read(7):
+            found += _steps(lines)
+            journal.advance(lines)
     assert sorted(found) == list(range(2000))
     journal.close()
 
