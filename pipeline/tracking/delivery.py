@@ -85,8 +85,8 @@ class Delivery:
                 self._offer(identity, batch)
             # Last: a crash before it sends the same again, one after it sends what follows.
             self._journal.advance(lines)
-            # That was the end a call ago; the few lines since then make no call of their own.
-            if self.final is None and len(lines) == num_read < _READ_AHEAD_LINES:
+            # That was the end a call ago: the few lines since then make no call of their own.
+            if self.final is None and self._journal.reached_end and len(lines) == num_read:
                 return
 
     def _offer(self, identity: RunIdentity, batch: Sequence[Record]) -> None:
@@ -98,9 +98,7 @@ class Delivery:
         for record, reason in refused:
             self._set_aside([to_line(run.identity, record)], reason)
         self.counts.sent += len(batch) - len(refused)
-        self.counts.metrics += sum(
-            len(record.values) for record in batch if record.kind == "metrics"
-        )
+        self.counts.metrics += sum(len(r.values) for r in batch if r.kind == "metrics")
 
     def _set_aside(self, lines: Sequence[bytes], reason: str) -> None:
         self._journal.set_aside(lines, reason)

@@ -49,6 +49,8 @@ class Journal:
         self.identity = identity
         self.lost = 0
         """Records that neither the disk nor the memory could keep."""
+        self.reached_end = False
+        """Whether the last `read` returned all that there was."""
         self._max_in_memory = max_in_memory
         self._memory: deque[Record] = deque()
         self._file: int | None = None
@@ -127,7 +129,7 @@ class Journal:
                     self.open()
                     if self._file is not None and self._move(_AT_ONCE):
                         continue
-                except OSError:  # The sender has said so.
+                except (OSError, JournalClosed):  # The sender has said so.
                     pass
                 # The oldest go: what a run did last says more about why it ended.
                 excess = max(0, len(self._memory) - self._max_in_memory)
@@ -177,6 +179,7 @@ class Journal:
             lines = self._lines(max_lines)
             if not lines and self._memory:
                 assert self.identity is not None
+                self.reached_end = len(self._memory) <= max_lines
                 lines = [to_line(self.identity, r) for r in islice(self._memory, max_lines)]
             return lines
 
@@ -184,7 +187,8 @@ class Journal:
         stop = self._cursor
         while stop < self._size:  # Twice as much each time, until a line ends.
             stop = min(self._size, stop + max(_CHUNK, stop - self._cursor))
-            *lines, _ = self._between(self._cursor, stop).split(b"\n", max_lines)
+            *lines, behind = self._between(self._cursor, stop).split(b"\n", max_lines)
+            self.reached_end = stop == self._size and not behind
             if lines:
                 return [line + b"\n" for line in lines]
         return []
@@ -274,7 +278,7 @@ class Journal:
     def _let_go(self) -> None:
         if self._file is not None:
             os.close(self._file)
-        self._file = None
+        self._file, self._size, self._cursor = None, 0, 0
         if self._file_lock is not None and self._file_lock.is_locked:
             with suppress(OSError):
                 Path(self._file_lock.lock_file).unlink()  # A process that waits for it notices.

@@ -1,7 +1,7 @@
 """One MLflow run as a place to send records to: finds or creates it, sends in large calls.
 
-Everything here blocks on the network or the disk; `tracking.Tracker` calls it from a thread of
-its own, `tracking.replay` directly. MLflow is imported on first use: it takes seconds.
+Everything here blocks on the network or the disk; a training calls it from the sender's thread,
+`jobs/track.py` directly. MLflow is imported on first use: it takes seconds.
 """
 
 import logging
@@ -66,13 +66,13 @@ def patient(timeout_s: int = 600) -> Iterator[None]:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tells whether sending the same again can never succeed."""
+    """Returns whether sending the same again can never succeed."""
     code = getattr(error, "error_code", None)
     return code in _REFUSALS or isinstance(error, FileNotFoundError)
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Tells whether an error of MLflow, or one that it caused, means that it does not answer."""
+    """Returns whether an error of MLflow, or its cause, means that MLflow does not answer."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import OperationalError
@@ -216,7 +216,7 @@ class MlflowRun:
         return []
 
     def _answers(self) -> bool:
-        """Tells whether the server knows the run right now."""
+        """Returns whether the server knows the run right now."""
         try:
             self._client.get_run(self.identity.run_id)
         except Exception:

@@ -32,7 +32,7 @@ _MIN_ENV_SECRET_CHARS = 8  # shorter values would mask ordinary words
 
 
 def is_secret_key(key: str) -> bool:
-    """Tells whether a configuration key, tag or environment variable names a secret.
+    """Returns whether a configuration key, tag or environment variable names a secret.
 
     `tokenizer` and its relatives are no secrets, although `token` is.
     """

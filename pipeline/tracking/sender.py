@@ -116,11 +116,12 @@ class Sender:
             elif self._copy is not None and not self._failures:
                 self._copy.drop(self._run.identity)
             elif self._copy is not None and time.monotonic() >= self._next_copy:
-                if self._copy.begin(self._run.identity, self._journal.rest()):
+                rest = self._journal.rest()
+                if rest and self._copy.begin(self._run.identity, rest):
                     self._next_copy = time.monotonic() + _COPY_EVERY_S
 
     def _send_all(self) -> None:
-        # The run first: whoever waits for its id need not wait for all that an outage left.
+        # The run first: its id is waited for, and what an outage left may take minutes to send.
         self._delivery.run_of(self._run.identity)
         if self._failures or not self.opened.is_set():
             self._remember()
@@ -134,7 +135,7 @@ class Sender:
         self._delivery.runs.clear()  # The server may come back with another database.
         if self._failures == 0:
             kept = self._journal.path or "memory"
-            logger.warning("MLflow does not answer; training goes on, records kept in %s (%s)",
+            logger.warning("MLflow does not answer; training continues, records kept in %s (%s)",
                            kept, reason_of(error))  # fmt: skip
         self._next_try = time.monotonic() + min(2.0**self._failures, _MAX_BACKOFF_S)
         self._failures += 1

@@ -271,6 +271,24 @@ def test_a_full_disk_tears_no_line_and_loses_nothing(limited):
     limited.close()
 
 
+def test_a_torn_line_on_a_full_disk_is_ended_once_there_is_room(limited, tmp_path):
+    resource = pytest.importorskip("resource")
+    limited.close()
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(to_line(IDENTITY, _metrics(0)).ljust(3999, b"x") + b"x")
+    journal = Journal(path, IDENTITY, 10)
+    with pytest.raises(OSError, match="File too large"):
+        journal.open()
+    _append(journal, 1)
+    assert _steps(journal.read(9)) == [1]  # Can be sent all the same.
+    journal.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    journal.flush()
+    first, torn, last = journal.read(9)
+    assert (_steps([first, last]), set(torn)) == ([0, 1], set(b"x\n"))
+    journal.close()
+
+
 def test_a_disk_that_stays_full_costs_the_oldest_in_memory(limited):
     _append(limited, *range(200))
     on_disk = len(limited.rest().splitlines())
@@ -308,6 +326,20 @@ def test_two_processes_cannot_use_one_file(tmp_path):
     second.flush()
     assert second.rest().count(b"\n") == 2
     second.close()
+
+
+@pytest.mark.parametrize("num", [3, 700])
+def test_a_read_that_is_not_the_end_says_so(tmp_path, num):
+    journal = _journal(tmp_path / "s.jsonl")
+    for step in range(num):
+        journal.append(_metrics(step, 20, key="a long name of a metric, " * 2))
+    found = []
+    while lines := journal.read(500):
+        found += _steps(lines)
+        assert journal.reached_end == (len(found) == num)
+        journal.advance(lines)
+    assert found == list(range(num))
+    journal.close()
 
 
 def test_many_threads_append_whole_lines_while_one_reads(tmp_path):
