@@ -1,5 +1,6 @@
 """Sends what an outage left in journals, to the runs that their lines name."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,14 @@ from pipeline.tracking.delivery import Delivery, ReplayCounts
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.redaction import reason_of
 
+logger = logging.getLogger(__name__)
+
 _PATTERN = "tracking*.jsonl"
 _REFUSED = ".refused.jsonl"
+
+
+class JournalInUse(UserError):
+    """A training that still runs holds the journal, and sends it by itself."""
 
 
 def replay_all(place: str, config: TrackingConfig) -> Iterator[tuple[str, ReplayCounts]]:
@@ -31,7 +38,8 @@ def replay_all(place: str, config: TrackingConfig) -> Iterator[tuple[str, Replay
         Where the file is, and what became of it.
 
     Raises:
-        UserError: There is none, one is in use by a running training, or there is no tracking URI.
+        UserError: There is none, it is in use by a running training (of those in a folder, such
+            are left alone), or there is no tracking URI.
     """
     if "://" not in place:
         path = Path(place)
@@ -39,8 +47,13 @@ def replay_all(place: str, config: TrackingConfig) -> Iterator[tuple[str, Replay
         found = [p for p in found if p == path or not p.name.endswith(_REFUSED)]
         if not found:
             raise _nothing(place)
-        for path in found:
-            yield str(path), replay(path, config)
+        for journal in found:
+            try:
+                yield str(journal), replay(journal, config)
+            except JournalInUse as error:
+                if journal == path:
+                    raise
+                logger.warning("%s", error)
         return
     root, _, name = place.rpartition("/")
     if not name.endswith(".jsonl"):
@@ -96,7 +109,8 @@ def replay(path: Path, config: TrackingConfig) -> ReplayCounts:
 
     Raises:
         FileNotFoundError: There is no such file.
-        UserError: The file is in use by a running training, or there is no tracking URI.
+        JournalInUse: A running training has it.
+        UserError: There is no tracking URI.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such journal")
@@ -111,7 +125,7 @@ def _opened(path: Path) -> Iterator[Journal]:
         journal.open()
         yield journal
     except Timeout as error:
-        raise UserError(
+        raise JournalInUse(
             f"replay={path}: must not be in use: its training still runs and sends it by "
             "itself; wait for its end"
         ) from error

@@ -19,8 +19,8 @@ from jobs.track import ReplayConfig, replay_job
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 from pipeline.tracking import journal_copy
-from pipeline.tracking.records import from_line
-from pipeline.tracking.replay import replay
+from pipeline.tracking.records import Record, RunIdentity, from_line, to_line
+from pipeline.tracking.replay import replay, replay_all
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 
 REPO = Path(__file__).parents[3]
@@ -451,13 +451,22 @@ def test_replay_reports_an_outage_and_keeps_the_file(dead, tmp_path):
     assert spill.read_bytes() == content
 
 
-def test_replay_leaves_a_running_training_alone(dead, tmp_path):
+def test_replay_leaves_a_running_training_alone(dead, sqlite, tmp_path, caplog):
     spill = tmp_path / "tracking.jsonl"
     tracker = Tracker.start(dead, run_name="a", spill_path=spill)
     _log_steps(tracker, 0, 3)
     _wait_until(lambda: spill.exists() and spill.stat().st_size > 0)
     with pytest.raises(UserError, match="its training still runs"):
         replay(spill, dead)
+    # Of a folder, all others are sent.
+    other = tmp_path / "other" / "tracking-b.jsonl"
+    other.parent.mkdir()
+    record = Record(kind="metrics", time_ms=1, step=1, values={"train/loss": 1.0})
+    identity = RunIdentity(experiment="lseg", run_name="b", run_key="b")
+    other.write_bytes(to_line(identity, record))
+    assert [place for place, _ in replay_all(str(tmp_path), sqlite)] == [str(other)]
+    assert len(_steps(sqlite, _runs(sqlite, "b")[0].info.run_id)) == 1
+    assert "its training still runs" in caplog.text
     tracker.close(timeout_s=20)
 
 
