@@ -17,7 +17,7 @@ from pipeline.tracking.config import TrackingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Replays spill files."""
+    """Which journals to send, and where to."""
 
     replay: str
     """The file that training named in its last lines, or a folder that holds some: a run's, or the

@@ -20,7 +20,7 @@ from pipeline.registry.registry import (
 from pipeline.storage.open import open_storage
 from pipeline.tracking.config import server_uri
 from pipeline.tracking.mlflow_run import MlflowRun
-from pipeline.tracking.spill import RunIdentity, now_ms
+from pipeline.tracking.records import RunIdentity, now_ms
 
 
 def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:

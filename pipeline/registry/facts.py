@@ -1,19 +1,11 @@
 """Tags and description of a registered version, made from the checkpoint in it."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.checkpoints.provenance import Provenance
+from pipeline.tracking.limits import MAX_VERSION_TAG_CHARS, name_for_mlflow
 from pipeline.tracking.redaction import redact_values
-
-_MAX_TAG_CHARS = 5000
-_BAD_KEY_CHARACTERS = re.compile(r"[^/\w.\- ]")
-
-
-def key_for_mlflow(key: str) -> str:
-    """A name of a tag or metric without the characters that MLflow refuses."""
-    return _BAD_KEY_CHARACTERS.sub("_", key)
 
 
 def described(provenance: Provenance) -> dict[str, str]:
@@ -45,6 +37,6 @@ def description(provenance: Provenance, metrics: Mapping[str, float]) -> str:
 def tags_for_mlflow(tags: Mapping[str, Any]) -> dict[str, str]:
     """Cuts tags to what MLflow takes, and leaves secrets out."""
     return {
-        key_for_mlflow(key): str(value)[:_MAX_TAG_CHARS]
-        for key, value in redact_values(tags, _MAX_TAG_CHARS).items()
+        name_for_mlflow(key): value
+        for key, value in redact_values(tags, MAX_VERSION_TAG_CHARS).items()
     }

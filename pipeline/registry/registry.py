@@ -20,7 +20,12 @@ from pipeline.checkpoints.files import checkpoint_fingerprint, fingerprints
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.registry.config import RegistryConfig
-from pipeline.registry.facts import described, description, key_for_mlflow, tags_for_mlflow
+from pipeline.registry.facts import (
+    described,
+    description,
+    tags_for_mlflow,
+)
+from pipeline.tracking.limits import name_for_mlflow
 from pipeline.tracking.mlflow_run import (
     MlflowUnavailable,
     is_unavailable,
@@ -302,7 +307,7 @@ class Registry:
 
         now_ms, model = int(time.time() * 1000), model_id or None
         values = [
-            Metric(key_for_mlflow(key), float(value), now_ms, step, model_id=model)
+            Metric(name_for_mlflow(key), float(value), now_ms, step, model_id=model)
             for key, value in metrics.items()
         ]
         if values:

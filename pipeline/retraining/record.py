@@ -11,13 +11,11 @@ from typing import Any
 
 from pipeline.retraining.state import DECISIONS
 from pipeline.storage.base import Storage
+from pipeline.tracking.limits import MAX_VERSION_TAG_CHARS
 from pipeline.tracking.redaction import redact_tree
 
 PREFIX = "retrain."
 """Prefix of the tags of versions and runs that describe a decision."""
-
-_MAX_TAG_CHARS = 4000
-"""MLflow takes 5000 for a model version."""
 
 
 class DecisionRecord:
@@ -47,14 +45,16 @@ class DecisionRecord:
         self.tag_version(version, {PREFIX + tag: value for tag, value in tags.items()})
         if run_id:
             for tag, value in tags.items():
-                self._client.set_tag(run_id, PREFIX + tag, value[:_MAX_TAG_CHARS])
+                self._client.set_tag(run_id, PREFIX + tag, value[:MAX_VERSION_TAG_CHARS])
             self._client.log_text(run_id, _text(content), f"retrain/{_file_name(key)}")
         self.log(key, content)
 
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
         """Sets tags of a version as they are."""
         for tag, value in tags.items():
-            self._client.set_model_version_tag(self._name, version, tag, value[:_MAX_TAG_CHARS])
+            self._client.set_model_version_tag(
+                self._name, version, tag, value[:MAX_VERSION_TAG_CHARS]
+            )
 
     def log(self, key: str, content: dict[str, Any]) -> None:
         """Adds a file to the decision log."""

@@ -21,7 +21,8 @@ class TrackingConfig:
     experiment: str = "lseg"
     """MLflow experiment; created if missing."""
     queue_size: int = 10_000
-    """Records kept in memory; beyond that the oldest go to the spill file."""
+    """Most records kept in memory while the local disk takes none; beyond that the oldest are lost.
+    Otherwise every record is in a local file at once."""
     artifacts: str = ""
     """Root for the artifacts of a new experiment (`s3://...`, `file:///...`); empty: the server's
     own, or a folder beside the sqlite file."""

@@ -1,12 +1,11 @@
 """One MLflow run as a place to send records to: finds or creates it, sends in large calls.
 
-Everything here blocks on the network or the disk; `tracking.Tracker` calls it from a thread of
-its own, `tracking.replay` directly. MLflow is imported on first use: it takes seconds.
+Everything here blocks on the network or the disk; a training calls it from the sender's thread,
+`jobs/track.py` directly. MLflow is imported on first use: it takes seconds.
 """
 
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,18 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.tracking.redaction import redact_text
-from pipeline.tracking.spill import Record, RunIdentity, SpillFile, from_line
+from pipeline.tracking.limits import MAX_RUN_TAG_CHARS, name_for_mlflow
+from pipeline.tracking.records import Record, RunIdentity
+from pipeline.tracking.redaction import reason_of, redact_text
 
 RUN_KEY_TAG = "lseg.run_key"
 CHANGED_TAG = "lseg.changed_on_resume."
 
-_MAX_ENTITIES = 1000  # of one log_batch call, metrics + parameters + tags
-_MAX_TEXTS = 100  # parameters, and tags, of one log_batch call
-_MAX_TAG_CHARS = 8000
-_BAD_NAME_CHARACTERS = re.compile(r"[^/\w.\- :]")
 _SETTLE_S = 1.0
-_READ_AHEAD_LINES = 200
 # The answer that says "never", as opposed to "not now".
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")
 
@@ -71,13 +66,13 @@ def patient(timeout_s: int = 600) -> Iterator[None]:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tells whether sending the same again can never succeed."""
+    """Returns whether sending the same again can never succeed."""
     code = getattr(error, "error_code", None)
     return code in _REFUSALS or isinstance(error, FileNotFoundError)
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Tells whether an error of MLflow, or one that it caused, means that it does not answer."""
+    """Returns whether an error of MLflow, or its cause, means that MLflow does not answer."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import OperationalError
@@ -100,56 +95,10 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").split("?")[0])
 
 
-def next_batch(spill: SpillFile) -> tuple[RunIdentity | None, list[Record], list[bytes]]:
-    """Takes what fits into one call from the front of a spill file.
-
-    Returns:
-        The run, its records and their lines, to be given to `SpillFile.advance` once sent. The
-        run is None for a line that is no record.
-    """
-    lines = spill.read_lines(_READ_AHEAD_LINES)
-    found: list[tuple[RunIdentity, Record]] = []
-    for line in lines:
-        try:
-            identity, record = from_line(line)
-        except ValueError:
-            break
-        if found and identity.run_key != found[0][0].run_key:
-            break
-        found.append((identity, record))
-    if not found:
-        return None, [], lines[:1]
-    batch = next(in_batches([record for _, record in found]))
-    return found[0][0], batch, lines[: len(batch)]
-
-
-def in_batches(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Groups consecutive records that fit into one call; a record never spans two calls."""
-    batch: list[Record] = []
-    counts = {"metrics": 0, "params": 0, "tags": 0}
-    for record in records:
-        size = len(record.values)
-        alone = record.kind not in counts
-        full = not alone and (
-            sum(counts.values()) + size > _MAX_ENTITIES
-            or (record.kind != "metrics" and counts[record.kind] + size > _MAX_TEXTS)
-        )
-        if batch and (alone or full):
-            yield batch
-            batch, counts = [], dict.fromkeys(counts, 0)
-        if alone:
-            yield [record]
-        else:
-            batch.append(record)
-            counts[record.kind] += size
-    if batch:
-        yield batch
-
-
 class MlflowRun:
     """A run on one server. Not thread-safe; `open` first."""
 
-    def __init__(self, uri: str, identity: RunIdentity, *, artifacts: str = ""):
+    def __init__(self, uri: str, identity: RunIdentity, artifacts: str = "") -> None:
         """Prepares without any call.
 
         Args:
@@ -161,7 +110,7 @@ class MlflowRun:
         self.uri = uri
         self.identity = identity
         self.experiment_id = ""
-        self._artifacts = artifacts
+        self.artifacts = artifacts
         self._client: Any = None
         self._params: dict[str, str] = {}
         self._maybe_created = False
@@ -207,7 +156,7 @@ class MlflowRun:
             if found.lifecycle_stage != "active":
                 raise RuntimeError(f"experiment {name!r} was deleted: restore it or name another")
             return found.experiment_id
-        location = self._artifacts or None
+        location = self.artifacts or None
         database = sqlite_path(self.uri)
         if location is None and database is not None:
             # Without a location MLflow would write to ./mlruns of whatever folder this is.
@@ -263,12 +212,11 @@ class MlflowRun:
             is_file = batch[0].kind in ("artifact", "text")
             if not is_refusal(error) and not (is_file and self._answers()):
                 raise
-            reason = redact_text(f"{type(error).__name__}: {error}".splitlines()[0])
-            return [(batch[0], reason)]
+            return [(batch[0], reason_of(error))]
         return []
 
     def _answers(self) -> bool:
-        """Tells whether the server knows the run right now."""
+        """Returns whether the server knows the run right now."""
         try:
             self._client.get_run(self.identity.run_id)
         except Exception:
@@ -297,7 +245,7 @@ class MlflowRun:
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [
-            Metric(_BAD_NAME_CHARACTERS.sub("_", key), float(value), record.time_ms, record.step)
+            Metric(name_for_mlflow(key), float(value), record.time_ms, record.step)
             for record in batch
             if record.kind == "metrics"
             for key, value in record.values.items()
@@ -306,18 +254,17 @@ class MlflowRun:
         tags: dict[str, str] = {}
         for record in batch:
             if record.kind == "tags":
-                tags |= {key: str(value)[:_MAX_TAG_CHARS] for key, value in record.values.items()}
-            elif record.kind == "params":
-                params |= {
-                    _BAD_NAME_CHARACTERS.sub("_", key): str(value)
-                    for key, value in record.values.items()
+                tags |= {
+                    key: str(value)[:MAX_RUN_TAG_CHARS] for key, value in record.values.items()
                 }
+            elif record.kind == "params":
+                params |= {name_for_mlflow(key): str(value) for key, value in record.values.items()}
         # MLflow refuses to change a parameter. A resumed run that does so keeps the first value,
         # and says the new one in a tag.
         for key in params.keys() & self._params.keys():
             value = params.pop(key)
             if value != self._params[key]:
-                tags[CHANGED_TAG + key] = value[:_MAX_TAG_CHARS]
+                tags[CHANGED_TAG + key] = value[:MAX_RUN_TAG_CHARS]
         self._client.log_batch(
             self.identity.run_id,
             metrics=metrics,

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.tracking.limits import MAX_PARAM_CHARS
+
 MASK = "***"
-MAX_VALUE_CHARS = 6000
-"""MLflow's limit on a parameter's value (`mlflow.utils.validation.MAX_PARAM_VAL_LENGTH`)."""
 
 _SECRET_WORDS = (
     r"secret|passwo?r?d|passwd|passphrase|token(?!i[sz])|credential"
@@ -32,7 +32,7 @@ _MIN_ENV_SECRET_CHARS = 8  # shorter values would mask ordinary words
 
 
 def is_secret_key(key: str) -> bool:
-    """Tells whether a configuration key, tag or environment variable names a secret.
+    """Returns whether a configuration key, tag or environment variable names a secret.
 
     `tokenizer` and its relatives are no secrets, although `token` is.
     """
@@ -57,6 +57,11 @@ def redact_text(text: str) -> str:
     for secret in _environment_secrets():
         text = text.replace(secret, MASK)
     return text
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error, without credentials."""
+    return redact_text(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def redact_tree(tree: Any) -> Any:
@@ -95,7 +100,7 @@ def flatten_config(config: Any) -> dict[str, str]:
     Returns:
         Values as text by dotted key, without secrets, cut to MLflow's limit.
     """
-    return redact_values(dict(leaves(redact_tree(config))), MAX_VALUE_CHARS)
+    return redact_values(dict(leaves(redact_tree(config))), MAX_PARAM_CHARS)
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

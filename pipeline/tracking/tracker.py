@@ -1,9 +1,9 @@
 """MLflow tracking that never slows and never stops training.
 
-`Tracker` puts everything into a queue; a thread of its own finds or creates the run and sends in
-large calls. While the server does not answer, the queue goes to a spill file beside the
-checkpoints, in order and with the original times, and from there to the server as soon as it
-answers: in this process, in the next one that resumes the run, or by `jobs/track.py --replay`.
+`Tracker` appends everything to a journal beside the checkpoints, at once and with the time of the
+call; a thread of its own finds or creates the run and sends the journal in large calls. What the
+server does not take stays there until it answers: to this process, to the next one that resumes
+the run, or to `jobs/track.py --replay`.
 """
 
 import atexit
@@ -17,36 +17,27 @@ from uuid import uuid4
 import yaml
 
 from pipeline.tracking.config import TrackingConfig, server_uri
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.journal_copy import JournalCopy
+from pipeline.tracking.limits import MAX_ENTITIES, MAX_PARAM_CHARS, MAX_TEXTS
 from pipeline.tracking.mlflow_run import MlflowRun
-from pipeline.tracking.redaction import (
-    MAX_VALUE_CHARS,
-    flatten_config,
-    redact_text,
-    redact_tree,
-    redact_values,
-)
-from pipeline.tracking.replay import ReplayCounts, replay
+from pipeline.tracking.records import Kind, Record, RunIdentity, now_ms
+from pipeline.tracking.redaction import flatten_config, redact_text, redact_tree, redact_values
 from pipeline.tracking.sender import Sender, Status
-from pipeline.tracking.spill import Kind, Record, RunIdentity, now_ms
-from pipeline.tracking.spill_copy import SpillCopy
 
-__all__ = ["ReplayCounts", "Tracker", "TrackingConfig", "flatten_config", "replay"]
+__all__ = ["Tracker", "TrackingConfig"]
 
 logger = logging.getLogger(__name__)
-
-_TEXTS_PER_RECORD = 100  # MLflow's limit on parameters, and on tags, of one call
-_METRICS_PER_RECORD = 1000  # and on metrics
 
 
 class Tracker:
     """Records one run; made by `start`, ended by `close`.
 
     The `log_*` and `set_tags` methods return in microseconds, raise nothing and may be called from
-    any thread. The bound on the queue is enforced between two calls to the server, so it can be
-    late by the time one call takes (5 s).
+    any thread.
     """
 
-    def __init__(self, run: MlflowRun, sender: Sender):
+    def __init__(self, run: MlflowRun, sender: Sender) -> None:
         self._run = run
         self._sender = sender
 
@@ -68,15 +59,15 @@ class Tracker:
         Args:
             config: Where to.
             run_name: Name in the UI.
-            spill_path: Local file for what the server does not take; a small `.run.json` beside it
-                remembers the run. A later start with the same path, experiment and name continues
-                the same MLflow run, and sends what the file holds. None: at most `queue_size`
-                records survive an outage.
+            spill_path: Local file of the journal, removed when all of it was sent; a small
+                `.run.json` beside it remembers the run. A later start with the same path,
+                experiment and name continues the same MLflow run, and sends what the file holds.
+                None: at most `queue_size` records survive an outage, in memory.
             run_id: MLflow run to continue, if the caller knows it.
             tags: Tags of the run; secrets are left out.
             params: Parameters, flat or nested, mapping or dataclass; see `flatten_config`.
             parent_run_id: MLflow run to nest this one in.
-            copy_to: Folder of a storage (`s3://...`) for copies of the spill file and of the run's
+            copy_to: Folder of a storage (`s3://...`) for copies of the journal and of the run's
                 identity, where `spill_path` is on a node that may vanish.
 
         Raises:
@@ -89,10 +80,10 @@ class Tracker:
             run_id=run_id or "",
             parent_run_id=parent_run_id or "",
         )
-        run = MlflowRun(server_uri(config), identity, artifacts=config.artifacts)
+        run = MlflowRun(server_uri(config), identity, config.artifacts)
         path = spill_path.absolute() if spill_path else None
-        copy = SpillCopy(copy_to, path.name) if copy_to and path else None
-        tracker = cls(run, Sender(run, config.queue_size, path, copy))
+        copy = JournalCopy(copy_to, path.name) if copy_to and path else None
+        tracker = cls(run, Sender(run, Journal(path, identity, config.queue_size), copy))
         tracker.set_tags(tags or {})
         tracker.log_params(params or {})
         # A process that ends without `close` still writes what it has.
@@ -122,48 +113,39 @@ class Tracker:
         return self._run.ui_hint()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queues metrics, by slash-separated name, of one optimiser step."""
+        """Logs metrics, by slash-separated name, of one optimiser step."""
         values: dict[str, float] = {}
         for key, value in metrics.items():
             try:
                 values[key] = float(value)
             except (TypeError, ValueError):
                 logger.warning("metric %s=%r is not a number: left out", key, value)
-        self._put_parts("metrics", values, _METRICS_PER_RECORD, step=step)
+        self._put_parts("metrics", values, MAX_ENTITIES, step=step)
 
     def log_params(self, params: Any) -> None:
-        """Queues parameters; nested ones get dotted keys, secrets are left out."""
-        self._put_parts("params", flatten_config(params), _TEXTS_PER_RECORD)
+        """Logs parameters; nested ones get dotted keys, secrets are left out."""
+        self._put_parts("params", flatten_config(params), MAX_TEXTS)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Queues tags; secrets are left out."""
-        self._put_parts("tags", redact_values(tags, MAX_VALUE_CHARS), _TEXTS_PER_RECORD)
+        """Logs tags; secrets are left out."""
+        self._put_parts("tags", redact_values(tags, MAX_PARAM_CHARS), MAX_TEXTS)
 
     def log_artifact(self, path: Path, artifact_path: str = "") -> None:
-        """Queues a file or folder, which must stay where it is until it is sent.
+        """Logs a file or folder, which must stay where it is until it is sent.
 
         Args:
             path: Local file or folder; its content is not searched for secrets.
             artifact_path: Folder in the run.
         """
-        self._sender.put(
-            Record(
-                kind="artifact",
-                time_ms=now_ms(),
-                path=str(Path(path).absolute()),
-                artifact_path=artifact_path,
-            )
-        )
+        place = str(Path(path).absolute())
+        self._put("artifact", path=place, artifact_path=artifact_path)
 
     def log_text(self, text: str, artifact_path: str) -> None:
-        """Queues a text as the file `artifact_path` of the run; credentials are masked."""
-        text = redact_text(text)
-        self._sender.put(
-            Record(kind="text", time_ms=now_ms(), text=text, artifact_path=artifact_path)
-        )
+        """Logs a text as the file `artifact_path` of the run; credentials are masked."""
+        self._put("text", text=redact_text(text), artifact_path=artifact_path)
 
     def log_dict(self, tree: Any, artifact_path: str) -> None:
-        """Queues nested values as a YAML (`.yaml`, `.yml`) or JSON file, without secrets."""
+        """Logs nested values as a YAML (`.yaml`, `.yml`) or JSON file, without secrets."""
         clean = redact_tree(tree)
         if artifact_path.endswith((".yaml", ".yml")):
             text = yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
@@ -172,7 +154,7 @@ class Tracker:
         self.log_text(text, artifact_path)
 
     def close(self, status: Status = "FINISHED", timeout_s: float = 10.0) -> None:
-        """Sends what is queued; what cannot be sent in time goes to the spill file.
+        """Sends what is left; what cannot be sent in time stays in the journal.
 
         Args:
             status: How the run ended.
@@ -184,8 +166,9 @@ class Tracker:
     def _put_parts(
         self, kind: Kind, values: Mapping[str, Any], max_values: int, step: int = 0
     ) -> None:
-        time_ms = now_ms()
         items = list(values.items())
         for first in range(0, len(items), max_values):
-            part = dict(items[first : first + max_values])
-            self._sender.put(Record(kind=kind, time_ms=time_ms, step=step, values=part))
+            self._put(kind, step=step, values=dict(items[first : first + max_values]))
+
+    def _put(self, kind: Kind, **fields: Any) -> None:
+        self._sender.put(Record(kind=kind, time_ms=now_ms(), **fields))

@@ -85,7 +85,7 @@ class Faults:
         return max(max(self._seconds(s)) for s in self.stretches if s.state == state)
 
     def ratios(self, state: str) -> list[float]:
-        """Of each stretch with a fault to the healthy ones beside it."""
+        """The ratio of each stretch with a fault to the healthy ones beside it."""
         found = []
         for number, stretch in enumerate(self.stretches):
             if stretch.state != state:
@@ -155,7 +155,7 @@ def run_faults(folder: Path, seconds: float, cycles: int) -> Faults:
 
 
 def _replay(folder: Path, server: MlflowServer) -> str:
-    """Sends what lies beside the checkpoints, as its own message tells the user to."""
+    """Sends what lies beside the checkpoints, as the message of training asks for."""
     (spill,) = (folder / "runs" / NAME).glob("tracking-*.jsonl")
     command = [sys.executable, "jobs/track.py", "--replay", str(spill)]
     done = subprocess.run(

@@ -56,12 +56,13 @@ def check(server, name, num_steps):
     return run
 
 
-def test_refused_from_the_start(server, tmp_path):
+def test_refused_from_the_start(server, tmp_path, caplog):
     server.kill()
     spill = tmp_path / "tracking.jsonl"
     tracker = Tracker.start(TrackingConfig(uri=server.uri), run_name="refused", spill_path=spill)
     log_steps(tracker, 0)
-    wait_until(lambda: spill.exists() and spill.stat().st_size > 0)
+    wait_until(lambda: "MLflow does not answer" in caplog.text)
+    assert spill.stat().st_size > 0
     assert tracker.run_id is None
     server.start()
     log_steps(tracker, _CALLS)
@@ -78,7 +79,7 @@ def test_refused_from_the_start(server, tmp_path):
     assert not spill.exists()
 
 
-def test_frozen_in_the_middle(server, tmp_path):
+def test_frozen_in_the_middle(server, tmp_path, caplog):
     server.start()
     spill = tmp_path / "tracking.jsonl"
     tracker = Tracker.start(TrackingConfig(uri=server.uri), run_name="frozen", spill_path=spill)
@@ -87,7 +88,7 @@ def test_frozen_in_the_middle(server, tmp_path):
     server.freeze()
     try:
         log_steps(tracker, _CALLS)
-        wait_until(spill.exists)  # the first call has timed out
+        wait_until(lambda: "MLflow does not answer" in caplog.text)  # The first call timed out.
         log_steps(tracker, 2 * _CALLS)
     finally:
         server.thaw()
@@ -98,14 +99,14 @@ def test_frozen_in_the_middle(server, tmp_path):
     assert not spill.exists()
 
 
-def test_frozen_while_the_run_is_created(server, tmp_path):
+def test_frozen_while_the_run_is_created(server, tmp_path, caplog):
     server.start()
     server.freeze()
     try:
         spill = tmp_path / "tracking.jsonl"
         tracker = Tracker.start(TrackingConfig(uri=server.uri), run_name="early", spill_path=spill)
         log_steps(tracker, 0)
-        wait_until(spill.exists)
+        wait_until(lambda: "MLflow does not answer" in caplog.text)
     finally:
         server.thaw()
     assert tracker.wait_for_run(60)
@@ -113,7 +114,7 @@ def test_frozen_while_the_run_is_created(server, tmp_path):
     check(server, "early", _CALLS)
 
 
-def test_killed_and_restarted_in_the_middle(server, tmp_path):
+def test_killed_and_restarted_in_the_middle(server, tmp_path, caplog):
     server.start()
     spill = tmp_path / "tracking.jsonl"
     tracker = Tracker.start(TrackingConfig(uri=server.uri), run_name="killed", spill_path=spill)
@@ -121,7 +122,7 @@ def test_killed_and_restarted_in_the_middle(server, tmp_path):
     assert tracker.wait_for_run(60)
     server.kill()
     log_steps(tracker, _CALLS)
-    wait_until(spill.exists)
+    wait_until(lambda: "MLflow does not answer" in caplog.text)
     server.start()
     log_steps(tracker, 2 * _CALLS)
     tracker.close(timeout_s=60)

@@ -1,8 +1,9 @@
 """The tracker against a real MLflow in a sqlite file, and against a port where nothing listens.
 
-`test_tracking_server.py` has the outages of a real server.
+`test_server.py` has the outages of a real server.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -17,9 +18,9 @@ import pytest
 from jobs.track import ReplayConfig, replay_job
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
-from pipeline.tracking import sender
-from pipeline.tracking.replay import replay
-from pipeline.tracking.spill import from_line
+from pipeline.tracking import journal_copy
+from pipeline.tracking.records import Record, RunIdentity, from_line, to_line
+from pipeline.tracking.replay import replay, replay_all
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 
 REPO = Path(__file__).parents[3]
@@ -116,8 +117,8 @@ def _spilled(path):
 
 def test_everything_arrives(new_sqlite, tmp_path):
     sqlite = new_sqlite
-    picture = tmp_path / "overlay.png"
-    picture.write_bytes(b"picture")
+    image = tmp_path / "overlay.png"
+    image.write_bytes(b"image")
     before_ms = time.time_ns() // 1_000_000
     with Tracker.start(
         sqlite,
@@ -128,7 +129,7 @@ def test_everything_arrives(new_sqlite, tmp_path):
     ) as tracker:
         _log_steps(tracker, 0, 1200)
         tracker.log_metrics({"val/ade 20k?/miou": float("nan")}, step=5)
-        tracker.log_artifact(picture, "pictures")
+        tracker.log_artifact(image, "images")
         tracker.log_text("hello", "notes/a.txt")
         tracker.log_dict({"lr": 1, "list": (1, 2)}, "config.yaml")
         assert tracker.wait_for_run(60)
@@ -143,7 +144,7 @@ def test_everything_arrives(new_sqlite, tmp_path):
     assert all(before_ms <= metric.timestamp <= run.info.end_time for metric in history)
     assert "val/ade 20k_/miou" in run.data.metrics
     files = Path(run.info.artifact_uri.removeprefix("file://"))
-    assert (files / "pictures" / "overlay.png").read_bytes() == b"picture"
+    assert (files / "images" / "overlay.png").read_bytes() == b"image"
     assert (files / "notes" / "a.txt").read_text() == "hello"
     assert (files / "config.yaml").read_text() == "lr: 1\nlist:\n- 1\n- 2\n"
     assert list(Path.cwd().iterdir()) == []  # no ./mlruns, no ./mlflow.db
@@ -312,7 +313,7 @@ def test_a_full_queue_goes_to_the_file(tmp_path):
     assert steps == list(range(2000))
 
 
-def test_without_a_file_the_newest_are_kept_and_the_loss_is_told(dead, caplog):
+def test_without_a_file_memory_is_bounded_and_the_loss_is_reported(dead, caplog):
     config = TrackingConfig(uri=dead.uri, queue_size=10)
     with caplog.at_level(logging.ERROR):
         tracker = Tracker.start(config, run_name="a", spill_path=None)
@@ -344,6 +345,63 @@ def test_a_killed_process_leaves_its_records(dead, tmp_path):
             process.kill()
     steps = [from_line(line)[1].step for line in spill.read_bytes().splitlines()]
     assert steps == list(range(len(steps)))
+
+
+def test_a_killed_process_and_the_next_one_lose_and_repeat_nothing(sqlite, tmp_path):
+    spill, printed = tmp_path / "tracking.jsonl", tmp_path / "printed.txt"
+    code = (
+        f"{_START}"
+        "for step in range(10**6):\n"
+        "    t.log_metrics({'train/loss': 1.0}, step=step)\n"
+        "    print(step, flush=True); time.sleep(0.01)\n"
+    )
+    command = [sys.executable, "-c", code, sqlite.uri, str(spill)]
+    with printed.open("wb") as out, subprocess.Popen(command, cwd=REPO, stdout=out) as process:
+        try:
+            _wait_until(lambda: _known_steps(sqlite) > 50)
+        finally:
+            process.kill()
+    steps = list(map(int, printed.read_text().split()))
+    tracker = Tracker.start(sqlite, run_name="a", spill_path=spill)
+    tracker.log_metrics({"train/loss": 1.0}, step=10**6)
+    assert tracker.wait_for_run(60)
+    tracker.close(timeout_s=60)
+    (run,) = _runs(sqlite, "a")
+    found = _steps(sqlite, run.info.run_id)
+    # The last one may have been logged, and not yet printed.
+    assert found in ([*steps, 10**6], [*steps, len(steps), 10**6])
+    assert not spill.exists()
+
+
+def _known_steps(config) -> int:
+    if _client(config).get_experiment_by_name(config.experiment) is None:
+        return 0
+    runs = _runs(config, "a")
+    return len(_steps(config, runs[0].info.run_id)) if runs else 0
+
+
+def test_a_full_disk_holds_nothing_up_and_loses_nothing(sqlite, tmp_path, caplog):
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        ballast = disk / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        tracker = Tracker.start(sqlite, run_name="a", spill_path=disk / "tracking.jsonl")
+        assert _log_steps(tracker, 0, 500) < 0.5
+        assert tracker.wait_for_run(60)
+        assert "the run's id is not kept" in caplog.text
+        ballast.unlink()
+        _log_steps(tracker, 500, 600)
+        tracker.close(timeout_s=60)
+        assert _steps(sqlite, tracker.run_id) == list(range(600))
+        assert not (disk / "tracking.jsonl").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_process_that_forgets_to_close_still_writes(dead, tmp_path):
@@ -393,13 +451,22 @@ def test_replay_reports_an_outage_and_keeps_the_file(dead, tmp_path):
     assert spill.read_bytes() == content
 
 
-def test_replay_leaves_a_running_training_alone(dead, tmp_path):
+def test_replay_leaves_a_running_training_alone(dead, sqlite, tmp_path, caplog):
     spill = tmp_path / "tracking.jsonl"
     tracker = Tracker.start(dead, run_name="a", spill_path=spill)
     _log_steps(tracker, 0, 3)
     _wait_until(lambda: spill.exists() and spill.stat().st_size > 0)
     with pytest.raises(UserError, match="its training still runs"):
         replay(spill, dead)
+    # Of a folder, all others are sent.
+    other = tmp_path / "other" / "tracking-b.jsonl"
+    other.parent.mkdir()
+    record = Record(kind="metrics", time_ms=1, step=1, values={"train/loss": 1.0})
+    identity = RunIdentity(experiment="lseg", run_name="b", run_key="b")
+    other.write_bytes(to_line(identity, record))
+    assert [place for place, _ in replay_all(str(tmp_path), sqlite)] == [str(other)]
+    assert len(_steps(sqlite, _runs(sqlite, "b")[0].info.run_id)) == 1
+    assert "its training still runs" in caplog.text
     tracker.close(timeout_s=20)
 
 
@@ -475,7 +542,7 @@ def test_another_node_goes_on_with_the_run_and_what_was_left(sqlite, dead, tmp_p
 
 @pytest.mark.usefixtures("s3_endpoint")
 def test_a_storage_that_fails_holds_nothing_up(dead, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sender, "_LAST_COPY_S", 0.4)
+    monkeypatch.setattr(journal_copy, "_LAST_COPY_S", 0.4)
     tracker = _outage(dead, tmp_path, "s3://no-such-bucket-anywhere", 0, 3)
     begin = time.monotonic()
     tracker.close(timeout_s=20)
