@@ -13,6 +13,7 @@ import pytest
 import jobs.cli
 from jobs.cli import build_parser, main
 from tests.docs.generator import ROOT, generator
+from tests.test_architecture import ROOMS, ROOMS_OF_TRAINING
 
 README = ROOT / "README.md"
 PAGES = [
@@ -216,6 +217,15 @@ def test_keys_exist(page):
                 inside = [known for known in keys() if known == key or known.startswith(f"{key}.")]
                 inside += [known for known in keys() if key.startswith(f"{known}.")]  # Mappings.
                 assert inside, key
+
+
+def test_the_drawing_of_the_rule_is_that_of_its_test():
+    page = ROOT / "docs" / "architecture.md"
+    drawn = ROOMS.replace("pipeline.", "").strip()
+    assert drawn in [block.strip() for block in parts(page)[1]]
+    inside = ROOMS_OF_TRAINING.replace("pipeline.training.", "").split()
+    (line,) = re.findall(r"^- Inside `training`: (.+(?:\n  .+)*)", page.read_text("utf-8"), re.M)
+    assert re.findall(r"`(\w+)`", line) == inside
 
 
 def test_recipes_and_sweeps_have_a_row():
