@@ -27,11 +27,12 @@ INSTALLED = "/opt/lseg/"
 
 
 def test_every_file_of_infra_is_led_to():
-    """By the runbook, the README, or another file here: nobody would find it else."""
+    """By the runbook, a page, or another file here: nobody would find it else."""
     listed = subprocess.run(["git", "ls-files", "infra"], capture_output=True, text=True, cwd=ROOT)
     files = [ROOT / line for line in listed.stdout.splitlines()]
     assert INFRA / "RUNBOOK.md" in files
-    texts = {path: path.read_text() for path in [*files, ROOT / "README.md"]}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = {path: path.read_text() for path in [*files, *pages]}
     for path in files:
         place = path.relative_to(ROOT)
         names = (path.name, f"{place.parent}/`")  # Or its folder, as `infra/systemd/`.
