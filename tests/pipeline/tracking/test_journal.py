@@ -1,4 +1,3 @@
-import math
 import signal
 import subprocess
 import sys
@@ -7,97 +6,18 @@ from pathlib import Path
 
 import pytest
 from filelock import Timeout
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipeline.tracking.delivery import in_batches, next_batch
+from pipeline.tracking.delivery import next_batch
 from pipeline.tracking.journal import Journal, JournalClosed
 from pipeline.tracking.records import Record, RunIdentity, from_line, to_line
 
 REPO = Path(__file__).parents[3]
 IDENTITY = RunIdentity(experiment="lseg", run_name="mix", run_key="k1")
-_NAMES = st.text(min_size=1, max_size=12)
-_RECORDS = st.one_of(
-    st.builds(
-        Record,
-        kind=st.just("metrics"),
-        time_ms=st.integers(0, 2**40),
-        step=st.integers(0, 2**31),
-        values=st.dictionaries(_NAMES, st.floats(allow_nan=False), max_size=4),
-    ),
-    st.builds(
-        Record,
-        kind=st.sampled_from(["params", "tags"]),
-        time_ms=st.integers(0, 2**40),
-        values=st.dictionaries(_NAMES, st.text(max_size=20), max_size=4),
-    ),
-    st.builds(
-        Record, kind=st.just("text"), time_ms=st.just(1), text=st.text(), artifact_path=_NAMES
-    ),
-)
 
 
 def _metrics(step: int, num: int = 1, key: str = "loss") -> Record:
     values = {f"{key}{i}": float(step) for i in range(num)}
     return Record(kind="metrics", time_ms=1000 + step, step=step, values=values)
-
-
-@given(_RECORDS)
-def test_a_line_holds_the_whole_record(record):
-    line = to_line(IDENTITY, record)
-    assert line.count(b"\n") == 1
-    assert from_line(line) == (IDENTITY, record)
-
-
-def test_nan_and_infinity_survive():
-    record = Record(kind="metrics", time_ms=1, values={"a": math.nan, "b": -math.inf})
-    values = from_line(to_line(IDENTITY, record))[1].values
-    assert math.isnan(float(values["a"]))
-    assert values["b"] == -math.inf
-
-
-@pytest.mark.parametrize(
-    "line", [b"", b"{}\n", b'{"kind": "metr', b"[1]\n", b'{"kind": "metrics", "surprise": 1}\n']
-)
-def test_what_is_no_record_is_a_value_error(line):
-    with pytest.raises(ValueError, match=r"."):
-        from_line(line)
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["metrics", "params", "tags", "text", "artifact"]), st.integers(1, 100)
-        ),
-        max_size=60,
-    )
-)
-def test_batches_keep_the_order_and_the_limits_of_mlflow(shapes):
-    records = [
-        Record(
-            kind=kind,
-            time_ms=index,
-            values={f"k{i}": "v" for i in range(num)}
-            if kind in ("metrics", "params", "tags")
-            else {},
-        )
-        for index, (kind, num) in enumerate(shapes)
-    ]
-    batches = list(in_batches(records))
-    assert [record for batch in batches for record in batch] == records
-    for batch in batches:
-        sizes = {
-            kind: sum(len(r.values) for r in batch if r.kind == kind)
-            for kind in ("metrics", "params", "tags")
-        }
-        assert sum(sizes.values()) <= 1000
-        assert sizes["params"] <= 100
-        assert sizes["tags"] <= 100
-        assert len(batch) == 1 or all(r.kind in sizes for r in batch)
-
-
-def test_many_metrics_share_a_call():
-    assert len(list(in_batches([_metrics(step, 10) for step in range(200)]))) == 2
 
 
 def _journal(path: Path, max_in_memory: int = 1000) -> Journal:
@@ -115,7 +35,7 @@ def _append(journal: Journal, *steps: int, num: int = 1) -> None:
         journal.append(_metrics(step, num))
 
 
-def test_the_next_process_goes_on_at_the_cursor(tmp_path):
+def test_the_next_process_continues_at_the_cursor(tmp_path):
     path = tmp_path / "deep" / "spill.jsonl"
     journal = _journal(path)
     assert journal.read(9) == []
@@ -202,14 +122,6 @@ def test_a_torn_line_costs_only_itself(tmp_path):
         journal.advance(lines[: max(len(batch), 1)])
     assert found == [[0], "torn", [2]]
     journal.close()
-
-
-def test_a_batch_holds_one_run(tmp_path):
-    other = RunIdentity(experiment="lseg", run_name="mix", run_key="k2")
-    lines = [to_line(IDENTITY, _metrics(step)) for step in (0, 1)] + [to_line(other, _metrics(2))]
-    identity, batch = next_batch(lines)
-    assert (identity, [record.step for record in batch]) == (IDENTITY, [0, 1])
-    assert next_batch(lines[2:])[0] == other
 
 
 def test_a_copy_adds_what_the_file_lacks_and_a_torn_end_costs_only_itself(tmp_path):

@@ -1,5 +1,6 @@
 """The tracker against a real MLflow in a sqlite file, and against a port where nothing listens.
 
+Sender, replay and the copies in the storage are tested here too, as parts of the whole;
 `test_server.py` has the outages of a real server.
 """
 
