@@ -50,12 +50,12 @@ demo: $(STAMP)
 sweep-demo: $(STAMP)
 	$(BIN)/python jobs/sweep_demo.py --seed $(SEED)
 
-# In two processes, a file at a time: many tests wait for processes that start.
+# In two processes: many tests wait for processes that start. tests/conftest.py groups the tests.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup $(ARGS)
 
 # SeaweedFS, MLflow, Ray and every job on this machine, some ten minutes.
 whole-path: $(STAMP)

@@ -1,10 +1,14 @@
 """Fixtures that several packages' tests share."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import botocore.loaders
+import botocore.session
 import pytest
 from boto3.session import Session
 from moto.server import ThreadedMotoServer
@@ -12,7 +16,24 @@ from moto.server import ThreadedMotoServer
 from tests.support.mini_shards import mini_shards as mini_shards
 from tests.support.ray_fixtures import local_ray as local_ray
 
+# Two processes test at once: more threads than these would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Every S3 storage is a session of its own, and each would parse botocore's large files anew.
+botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
+
 _BUCKET_NUMBERS = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says what `-n 2 --dist loadgroup` keeps together: a file, and all tests on the one Ray.
+
+    So one process alone starts that Ray and makes the shards that the tests on it share.
+    """
+    for item in items:
+        on_ray = "local_ray" in getattr(item, "fixturenames", ())
+        group = "ray" if on_ray else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +56,17 @@ def s3_endpoint() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def s3_client(s3_endpoint: str) -> Any:
+    """A client of that server."""
+    return Session().client("s3", endpoint_url=s3_endpoint)
+
+
 @pytest.fixture
-def s3_bucket(s3_endpoint: str) -> str:
+def s3_bucket(s3_client: Any) -> str:
     """The `s3://` URI of a new, empty bucket."""
     name = f"bucket-{next(_BUCKET_NUMBERS)}"
-    Session().client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=name)
+    s3_client.create_bucket(Bucket=name)
     return f"s3://{name}"
 
 

@@ -33,6 +33,7 @@ from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.driver.launch import plan_run, train
 from tests.support.mini_shards import MiniShards, tiny_model
+from tests.support.mlflow_store import new_store
 
 FORMATS = Path(__file__).parent / "formats"
 CHECKPOINT = FORMATS / "run" / "step_00000003"
@@ -80,7 +81,7 @@ def test_a_checkpoint_gives_its_weights_and_its_past():
 def test_a_run_goes_on_from_its_checkpoint(local_ray, tmp_path):
     """Through Ray Train's snapshot, the optimiser, the order of the samples and the best model."""
     shutil.copytree(FORMATS / "run", tmp_path / "runs" / RUN_NAME)
-    mini = MiniShards(FORMATS / "shards", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mini = MiniShards(FORMATS / "shards", new_store(tmp_path))
     settings = {"validate_every": 5, "checkpoint_every": 5}
     config = mini.config(tmp_path / "runs", RUN_NAME, steps=5, **settings)
     size = {"patch_size": 8, "depth": 4, "embed_dim": 8, "num_heads": 2, "img_size": 48}
@@ -132,7 +133,7 @@ def spilled() -> dict[str, list[tuple[int, float, int]]]:
 
 def test_a_spill_file_is_replayed(tmp_path, capsys):
     shutil.copytree(FORMATS / "spill", tmp_path / "run")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path)
     words = ["--replay", str(tmp_path / "run"), "--tracking.uri", uri]
     assert main(ReplayConfig, replay_job, words) == 0
     assert "(6 metric values)" in capsys.readouterr().out
@@ -142,7 +143,7 @@ def test_a_spill_file_is_replayed(tmp_path, capsys):
 
 def test_a_run_goes_on_with_its_spill_file(tmp_path):
     shutil.copytree(FORMATS / "spill", tmp_path / "run")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path)
     path = tmp_path / "run" / "tracking-old.jsonl"
     tracker = Tracker.start(TrackingConfig(uri=uri), run_name="old", spill_path=path)
     tracker.log_metrics({"train/loss": 0.25}, 4)
@@ -191,7 +192,7 @@ def test_the_state_of_a_re_training():
 
 def test_what_the_registry_knows_of_a_version(tmp_path):
     """The version is told to MLflow as it was by the old code; its files are no matter here."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path)
     registry, client = Registry(uri, "old"), MlflowClient(uri)
     model, old = REGISTERED["registered_model"], REGISTERED["version"]
     run = client.create_run("0")

@@ -18,6 +18,7 @@ from pipeline.data.prepare.config import PrepareConfig, RootsConfig
 from pipeline.data.prepare.run import prepare
 from pipeline.demo.layouts import write_mini_seven
 from tests.support.mini_shards import paint_vectors
+from tests.support.train_workers import train_workers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BATCH = 12
@@ -135,14 +136,7 @@ class Process:
 
     def workers(self) -> list[psutil.Process]:
         """The training workers of the Ray that the process started."""
-        found = []
-        for child in psutil.Process(self.popen.pid).children(recursive=True):
-            try:
-                if "RayTrainWorker" in " ".join(child.cmdline()[:1]):
-                    found.append(child)
-            except psutil.Error:
-                continue
-        return found
+        return train_workers(psutil.Process(self.popen.pid))
 
     def kill_worker(self) -> "Kill":
         """Kills one worker by SIGKILL; waits for the next step."""

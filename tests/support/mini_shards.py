@@ -21,6 +21,7 @@ from pipeline.demo.world import world_classes
 from pipeline.storage.open import open_storage
 from pipeline.tracking.tracker import TrackingConfig
 from pipeline.training.config import ClusterConfig, RunConfig, TrainConfig, TrainMixConfig
+from tests.support.mlflow_store import new_store
 
 DATASETS = ("ade20k", "cityscapes", "coco_panoptic")
 NUM_TRAIN, NUM_VAL = 8, 2
@@ -98,4 +99,4 @@ def mini_shards(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Mi
     given = RootsConfig(**{name: str(root) for name, root in roots.items()})
     out = folder / "shards"
     prepare(PrepareConfig(roots=given, out=str(out), samples_per_shard=3))
-    return MiniShards(out, f"sqlite:///{folder / 'mlflow.db'}")
+    return MiniShards(out, new_store(folder))

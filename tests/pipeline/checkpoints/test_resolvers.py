@@ -19,6 +19,7 @@ from pipeline.checkpoints import resolvers
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 from tests.support.mini_shards import tiny_model
+from tests.support.mlflow_store import new_store
 
 ROOT = Path(__file__).resolve().parents[3]
 LABELS = ("wall", "traffic_light")
@@ -71,7 +72,7 @@ def test_what_is_not_in_s3_is_named(s3_bucket):
 @pytest.fixture
 def registry(tmp_path, monkeypatch) -> MlflowClient:
     """A registry in a sqlite file, with the model `lseg` in it and no version of it."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)

@@ -32,6 +32,7 @@ from pipeline.registry.registry import (
 )
 from tests.support.mini_shards import tiny_model
 from tests.support.mlflow_process import mlflow_is
+from tests.support.mlflow_store import new_store
 
 LABELS = ("wall", "traffic_light")
 
@@ -60,7 +61,7 @@ def folders(tmp_path_factory) -> list[Path]:
 def filled(folders, tmp_path_factory):
     """Two versions, each of a run; tests put aliases on them and take them off."""
     place = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{place / 'mlflow.db'}"
+    uri = new_store(place)
     with mlflow_is(uri):
         client = MlflowClient(uri)
         experiment = client.create_experiment("lseg", (place / "artifacts").as_uri())
@@ -305,7 +306,7 @@ def test_the_job_tells_what_is_wrong_with_its_words(filled, capsys, words, messa
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
 def test_another_store_of_the_process_changes_nothing(folders, tmp_path, monkeypatch, name):
     """MLflow's client asks the process for what its arguments say."""
-    uri, other = (f"sqlite:///{tmp_path / file}.db" for file in ("mlflow", "other"))
+    uri, other = (new_store(tmp_path, f"{name}.db") for name in ("mlflow", "other"))
     with mlflow_is(other):
         monkeypatch.setenv(name, other)
         client = MlflowClient(uri, registry_uri=uri)

@@ -9,10 +9,10 @@ import torch
 
 from model.checkpoint import save_checkpoint
 from model.lseg import build_lseg
-from pipeline.tracking.mlflow_run import prepare_environment
 from tests.pipeline.retraining.world import World
 from tests.support.mini_shards import tiny_model
 from tests.support.mlflow_server import MlflowServer
+from tests.support.mlflow_store import new_store
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +25,7 @@ def mlflow_server(tmp_path_factory) -> Iterator[MlflowServer]:
 
 @pytest.fixture(scope="session")
 def mlflow_file(tmp_path_factory) -> str:
-    prepare_environment()
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow-file') / 'mlflow.db'}"
+    return new_store(tmp_path_factory.mktemp("mlflow-file"))
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from pipeline.training.plan import training_corpus
 from pipeline.training.questions.labels import LabelSpace, label_space
 from pipeline.training.saving import snapshot
 from tests.support.mini_shards import MiniShards, tiny_model
+from tests.support.train_workers import train_workers
 
 STEPS = 24
 SETTINGS = {"steps": STEPS, "batch_size": 2, "checkpoint_every": 4, "warmup_steps": 2}
@@ -61,18 +62,6 @@ def assert_same_training(one: Outcome, other: Outcome) -> None:
         torch.testing.assert_close(*buffers, rtol=1e-6, atol=1e-6)
 
 
-def training_workers() -> list[psutil.Process]:
-    """The training workers of the Ray that this process started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()[:1]):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 @contextmanager
 def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
     """Kills one training worker as soon as the run has a checkpoint.
@@ -86,7 +75,7 @@ def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
     def wait_and_kill() -> None:
         while not stop.wait(0.02):
             step = snapshot.latest_step(run_config)
-            if step and (workers := training_workers()):
+            if step and (workers := train_workers()):
                 workers[0].kill()
                 killed.append((workers[0].pid, step))
                 return
