@@ -28,6 +28,8 @@ class Network(Protocol):
 
     config: ModelConfig
     regularizer: Regularizer
+    mean_C: Tensor
+    std_C: Tensor
 
     def trunk(self, image_BCHW: Tensor) -> Trunk:
         """Computes what does not depend on the labels."""

@@ -6,7 +6,7 @@ changes it; `pyproject.toml` bounds the versions to those that the tests have se
 are imported inside the functions, because jobs start without them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -81,7 +81,7 @@ class RunStorage:
         self._storage.storage_filesystem.delete_dir(path)
 
 
-def set_current_rates(schedule: Any, rates: list[float]) -> None:
+def set_current_rates(schedule: Any, rates: list[Any]) -> None:
     """Makes a torch schedule report `rates` as the current ones, which `load_state_dict` restores.
 
     The public way to refresh them is a step of the schedule, which would also count.
@@ -96,7 +96,7 @@ def batch_norms(module: Any) -> Iterator[Any]:
     return (child for child in module.modules() if isinstance(child, _BatchNorm))
 
 
-def copy_tensors(targets: Sequence[Any], sources: Sequence[Any]) -> None:
+def copy_tensors(targets: list[Any], sources: list[Any]) -> None:
     """Copies tensors into others in one kernel launch, where public calls need one for each."""
     import torch
 

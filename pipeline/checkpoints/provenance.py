@@ -116,7 +116,7 @@ def open_checkpoint(uri: str) -> tuple[Path, Provenance]:
 def unchanged_manifests(provenance: Provenance) -> dict[str, Manifest]:
     """Reads the training manifests that still have the fingerprint in the checkpoint's tags."""
     data = provenance.group("data")
-    shards, split = data.get("shards"), data.get("train_split", "train")
+    shards, split = data.get("shards", ""), data.get("train_split", "train")
     found = {}
     for name, wanted in fingerprints(provenance.tags).items() if shards else ():
         try:
