@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H W pixels, h w patch grid, N = h * w patch tokens,
 """
 
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import timm
@@ -196,7 +197,7 @@ def build_backbone(
         ModelError: an unknown name, weights that could not be fetched, or a model without four
             levels.
     """
-    probe = _probe(config)
+    probe = _probe(config.name)
     if hasattr(probe, "blocks") and hasattr(probe, "patch_embed"):
         return TokenBackbone(config, activation_checkpointing)
     if activation_checkpointing:
@@ -207,14 +208,15 @@ def build_backbone(
     return PyramidBackbone(config)
 
 
-def _probe(config: BackboneConfig) -> nn.Module:
-    """The bare model on the meta device: its class and structure, at no cost."""
+@lru_cache(maxsize=4)
+def _probe(name: str) -> nn.Module:
+    """The bare model on the meta device: its class and structure, without memory."""
     with torch.device("meta"):
-        return _create(BackboneConfig(name=config.name, pretrained=False), {})
+        return _create(BackboneConfig(name=name, pretrained=False), {})
 
 
 def _is_plain_vit(config: BackboneConfig) -> bool:
-    return isinstance(_probe(config), VisionTransformer)
+    return isinstance(_probe(config.name), VisionTransformer)
 
 
 def _create(config: BackboneConfig, kwargs: dict[str, Any]) -> nn.Module:
