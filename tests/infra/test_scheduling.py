@@ -28,9 +28,9 @@ INSTALLED = "/opt/lseg/"
 
 def test_every_file_of_infra_is_led_to():
     """By the runbook, a page, or another file here: nobody would find it else."""
-    listed = subprocess.run(["git", "ls-files", "infra"], capture_output=True, text=True, cwd=ROOT)
-    files = [ROOT / line for line in listed.stdout.splitlines()]
-    assert INFRA / "RUNBOOK.md" in files
+    files = [path for path in INFRA.rglob("*") if path.is_file() and path.name != ".env"]
+    files = [path for path in files if path.suffix != ".pyc"]
+    assert len(files) > 10
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     texts = {path: path.read_text() for path in [*files, *pages]}
     for path in files:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -312,28 +313,25 @@ def test_tensors_of_any_layout_are_rebuilt(tmp_path):
         assert file.tensor(content[name]).dtype == tensor.dtype
 
 
-def test_the_jobs_import_export_and_refuse(exported, tmp_path):
+def test_the_jobs_import_export_and_refuse(exported, tmp_path, monkeypatch, capsys):
     def job(name, *words):
-        return subprocess.run(
-            [sys.executable, ROOT / "jobs" / name, *words],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
+        """Runs the job's file as a process would, in this one; its exit code."""
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "jobs" / name), run_name="__main__")
+        return ended.value.code
 
-    done = job("import_official.py", exported, "--out", tmp_path / "ours")
-    assert done.returncode == 0, done.stderr
-    assert "left out: the ViT's final norm" in done.stdout
-    done = job("export_official.py", tmp_path / "ours", "--out", tmp_path / "b.ckpt", "--clip=omit")
-    assert done.returncode == 0, done.stderr
+    assert job("import_official.py", exported, "--out", tmp_path / "ours") == 0
+    assert "left out: the ViT's final norm" in capsys.readouterr().out
+    words = ("--out", tmp_path / "b.ckpt", "--clip=omit")
+    assert job("export_official.py", tmp_path / "ours", *words) == 0
     first, again = (
         torch.load(path, weights_only=True)["state_dict"]
         for path in (exported, tmp_path / "b.ckpt")
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     truncate(exported)
-    done = job("import_official.py", exported, "--out", tmp_path / "other")
-    assert done.returncode == 2
-    assert "no complete torch.save file" in done.stderr
+    assert job("import_official.py", exported, "--out", tmp_path / "other") == 2
+    assert "no complete torch.save file" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
