@@ -109,8 +109,9 @@ def state_folder(config: RetrainConfig) -> str:
 
 def data_now(config: TrainMixConfig) -> DataState:
     """Reads the manifests of the datasets that the mixture uses, and of the validation split."""
+    training = make_plan(config).manifest_tags  # First: it says how to set what is not set.
     val = find_manifests(open_storage(config.data.shards), config.data.val_split)
-    return DataState(make_plan(config).manifest_tags, manifest_tags(val, VALIDATION))
+    return DataState(training, manifest_tags(val, VALIDATION))
 
 
 def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | None) -> Trained:
