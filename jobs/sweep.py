@@ -29,7 +29,6 @@ from pipeline.sweep.config import SweepConfig
 from pipeline.training.config import TrainMixConfig
 
 if TYPE_CHECKING:
-    from pipeline.sweep.launch import SweepOutcome
     from pipeline.sweep.runner import Builders
     from pipeline.sweep.trials import Trial
 
@@ -44,19 +43,19 @@ class JobConfig(SweepConfig):
     """Check every trial, and list them with what earlier starts left of each; train nothing."""
 
 
-def main_run(given: JobConfig) -> "SweepOutcome | None":
+def main_run(given: JobConfig) -> None:
     """Runs the sweep, or prints what it would do."""
     from pipeline.sweep.launch import absolute, plan
 
     config = SweepConfig(**{f.name: getattr(given, f.name) for f in fields(SweepConfig)})
-    if not given.dry_run:
-        return run(config)
-    config = absolute(config)
-    print("\n".join(plan(config, builders(config))))
-    return None
+    if given.dry_run:
+        config = absolute(config)
+        print("\n".join(plan(config, builders(config))))
+    else:
+        run(config)
 
 
-def run(given: SweepConfig) -> "SweepOutcome":
+def run(given: SweepConfig) -> None:
     """Connects to Ray, runs the trials, and shows the comparison.
 
     Raises:
@@ -82,7 +81,6 @@ def run(given: SweepConfig) -> "SweepOutcome":
             f"name={config.name}: all of its {len(trials)} trials failed, the first by: "
             f"{trials[0].result.error}: fix that, and start the same command again"
         )
-    return outcome
 
 
 def builders(config: SweepConfig) -> "Builders":
@@ -97,27 +95,27 @@ def builders(config: SweepConfig) -> "Builders":
 
 
 def merge_overrides(words: Sequence[str]) -> list[str]:
-    """A command line whose `--overrides` hold those of its sweep file too.
+    """Extends a command line by `--overrides` that hold those of its sweep file too.
 
     The parser takes `--overrides` for the whole mapping, in place of the file's, and
     `--overrides.data.shards` for a mapping in a mapping. What cannot be read is left as it is, for
     the parser to refuse.
     """
     given = list(options(words))
-    merged: dict[str, Any] = {}
-    try:
-        for file in (read_recipe(text) for key, text in given if key == "config"):
-            merged = dict(file.get("overrides") or merged)
-        for whole in (read_value(text) for key, text in given if key == "overrides"):
-            merged |= whole
-        merged |= {
-            key.removeprefix("overrides."): read_value(text)
-            for key, text in given
-            if key.startswith("overrides.")
-        }
-    except (UserError, TypeError, ValueError, AttributeError):
-        return list(words)
     if not any(key.partition(".")[0] == "overrides" for key, _ in given):
+        return list(words)
+    merged: dict[str, Any] = {}
+    # Files first, then whole mappings, then single keys: what is more specific wins.
+    order = {"config": 0, "overrides": 1}
+    try:
+        for key, value in sorted(given, key=lambda option: order.get(option[0], 2)):
+            if key == "config":
+                merged = read_recipe(value).get("overrides", merged)
+            elif key == "overrides":
+                merged = merged | read_value(value)
+            elif key.startswith("overrides."):
+                merged = merged | {key.removeprefix("overrides."): read_value(value)}
+    except (UserError, TypeError, AttributeError):
         return list(words)
     return [*words, f"--overrides={json.dumps(merged, default=str)}"]
 
