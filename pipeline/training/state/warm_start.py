@@ -4,9 +4,8 @@ Only weights and batch-norm statistics are taken over; optimiser, schedule and s
 may differ: the network has no weights of single labels.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,7 +15,8 @@ from model.config import ModelConfig
 from model.lseg import LSeg, build_lseg
 from pipeline.checkpoints import resolvers  # noqa: F401  # s3:// and models:/
 from pipeline.errors import UserError
-from pipeline.training.config import TrainMixConfig
+from pipeline.tracking.redaction import leaves
+from pipeline.training.config import TrainMixConfig, plain
 
 _FREE = (
     "backbone.pretrained",
@@ -79,7 +79,7 @@ def check_start(config: TrainMixConfig) -> None:
 
 def model_difference(before: ModelConfig, now: ModelConfig) -> str:
     """The first setting by which the weights of one network do not fit another; "" for none."""
-    old, new = _flat(asdict(before)), _flat(asdict(now))
+    old, new = dict(leaves(plain(before))), dict(leaves(plain(now)))
     if old.get("text.pretrained") == TEXT_WEIGHTS:  # A tower that came with an imported checkpoint.
         old["text.pretrained"] = new["text.pretrained"]
     for key in sorted({*old, *new}):
@@ -95,14 +95,3 @@ def _fetched(config: TrainMixConfig) -> Path:
         return local(uri)
     except FileNotFoundError as error:
         raise UserError(f"run.start_from={uri}: {error}") from None
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys; tuples as lists, which is what files hold."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return found
