@@ -81,19 +81,15 @@ def read_provenance(place: Path | str, uri: str = "") -> Provenance:
         UserError: A file is damaged, or the storage does not answer.
     """
     storage = open_storage(str(place))
+    config = _mapping(storage, CONFIG, yaml.safe_load)
     values = _mapping(storage, PROVENANCE, json.loads)
     metrics = _mapping(storage, METRICS, json.loads)
+    labels, texts = (tuple(_text(storage, name).splitlines()) for name in (LABELS, TEXTS))
     tags = {str(key): str(value) for key, value in values.items()}
     step = metrics.get("step")
     named = step if isinstance(step, int) else 0
     tags.setdefault("step", str(named or step_of(uri or str(place))))
-    return Provenance(
-        labels=tuple(_text(storage, LABELS).splitlines()),
-        config=_mapping(storage, CONFIG, yaml.safe_load),
-        tags=tags,
-        texts=tuple(_text(storage, TEXTS).splitlines()),
-        metrics=metrics,
-    )
+    return Provenance(labels, config, tags, texts=texts, metrics=metrics)
 
 
 def open_checkpoint(uri: str) -> tuple[Path, Provenance]:

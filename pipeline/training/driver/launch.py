@@ -44,7 +44,7 @@ class Outcome:
     metrics: dict[str, float]
     """Metrics of the last report: `train/loss`, `val/miou`, ..."""
     seconds: float
-    """Wall time of this call."""
+    """Wall time of the training, without making its plan."""
 
 
 def plan_run(config: TrainMixConfig) -> RunPlan:
@@ -93,7 +93,8 @@ def train(
         if start_ray is not None:
             start_ray(plan.config.logical_cpus)
         _fit(plan, lineage or Lineage(), callbacks)
-    address = snapshot.address_of(run, snapshot.latest_step(run))
+    # A run that ends has stored the checkpoint of its last step.
+    address = snapshot.address_of(run, max(first, plan.config.train.steps))
     return Outcome(address, read_provenance(address).metrics, time.perf_counter() - began)
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig, plain
 from pipeline.training.plan import RunPlan
 from pipeline.training.questions.labels import LabelSpace
-from pipeline.training.saving.snapshot import address_of, latest_step, repair
+from pipeline.training.saving.snapshot import address_of, repair
 from pipeline.training.state.warm_start import check_start
 
 _FIXED = (
@@ -44,8 +44,7 @@ def first_step(plan: RunPlan) -> int:
         UserError: The run has checkpoints of other settings, labels or data than the plan; or it
             is new, and cannot start from `run.start_from`.
     """
-    repair(plan.config.run)
-    step = latest_step(plan.config.run)
+    step = repair(plan.config.run)
     if step:
         check_resumable(plan.config, plan.labels, plan.manifest_tags, step)
     else:
@@ -68,6 +67,7 @@ def check_resumable(
         UserError: Names every difference.
     """
     before = read_provenance(address_of(config.run, step))
+    stored = only_manifest_tags(before.tags)
     saved, now = _completed(before.config, plain(TrainMixConfig())), plain(config)
     found = [d for key in _FIXED for d in _differences(key, _at(saved, key), _at(now, key))]
     found += _differences("train.labels", list(before.labels), list(labels.names))
@@ -75,7 +75,6 @@ def check_resumable(
         pairs = zip(before.texts, labels.texts, strict=True)
         others = [(old, new) for old, new in pairs if old != new]
         found += [f"words for a label ({old!r}, now {new!r})" for old, new in others[:1]]
-    stored = only_manifest_tags(before.tags)
     if stored:  # A checkpoint from elsewhere may not say.
         found += _differences("data.shards", stored, dict(shards))
     if found:

@@ -58,8 +58,11 @@ class SnapshotKeeper(ray.train.UserCallback):
             logger.warning("no second copy of the run's snapshot: %s", error)
 
 
-def repair(run: RunConfig) -> None:
+def repair(run: RunConfig) -> int:
     """Replaces a torn snapshot by the copy of the one before.
+
+    Returns:
+        Steps done in the newest complete checkpoint; 0 when there is none.
 
     Raises:
         UserError: The snapshot names a checkpoint that is not there.
@@ -67,14 +70,14 @@ def repair(run: RunConfig) -> None:
     storage = open_storage(run.storage)
     path, spare = f"{run.name}/{SNAPSHOT}", f"{run.name}/{_SPARE}"
     if not storage.exists(path):
-        return
+        return 0
     try:
         snapshot = json.loads(storage.read(path))
     except ValueError:
         if not storage.exists(spare):
             logger.warning("%s is torn, and no checkpoint was complete: starting over", path)
             storage.delete(path)
-            return
+            return 0
         logger.warning("%s is torn: taking the one of the checkpoint before", path)
         data = storage.read(spare)
         snapshot = json.loads(data)
@@ -87,3 +90,5 @@ def repair(run: RunConfig) -> None:
                 "whole, and Ray Train resumes only where all that it knows of are there: put it "
                 "back, or give the run another name"
             )
+    latest = snapshot.get("latest_checkpoint_result")
+    return step_of(latest["checkpoint_dir_name"]) if latest else 0

@@ -70,7 +70,8 @@ def check_start(config: TrainMixConfig) -> None:
             f"run.start_from={config.run.start_from}: holds no {WEIGHTS}: name the folder of a "
             "checkpoint"
         )
-    if difference := model_difference(read_model_config(folder), config.model):
+    before = read_model_config(folder)
+    if difference := model_difference(before, config.model):
         raise UserError(
             f"run.start_from={config.run.start_from}: is a network with another {difference}: "
             "restore the setting, or train afresh"
