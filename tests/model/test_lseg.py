@@ -154,14 +154,14 @@ def test_the_three_ways_with_pixels_of_no_label(tiny_lseg):
 
 def test_threshold_is_a_probability_at_full_resolution(tiny_lseg):
     torch.manual_seed(0)
-    image, text = torch.randn(1, 3, 16, 24), torch.randn(3, tiny_lseg.embed_dim)
+    image, text = torch.randn(1, 3, 11, 9), torch.randn(3, tiny_lseg.embed_dim)
     with torch.inference_mode():
         upsampled = torch.nn.functional.interpolate(
             tiny_lseg(image, text), (11, 9), mode="bilinear", align_corners=True
         )
     probability, best = upsampled.softmax(1).max(1)
     threshold = float(probability.quantile(0.505))  # Between two of the 99 values.
-    found = sliding_label_ids(tiny_lseg, image, text, AS_IT_IS, (11, 9), threshold)
+    found = sliding_label_ids(tiny_lseg, image, text, AS_IT_IS, threshold=threshold)
     assert 0 < int((found == NO_LABEL).sum()) < found.numel()
     torch.testing.assert_close(found, best.where(probability >= threshold, NO_LABEL))
 
