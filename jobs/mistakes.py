@@ -42,7 +42,7 @@ def check_settings(
 
     Args:
         config_class: The dataclass of the job's configuration.
-        defaults: The values of all its settings where nobody sets them.
+        defaults: The values of all its settings where they are not set.
         words: The command line without the program's name.
         bare: The settings that may stand without `--KEY`, as `jobs.cli.build_parser` takes them.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A user's mistake, told as `where = value: what is allowed: what to do`.
+    """A user's mistake, in the form `where = value: what is allowed: what to do`.
 
     Jobs print the message without a traceback and exit with `exit_code`.
     """

@@ -1,4 +1,4 @@
-"""Where a run comes from: code version, library versions, Ray job."""
+"""The origin of a run: code version, library versions, Ray job."""
 
 import json
 import os

@@ -99,7 +99,7 @@ def pinned(uri: str) -> str:
         uri: `models:/lseg@champion` becomes `models:/lseg/3`; other URIs stay as they are.
 
     Raises:
-        ModelError: As `fetch_registered`.
+        ModelError: There is no such version or alias, or the registry does not answer.
     """
     if not uri.startswith("models:"):
         return uri

@@ -29,7 +29,7 @@ class ProtocolPlan:
     mean_over: str = "target"
     """Classes of the mean IoU: those that the labels show, or `all`, absent ones counting 0."""
     equal_classes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """By part: a number for each class; equal numbers are classes that cannot be told apart."""
+    """By part: a number for each class; equal numbers are classes that cannot be distinguished."""
     unscored: frozenset[str] = frozenset()
     """Classes that do not enter the mean: the answer "other" of a zero-shot question."""
     notes: tuple[str, ...] = ()

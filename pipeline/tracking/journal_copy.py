@@ -2,7 +2,7 @@
 
 A run in S3 keeps its journal on the disk of one node. The copy lets another node continue the same
 MLflow run, and `jobs/track.py --replay s3://...` send what was left. It is best effort: made by
-threads that nobody waits for while training, now and then, so that what is newer may be lost.
+threads that training does not wait for, now and then, so that what is newer may be lost.
 """
 
 import logging

@@ -90,7 +90,7 @@ def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator
 
     Args:
         consumer: One part of a `training_stream`, or all of it.
-        rows_per_batch: As the stream was made with.
+        rows_per_batch: Rows of one block, as given to `training_stream`.
     """
     # Whole blocks, which are whole batches: no row is copied.
     blocks: Any = consumer.iter_batches(batch_size=None, prefetch_batches=2)  # type: ignore[arg-type]

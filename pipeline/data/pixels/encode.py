@@ -53,14 +53,14 @@ def keep_jpeg(
     Args:
         data: The file.
         short_side_px: Larger images must be shrunk.
-        max_pixels: As for `decode_image`.
+        max_pixels: Largest number of pixels; see `decode_image`.
 
     Returns:
         The JPEG free of any EXIF orientation, and its height and width; None when the image must be
         decoded and compressed anew.
 
     Raises:
-        BadSample: As `decode_image`.
+        BadSample: The image cannot be used; see `decode_image`.
     """
     header, is_jpeg = _open_image(data, max_pixels)
     if not is_jpeg or header.mode != "RGB" or min(header.size) > short_side_px:

@@ -133,7 +133,7 @@ def lookup_table(dataset: str, overridden: bool = False) -> np.ndarray:
 
     Args:
         dataset: One of `DATASETS` or `VARIANTS`.
-        overridden: As in `native_table`.
+        overridden: Whether our corrections apply; see `native_table`.
 
     Returns:
         (256,) uint8: entry i is the universal id of native id i, IGNORE for every value that the

@@ -107,7 +107,7 @@ def open_training(benchmark: str, root: str, splits: Storage) -> Iterator[PairRe
 
     Args:
         benchmark: `pascal-5i`, `coco-20i` or `fss-1000`.
-        root: As `open_few_shot` takes it.
+        root: Its data; see `open_few_shot`.
         splits: HSNet's `splits` folder.
 
     Raises:
