@@ -92,7 +92,7 @@ def native_table(dataset: str, overridden: bool = False) -> tuple[NativeClass, .
 
     Args:
         dataset: One of `DATASETS` or `VARIANTS`.
-        overridden: With the targets of `overrides`, rather than MSeg's own.
+        overridden: Whether the targets of `overrides` replace MSeg's own.
 
     Raises:
         UserError: The dataset is not one of `DATASETS` or `VARIANTS`.
@@ -133,7 +133,7 @@ def lookup_table(dataset: str, overridden: bool = False) -> np.ndarray:
 
     Args:
         dataset: One of `DATASETS` or `VARIANTS`.
-        overridden: Whether our corrections apply; see `native_table`.
+        overridden: Whether the targets of `overrides` replace MSeg's own.
 
     Returns:
         (256,) uint8: entry i is the universal id of native id i, IGNORE for every value that the
