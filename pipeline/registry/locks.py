@@ -3,8 +3,9 @@
 They are objects in the run storage (see `pipeline.storage.lease`): created with If-None-Match,
 renewed with If-Match by their holder, and taken over with If-Match when the holder's process is
 known to be gone or no process renewed them for `expires_s`. The object store must refuse such
-writes when their condition does not hold (AWS S3, SeaweedFS, Ceph do). One that does not know them and
-says so (501) is used all the same, but there two calls within the same moment could both succeed.
+writes when their condition does not hold (AWS S3, SeaweedFS, Ceph do). One that does not know them
+and says so (501) is used all the same, but there two calls within the same moment could both
+succeed.
 
 The second lock lets a rollback through while a training of hours holds the first.
 """
