@@ -46,14 +46,7 @@ def stand_in_semantics(labels: Sequence[str]) -> np.ndarray:
 
 
 def stand_in_vectors(labels: Sequence[str]) -> np.ndarray:
-    """Encodes labels.
-
-    Args:
-        labels: K texts, as in `stand_in_semantics`.
-
-    Returns:
-        (K, 512) float32, rows of length 1.
-    """
+    """Encodes K labels as in `stand_in_semantics`: (K, 512) float32, rows of length 1."""
     vectors = stand_in_semantics(labels).astype(np.float64) @ _orthonormal_map()
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 

@@ -31,7 +31,7 @@ def source_rows(start: int, stop: int, source: int, target: int) -> slice:
 def upsample_rows(
     piece_BCrw: Tensor, first_row: int, span: tuple[int, int], source: int, size: tuple[int, int]
 ) -> Tensor:
-    """Makes rows span[0]..span[1] of an upsampled map.
+    """Makes rows span[0]..span[1] of an upsampled map: (B, C, R, W).
 
     Args:
         piece_BCrw: (B, C, r, w), the rows of the map from `first_row` on; at least those of
@@ -40,15 +40,11 @@ def upsample_rows(
         span: the wanted rows of the target.
         source: rows of the whole map.
         size: (H, W) of the target.
-
-    Returns:
-        (B, C, R, W)
     """
     height, width = size
     device = piece_BCrw.device
-    before, after, weight = (
-        tap[span[0] : span[1]] for tap in _taps(source, height, piece_BCrw.dtype)
-    )
+    taps = _taps(source, height, piece_BCrw.dtype)
+    before, after, weight = (tap[span[0] : span[1]] for tap in taps)
     upper, lower = (before - first_row).to(device), (after - first_row).to(device)
     weight = weight.to(device)[:, None]  # (R, 1)
     mixed = torch.lerp(
@@ -66,7 +62,7 @@ def upsample_squares(
     diagonals_Bhw: Tensor,
     size: tuple[int, int],
 ) -> Tensor:
-    """Gives the squared length of every vector of an upsampled map of vectors e.
+    """Gives the squared length of every vector of an upsampled map of vectors e: (B, H, W).
 
     Args:
         own_Bhw: <e, e> of every source pixel.
@@ -74,9 +70,6 @@ def upsample_squares(
         below_Bhw: <e, its lower neighbour>; the last row is not used.
         diagonals_Bhw: <e, right lower neighbour> + <right neighbour, lower neighbour>.
         size: (H, W) of the target.
-
-    Returns:
-        (B, H, W)
     """
     device, dtype = own_Bhw.device, own_Bhw.dtype
     cols, next_cols, col_weight = (t.to(device) for t in _taps(own_Bhw.shape[2], size[1], dtype))
