@@ -105,12 +105,9 @@ def official_state(lseg: LSeg, clip: Mapping[str, Tensor] | None = None) -> dict
 
 
 def export_official(lseg: LSeg, path: Path | str, clip: Mapping[str, Tensor] | None = None) -> None:
-    """Writes a network as a published checkpoint.
+    """Writes a network as a published checkpoint, a `.ckpt` file.
 
-    Args:
-        lseg: the network.
-        path: the `.ckpt` file to write.
-        clip: as in `official_state`; tools that load strictly need it.
+    Tools that load strictly need `clip`; see `official_state`.
     """
     regularizer = lseg.config.regularizer
     arch = {"none": 0, "bottleneck": 1, "depthwise": 2}[regularizer.kind]

@@ -51,15 +51,11 @@ class Regularizer(nn.Module):
 
     @torch.no_grad()
     def label_spread_gain(self, logits_BKhw: Tensor) -> Tensor:
-        """Measures what the block leaves of the differences between labels.
+        """Measures what the block leaves of the differences between labels in scores before it.
 
-        Args:
-            logits_BKhw: scores before the block.
-
-        Returns:
-            0-d float: std over the labels after the block over the std before, both as the root
-            mean square over pixels; 1 without a block, and where there are no differences (one
-            label alone); NaN where the scores are not finite.
+        Gives a 0-d float: std over the labels after the block over the std before, both as the
+        root mean square over pixels; 1 without a block, and where there are no differences (one
+        label alone); NaN where the scores are not finite.
         """
         before = logits_BKhw.float().var(dim=1, correction=0).mean()
         after = self(logits_BKhw).float().var(dim=1, correction=0).mean()

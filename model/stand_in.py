@@ -35,8 +35,8 @@ def stand_in_semantics(labels: Sequence[str]) -> np.ndarray:
     """
     rows = np.zeros((len(labels), SEMANTIC_DIM + 1))
     for row, label in zip(rows, labels, strict=True):
-        words = [word for word in re.split(r"[\s_\-/,;.:()]+", label.lower()) if word]
-        meaningful = [word for word in words if word not in EMPTY_WORDS]
+        words = re.split(r"[\s_\-/,;.:()]+", label.lower())
+        meaningful = [word for word in words if word and word not in EMPTY_WORDS]
         total = sum((_word_direction(word) for word in meaningful), np.zeros(SEMANTIC_DIM))
         if meaningful:
             row[:SEMANTIC_DIM] = total / np.linalg.norm(total)
