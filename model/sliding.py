@@ -165,12 +165,8 @@ class Views:
         own_size = (image_BCHW.shape[2], image_BCHW.shape[3])
         self.size = size or own_size
         self._num_images = len(image_BCHW)
-        self._scales = [
-            _ScaledView(
-                network, image_BCHW, window_grid(own_size, scale, config), config.flip, keep
-            )
-            for scale in config.scales
-        ]
+        grids = [window_grid(own_size, scale, config) for scale in config.scales]
+        self._scales = [_ScaledView(network, image_BCHW, g, config.flip, keep) for g in grids]
 
     @property
     def mib_per_label(self) -> float:
@@ -325,18 +321,16 @@ class _ScaledView:
     @cached_property
     def _count_RC(self) -> Tensor:
         """How many windows cover each pixel: (height, width) float32."""
-        counts = []
-        for side, starts, window in zip(
-            (self.grid.height, self.grid.width),
-            (self.grid.tops, self.grid.lefts),
-            self.grid.window,
-            strict=True,
-        ):
+
+        def along(side: int, starts: tuple[int, ...], window: int) -> Tensor:
             count = torch.zeros(side)
             for start in starts:
                 count[start : start + window] += 1
-            counts.append(count)
-        return (counts[0][:, None] * counts[1]).to(self._image_BCHW.device)
+            return count
+
+        rows = along(self.grid.height, self.grid.tops, self.grid.window[0])
+        columns = along(self.grid.width, self.grid.lefts, self.grid.window[1])
+        return (rows[:, None] * columns).to(self._image_BCHW.device)
 
     @property
     def _places_at_once(self) -> int:

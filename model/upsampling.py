@@ -21,11 +21,10 @@ def upsample(map_BChw: Tensor, size: tuple[int, int]) -> Tensor:
 
 def source_rows(start: int, stop: int, source: int, target: int) -> slice:
     """The rows of a map of `source` rows that rows start..stop of `target` are made from."""
-    spans = []
-    for dtype in (torch.float32, torch.float64):
-        before, after, _ = _taps(source, target, dtype)
-        spans.append((int(before[start]), int(after[stop - 1])))
-    return slice(min(first for first, _ in spans), max(last for _, last in spans) + 1)
+    taps = [_taps(source, target, dtype) for dtype in (torch.float32, torch.float64)]
+    first = min(int(before[start]) for before, _, _ in taps)
+    last = max(int(after[stop - 1]) for _, after, _ in taps)
+    return slice(first, last + 1)
 
 
 def upsample_rows(

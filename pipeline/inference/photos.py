@@ -44,7 +44,12 @@ class Photo:
         return f"{self.root}/{self.path}"
 
     def read(self) -> bytes:
-        """Reads the file; FileNotFoundError where it is gone, UserError where it is refused."""
+        """Reads the file.
+
+        Raises:
+            FileNotFoundError: It is no longer there.
+            UserError: The storage refuses.
+        """
         return open_storage(self.root).read(self.path)
 
 

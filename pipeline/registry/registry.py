@@ -166,7 +166,11 @@ class Registry:
         return self.get(str(made.version))
 
     def get(self, version: str) -> ModelVersion:
-        """Returns a version by its number; UserError where there is none."""
+        """Returns a version by its number.
+
+        Raises:
+            UserError: There is none.
+        """
         with self._server_errors():
             found = self._client.get_model_version(self.name, version)
             return self._version(found, found.aliases)
@@ -226,7 +230,11 @@ class Registry:
                 self._client.delete_registered_model_alias(self.name, name)
 
     def roll_back(self) -> ModelVersion:
-        """Puts the version in service that the champion replaced, and returns it; or UserError."""
+        """Puts the version in service that the champion replaced; returns it.
+
+        Raises:
+            UserError: There is no champion, or it replaced none.
+        """
         champion = self.alias(CHAMPION)
         before = champion and champion.tags.get(REPLACED_TAG)
         if champion is None or not before:
