@@ -51,7 +51,7 @@ class TokenBackbone(nn.Module):
     def __init__(self, config: BackboneConfig, activation_checkpointing: bool = False) -> None:
         super().__init__()
         kwargs: dict[str, Any] = {"num_classes": 0, **config.kwargs}
-        if not _is_plain_vit(config):
+        if not isinstance(_probe(config.name), VisionTransformer):
             kwargs.setdefault("dynamic_img_size", True)
         self.vit = cast(Any, _create(config, kwargs))
         self.hooks = _hooks(config, len(self.vit.blocks))
@@ -75,13 +75,10 @@ class TokenBackbone(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def forward(self, image_BCHW: Tensor) -> list[TokenLevel]:
-        """Runs the ViT.
+        """Gives four levels, shallowest first, all on the same grid.
 
         Args:
             image_BCHW: (B, 3, H, W) normalised; H and W multiples of the patch.
-
-        Returns:
-            Four levels, shallowest first, all on the same grid.
         """
         grid = (image_BCHW.shape[2] // self.patch_px, image_BCHW.shape[3] // self.patch_px)
         if isinstance(self.vit, VisionTransformer):
@@ -174,13 +171,10 @@ class PyramidBackbone(nn.Module):
         self.mean, self.std = _normalisation(self.net)
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
-        """Runs the CNN.
+        """Gives four maps (B, C, H / stride, W / stride), finest first.
 
         Args:
             image_BCHW: (B, 3, H, W) normalised; H and W multiples of 32.
-
-        Returns:
-            Four maps (B, C, H / stride, W / stride), finest first.
         """
         maps = self.net(image_BCHW)
         if self.channels_last:
@@ -213,10 +207,6 @@ def _probe(name: str) -> nn.Module:
     """The bare model on the meta device: its class and structure, without memory."""
     with torch.device("meta"):
         return _create(BackboneConfig(name=name, pretrained=False), {})
-
-
-def _is_plain_vit(config: BackboneConfig) -> bool:
-    return isinstance(_probe(config.name), VisionTransformer)
 
 
 def _create(config: BackboneConfig, kwargs: dict[str, Any]) -> nn.Module:

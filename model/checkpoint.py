@@ -89,10 +89,7 @@ class Stored:
 
 
 def read_checkpoint(source: Path | str) -> Stored:
-    """Reads a checkpoint directory.
-
-    Args:
-        source: the directory, or a URI that `local` can fetch.
+    """Reads a checkpoint directory, or one behind a URI that `local` can fetch.
 
     Raises:
         FileNotFoundError: a file is missing.

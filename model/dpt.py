@@ -53,14 +53,7 @@ class Reassemble(nn.Module):
             self.resample = nn.Conv2d(channels, channels, step + 1, stride=step, padding=step // 2)
 
     def forward(self, level: TokenLevel) -> Tensor:
-        """Reassembles.
-
-        Args:
-            level: tokens (B, h * w, width) of one block.
-
-        Returns:
-            (B, channels, h * factor, w * factor)
-        """
+        """Makes (B, channels, h * factor, w * factor) of one block's tokens (B, h * w, width)."""
         tokens_BNC = level.tokens_BNC
         if self.readout is not None and level.class_BC is not None:
             # linear(concat(token, class)) in two halves: the class half once per image, not per
@@ -100,15 +93,7 @@ class Fusion(nn.Module):
         self.out = nn.Conv2d(features, features, 1)
 
     def forward(self, path_BChw: Tensor, skip_BChw: Tensor | None = None) -> Tensor:
-        """Fuses.
-
-        Args:
-            path_BChw: (B, features, h, w), the coarser path (or the coarsest level).
-            skip_BChw: (B, features, h, w), this stage's level.
-
-        Returns:
-            (B, features, 2h, 2w)
-        """
+        """Fuses (B, features, h, w) of the coarser path and this level: (B, features, 2h, 2w)."""
         return upsample_x2(self.fuse(path_BChw, skip_BChw))
 
     def fuse(self, path_BChw: Tensor, skip_BChw: Tensor | None = None) -> Tensor:
@@ -145,10 +130,8 @@ class Decoder(nn.Module):
         """Fuses the levels from coarse to fine. The head is left to the caller.
 
         Args:
-            levels: four maps (B, width, h, w), finest first, each twice the size of the next.
-
-        Returns:
-            (B, features, h, w) of the finest level's h and w.
+            levels: four maps (B, width, h, w), finest first, each twice the size of the next; the
+                result has h and w of the finest.
         """
         adapted = [conv(level) for conv, level in zip(self.adapt, levels, strict=True)]
         path = self.fusion[3](adapted[3])

@@ -15,7 +15,7 @@ import pickle
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ STORAGE_DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-
 
 SUSPECT_MODULES = frozenset(
     "os posix nt ntpath posixpath subprocess sys importlib runpy shutil socket pty ctypes pickle "
@@ -85,13 +84,9 @@ class Inert:
         self.items[key] = value
 
     def append(self, item: Any) -> None:
-        """Takes the items of a pickled list subclass, and forgets them."""
+        """Takes the items of a pickled list or set subclass, and forgets them."""
 
-    def extend(self, items: Any) -> None:
-        """Takes the items of a pickled list subclass, and forgets them."""
-
-    def add(self, item: Any) -> None:
-        """Takes the items of a pickled set subclass, and forgets them."""
+    extend = add = append
 
 
 class _Storage:
@@ -114,10 +109,8 @@ class _InertUnpickler(pickle.Unpickler):
         )
         if (module_name, global_name) == ("collections", "OrderedDict"):
             return OrderedDict
-        suspect_builtin = global_name.split(".")[0] in SUSPECT_BUILTINS
-        if module_name.split(".")[0] in SUSPECT_MODULES or (
-            module_name == "builtins" and suspect_builtin
-        ):
+        suspects = SUSPECT_BUILTINS if module_name == "builtins" else frozenset()
+        if module_name.split(".")[0] in SUSPECT_MODULES or global_name.split(".")[0] in suspects:
             raise _SuspectError(f"{module_name}.{global_name}")
         # A class of its own for every mention: a pickle can set attributes on what it names.
         return type("Inert", (Inert,), {"origin": f"{module_name}.{global_name}"})
@@ -172,13 +165,10 @@ class TorchFile:
             raise self._unreadable(error) from error
 
     def tensor(self, record: Any) -> Tensor:
-        """Reads one tensor.
+        """Reads one tensor, on the CPU, into memory of its own.
 
         Args:
             record: a value of `content` for which `is_tensor` holds.
-
-        Returns:
-            The tensor, on the CPU, in memory of its own.
 
         Raises:
             ModelError: its numbers are damaged or missing.
@@ -222,14 +212,12 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     pickle.UnpicklingError,
     EOFError,
-    KeyError,
-    IndexError,
+    LookupError,
     ValueError,
     TypeError,
     AttributeError,
     OverflowError,
     MemoryError,
-    NotImplementedError,
     RuntimeError,
     OSError,
 )
@@ -255,14 +243,11 @@ def shape_of(record: Any) -> tuple[int, ...]:
 
 def plain_mapping(value: Any) -> dict[str, Any]:
     """Reads the named values off a mapping, a pickled namespace or a pickled mapping subclass."""
-    if isinstance(value, Mapping):
-        found: Iterator[tuple[Any, Any]] = iter(value.items())
-    elif isinstance(value, Inert):
+    if isinstance(value, Inert):
         state = value.state if isinstance(value.state, Mapping) else {}
-        found = iter({**state, **value.items}.items())
-    else:
-        return {}
-    return {key: item for key, item in found if isinstance(key, str)}
+        value = {**state, **value.items}
+    found = value if isinstance(value, Mapping) else {}
+    return {key: item for key, item in found.items() if isinstance(key, str)}
 
 
 def _unwrap_parameter(record: Any) -> Any:

@@ -158,15 +158,10 @@ class LSeg(nn.Module):
         return found
 
     def pixel_features(self, images: Any) -> list[Tensor]:
-        """Embeds pixels into the space of the text vectors.
+        """Embeds the pixels of images, as in `predict`, into the space of the text vectors.
 
-        Gradients flow to the weights where the caller has them enabled.
-
-        Args:
-            images: as in `predict`.
-
-        Returns:
-            For each image (C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C.
+        Gives (C, ceil(H / 2), ceil(W / 2)) float32 for each image, of length 1 over C. Gradients
+        flow to the weights where the caller has them enabled.
         """
         return [
             pixels_Chw
@@ -181,14 +176,10 @@ class LSeg(nn.Module):
         return self._text_encoder.encode(labels).to(self.mean_C.device)
 
     def normalize(self, image_BHWC: Tensor) -> Tensor:
-        """Moves uint8 images to the model's device and normalises them there.
+        """Moves images (B, H, W, 3) uint8 RGB to the model's device and normalises them there.
 
-        Args:
-            image_BHWC: (B, H, W, 3) uint8 RGB.
-
-        Returns:
-            (B, 3, H, W), normalised as the backbone was trained; float32, or float64 where the
-            weights are.
+        Gives (B, 3, H, W), normalised as the backbone was trained; float32, or float64 where the
+        weights are.
         """
         image = image_BHWC.to(self.mean_C.device, non_blocking=True).permute(0, 3, 1, 2)
         image = image.to(_at_least_float32(self.mean_C))
@@ -214,25 +205,14 @@ class LSeg(nn.Module):
             return functional.normalize(trunk.crop(embedded), dim=1)
 
     def score(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
-        """Scores pixels against labels, before the regulariser.
+        """Scores pixels against labels as `forward` does, before the regulariser.
 
         Equal to the product of `embed` and the labels, without the pixel vectors' memory.
-
-        Args:
-            image_BCHW: as in `embed`.
-            text_KC: (K, C), or (B, K, C) where every image has labels of its own; any length.
-
-        Returns:
-            (B, K, ceil(H / 2), ceil(W / 2)) float32
         """
         return self._cosines(self.trunk(image_BCHW), text_KC)
 
     def trunk(self, image_BCHW: Tensor) -> Trunk:
-        """All of the network that does not depend on the labels; see `score_trunk`.
-
-        Args:
-            image_BCHW: as in `embed`.
-        """
+        """Computes from images, as in `embed`, all that does not depend on the labels."""
         height, width = image_BCHW.shape[2:]
         pad_right, pad_down = -width % self.stride_px, -height % self.stride_px
         if pad_right or pad_down:
@@ -266,8 +246,8 @@ class LSeg(nn.Module):
         """Scores every pixel of images against labels.
 
         Args:
-            image_BCHW: (B, 3, H, W) float, normalised; any H and W.
-            text_KC: (K, C), or (B, K, C) where every image has labels of its own.
+            image_BCHW: as in `embed`.
+            text_KC: (K, C), or (B, K, C) where every image has labels of its own; any length.
 
         Returns:
             logits_BKhw: (B, K, ceil(H / 2), ceil(W / 2)) float32
@@ -285,13 +265,9 @@ class LSeg(nn.Module):
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups the parameters for the optimiser as published.
 
-        Args:
-            lr: the base learning rate.
-
-        Returns:
-            `backbone` (with the reassemble blocks) at `lr`; `decoder` at ten times that;
-            `regularizer`, where there is one, at `lr` from the identity and at ten times that
-            from the reference initialisation.
+        Gives `backbone` (with the reassemble blocks) at the base rate `lr`; `decoder` at ten times
+        that; `regularizer`, where there is one, at `lr` from the identity and at ten times that
+        from the reference initialisation.
         """
 
         def group(name: str, rate: float, *modules: nn.Module) -> dict[str, Any]:

@@ -97,11 +97,10 @@ class ConfusionMatrix:
 def foreground_miou(counts_S22: Tensor) -> float:
     """The mean over classes of the foreground's intersection over union, as HSNet defines it.
 
+    0..1; a class that is on neither side counts 0. NaN without classes.
+
     Args:
         counts_S22: (S, 2, 2) int64, for each class [target, prediction] with 1 for its own pixels.
-
-    Returns:
-        0..1; a class that is on neither side counts 0. NaN without classes.
     """
     hits, unions = _hits_and_unions(counts_S22)
     return float((hits[:, 1] / unions[:, 1].clamp_min(1)).mean())
@@ -110,11 +109,7 @@ def foreground_miou(counts_S22: Tensor) -> float:
 def foreground_background_iou(counts_S22: Tensor) -> float:
     """FB-IoU: intersections and unions summed over classes, then the mean of the two sides.
 
-    Args:
-        counts_S22: as in `foreground_miou`.
-
-    Returns:
-        0..1; NaN without pixels.
+    0..1; NaN without pixels. The counts are those of `foreground_miou`.
     """
     hits, unions = (side.sum(0) for side in _hits_and_unions(counts_S22))
     return float((hits / unions.clamp_min(1)).mean()) if bool(unions.sum()) else float("nan")
@@ -128,14 +123,11 @@ def _hits_and_unions(counts_S22: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merge_classes(counts_KK: Tensor, groups: Sequence[int]) -> Tensor:
-    """The confusion matrix after classes are declared equal.
+    """The confusion matrix (G, G) int64 after classes are declared equal.
 
     Args:
         counts_KK: (K, K) int64, [target, prediction].
         groups: K numbers; classes with the same number become one, numbered 0..G-1.
-
-    Returns:
-        (G, G) int64
     """
     index = torch.as_tensor(list(groups), device=counts_KK.device)
     size = int(index.max()) + 1

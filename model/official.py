@@ -14,9 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from model.backbone import TokenBackbone, quarter_ends
-from model.config import (
-    RegularizerConfig,
-)
+from model.config import RegularizerConfig
 from model.errors import ModelError
 from model.lightning_file import TorchFile, is_tensor, plain_mapping, shape_of
 from model.lseg import LSeg, build_lseg
@@ -52,15 +50,12 @@ def import_official(path: Path | str, regularizer: RegularizerConfig | None = No
     file = TorchFile(path)
     content = plain_mapping(file.content)
     entries = plain_mapping(content.get("state_dict", file.content))
-    records = {
-        key.removeprefix(PREFIX): record for key, record in entries.items() if is_tensor(record)
-    }
+    records = {key.removeprefix(PREFIX): r for key, r in entries.items() if is_tensor(r)}
     shapes = {key: shape_of(record) for key, record in records.items()}
     hyper = plain_mapping(content.get("hyper_parameters", {}))
     hyper = {**plain_mapping(hyper.get("kwargs")), **plain_mapping(hyper.get("args")), **hyper}
     config, notes = infer_config(shapes, hyper, regularizer, str(path))
-    head = shapes["scratch.head1.weight"]
-    lseg = build_lseg(config, embed_dim=head[0])
+    lseg = build_lseg(config, embed_dim=shapes["scratch.head1.weight"][0])
     wanted = {official_name(name): name for name in lseg.state_dict()}
     check_keys(shapes, {o: tuple(lseg.state_dict()[n].shape) for o, n in wanted.items()}, path)
     for what, pattern in DEAD:
@@ -110,12 +105,9 @@ def official_state(lseg: LSeg, clip: Mapping[str, Tensor] | None = None) -> dict
 
 
 def export_official(lseg: LSeg, path: Path | str, clip: Mapping[str, Tensor] | None = None) -> None:
-    """Writes a network as a published checkpoint.
+    """Writes a network as a published checkpoint, a `.ckpt` file.
 
-    Args:
-        lseg: the network.
-        path: the `.ckpt` file to write.
-        clip: as in `official_state`; tools that load strictly need it.
+    Tools that load strictly need `clip`; see `official_state`.
     """
     regularizer = lseg.config.regularizer
     arch = {"none": 0, "bottleneck": 1, "depthwise": 2}[regularizer.kind]
@@ -146,9 +138,6 @@ def _dead_entries(state: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
         yield "pretrained.model.head.bias", torch.zeros(1000)
     for name, tensor in state.items():
         if name.startswith("scratch.refinenet4.resConfUnit2."):
-            fill = (
-                torch.ones_like
-                if name.endswith(("running_var", "bn1.weight", "bn2.weight"))
-                else torch.zeros_like
-            )
-            yield name.replace("resConfUnit2", "resConfUnit1"), fill(tensor)
+            ones = name.endswith(("running_var", "bn1.weight", "bn2.weight"))
+            filled = torch.ones_like(tensor) if ones else torch.zeros_like(tensor)
+            yield name.replace("resConfUnit2", "resConfUnit1"), filled

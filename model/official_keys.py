@@ -85,10 +85,7 @@ def official_name(name: str) -> str:
 
 
 def infer_config(
-    shapes: Shapes,
-    hyper: Mapping[str, Any],
-    regularizer: RegularizerConfig | None,
-    where: str,
+    shapes: Shapes, hyper: Mapping[str, Any], regularizer: RegularizerConfig | None, where: str
 ) -> tuple[ModelConfig, list[str]]:
     """Works out the configuration from the published keys, shapes and hyper-parameters.
 
@@ -126,11 +123,8 @@ def infer_config(
         if found.depth
         else "regulariser: none"
     )
-    widths = tuple(
-        shapes[f"pretrained.act_postprocess{level}.3.weight"][0]
-        for level in (1, 2, 3, 4)
-        if f"pretrained.act_postprocess{level}.3.weight" in shapes
-    )
+    projections = [f"pretrained.act_postprocess{level}.3.weight" for level in (1, 2, 3, 4)]
+    widths = tuple(shapes[key][0] for key in projections if key in shapes)
     config = ModelConfig(
         backbone=backbone,
         text=TextConfig(encoder=encoder, pretrained="openai"),
@@ -175,13 +169,9 @@ def _infer_backbone(shapes: Shapes, where: str) -> tuple[BackboneConfig, list[st
 
 
 def _infer_regularizer(
-    shapes: Shapes,
-    hyper: Mapping[str, Any],
-    given: RegularizerConfig | None,
-    where: str,
+    shapes: Shapes, hyper: Mapping[str, Any], given: RegularizerConfig | None, where: str
 ) -> RegularizerConfig:
-    has_block = "scratch.head_block.depthwise.depthwise.weight" in shapes
-    if not has_block:
+    if "scratch.head_block.depthwise.depthwise.weight" not in shapes:
         if given is not None and given.applications:
             raise ModelError(
                 f"regularizer.kind={given.kind}: {where} has no regulariser block: set it to none"

@@ -38,11 +38,7 @@ def open_clip_dim(config: TextConfig) -> int:
 
 
 def load_open_clip(config: TextConfig, keep_image_tower: bool = False) -> nn.Module:
-    """Loads a CLIP model, drops its image tower and freezes the rest.
-
-    Args:
-        config: names an open_clip model and its weights.
-        keep_image_tower: do not drop it.
+    """Loads a CLIP model, drops its image tower if that is not to be kept, and freezes the rest.
 
     Raises:
         ModelError: an unknown tag, a file that does not fit, or weights that could not be fetched.

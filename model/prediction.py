@@ -48,7 +48,7 @@ def as_batches(images: Any) -> list[Tensor]:
                 "pass a batch (B, H, W, 3) alone"
             )
         size = max(1, int(MAX_BATCH_MPX * 1e6 / (shape[0] * shape[1])))
-        batches += [chunk for chunk in torch.stack(list(group)).split(size)]
+        batches += torch.stack(list(group)).split(size)
     return batches
 
 

@@ -22,6 +22,9 @@ from model.config import RegularizerConfig
 DEAD_GAIN = 1e-2
 """Below this label-spread gain the block passes too little to train."""
 
+# The slope of `leaky_relu` is 0.01 where nothing else is said.
+_ACTIVATIONS = {"relu": functional.relu, "lrelu": functional.leaky_relu, "tanh": torch.tanh}
+
 
 class Regularizer(nn.Module):
     """Applies a block `config.depth` times; the identity where there is none."""
@@ -33,8 +36,7 @@ class Regularizer(nn.Module):
         num_convs = min(1, self.depth) if config.shared else self.depth
         self.convs = nn.ModuleList(nn.Conv2d(1, 1, 3, padding=1) for _ in range(num_convs))
         for conv in self.convs:
-            assert isinstance(conv, nn.Conv2d)
-            _initialise(conv, config.init)
+            _initialise(cast(nn.Conv2d, conv), config.init)
 
     def forward(self, logits_BKhw: Tensor) -> Tensor:
         """Regularises the score maps (B, K, h, w); any number of labels."""
@@ -43,27 +45,17 @@ class Regularizer(nn.Module):
             out = _smooth(logits_BKhw, conv.weight, cast(Tensor, conv.bias))
             if self.config.kind == "bottleneck":
                 out = out + logits_BKhw.amax(dim=1, keepdim=True)
-            logits_BKhw = self._activate(out) if application < self.depth - 1 else out
+            last = application == self.depth - 1
+            logits_BKhw = out if last else _ACTIVATIONS[self.config.activation](out)
         return logits_BKhw
-
-    def _activate(self, logits_BKhw: Tensor) -> Tensor:
-        if self.config.activation == "relu":
-            return functional.relu(logits_BKhw)
-        if self.config.activation == "lrelu":
-            return functional.leaky_relu(logits_BKhw, 0.01)
-        return torch.tanh(logits_BKhw)
 
     @torch.no_grad()
     def label_spread_gain(self, logits_BKhw: Tensor) -> Tensor:
-        """Measures what the block leaves of the differences between labels.
+        """Measures what the block leaves of the differences between labels in scores before it.
 
-        Args:
-            logits_BKhw: scores before the block.
-
-        Returns:
-            0-d float: std over the labels after the block over the std before, both as the root
-            mean square over pixels; 1 without a block, and where there are no differences (one
-            label alone); NaN where the scores are not finite.
+        Gives a 0-d float: std over the labels after the block over the std before, both as the
+        root mean square over pixels; 1 without a block, and where there are no differences (one
+        label alone); NaN where the scores are not finite.
         """
         before = logits_BKhw.float().var(dim=1, correction=0).mean()
         after = self(logits_BKhw).float().var(dim=1, correction=0).mean()

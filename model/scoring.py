@@ -21,11 +21,7 @@ from model.upsampling import shift, upsample, upsample_squares
 
 
 def cosine_scores(
-    trunk_BFhw: Tensor,
-    weight_CF: Tensor,
-    bias_C: Tensor,
-    text_KC: Tensor,
-    size: tuple[int, int],
+    trunk_BFhw: Tensor, weight_CF: Tensor, bias_C: Tensor, text_KC: Tensor, size: tuple[int, int]
 ) -> Tensor:
     """Cosine of every upsampled pixel vector with every label vector.
 

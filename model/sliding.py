@@ -137,14 +137,10 @@ def window_grid(size: tuple[int, int], scale: float, config: SlidingConfig) -> G
     if window is None:
         return Grid(height, width, (height, width), (0,), (0,))
     tops, lefts = (
-        tuple(step * config.stride for step in range(_num_steps(side, window, config.stride)))
+        tuple(range(0, max(0, side - window) + config.stride, config.stride))
         for side in (height, width)
     )
     return Grid(height, width, (window, window), tops, lefts)
-
-
-def _num_steps(side: int, window: int, stride: int) -> int:
-    return max(0, math.ceil((side - window) / stride)) + 1
 
 
 class Views:
@@ -166,16 +162,11 @@ class Views:
         size: tuple[int, int] | None = None,
         keep: bool = False,
     ) -> None:
-        self.config = config
-        self.size = size or (image_BCHW.shape[2], image_BCHW.shape[3])
-        self._network, self._num_images = network, len(image_BCHW)
         own_size = (image_BCHW.shape[2], image_BCHW.shape[3])
-        self._scales = [
-            _ScaledView(
-                network, image_BCHW, window_grid(own_size, scale, config), config.flip, keep
-            )
-            for scale in config.scales
-        ]
+        self.size = size or own_size
+        self._num_images = len(image_BCHW)
+        grids = [window_grid(own_size, scale, config) for scale in config.scales]
+        self._scales = [_ScaledView(network, image_BCHW, g, config.flip, keep) for g in grids]
 
     @property
     def mib_per_label(self) -> float:
@@ -248,14 +239,8 @@ def sliding_label_ids(
 ) -> Tensor:
     """Takes the best label of each pixel, with memory that depends little on sizes and K.
 
-    Args:
-        network: as in `sliding_logits`, and so the next four.
-        image_BCHW: images.
-        text_KC: labels.
-        config: how to look.
-        size: of the result.
-        threshold: pixels whose best label has a smaller probability (softmax of the mean logits
-            over the labels) get `NO_LABEL`.
+    The arguments are those of `sliding_logits`, and `threshold`: pixels whose best label has a
+    smaller probability (softmax of the mean logits over the labels) get `NO_LABEL`.
 
     Returns:
         (B, H, W) int64, 0..K-1 or `NO_LABEL`, on the network's device.
@@ -336,25 +321,27 @@ class _ScaledView:
     @cached_property
     def _count_RC(self) -> Tensor:
         """How many windows cover each pixel: (height, width) float32."""
-        counts = []
-        for side, starts, window in zip(
-            (self.grid.height, self.grid.width),
-            (self.grid.tops, self.grid.lefts),
-            self.grid.window,
-            strict=True,
-        ):
+
+        def along(side: int, starts: tuple[int, ...], window: int) -> Tensor:
             count = torch.zeros(side)
             for start in starts:
                 count[start : start + window] += 1
-            counts.append(count)
-        return (counts[0][:, None] * counts[1]).to(self._image_BCHW.device)
+            return count
+
+        rows = along(self.grid.height, self.grid.tops, self.grid.window[0])
+        columns = along(self.grid.width, self.grid.lefts, self.grid.window[1])
+        return (rows[:, None] * columns).to(self._image_BCHW.device)
+
+    @property
+    def _places_at_once(self) -> int:
+        """Windows of each image that go through the network together."""
+        most = WINDOWS_GPU if self._image_BCHW.is_cuda else WINDOWS_CPU
+        return max(1, most // (len(self._image_BCHW) * (1 + self._flip)))
 
     @property
     def _rows_at_once(self) -> int:
         """Rows of the grid that are scored together, to fill a batch."""
-        most = WINDOWS_GPU if self._image_BCHW.is_cuda else WINDOWS_CPU
-        views = len(self._image_BCHW) * len(self.grid.lefts) * (1 + self._flip)
-        return max(1, most // views)
+        return max(1, self._places_at_once // len(self.grid.lefts))
 
     @property
     def held_scores(self) -> int:
@@ -419,14 +406,9 @@ class _ScaledView:
 
     def _score_rows(self, rows: range) -> list[Tensor]:
         places = [(row, column) for row in rows for column in range(len(self.grid.lefts))]
-        most = WINDOWS_GPU if self._image_BCHW.is_cuda else WINDOWS_CPU
-        together = max(1, most // (len(self._image_BCHW) * (1 + self._flip)))
-        scores = torch.cat(
-            [
-                self._score(places[first : first + together])
-                for first in range(0, len(places), together)
-            ]
-        )
+        together = self._places_at_once
+        batches = [places[first : first + together] for first in range(0, len(places), together)]
+        scores = torch.cat([self._score(batch) for batch in batches])
         return list(scores.unflatten(0, (len(rows), len(self.grid.lefts))))
 
     def _score(self, places: list[tuple[int, int]]) -> Tensor:
@@ -447,16 +429,9 @@ class _ScaledView:
 
     def _windows(self, places: list[tuple[int, int]]) -> Tensor:
         """(V * len(places) * B, 3, window), the V = 2 mirror images behind the others."""
-        (high, wide), grid = self.grid.window, self.grid
+        high, wide = self.grid.window
+        corners = [(self.grid.tops[row], self.grid.lefts[column]) for row, column in places]
         windows = torch.cat(
-            [
-                self._black_BCHW[
-                    :,
-                    :,
-                    grid.tops[row] : grid.tops[row] + high,
-                    grid.lefts[column] : grid.lefts[column] + wide,
-                ]
-                for row, column in places
-            ]
+            [self._black_BCHW[:, :, y : y + high, x : x + wide] for y, x in corners]
         )
         return torch.cat([windows, windows.flip(-1)]) if self._flip else windows

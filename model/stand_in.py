@@ -35,8 +35,8 @@ def stand_in_semantics(labels: Sequence[str]) -> np.ndarray:
     """
     rows = np.zeros((len(labels), SEMANTIC_DIM + 1))
     for row, label in zip(rows, labels, strict=True):
-        words = [word for word in re.split(r"[\s_\-/,;.:()]+", label.lower()) if word]
-        meaningful = [word for word in words if word not in EMPTY_WORDS]
+        words = re.split(r"[\s_\-/,;.:()]+", label.lower())
+        meaningful = [word for word in words if word and word not in EMPTY_WORDS]
         total = sum((_word_direction(word) for word in meaningful), np.zeros(SEMANTIC_DIM))
         if meaningful:
             row[:SEMANTIC_DIM] = total / np.linalg.norm(total)
@@ -46,14 +46,7 @@ def stand_in_semantics(labels: Sequence[str]) -> np.ndarray:
 
 
 def stand_in_vectors(labels: Sequence[str]) -> np.ndarray:
-    """Encodes labels.
-
-    Args:
-        labels: K texts, as in `stand_in_semantics`.
-
-    Returns:
-        (K, 512) float32, rows of length 1.
-    """
+    """Encodes K labels as in `stand_in_semantics`: (K, 512) float32, rows of length 1."""
     vectors = stand_in_semantics(labels).astype(np.float64) @ _orthonormal_map()
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 

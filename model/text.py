@@ -27,15 +27,10 @@ SENTENCE_PREFIX = "sentence-transformers/"
 
 
 class TextEncoder(ABC):
-    """Turns label texts into unit vectors.
+    """Turns label texts into unit vectors."""
 
-    Attributes:
-        config: what it was built from.
-        dim: length of a vector.
-    """
-
-    config: TextConfig
     dim: int
+    """Length of a vector."""
     chunk_size = 256
     """Texts that are encoded at a time."""
     max_kept = 256

@@ -21,17 +21,16 @@ def upsample(map_BChw: Tensor, size: tuple[int, int]) -> Tensor:
 
 def source_rows(start: int, stop: int, source: int, target: int) -> slice:
     """The rows of a map of `source` rows that rows start..stop of `target` are made from."""
-    spans = []
-    for dtype in (torch.float32, torch.float64):
-        before, after, _ = _taps(source, target, dtype)
-        spans.append((int(before[start]), int(after[stop - 1])))
-    return slice(min(first for first, _ in spans), max(last for _, last in spans) + 1)
+    taps = [_taps(source, target, dtype) for dtype in (torch.float32, torch.float64)]
+    first = min(int(before[start]) for before, _, _ in taps)
+    last = max(int(after[stop - 1]) for _, after, _ in taps)
+    return slice(first, last + 1)
 
 
 def upsample_rows(
     piece_BCrw: Tensor, first_row: int, span: tuple[int, int], source: int, size: tuple[int, int]
 ) -> Tensor:
-    """Makes rows span[0]..span[1] of an upsampled map.
+    """Makes rows span[0]..span[1] of an upsampled map: (B, C, R, W).
 
     Args:
         piece_BCrw: (B, C, r, w), the rows of the map from `first_row` on; at least those of
@@ -40,15 +39,11 @@ def upsample_rows(
         span: the wanted rows of the target.
         source: rows of the whole map.
         size: (H, W) of the target.
-
-    Returns:
-        (B, C, R, W)
     """
     height, width = size
     device = piece_BCrw.device
-    before, after, weight = (
-        tap[span[0] : span[1]] for tap in _taps(source, height, piece_BCrw.dtype)
-    )
+    taps = _taps(source, height, piece_BCrw.dtype)
+    before, after, weight = (tap[span[0] : span[1]] for tap in taps)
     upper, lower = (before - first_row).to(device), (after - first_row).to(device)
     weight = weight.to(device)[:, None]  # (R, 1)
     mixed = torch.lerp(
@@ -66,7 +61,7 @@ def upsample_squares(
     diagonals_Bhw: Tensor,
     size: tuple[int, int],
 ) -> Tensor:
-    """Gives the squared length of every vector of an upsampled map of vectors e.
+    """Gives the squared length of every vector of an upsampled map of vectors e: (B, H, W).
 
     Args:
         own_Bhw: <e, e> of every source pixel.
@@ -74,9 +69,6 @@ def upsample_squares(
         below_Bhw: <e, its lower neighbour>; the last row is not used.
         diagonals_Bhw: <e, right lower neighbour> + <right neighbour, lower neighbour>.
         size: (H, W) of the target.
-
-    Returns:
-        (B, H, W)
     """
     device, dtype = own_Bhw.device, own_Bhw.dtype
     cols, next_cols, col_weight = (t.to(device) for t in _taps(own_Bhw.shape[2], size[1], dtype))

@@ -1,7 +1,7 @@
 """The configuration of `jobs/predict.py`, and what it means for one checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -88,15 +88,14 @@ class PredictConfig:
         object.__setattr__(self, "images", tuple(self.images))
         if self.labels.strip() and self.labels_file:
             raise UserError("labels_file: labels is set too: give one of them")
-        for name in ("batch_images", "ray_from"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("batch_images", "ray_from", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
         for name in ("base_px", "window_px"):
             value = getattr(self, name)
             if value is not None and value < 8:
                 raise UserError(f"{name}={value}: must be at least 8 pixels")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"workers={self.workers}: must be at least 1")
         if self.full_size and self.features:
             raise UserError(
                 "features: full_size is set too, and the vectors of a whole photo at its own size "
@@ -145,11 +144,7 @@ def parse_other(value: str) -> Other:
 
 
 def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...]:
-    """Reads the label set.
-
-    Args:
-        config: Labels, or a file of them.
-        trained: Label set of the checkpoint.
+    """Reads the label set that is configured, else that of the checkpoint, `trained`.
 
     Raises:
         UserError: There are none, or one twice, or one that is "other" too.
@@ -178,23 +173,16 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
 
 
 def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
-    """The views that the network takes: as the checkpoint was trained, unless configured.
-
-    Args:
-        config: The job's.
-        checkpoint: A local checkpoint directory.
-    """
+    """The views that the network takes: as the local checkpoint was trained, unless configured."""
     # Imported here, because a command line is checked without PyTorch.
-    from model.sliding import PUBLISHED, SlidingConfig
+    from model.sliding import PUBLISHED, SINGLE_SCALE
     from pipeline.checkpoints.provenance import read_provenance
 
     trained = read_provenance(checkpoint).group("data", "augment")
     base_px = None if config.full_size else config.base_px or trained.get("base_px", 520)
     window_px = config.window_px or trained.get("crop_px", 480)
-    published = config.view == "published"
-    return SlidingConfig(
-        scales=PUBLISHED.scales if published else (1.0,),
-        flip=published,
+    return replace(
+        PUBLISHED if config.view == "published" else SINGLE_SCALE,
         base_px=base_px,
         window_px=None if config.view == "whole" else window_px,
     )

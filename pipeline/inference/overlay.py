@@ -50,7 +50,7 @@ def draw_photo(
     none_name: str = "none of these",
     palette: PaletteName = "distinct",
 ) -> Image.Image:
-    """Draws a segmented photo above its legend.
+    """Draws a segmented photo above its legend, in RGB.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -58,9 +58,6 @@ def draw_photo(
         names: The labels.
         none_name: The legend's name for pixels of no label.
         palette: Colours.
-
-    Returns:
-        RGB, the photo above its legend.
     """
     height, width = ids.shape
     ids = np.where((ids >= 0) & (ids < len(names)), ids, len(names))
@@ -163,10 +160,9 @@ def _legend(
     """Draws columns of swatches with names and shares, and a last line for what was not found."""
     size = max(15, width // 58)
     font, margin, swatch = text_font(size), size, int(1.3 * size)
-    left_out = entries[MAX_ENTRIES:]
-    entries = entries[:MAX_ENTRIES]
+    entries, left_out = entries[:MAX_ENTRIES], entries[MAX_ENTRIES:]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    lines = [(shorten(measure, e.name, font, width // 2), f"{_percent(e.share)}") for e in entries]
+    lines = [(shorten(measure, e.name, font, width // 2), _percent(e.share)) for e in entries]
     column = max((measure.textlength(f"{name}  {share}", font) for name, share in lines), default=0)
     column = int(column + swatch + 2.5 * size)
     num_columns = max(1, min(len(entries), (width - margin) // column))
@@ -186,10 +182,10 @@ def _legend(
         y = margin + position % num_rows * pitch
         sheet.paste(draw_swatch(entry.number, swatch, style), (x, y))
         draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), outline=FAINT)
-        middle = y + swatch // 2
-        draw.text((x + swatch + size // 2, middle), name, INK, font, anchor="lm")
-        after = x + swatch + size // 2 + draw.textlength(f"{name}  ", font)
-        draw.text((after, middle), share, FAINT, font, anchor="lm")
+        x, y = x + swatch + size // 2, y + swatch // 2
+        draw.text((x, y), name, INK, font, anchor="lm")
+        after = x + draw.textlength(f"{name}  ", font)
+        draw.text((after, y), share, FAINT, font, anchor="lm")
     for number, line in enumerate(wrapped):
         y = margin + (num_rows + number) * pitch + swatch // 2
         draw.text((margin, y), line, FAINT, font, anchor="lm")

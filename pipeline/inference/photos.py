@@ -54,14 +54,11 @@ class Photo:
 
 
 def find_photos(sources: Sequence[str]) -> list[Photo]:
-    """Finds images.
+    """Finds images, each once, in the order of the sources and of their names.
 
     Args:
         sources: Files, folders (searched at any depth), patterns (`*`, `?`, `[..]`, `**`), each
             local or `s3://`.
-
-    Returns:
-        The images, each once, in the order of the sources and of their names.
 
     Raises:
         UserError: A source has no image, or two images would have one name.
@@ -150,10 +147,10 @@ def _s3_photos(source: str) -> list[Photo]:
         wanted = _pattern(source.removeprefix(f"{root}/"))
         paths = [entry.path for entry in open_storage(root).list()]
         return [_photo(root, path) for path in paths if wanted.fullmatch(path) and _named(path)]
-    folder, _, name = source.rstrip("/").rpartition("/")
+    root = source.rstrip("/")
+    folder, _, name = root.rpartition("/")
     if _named(name) and folder.count("/") >= 2 and open_storage(folder).exists(name):
         return [_photo(folder, name)]
-    root = source.rstrip("/")
     return [_photo(root, entry.path) for entry in open_storage(root).list() if _named(entry.path)]
 
 
@@ -168,13 +165,12 @@ def _pattern(pattern: str) -> re.Pattern[str]:
     """A pattern over whole paths, in which `*` stays within a folder and `**/` does not."""
     tokens = re.split(r"(\*\*/|\*|\?|\[[^\]/]+\])", pattern)
     meaning = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return re.compile(
-        "".join(
-            meaning.get(token)
-            or (token.replace("[!", "[^") if token.startswith("[") else re.escape(token))
-            for token in tokens
-        )
-    )
+    parts = [
+        meaning.get(token)
+        or (token.replace("[!", "[^") if token.startswith("[") else re.escape(token))
+        for token in tokens
+    ]
+    return re.compile("".join(parts))
 
 
 def _photo(root: str, path: str) -> Photo:

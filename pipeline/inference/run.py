@@ -45,7 +45,6 @@ class PredictionSummary:
     """Images segmented now."""
     skipped: int
     """Images that an earlier run had done."""
-    failed: tuple[PhotoOutcome, ...]
     seconds: float
 
 
@@ -72,7 +71,7 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
         )
     config = replace(config, checkpoint=pinned(config.checkpoint))
     task = _task(config)
-    _claim(out, task, config)
+    _claim(out, task)
     there = {entry.path for entry in out.list()}
     todo = [photo for photo in photos if f"{photo.name}.png" not in there]
     if len(todo) < len(photos):
@@ -82,8 +81,9 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
         progress = Progress(len(todo), "images")
         by_ray = config.workers is not None or is_batch(config.images)
         by_ray = by_ray or len(todo) > config.ray_from
-        run = _by_ray(task, todo, config, start_ray) if by_ray else _here(task, todo, config)
-        for outcomes in run:
+        size = config.batch_images
+        chunks = [todo[first : first + size] for first in range(0, len(todo), size)]
+        for outcomes in _by_ray(task, chunks, start_ray) if by_ray else _here(task, chunks):
             progress.add(len(outcomes), outcomes[-1].name if outcomes else "")
             for outcome in outcomes:
                 if outcome.error:
@@ -91,10 +91,6 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
                     failed.append(outcome)
     failures = [{"image": bad.uri, "reason": bad.error} for bad in failed]
     out.write("failed.json", (json.dumps(failures, indent=1) + "\n").encode())
-    seconds = time.monotonic() - began
-    summary = PredictionSummary(
-        len(todo) - len(failed), len(photos) - len(todo), tuple(failed), round(seconds, 1)
-    )
     if failed:
         shown = "; ".join(f"{bad.uri}: {bad.error}" for bad in failed[:_SHOWN_REASONS])
         more = f"; and {len(failed) - _SHOWN_REASONS} more" if len(failed) > _SHOWN_REASONS else ""
@@ -102,7 +98,8 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
             f"images: {len(failed)} of {len(photos)} could not be read ({shown}{more}): the others "
             f"are in {config.out}, these in its failed.json: fix or remove them and start again"
         )
-    return summary
+    seconds = round(time.monotonic() - began, 1)
+    return PredictionSummary(len(todo), len(photos) - len(todo), seconds)
 
 
 def _task(config: PredictConfig) -> SegmentTask:
@@ -124,11 +121,7 @@ def _task(config: PredictConfig) -> SegmentTask:
         threshold=other.threshold,
         sliding=sliding,
         out=open_storage(config.out).uri,
-        overlay=config.overlay,
-        palette=config.palette,
-        probabilities=config.probabilities,
-        features=config.features,
-        precision=config.precision,
+        config=config,
     )
 
 
@@ -138,17 +131,18 @@ def _is_in(uri: str, folder: str) -> bool:
     return uri.startswith(f"{folder.rstrip('/')}/")
 
 
-def _claim(out: Storage, task: SegmentTask, config: PredictConfig) -> None:
+def _claim(out: Storage, task: SegmentTask) -> None:
     """Notes how the results are made, and refuses a folder of results made otherwise."""
+    config = task.config
     settings: dict[str, Any] = {
         "checkpoint": config.checkpoint,
         "labels": list(task.labels),
         "other": str(parse_other(config.other)),
         "sliding": json.loads(json.dumps(asdict(task.sliding))),
-        "palette": task.palette,
-        "precision": task.precision,
+        "palette": config.palette,
+        "precision": config.precision,
         "outputs": [
-            name for name in ("overlay", "probabilities", "features") if getattr(task, name)
+            name for name in ("overlay", "probabilities", "features") if getattr(config, name)
         ],
         "no_label_id": 255 if len(task.labels) <= 255 else 65_535,
     }
@@ -176,31 +170,19 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _chunks(photos: Sequence[Photo], size: int) -> Iterator[list[Photo]]:
-    for first in range(0, len(photos), size):
-        yield list(photos[first : first + size])
-
-
-def _here(
-    task: SegmentTask, photos: Sequence[Photo], config: PredictConfig
-) -> Iterator[list[PhotoOutcome]]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    segmenter = Segmenter(task, device)
-    for chunk in _chunks(photos, config.batch_images):
-        yield segmenter.segment(chunk)
+def _here(task: SegmentTask, chunks: Sequence[list[Photo]]) -> Iterator[list[PhotoOutcome]]:
+    segmenter = Segmenter(task, "cuda" if torch.cuda.is_available() else "cpu")
+    return map(segmenter.segment, chunks)
 
 
 def _by_ray(
-    task: SegmentTask,
-    photos: Sequence[Photo],
-    config: PredictConfig,
-    start_ray: Callable[[float], None],
+    task: SegmentTask, chunks: Sequence[list[Photo]], start_ray: Callable[[float], None]
 ) -> Iterator[list[PhotoOutcome]]:
     import ray
 
+    config = task.config
     start_ray(config.workers or 1)
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    chunks = list(_chunks(photos, config.batch_images))
 
     def on_death(death: Death) -> bool:
         if death.of_item < WORKER_DEATHS:
@@ -218,7 +200,7 @@ def _by_ray(
         runtime_env=worker_runtime_env(task.checkpoint),
         on_death=on_death,
     ) as workers:
-        logger.info("%d images on Ray workers", len(photos))
+        logger.info("%d images on Ray workers", sum(len(chunk) for chunk in chunks))
         for _, outcomes in workers.run(chunks):
             yield outcomes
 

@@ -26,6 +26,7 @@ from model.sliding import SlidingConfig, Views, sliding_label_ids, window_grid
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.palette import NO_LABEL_COLOUR, PaletteName, label_colours
 from pipeline.errors import UserError
+from pipeline.inference.config import PredictConfig
 from pipeline.inference.overlay import draw_photo
 from pipeline.inference.photos import Photo, decode_photo
 from pipeline.storage.open import open_storage
@@ -49,11 +50,8 @@ class SegmentTask:
     threshold: float | None
     sliding: SlidingConfig
     out: str
-    overlay: bool
-    palette: PaletteName
-    probabilities: bool
-    features: bool
-    precision: str
+    config: PredictConfig
+    """The job's: which results to write, in which colours and precision."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,7 @@ class PhotoOutcome:
 
 
 class Segmenter:
-    """A loaded network that segments images.
-
-    Args:
-        task: What to make of every image.
-        device: Where the network runs.
-    """
+    """A loaded network that segments images."""
 
     def __init__(self, task: SegmentTask, device: torch.device | str) -> None:
         self._task = task
@@ -97,13 +90,14 @@ class Segmenter:
         return outcomes
 
     def _segment(self, photos: list[Photo], images: list[np.ndarray]) -> None:
-        task, size = self._task, (images[0].shape[0], images[0].shape[1])
+        task, config = self._task, self._task.config
+        size = (images[0].shape[0], images[0].shape[1])
         seen = np.stack([seen_image(image, task.sliding) for image in images])
-        amp = torch.autocast(self._device.type, torch.bfloat16, enabled=task.precision == "bf16")
+        amp = torch.autocast(self._device.type, torch.bfloat16, enabled=config.precision == "bf16")
         with tempfile.TemporaryDirectory() as scratch, torch.inference_mode(), amp:
             batch = self._lseg.normalize(torch.from_numpy(seen))
             files = [Path(scratch) / f"{number}.npy" for number in range(len(photos))]
-            if task.probabilities:
+            if config.probabilities:
                 ids = self._with_probabilities(batch, size, files)
             else:
                 ids = sliding_label_ids(
@@ -111,15 +105,15 @@ class Segmenter:
                 )
                 ids = ids.where(ids < len(task.labels), NO_LABEL).cpu().numpy()
             for number, photo in enumerate(photos):
-                if task.probabilities:
+                if config.probabilities:
                     self._out.upload(f"{photo.name}.probabilities.npy", files[number])
-                if task.features:
+                if config.features:
                     np.save(files[number], self._features(batch[number : number + 1]))
                     self._out.upload(f"{photo.name}.features.npy", files[number])
-                if task.overlay:
+                if config.overlay:
                     drawn = self._overlay(images[number], ids[number])
                     self._out.write(f"{photo.name}.overlay.jpg", drawn)
-                index = encode_index(ids[number], len(task.labels), task.palette)
+                index = encode_index(ids[number], len(task.labels), config.palette)
                 self._out.write(f"{photo.name}.png", index)
 
     def _with_probabilities(
@@ -160,21 +154,17 @@ class Segmenter:
 
     def _overlay(self, image: np.ndarray, ids: np.ndarray) -> bytes:
         task = self._task
-        drawn = draw_photo(image, ids, task.labels, task.none_name, task.palette)
+        drawn = draw_photo(image, ids, task.labels, task.none_name, task.config.palette)
         buffer = io.BytesIO()
         drawn.save(buffer, "JPEG", quality=OVERLAY_QUALITY, subsampling=0)
         return buffer.getvalue()
 
 
 def seen_image(image: np.ndarray, sliding: SlidingConfig) -> np.ndarray:
-    """Shrinks an image for the network, to what the largest scale needs.
+    """Shrinks an image (H, W, 3) uint8 RGB for the network, to what the largest scale needs.
 
     The protocol's own resizing takes single pixels, of which a large photo loses most; here each
     pixel becomes the mean of its area first.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        sliding: How it will be looked at.
     """
     height, width = image.shape[:2]
     grid = window_grid((height, width), max(sliding.scales), sliding)
@@ -184,12 +174,9 @@ def seen_image(image: np.ndarray, sliding: SlidingConfig) -> np.ndarray:
 
 
 def encode_index(ids: np.ndarray, num_labels: int, palette: PaletteName) -> bytes:
-    """Writes label ids as a PNG.
+    """Writes label ids (H, W), integers 0..num_labels-1 or NO_LABEL, as a PNG.
 
-    Args:
-        ids: (H, W) integers, 0..num_labels-1, or NO_LABEL.
-        num_labels: Up to 255: 8 bits with a palette, 255 for no label; more: 16 bits, 65535.
-        palette: Colours.
+    Up to 255 labels it has 8 bits with a palette, 255 for no label; beyond, 16 bits, 65535.
     """
     buffer = io.BytesIO()
     if num_labels <= 255:

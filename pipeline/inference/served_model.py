@@ -143,11 +143,7 @@ class SegmentationModel(PythonModel):
             return ids.where(ids < len(labels), NO_LABEL)[0].cpu().numpy()
 
     def _answer(
-        self,
-        image: np.ndarray,
-        labels: tuple[str, ...],
-        other: Other,
-        sliding: SlidingConfig,
+        self, image: np.ndarray, labels: tuple[str, ...], other: Other, sliding: SlidingConfig
     ) -> dict[str, Any]:
         ids = self.segment(image, labels, other, sliding)
         counts = np.bincount(ids.ravel() + 1, minlength=len(labels) + 1)
@@ -197,11 +193,7 @@ class SegmentationModel(PythonModel):
         return images
 
     def _asked(self, params: Mapping[str, Any]) -> tuple[tuple[str, ...], Other, SlidingConfig]:
-        """Labels, policy and geometry of the parameters.
-
-        Raises:
-            UserError: One of them is not allowed.
-        """
+        """Labels, policy and geometry of the parameters."""
         other = parse_other(str(params.get("other", "none")))
         labels = self._labels(params.get("labels", ()), other)
         view, base_px = str(params.get("view", "single")), int(params.get("base_px", 0))
@@ -237,9 +229,8 @@ class SegmentationModel(PythonModel):
                 if label in seen:
                     raise UserError(f"labels[{number}]={label!r}: is named twice: drop one")
                 seen.add(label)
-        if len(other.texts) > limits.max_labels or any(
-            len(text) > limits.max_label_chars for text in other.texts
-        ):
+        longest = max((len(text) for text in other.texts), default=0)
+        if len(other.texts) > limits.max_labels or longest > limits.max_label_chars:
             raise UserError(
                 f"other: must be at most {limits.max_labels} texts of {limits.max_label_chars} "
                 "characters: shorten it"
@@ -270,19 +261,12 @@ def signature() -> Any:
         ParamSpec("view", DataType.string, "single"),
         ParamSpec("base_px", DataType.long, 0),
     ]
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema(outputs),
-        params=ParamSchema(params),
-    )
+    inputs = Schema([ColSpec(DataType.binary, "image")])
+    return ModelSignature(inputs=inputs, outputs=Schema(outputs), params=ParamSchema(params))
 
 
 def requirements(encoder: str = "") -> list[str]:
-    """Pinned requirements of a served model, from the versions that are installed here.
-
-    Args:
-        encoder: Name of the text encoder, which may need one more.
-    """
+    """Pinned requirements of a model with this text encoder, from the versions installed here."""
     extra = ("sentence-transformers",) if encoder.startswith("sentence-transformers/") else ()
     pins = []
     for name in (*REQUIRED, *extra):

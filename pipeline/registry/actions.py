@@ -11,12 +11,7 @@ from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.registry.config import RegistryJobConfig
 from pipeline.registry.locks import CHAMPION_LOCK, locked
-from pipeline.registry.registry import (
-    CHAMPION,
-    WEIGHTS_TAG,
-    ModelVersion,
-    Registry,
-)
+from pipeline.registry.registry import CHAMPION, WEIGHTS_TAG, ModelVersion, Registry
 from pipeline.storage.open import open_storage
 from pipeline.tracking.config import server_uri
 from pipeline.tracking.mlflow_run import MlflowRun
@@ -26,8 +21,8 @@ from pipeline.tracking.records import RunIdentity, now_ms
 def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
     """Changes or lists the versions of a registered model, as `config.action` says.
 
-    Returns:
-        The version that was registered or put in service; for `list` all; for `remove_alias` none.
+    Returns the version that was registered or put in service; for `list` all; for `remove_alias`
+    none.
 
     Raises:
         UserError: The server refuses, or there is no such checkpoint or version.
@@ -57,10 +52,6 @@ def _alias_lock(registry: Registry, config: RegistryJobConfig, alias: str) -> It
     """Takes the lock that a re-training of this model holds while it changes the champion.
 
     Other aliases have none.
-
-    Raises:
-        RetrainLocked: It is held; the message says by whom, and until when.
-        UserError: It lies on another machine.
     """
     place = registry.state_folder() if alias == CHAMPION else ""
     if not place:  # Nothing re-trains it.

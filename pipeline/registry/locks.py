@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pipeline.checkpoints.environment import ray_job_id
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
-from pipeline.storage.lease import Lease, LeaseHeld
-from pipeline.storage.lease import LeaseLost as LeaseLost
+from pipeline.storage.lease import Lease, LeaseHeld, LeaseLost
 
 RETRAIN_LOCK, CHAMPION_LOCK = "retrain.lock", "champion.lock"
 

@@ -10,7 +10,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +20,7 @@ from pipeline.checkpoints.files import checkpoint_fingerprint, fingerprints
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.registry.config import RegistryConfig
-from pipeline.registry.facts import (
-    described,
-    description,
-    tags_for_mlflow,
-)
+from pipeline.registry.facts import described, description, tags_for_mlflow
 from pipeline.tracking.limits import name_for_mlflow
 from pipeline.tracking.mlflow_run import (
     MlflowUnavailable,
@@ -176,21 +172,17 @@ class Registry:
             UserError: There is none.
         """
         with self._server_errors():
-            return self._version(self._client.get_model_version(self.name, str(version)))
+            found = self._client.get_model_version(self.name, version)
+            return self._version(found, found.aliases)
 
     def find(
         self, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
     ) -> ModelVersion | None:
         """Returns the newest version of a run, with all of some tags, or both; None without one."""
-        return next(
-            (
-                found
-                for found in self.versions()
-                if (run_id is None or found.run_id == run_id)
-                and all(found.tags.get(key) == value for key, value in (tags or {}).items())
-            ),
-            None,
-        )
+        for found in self.versions():
+            if run_id in (None, found.run_id) and (tags or {}).items() <= found.tags.items():
+                return found
+        return None
 
     def versions(self) -> list[ModelVersion]:
         """All versions, the newest first; none where the registered model does not exist."""
@@ -202,7 +194,10 @@ class Registry:
                 page = self._client.search_model_versions(f"name={self.name!r}", page_token=token)
                 found += page
                 token = page.token or ""
-            versions = [self._version(version, aliases) for version in found]
+            versions = [
+                self._version(one, [name for name, of in aliases.items() if of == str(one.version)])
+                for one in found
+            ]
         return sorted(versions, key=lambda version: int(version.version), reverse=True)
 
     def aliases(self) -> dict[str, str]:
@@ -248,10 +243,8 @@ class Registry:
                 "version that is to be in service"
             )
         back = self.get(before)
-        self.set_tags(
-            champion.version,
-            {ROLLED_BACK_TAG: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
-        )
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.set_tags(champion, {ROLLED_BACK_TAG: now})
         with self._server_errors():
             self._client.set_registered_model_alias(self.name, CHAMPION, back.version)
         # Nothing is asked any more: it is done, and no answer that fails may say otherwise.
@@ -322,21 +315,15 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _version(self, version: Any, aliases: Mapping[str, str] | None = None) -> ModelVersion:
-        number = str(version.version)
-        carried = (
-            sorted(alias for alias, of in aliases.items() if of == number)
-            if aliases is not None
-            else sorted(version.aliases)
-        )
+    def _version(self, version: Any, aliases: Iterable[str]) -> ModelVersion:
         return ModelVersion(
             name=version.name,
-            version=number,
+            version=str(version.version),
             run_id=version.run_id or "",
             source=version.source,
             tags=dict(version.tags),
             metrics=self._metrics(version.source),
-            aliases=tuple(carried),
+            aliases=tuple(sorted(aliases)),
             created_ms=int(version.creation_timestamp),
         )
 
@@ -359,9 +346,7 @@ class Registry:
     def _or_none(self, call: Callable[[], Any], *codes: str) -> Any:
         """Returns what a call returns, or None where the server does not know what it is about.
 
-        Args:
-            call: One request.
-            codes: Further error codes of MLflow by which the server says so.
+        `codes` are further error codes of MLflow by which the server says so.
         """
         from mlflow.exceptions import MlflowException
 
