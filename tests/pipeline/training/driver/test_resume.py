@@ -74,7 +74,10 @@ def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
 
     def wait_and_kill() -> None:
         while not stop.wait(0.02):
-            step = snapshot.latest_step(run_config)
+            try:
+                step = snapshot.latest_step(run_config)
+            except ValueError:  # Ray writes the snapshot in place, and has just begun to.
+                continue
             if step and (workers := train_workers()):
                 workers[0].kill()
                 killed.append((workers[0].pid, step))
