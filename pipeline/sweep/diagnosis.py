@@ -45,25 +45,25 @@ class Diagnosis:
 
 
 def diagnose(result: Result, histories: Mapping[str, History]) -> Diagnosis:
-    """Judges a trial.
-
-    Args:
-        result: What it left.
-        histories: Values of the metrics in `HISTORIES`, as far as MLflow has them.
-    """
+    """Judges a trial by what it left and the `HISTORIES`, as far as MLflow has them."""
     if result.status == "failed":
         return Diagnosis("failed", result.error or "failed without a word")
-    losses, chances = histories.get(LOSS, ()), histories.get(CHANCE, ())
-    ratio = _tail(losses) / _tail(chances) if losses and chances else math.nan
-    gains, biases = histories.get(GAIN, ()), histories.get(BIAS, ())
-    first_gain, last_gain = (gains[0][1], gains[-1][1]) if gains else (math.nan, math.nan)
-    first_bias = biases[0][1] if biases else math.nan
+    losses, chances, gains, biases = (
+        [value for _, value in histories.get(name, ())] or [math.nan] for name in HISTORIES
+    )
+    chance = _tail(chances)
+    ratio, first_gain, last_gain, first_bias = (
+        _tail(losses) / chance,
+        gains[0],
+        gains[-1],
+        biases[0],
+    )
     figures = (ratio, first_gain, last_gain, first_bias)
     early = _early(result)
     if math.isnan(ratio):
         words = f"{early}MLflow has no losses of it: not judged"
         return Diagnosis("stopped early" if early else "slow", words, *figures)
-    at = f"{early}loss at {ratio:.2f} of chance (ln K = {_tail(chances):.2f})"
+    at = f"{early}loss at {ratio:.2f} of chance (ln K = {chance:.2f})"
     if ratio >= TRAINED and last_gain < DEAD_GAIN:
         began = "from the first step" if first_gain < DEAD_GAIN else f"{first_gain:.1e} at first"
         return Diagnosis(
@@ -98,8 +98,7 @@ def _cause(first_bias: float) -> str:
     return f"its bias began at {first_bias:+.3f}, so the kernel overshot later: lower the rate"
 
 
-def _tail(history: History) -> float:
+def _tail(values: Sequence[float]) -> float:
     """Mean of the last fifth of a history, at least its last value."""
-    values = [value for _, value in history]
-    count = max(1, round(_TAIL * len(values)))
-    return sum(values[-count:]) / count
+    last = values[-max(1, round(_TAIL * len(values))) :]
+    return sum(last) / len(last)

@@ -122,12 +122,12 @@ def check_settings(
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The settings that differ, in words; empty where none does."""
-    words = []
-    for key in sorted(before.keys() | now.keys()):
-        default = _defaults().get(key, "nothing")
-        old, new = before.get(key, default), now.get(key, default)
-        if old != new:
-            words.append(f"{key} {json.dumps(old)}, now {json.dumps(new)}")
+    before, now = ({**_defaults(), **settings} for settings in (before, now))
+    words = [
+        f"{key} {json.dumps(old)}, now {json.dumps(new)}"
+        for key in sorted(before.keys() | now.keys())
+        if (old := before.get(key, "nothing")) != (new := now.get(key, "nothing"))
+    ]
     more = [f"{len(words) - _SHOWN} more"] if len(words) > _SHOWN else []
     return "; ".join(words[:_SHOWN] + more)
 
