@@ -21,11 +21,8 @@ class Scores:
     @classmethod
     def from_figures(cls, figures: Mapping[str, float]) -> "Scores":
         """From the figures of a report: `miou`, `DATASET/miou`, and others that do not count."""
-        datasets = {
-            name.removesuffix("/miou"): float(value)
-            for name, value in figures.items()
-            if name.endswith("/miou")
-        }
+        names = [name for name in figures if name.endswith("/miou")]
+        datasets = {name.removesuffix("/miou"): float(figures[name]) for name in names}
         return cls(float(figures.get("miou", math.nan)), datasets)
 
 
@@ -48,9 +45,9 @@ class Decision:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Decision":
         """The inverse of `to_dict`."""
-        reasons = tuple(map(str, values["reasons"]))
-        changes = {str(name): float(value) for name, value in values["changes"].items()}
-        return cls(bool(values["promote"]), reasons, values["gain"], changes)
+        return cls(
+            values["promote"], tuple(values["reasons"]), values["gain"], dict(values["changes"])
+        )
 
 
 def decide(
@@ -64,7 +61,7 @@ def decide(
 
     Args:
         champion: Scores of the model in service; None where there is none: any candidate is better.
-        candidate: Figures of the new model.
+        candidate: Scores of the new model.
         margin: In mIoU, 0 to 1.
         max_drop: In mIoU, 0 to 1.
     """
@@ -76,13 +73,10 @@ def decide(
         reason = f"the champion's mIoU is no number ({broken}): promote by hand"
         return Decision(False, (reason,))
     against = []
-    if unlike := sorted(champion.datasets.keys() ^ candidate.datasets.keys()):
+    old, new = champion.datasets, candidate.datasets
+    if unlike := sorted(old.keys() ^ new.keys()):
         against.append(f"only one of the two models has a score for {', '.join(unlike)}")
-    changes = {
-        name: candidate.datasets[name] - value
-        for name, value in champion.datasets.items()
-        if name in candidate.datasets
-    }
+    changes = {name: new[name] - value for name, value in old.items() if name in new}
     gain = candidate.mean - champion.mean
     compared = f"mean mIoU {candidate.mean:.4f} against the champion's {champion.mean:.4f}"
     needed = f"{gain:+.4f}, and at least +{margin:.4f} is asked for"
@@ -91,15 +85,14 @@ def decide(
     for name, change in sorted(changes.items()):
         if change < -(max_drop + _ROUNDING):
             against.append(
-                f"{name}: mIoU {candidate.datasets[name]:.4f} against the champion's "
-                f"{champion.datasets[name]:.4f}: {change:+.4f}, and at most -{max_drop:.4f} is "
-                "allowed"
+                f"{name}: mIoU {new[name]:.4f} against the champion's {old[name]:.4f}: "
+                f"{change:+.4f}, and at most -{max_drop:.4f} is allowed"
             )
     if against:
         return Decision(False, tuple(against), gain, changes)
-    worst = min(changes, key=lambda name: changes[name], default=None)
     reasons = [f"{compared}: {needed}"]
-    if worst is not None:
+    if changes:
+        worst = min(changes, key=lambda name: changes[name])
         reasons.append(
             f"no dataset lost more than {max_drop:.4f}; {worst} changed least favourably: "
             f"{changes[worst]:+.4f}"

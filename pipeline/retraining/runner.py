@@ -13,6 +13,7 @@ what was decided about it.
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 
 from pipeline.errors import UserError
@@ -125,9 +126,7 @@ class Retraining:
             UserError: There is no champion, or no previous one.
         """
         name = self._config.registry.name
-        with locked(
-            self._storage, CHAMPION_LOCK, self._config.lock, f"the champion of {name}"
-        ) as lease:
+        with self._locked_champion() as lease:
             champion = self._models.alias(CHAMPION)
             if champion is None or not champion.tags.get(REPLACED_TAG):
                 has = f"version {champion.version} replaced none" if champion else "there is none"
@@ -141,8 +140,8 @@ class Retraining:
                 previous = self._models.roll_back().version
             except UserError as error:  # Also one whose answer got lost, but not its effect.
                 raise type(error)(f"{error}; {self.champion_now()}") from None
-            self._record_rollback(gone, previous, champion.run_id)
             reason = f"rolled back from version {gone} to version {previous}"
+            self._record_rollback(gone, previous, champion.run_id, reason)
             return Result("rolled back", f"{name}: {reason}", previous)
 
     def champion_now(self) -> str:
@@ -153,11 +152,14 @@ class Retraining:
             return f"look which version has the alias {CHAMPION} before you roll back (again)"
         return f"version {version} is the champion" if version else "there is no champion"
 
-    def _record_rollback(self, gone: str, previous: str, run_id: str) -> None:
+    def _locked_champion(self) -> AbstractContextManager[Lease]:
+        what = f"the champion of {self._config.registry.name}"
+        return locked(self._storage, CHAMPION_LOCK, self._config.lock, what)
+
+    def _record_rollback(self, gone: str, previous: str, run_id: str, reason: str) -> None:
         """Writes a rollback down as far as that goes: it is done, and must not be done twice."""
         from mlflow.exceptions import MlflowException
 
-        reason = f"rolled back from version {gone} to version {previous}"
         tags = {"decision": "rolled back", "reasons": reason, "decided_at": now()}
         content = {"kind": "rollback", "from": gone, "to": previous, "at": now()}
         try:
@@ -188,17 +190,14 @@ class Retraining:
             logger.info("going on with %s, which is %s", attempt.run_name, attempt.phase)
             return attempt
         data, config = self._work.data(), self._config
-        reason = ""
         if data.training != attempt.training:
-            reason = "the training shards changed since"
-        elif attempt.champion and config.start != attempt.start:
-            reason = f"start={config.start} is asked for now"
-        elif attempt.run_name.rpartition("-")[0] != config.run.name:
-            reason = f"run.name={config.run.name} is asked for now"
-        if not reason:
-            logger.info("going on with the training of %s", attempt.run_name)
-            return replace(attempt, validation=data.validation)
-        return self._give_up(attempt, reason)
+            return self._give_up(attempt, "the training shards changed since")
+        if attempt.champion and config.start != attempt.start:
+            return self._give_up(attempt, f"start={config.start} is asked for now")
+        if attempt.run_name.rpartition("-")[0] != config.run.name:
+            return self._give_up(attempt, f"run.name={config.run.name} is asked for now")
+        logger.info("going on with the training of %s", attempt.run_name)
+        return replace(attempt, validation=data.validation)
 
     def _give_up(self, attempt: Attempt, reason: str) -> None:
         logger.warning("%s is given up: %s", attempt.run_name, reason)
@@ -229,17 +228,15 @@ class Retraining:
         same = [v for v in self._models.versions() if v.tags.get(f"{PREFIX}data") == data.key]
         if not config.force:
             if champion and not found:
-                text = (
-                    f"{name}: nothing to do: the shards are those of the champion, version "
-                    f"{champion.version}; --force trains anyway"
-                )
+                which = f"the shards are those of the champion, version {champion.version}"
+                text = f"{name}: nothing to do: {which}; --force trains anyway"
                 return Result("unchanged", text, champion.version)
             tried = [v for v in same if v.tags.get(f"{PREFIX}decision")]
             if not champion:  # What was no first champion is none when it is trained again.
                 tried = [v for v in tried if v.tags[f"{PREFIX}decision"] == "rejected"]
                 tried = [v for v in tried if v.tags.get(f"{PREFIX}compared_with") == "none"]
             if tried:
-                return self._tried(max(tried, key=lambda v: int(v.version)))
+                return self._tried(tried[0])  # The newest, which comes first.
         start, version, source = "fresh", "", ""
         if champion:
             start, version = config.start, champion.version
@@ -280,7 +277,7 @@ class Retraining:
     def _next(self, attempt: Attempt, lease: Lease) -> Attempt:
         """Does the phase that comes next."""
         if attempt.phase == "planned":
-            return self._train(attempt)
+            return replace(attempt, phase="trained", **vars(self._work.train(attempt)))
         if attempt.phase == "trained":
             return self._register(attempt)
         if attempt.phase == "registered":
@@ -290,16 +287,6 @@ class Retraining:
         if attempt.phase == "decided":
             return self._act(attempt, lease)
         return self._conclude(attempt)
-
-    def _train(self, attempt: Attempt) -> Attempt:
-        done = self._work.train(attempt)
-        return replace(
-            attempt,
-            phase="trained",
-            checkpoint=done.checkpoint,
-            run_id=done.run_id,
-            metrics=dict(done.metrics),
-        )
 
     def _register(self, attempt: Attempt) -> Attempt:
         """Makes the version, or finds the one that a killed call has made."""
@@ -342,15 +329,9 @@ class Retraining:
         return replace(attempt, phase="evaluated")
 
     def _decide(self, attempt: Attempt) -> Attempt:
-        config, figures = self._config, attempt.figures
-        champion = figures.get(attempt.champion)
-        decision = decide(
-            Scores.from_figures(champion) if champion else None,
-            Scores.from_figures(figures[attempt.candidate]),
-            margin=config.margin,
-            max_drop=config.max_drop,
-        )
-        limits = {"margin": config.margin, "max_drop": config.max_drop}
+        limits = {"margin": self._config.margin, "max_drop": self._config.max_drop}
+        scores = {which: Scores.from_figures(found) for which, found in attempt.figures.items()}
+        decision = decide(scores.get(attempt.champion), scores[attempt.candidate], **limits)
         return replace(attempt, phase="decided", decision=decision.to_dict() | {"limits": limits})
 
     def _act(self, attempt: Attempt, lease: Lease) -> Attempt:
@@ -399,9 +380,7 @@ class Retraining:
         Its holder has at least half of `lock.expires_s` after `check` before anybody else may take
         a lock over, and continues to renew it.
         """
-        name = self._config.registry.name
-        what = f"the champion of {name}"
-        with locked(self._storage, CHAMPION_LOCK, self._config.lock, what) as second:
+        with self._locked_champion() as second:
             champion = self._models.alias(CHAMPION)
             version = champion.version if champion else ""
             if version != attempt.candidate:
@@ -413,17 +392,16 @@ class Retraining:
         return True
 
     def _result(self, attempt: Attempt) -> Result:
-        decision, name = Decision.from_dict(attempt.decision), self._config.registry.name
+        decision, old = Decision.from_dict(attempt.decision), attempt.champion
         reasons = "; ".join(decision.reasons)
         if decision.promote:
-            before = f", in place of version {attempt.champion}" if attempt.champion else ""
-            text = f"{name}: version {attempt.candidate} is the champion now{before}: {reasons}"
-            return Result("promoted", text, attempt.candidate)
-        stays = f"; version {attempt.champion} stays the champion" if attempt.champion else ""
-        if reasons.startswith(_UNDONE):
-            stays = ""
-        text = f"{name}: version {attempt.candidate} was rejected{stays}: {reasons}"
-        return Result("rejected", text, attempt.candidate)
+            kind = "promoted"
+            what = "is the champion now" + (f", in place of version {old}" if old else "")
+        else:
+            kind, stays = "rejected", old and not reasons.startswith(_UNDONE)
+            what = "was rejected" + (f"; version {old} stays the champion" if stays else "")
+        text = f"{self._config.registry.name}: version {attempt.candidate} {what}: {reasons}"
+        return Result(kind, text, attempt.candidate)
 
 
 def _key(attempt: Attempt) -> str:

@@ -48,16 +48,10 @@ class TrialRuns:
         try:
             client = MlflowClient(tracking_uri=server_uri(config.tracking))
             self._experiment = client.get_run(parent).info.experiment_id
-            token: str | None = None
-            while True:
-                page = client.search_runs(
-                    [self._experiment], self._filter, max_results=1000, page_token=token
-                )
-                for run in page:  # The newest of a name counts, which comes first.
-                    self._runs.setdefault(run.data.tags.get("sweep.trial", ""), run)
-                token = page.token
-                if not token:
-                    break
+            # As many as one answer of MLflow can hold, which no sweep reaches.
+            for run in client.search_runs([self._experiment], self._filter, max_results=50_000):
+                # The newest of a name counts, which comes first.
+                self._runs.setdefault(run.data.tags.get("sweep.trial", ""), run)
             self._client = client
         except Exception as error:  # The comparison does without curves.
             logger.warning("MLflow does not answer, so there are no curves: %s", error)
@@ -80,10 +74,9 @@ class TrialRuns:
                 points = self._client.get_metric_history(run_id, metric)
                 # A resumed run has logged some steps twice; the later one counts.
                 by_step = {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)}
-                found[metric] = [
-                    (step, value) for step, value in sorted(by_step.items()) if math.isfinite(value)
-                ]
-        return {metric: history for metric, history in found.items() if history}
+                history = [point for point in sorted(by_step.items()) if math.isfinite(point[1])]
+                found |= {metric: history} if history else {}
+        return found
 
     def mark(self, run_id: str, diagnosis: Diagnosis, result: Result) -> None:
         """Writes the judgement to the trial's run, where the UI shows it as columns."""
@@ -120,12 +113,8 @@ class TrialRuns:
         columns = [order, f"metrics.`{LOSS}`", "attributes.`Duration`"]
         columns += [f"tags.`sweep.{name}`" for name in (*short.values(), "seed")]
         columns += [f"tags.`{OUTCOME}`", f"tags.`{WORDS}`"]
-        state = {
-            "searchFilter": self._filter,
-            "orderByKey": order,
-            "orderByAsc": False,
-            "selectedColumns": columns,
-        }
+        state = {"searchFilter": self._filter, "orderByKey": order, "orderByAsc": False}
+        state |= {"selectedColumns": columns}
         key, now = f"sweep-{self._parent[:12]}", int(time.time() * 1000)
         envelope = {"name": f"sweep {comparison.name}", "createdAt": now, "updatedAt": now}
         value = json.dumps({**envelope, "state": json.dumps(state), **state})
