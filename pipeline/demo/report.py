@@ -88,12 +88,7 @@ def evaluate_demo(
 ) -> DemoReport:
     """Evaluates the demo's last checkpoint, draws sheets and sends all to the MLflow run.
 
-    Args:
-        config: Configuration of the training, with absolute paths.
-        outcome: Outcome of the training.
-        seed: Seed of the questions.
-        per_dataset: Validation images of each dataset.
-        out: Folder for overlay.png, behaviours.png and report.json.
+    `per_dataset` counts validation images; overlay.png, behaviours.png and report.json go to `out`.
     """
     corpus = open_corpus(config.data.shards, config.data.val_split)
     lseg = LSeg.load(outcome.checkpoint)

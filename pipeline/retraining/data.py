@@ -36,10 +36,8 @@ class DataState:
 def changes(known: Mapping[str, str], now: DataState) -> list[str]:
     """What is not as a model knew it, in words; nothing when it is the same data.
 
-    Args:
-        known: Tags of a model version, others among them. One that does not say what it was
-            trained on counts as changed; one that only does not say what it was judged on does not.
-        now: The data.
+    Tags of a model version, others among them, say what it knew. One that does not say what it was
+    trained on counts as changed; one that only does not say what it was judged on does not.
     """
     trained, judged = (only_manifest_tags(known, prefix) for prefix in (TRAINING, VALIDATION))
     found = [] if trained else ["the champion does not say what it was trained on"]

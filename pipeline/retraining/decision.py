@@ -58,12 +58,7 @@ def decide(
     The candidate is promoted when its mean mIoU is higher by at least `margin` (and at all), and
     that of no dataset is lower by more than `max_drop`. A figure of either model that is no number
     is no comparison, and no candidate with such a one is promoted, not even as the first champion.
-
-    Args:
-        champion: Scores of the model in service; None where there is none: any candidate is better.
-        candidate: Scores of the new model.
-        margin: In mIoU, 0 to 1.
-        max_drop: In mIoU, 0 to 1.
+    Without a champion any other candidate is better. `margin` and `max_drop` are mIoU, 0 to 1.
     """
     if broken := _no_numbers(candidate):
         return Decision(False, (f"the candidate's mIoU is no number ({broken})",))

@@ -42,9 +42,7 @@ _RUN_KNOWN_S = 60.0
 def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
     """Re-trains a registered model if there is reason to, or rolls it back.
 
-    Args:
-        config: What is asked for.
-        start_ray: Connects to Ray; see `pipeline.evaluation.launch.evaluate`.
+    `start_ray` connects to Ray; see `pipeline.evaluation.launch.evaluate`.
 
     Raises:
         UserError: Something does not fit.
@@ -137,11 +135,8 @@ def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | N
 
 def _run_id(config: TrainMixConfig) -> str:
     """The MLflow run of a training that ended before MLflow had answered."""
-    tracker = open_tracker(config)
-    try:
+    with open_tracker(config) as tracker:
         run_id = tracker.wait_for_run(_RUN_KNOWN_S)
-    finally:
-        tracker.close()
     if run_id is None:
         raise MlflowUnavailable(
             f"tracking.uri={redact_text(config.tracking.uri)}: MLflow does not answer, and the "

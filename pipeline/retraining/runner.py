@@ -77,15 +77,7 @@ class Result:
 
 
 class Retraining:
-    """Re-trains one registered model.
-
-    Args:
-        config: What is asked for.
-        models: The registry.
-        record: Where decisions go.
-        storage: The storage of the model's state: `RUN_STORAGE/retrain/NAME`.
-        work: Training and evaluation.
-    """
+    """Re-trains one registered model, whose state lies in `RUN_STORAGE/retrain/NAME`."""
 
     def __init__(
         self,
@@ -96,9 +88,7 @@ class Retraining:
         work: Work,
     ) -> None:
         self._config, self._models, self._record = config, models, record
-        self._storage, self._work = storage, work
-        self._state = StateFile(storage)
-        self._what = f"the re-training of {config.registry.name}"
+        self._storage, self._work, self._state = storage, work, StateFile(storage)
 
     def run(self) -> Result:
         """Does what there is to do.
@@ -107,7 +97,8 @@ class Retraining:
             RetrainLocked: Another call is at it.
             UserError: Data, recipe and champion do not fit each other.
         """
-        with locked(self._storage, RETRAIN_LOCK, self._config.lock, self._what) as lease:
+        what = f"the re-training of {self._config.registry.name}"
+        with locked(self._storage, RETRAIN_LOCK, self._config.lock, what) as lease:
             attempt = self._going_on()
             if attempt is None:
                 planned = self._plan()
@@ -208,10 +199,10 @@ class Retraining:
         """Without the figures, and what was decided by them, if they were made otherwise."""
         if attempt.phase not in ("registered", "evaluated", "decided") or not attempt.figures:
             return attempt
-        if attempt.compared_by == self._config.comparison.key:
+        is_same = attempt.compared_by == self._config.comparison.key
+        # A call that was killed when it had promoted the candidate leaves it so.
+        if is_same or self._models.aliases().get(CHAMPION) == attempt.candidate:
             return attempt
-        if self._models.aliases().get(CHAMPION) == attempt.candidate:
-            return attempt  # It was promoted by a call that was killed then.
         logger.warning("%s: comparison.* changed since: evaluating anew", attempt.run_name)
         return replace(attempt, phase="registered", figures={}, decision={})
 
@@ -237,10 +228,8 @@ class Retraining:
                 tried = [v for v in tried if v.tags.get(f"{PREFIX}compared_with") == "none"]
             if tried:
                 return self._tried(tried[0])  # The newest, which comes first.
-        start, version, source = "fresh", "", ""
-        if champion:
-            start, version = config.start, champion.version
-            source = self._models.checkpoint(champion) if start == "warm" else ""
+        start, version = (config.start, champion.version) if champion else ("fresh", "")
+        source = self._models.checkpoint(version) if start == "warm" else ""
         words = repr((data.key, version, start, len(same)))
         key = hashlib.sha256(words.encode()).hexdigest()[:16]
         why = tuple(found) or ("it was forced" if champion else "there is no champion yet",)
@@ -259,12 +248,12 @@ class Retraining:
         return attempt
 
     def _tried(self, version: ModelVersion) -> Result:
-        tags = version.tags
+        what, when, why = (
+            version.tags.get(PREFIX + tag, "?") for tag in ("decision", "decided_at", "reasons")
+        )
         text = (
             f"{self._config.registry.name}: nothing to do: this data was already tried, as version "
-            f"{version.version}, {tags.get(f'{PREFIX}decision')} on "
-            f"{tags.get(f'{PREFIX}decided_at', '?')}: {tags.get(f'{PREFIX}reasons', '?')}; --force "
-            "trains anyway"
+            f"{version.version}, {what} on {when}: {why}; --force trains anyway"
         )
         return Result("tried", text, version.version)
 
@@ -381,11 +370,10 @@ class Retraining:
         a lock over, and continues to renew it.
         """
         with self._locked_champion() as second:
-            champion = self._models.alias(CHAMPION)
-            version = champion.version if champion else ""
+            version = self._models.aliases().get(CHAMPION, "")
+            if version not in (attempt.candidate, attempt.champion):
+                return False
             if version != attempt.candidate:
-                if version != attempt.champion:
-                    return False
                 lease.check()
                 second.check()
                 self._models.set_alias(CHAMPION, attempt.candidate)

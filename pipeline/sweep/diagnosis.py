@@ -51,32 +51,24 @@ def diagnose(result: Result, histories: Mapping[str, History]) -> Diagnosis:
     losses, chances, gains, biases = (
         [value for _, value in histories.get(name, ())] or [math.nan] for name in HISTORIES
     )
-    chance = _tail(chances)
-    ratio, first_gain, last_gain, first_bias = (
-        _tail(losses) / chance,
-        gains[0],
-        gains[-1],
-        biases[0],
-    )
-    figures = (ratio, first_gain, last_gain, first_bias)
-    early = _early(result)
+    chance, first_gain, last_gain, first_bias = _tail(chances), gains[0], gains[-1], biases[0]
+    ratio, early = _tail(losses) / chance, _early(result)
+    outcome: Outcome = "stopped early" if early else "slow"
+    words = f"{early}loss at {ratio:.2f} of chance (ln K = {chance:.2f})"
     if math.isnan(ratio):
         words = f"{early}MLflow has no losses of it: not judged"
-        return Diagnosis("stopped early" if early else "slow", words, *figures)
-    at = f"{early}loss at {ratio:.2f} of chance (ln K = {chance:.2f})"
-    if ratio >= TRAINED and last_gain < DEAD_GAIN:
+    elif ratio >= TRAINED and last_gain < DEAD_GAIN:
+        outcome = "collapsed"
         began = "from the first step" if first_gain < DEAD_GAIN else f"{first_gain:.1e} at first"
-        return Diagnosis(
-            "collapsed",
-            f"{at}; the regulariser passes {last_gain:.1e} of the differences between labels "
-            f"({began}); {_cause(first_bias)}",
-            *figures,
+        words += (
+            f"; the regulariser passes {last_gain:.1e} of the differences between labels "
+            f"({began}); {_cause(first_bias)}"
         )
-    if early:
-        return Diagnosis("stopped early", at, *figures)
-    if ratio < TRAINED:
-        return Diagnosis("trained", at, *figures)
-    return Diagnosis("slow", f"{at}, not trained yet; no collapse", *figures)
+    elif not early and ratio < TRAINED:
+        outcome = "trained"
+    elif not early:
+        words += ", not trained yet; no collapse"
+    return Diagnosis(outcome, words, ratio, first_gain, last_gain, first_bias)
 
 
 def _early(result: Result) -> str:

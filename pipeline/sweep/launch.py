@@ -54,11 +54,8 @@ def run_sweep(
 ) -> SweepOutcome:
     """Runs the trials that have no result yet, and compares all.
 
-    Args:
-        config: The configuration, with absolute paths.
-        build: Builds the configurations of its trials.
-        start_ray: Called with the number of logical CPUs once all is checked; None where Ray is
-            running.
+    `config` has absolute paths. `start_ray` is called with the number of logical CPUs once all is
+    checked; it is None where Ray is running.
 
     Raises:
         UserError: Settings do not fit each other or what an earlier start left, or another
@@ -85,7 +82,9 @@ def run_sweep(
         _report(comparison, tracker, Path(scratch))
         for path in sorted(Path(scratch).iterdir()):
             storage.upload(f"{REPORT}/{path.name}", path)
-        hint = _ui_hint(tracker, runs.save_view(comparison))
+        page, view = tracker.ui_hint(), runs.save_view(comparison)
+        trials_page = f"{page.rsplit('/runs/', 1)[0]}/runs?{view}"
+        hint = f"comparison: {page}" + (f"\ntrials:     {trials_page}" if view else "")
         tracker.close("FINISHED", 60.0)
     return SweepOutcome(comparison, f"{config.root}/{REPORT}", hint, time.monotonic() - began)
 
@@ -117,12 +116,9 @@ def plan(config: SweepConfig, build: Builders) -> list[str]:
 
 
 def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
-    """Builds every trial's configuration and network before any is trained.
+    """Builds every trial's configuration and network before any is trained; returns a training.
 
     Of a search, those of the corners of its space.
-
-    Returns:
-        The training of the first.
 
     Raises:
         UserError: One cannot work; names it.
@@ -218,13 +214,6 @@ def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
     tracker.log_metrics(figures, 0)
     tags = {"mlflow.note.content": comparison.markdown(), "sweep.verdict": comparison.verdict}
     tracker.set_tags(tags)
-
-
-def _ui_hint(tracker: Tracker, view: str) -> str:
-    """Names the page of the sweep's own run, and the view of its trials."""
-    hint = tracker.ui_hint()
-    base = hint.rsplit("/runs/", 1)[0]
-    return f"comparison: {hint}" + (f"\ntrials:     {base}/runs?{view}" if view else "")
 
 
 def absolute(config: SweepConfig) -> SweepConfig:

@@ -68,12 +68,8 @@ def run_trials(
 ) -> None:
     """Runs what has no result yet; returns when every trial has one.
 
-    Args:
-        config: The sweep.
-        trials: The trials of a grid; empty with the other kinds of search.
-        build: Builds the configurations of its trials.
-        storage: The storage of the sweep.
-        parent_run_id: MLflow run of the sweep, or an empty string.
+    `trials` are those of a grid, none with the other kinds of search. `parent_run_id` is the MLflow
+    run of the sweep, or an empty string.
 
     Raises:
         UserError: A setting does not fit the search, or the trials do not report the metric.

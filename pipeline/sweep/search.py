@@ -50,14 +50,9 @@ def num_to_deal(config: SweepConfig, waiting: Sequence[Trial], storage: Storage)
 def tune_config(
     config: SweepConfig, storage: Storage, example: TrainMixConfig, num: int, concurrent: int
 ) -> tune.TuneConfig:
-    """How Tune deals trials, and which it stops early.
+    """How Tune deals `num` trials, `concurrent` side by side, and which it stops early.
 
-    Args:
-        config: The sweep.
-        storage: The storage of the sweep, with the results so far.
-        example: The training of one of its trials.
-        num: Trials to deal, from `num_to_deal`.
-        concurrent: Trials side by side.
+    `example` is the training of one of them; the results so far lie in `storage`.
 
     Raises:
         UserError: optuna is not installed.

@@ -67,14 +67,9 @@ def check_settings(
     """Makes sure that what earlier starts left is of the settings that this one has.
 
     A trial that failed before its first checkpoint may have had others: it is trained anew.
-
-    Args:
-        config: The sweep.
-        trials: The trials of a grid; empty with the other kinds of search, whose results all count.
-        training: Builds the training configuration of a trial.
-        storage: The storage of the sweep.
-        repair: Repair what a full disk left, as the training does; only the process that holds
-            the sweep's lease may do so.
+    `trials` are those of a grid; with none, as in the other kinds of search, all results count.
+    `repair` repairs what a full disk left, as the training does; only the process that holds the
+    sweep's lease may do so.
 
     Raises:
         UserError: A result or a checkpoint is of other settings; names them.

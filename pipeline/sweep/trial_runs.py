@@ -28,12 +28,7 @@ OUTCOME, WORDS = "sweep.outcome", "sweep.diagnosis"
 
 
 class TrialRuns:
-    """The trials' MLflow runs, read and marked; without MLflow, nothing.
-
-    Args:
-        config: The sweep.
-        parent: Its own run's id; empty where MLflow did not answer.
-    """
+    """The trials' MLflow runs below the sweep's own, read and marked; nothing without MLflow."""
 
     def __init__(self, config: SweepConfig, parent: str) -> None:
         self._config, self._parent = config, parent
@@ -66,7 +61,7 @@ class TrialRuns:
 
     def histories(self, run_id: str, metrics: Sequence[str]) -> dict[str, History]:
         """Histories of metrics, those that there are."""
-        if not run_id or self._client is None:
+        if not run_id:
             return {}
         found = {}
         for metric in dict.fromkeys(metrics):
@@ -80,7 +75,7 @@ class TrialRuns:
 
     def mark(self, run_id: str, diagnosis: Diagnosis, result: Result) -> None:
         """Writes the judgement to the trial's run, where the UI shows it as columns."""
-        if not run_id or self._client is None:
+        if not run_id:
             return
         metric, run = self._config.metric, self._runs[result.name]
         # Their short names may be others since an earlier start, which varied less.

@@ -57,16 +57,15 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     keys = list(dict.fromkeys(keys))
     found = {}
     for key in keys:
-        words = key.split(".")
-        ends = (".".join(words[-count:]) for count in range(1, len(words)))
-        others = [f".{other}" for other in keys if other != key]
-        own = (
-            end
-            for end in ends
-            if end != "name" and not any(other.endswith(f".{end}") for other in others)
-        )
-        found[key] = next(own, key)
+        taken = {"name"} | {end for other in keys if other != key for end in _ends(other)}
+        found[key] = next((end for end in _ends(key)[:-1] if end not in taken), key)
     return found
+
+
+def _ends(key: str) -> list[str]:
+    """Its last word, the last two, and so on; the whole key at the end."""
+    words = key.split(".")
+    return [".".join(words[-count:]) for count in range(1, len(words) + 1)]
 
 
 def setting_tags(params: Mapping[str, Any], seed: int, keys: Iterable[str]) -> dict[str, str]:
@@ -81,9 +80,7 @@ def setting_tags(params: Mapping[str, Any], seed: int, keys: Iterable[str]) -> d
 
 def cell(value: Any) -> str:
     """A setting's value in a table."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return f"{value:.4g}" if isinstance(value, float) else _argument(value)
 
 
 def examples(config: SweepConfig) -> list[Trial]:
