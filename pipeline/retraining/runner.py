@@ -138,10 +138,9 @@ class Retraining:
     def champion_now(self) -> str:
         """Describes the champion, as a clause for a message about a failure."""
         try:
-            version = self._models.aliases().get(CHAMPION)
+            return _in_service(self._models.aliases().get(CHAMPION, ""))
         except UserError:
             return f"look which version has the alias {CHAMPION} before you roll back (again)"
-        return f"version {version} is the champion" if version else "there is no champion"
 
     def _locked_champion(self) -> AbstractContextManager[Lease]:
         what = f"the champion of {self._config.registry.name}"
@@ -328,8 +327,7 @@ class Retraining:
         decision = Decision.from_dict(attempt.decision)
         if ROLLED_BACK_TAG in self._models.get(attempt.candidate).tags:
             # By a person, after a call that was killed when it had promoted the candidate.
-            undone = Decision(False, (f"{_UNDONE}rolled back",), decision.gain)
-            return self._conclude(replace(attempt, decision=undone.to_dict()))
+            return self._conclude(_undone(attempt, "rolled back"))
         if not decision.promote:
             return self._conclude(attempt)
         if not self._promote(attempt, lease):
@@ -339,17 +337,14 @@ class Retraining:
 
     def _conclude(self, attempt: Attempt) -> Attempt:
         """Writes the decision down, and what became of a promotion since."""
-        decision = Decision.from_dict(attempt.decision)
         if attempt.phase == "promoted":
             aliases = self._models.aliases()
             if aliases.get(CANDIDATE) == attempt.candidate:
                 self._models.remove_alias(CANDIDATE)
             version = aliases.get(CHAMPION, "")
             if version != attempt.candidate:
-                now_is = f"version {version} is the champion" if version else "there is no champion"
-                reason = f"{_UNDONE}rolled back by hand: {now_is}"
-                decision = Decision(False, (reason,), decision.gain)
-                attempt = replace(attempt, decision=decision.to_dict())
+                attempt = _undone(attempt, f"rolled back by hand: {_in_service(version)}")
+        decision = Decision.from_dict(attempt.decision)
         data = DataState(attempt.training, attempt.validation)
         self._record.tag_version(attempt.candidate, data.tags | {f"{PREFIX}data": data.key})
         tags = {
@@ -390,6 +385,16 @@ class Retraining:
             what = "was rejected" + (f"; version {old} stays the champion" if stays else "")
         text = f"{self._config.registry.name}: version {attempt.candidate} {what}: {reasons}"
         return Result(kind, text, attempt.candidate)
+
+
+def _in_service(version: str) -> str:
+    return f"version {version} is the champion" if version else "there is no champion"
+
+
+def _undone(attempt: Attempt, how: str) -> Attempt:
+    """The attempt whose promotion a person took back."""
+    gain = Decision.from_dict(attempt.decision).gain
+    return replace(attempt, decision=Decision(False, (_UNDONE + how,), gain).to_dict())
 
 
 def _key(attempt: Attempt) -> str:

@@ -116,9 +116,9 @@ def plan(config: SweepConfig, build: Builders) -> list[str]:
 
 
 def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
-    """Builds every trial's configuration and network before any is trained; returns a training.
+    """Builds each trial's configuration and network before any is trained; returns the first.
 
-    Of a search, those of the corners of its space.
+    Of a search, those of the corners of its space. What is returned is a training, to size Ray by.
 
     Raises:
         UserError: One cannot work; names it.

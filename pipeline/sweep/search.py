@@ -7,6 +7,7 @@ under way.
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ray import tune
@@ -25,15 +26,14 @@ from pipeline.training.config import TrainMixConfig, in_steps
 def trial_of(config: SweepConfig, given: dict[str, Any]) -> Trial:
     """The trial that Tune has dealt: of the grid, or drawn from the space."""
     if "trial" in given:
-        return Trial(given["trial"]["params"], given["trial"]["seed"])
+        return Trial(**given["trial"])
     return Trial({key: given[key] for key in config.space}, config.seeds[0])
 
 
 def param_space(config: SweepConfig, waiting: Sequence[Trial]) -> dict[str, Any]:
     """What Tune deals from; of a grid, the trials that have no result yet."""
     if config.search == "grid":
-        rows = [{"params": trial.params, "seed": trial.seed} for trial in waiting]
-        return {"trial": tune.grid_search(rows)}
+        return {"trial": tune.grid_search([asdict(trial) for trial in waiting])}
     return {} if config.search == "tpe" else _domains(config)
 
 
