@@ -136,8 +136,13 @@ def _segment_info(mask: np.ndarray, segment_id: int, category: int) -> dict[str,
     rows, columns = np.nonzero(mask)
     top, left = int(rows.min()), int(columns.min())
     box = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
-    found = {"id": segment_id, "category_id": category, "area": int(mask.sum()), "bbox": box}
-    return found | {"iscrowd": 0}
+    return {
+        "id": segment_id,
+        "category_id": category,
+        "area": int(mask.sum()),
+        "bbox": box,
+        "iscrowd": 0,
+    }
 
 
 def _write_idd(root: Path, split: str, scenes: Iterable[Scene]) -> None:

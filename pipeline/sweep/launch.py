@@ -212,7 +212,7 @@ def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
     if best is not None:
         figures[f"best/{comparison.metric}"] = best.mean
     tracker.log_metrics(figures, 0)
-    tags = {"mlflow.note.content": comparison.markdown(), "sweep.verdict": comparison.verdict}
+    tags = {"mlflow.note.content": texts["comparison.md"], "sweep.verdict": comparison.verdict}
     tracker.set_tags(tags)
 
 

@@ -57,10 +57,12 @@ def _draw_setting(comparison: Comparison, key: str, numeric: Sequence[Row], path
             marker=_MARKERS[number % len(_MARKERS)],
             **_style(number),
         )
-        placed = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         for row in rows:
             if row.outcomes.get("collapsed"):
-                axes.annotate("collapsed", (float(row.params[key]), row.mean), **placed)
+                place = (float(row.params[key]), row.mean)
+                axes.annotate(
+                    "collapsed", place, (0, 8), textcoords="offset points", ha="center", fontsize=8
+                )
     if positions[0] > 0 and positions[-1] / positions[0] > 50:
         axes.set_xscale("log")
     elif len(positions) < 9:

@@ -108,8 +108,12 @@ class TrialRuns:
         columns = [order, f"metrics.`{LOSS}`", "attributes.`Duration`"]
         columns += [f"tags.`sweep.{name}`" for name in (*short.values(), "seed")]
         columns += [f"tags.`{OUTCOME}`", f"tags.`{WORDS}`"]
-        state = {"searchFilter": self._filter, "orderByKey": order, "orderByAsc": False}
-        state |= {"selectedColumns": columns}
+        state = {
+            "searchFilter": self._filter,
+            "orderByKey": order,
+            "orderByAsc": False,
+            "selectedColumns": columns,
+        }
         key, now = f"sweep-{self._parent[:12]}", int(time.time() * 1000)
         envelope = {"name": f"sweep {comparison.name}", "createdAt": now, "updatedAt": now}
         value = json.dumps({**envelope, "state": json.dumps(state), **state})
