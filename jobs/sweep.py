@@ -137,8 +137,7 @@ def build_trial(config: SweepConfig, recipe: str, trial: "Trial") -> TrainMixCon
     from pipeline.sweep.trials import arguments
     from pipeline.training.driver.launch import absolute
 
-    root = f"{config.storage.rstrip('/')}/{config.name}"
-    words = [f"--config={recipe}", *arguments(config, trial, root)]
+    words = [f"--config={recipe}", *arguments(config, trial, config.root)]
     return absolute(parse(TrainMixConfig, words))
 
 
@@ -150,11 +149,8 @@ def build_evaluation(
 
     cluster = training.cluster
     # A trial that asked for more than it holds could wait for another one that does the same.
-    settings: dict[str, Any] = {
-        "workers.num_workers": cluster.num_workers,
-        "workers.cpus_per_worker": cluster.cpus_per_worker,
-        "workers.use_gpu": cluster.use_gpu,
-    }
+    names = ("num_workers", "cpus_per_worker", "use_gpu")
+    settings: dict[str, Any] = {f"workers.{name}": getattr(cluster, name) for name in names}
     if training.train.test_fold is not None:
         settings["folds"] = [training.train.test_fold]
     settings |= config.evaluate

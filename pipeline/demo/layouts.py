@@ -17,15 +17,7 @@ from pipeline.data.taxonomy import native_table
 from pipeline.demo.world import WORLDS, Region, Scene, rasterise, render_scene
 
 _SPLITS = {"train": "training", "val": "validation"}
-_VOID_ID = {
-    "ade20k": 0,
-    "bdd100k": 255,
-    "cityscapes": 0,
-    "coco_panoptic": 0,
-    "idd": 35,
-    "mapillary": 65,
-    "sunrgbd": 0,
-}
+_VOID_ID = dict.fromkeys(WORLDS, 0) | {"bdd100k": 255, "idd": 35, "mapillary": 65}
 """What each dataset stores where nothing is labelled."""
 
 
@@ -50,14 +42,11 @@ def write_mini_seven(
     Returns:
         The root folder of each dataset, as `open_reader` takes it.
     """
-    roots = {}
-    for dataset in datasets:
-        root = out / dataset
-        write = _WRITERS[dataset]
+    roots = {dataset: out / dataset for dataset in datasets}
+    for dataset, root in roots.items():
         for split, count in (("train", num_train), ("val", num_val)):
             scenes = (render_scene(dataset, split, i, vectors, seed) for i in range(count))
-            write(root, split, scenes)
-        roots[dataset] = root
+            _WRITERS[dataset](root, split, scenes)
     return roots
 
 
@@ -66,21 +55,18 @@ def native_ids(dataset: str, scene: Scene) -> np.ndarray:
     height, width = scene.image.shape[:2]
     ids = np.full((height, width), _VOID_ID[dataset], np.uint8)
     for region in scene.regions:
-        ids[rasterise(region.polygon, width, height)] = _native_id(dataset, region)
+        ids[rasterise(region.polygon, width, height)] = _native_class(dataset, region)[0]
     return ids
 
 
-def _native_id(dataset: str, region: Region) -> int:
+def _native_class(dataset: str, region: Region) -> tuple[int, str]:
+    """The dataset's own id and name of a region's class; the name is empty where it has none."""
     if region.universal_name is None:
-        return _VOID_ID[dataset]
-    return _native_class(dataset, region.universal_name)[0]
-
-
-def _native_class(dataset: str, universal_name: str) -> tuple[int, str]:
+        return _VOID_ID[dataset], ""
     for entry in native_table(dataset, overridden=True):
-        if entry.universal_name == universal_name:
+        if entry.universal_name == region.universal_name:
             return entry.native_id, entry.native_name
-    raise KeyError(f"{dataset} has no class that maps to {universal_name}")
+    raise KeyError(f"{dataset} has no class that maps to {region.universal_name}")
 
 
 def _write_ade20k(root: Path, split: str, scenes: Iterable[Scene]) -> None:
@@ -127,23 +113,20 @@ def _write_coco_panoptic(root: Path, split: str, scenes: Iterable[Scene]) -> Non
             segment_id = 3_001 + 70_001 * count if region.universal_name else 0
             segment[rasterise(region.polygon, width, height)] = segment_id
             if segment_id:
-                categories[segment_id] = _native_id("coco_panoptic", region)
+                categories[segment_id] = _native_class("coco_panoptic", region)[0]
         colours = np.stack([segment & 255, segment >> 8 & 255, segment >> 16], -1)
         _save(scene.image, root / f"{split}2017" / f"{stem}.jpg")
         png = root / "annotations" / f"panoptic_{split}2017" / f"{stem}.png"
         _save(colours.astype(np.uint8), png)
-        image_id = int(stem)
-        images.append(
-            {"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width}
-        )
         infos = [
             _segment_info(segment == key, key, category)
             for key, category in categories.items()
             if (segment == key).any()
         ]
-        annotations.append(
-            {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": infos}
-        )
+        size = {"height": height, "width": width}
+        images.append({"id": int(stem), "file_name": f"{stem}.jpg", **size})
+        annotation = {"image_id": int(stem), "file_name": f"{stem}.png", "segments_info": infos}
+        annotations.append(annotation)
     names = [{"id": e.native_id, "name": e.native_name} for e in native_table("coco_panoptic")]
     document = {"images": images, "annotations": annotations, "categories": names}
     (root / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(document))
@@ -174,9 +157,7 @@ def _write_idd(root: Path, split: str, scenes: Iterable[Scene]) -> None:
                 "deleted": 0,
                 "draw": True,
                 "id": count,
-                "label": _native_class("idd", region.universal_name)[1]
-                if region.universal_name
-                else "unlabeled",
+                "label": _native_class("idd", region)[1] or "unlabeled",
                 "polygon": [[float(x), float(y)] for x, y in region.polygon],
                 "user": "mini-seven",
                 "verified": 0,

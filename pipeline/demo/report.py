@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,7 @@ def evaluate_demo(
 ) -> DemoReport:
     """Evaluates the demo's last checkpoint, draws sheets and sends all to the MLflow run.
 
-    Args:
-        config: Configuration of the training, with absolute paths.
-        outcome: Outcome of the training.
-        seed: Seed of the questions.
-        per_dataset: Validation images of each dataset.
-        out: Folder for overlay.png, behaviours.png and report.json.
+    `per_dataset` counts validation images; overlay.png, behaviours.png and report.json go to `out`.
     """
     corpus = open_corpus(config.data.shards, config.data.val_split)
     lseg = LSeg.load(outcome.checkpoint)
@@ -143,30 +139,36 @@ def _figures(
     untrained: float,
 ) -> dict[str, Any]:
     datasets = {
-        name: {
-            "miou": round(closed.matrix.miou(over="target"), 4),
-            "pixel_accuracy": round(closed.matrix.pixel_accuracy(), 4),
-        }
+        name: _rounded(
+            {
+                "miou": closed.matrix.miou(over="target"),
+                "pixel_accuracy": closed.matrix.pixel_accuracy(),
+            }
+        )
         for name, closed in seen.items()
     }
-    total = next(iter(seen.values()))
-    for closed in list(seen.values())[1:]:
-        total.matrix.merge(closed.matrix)
-    per_class = unseen.matrix.iou_per_class()[: len(unseen.names)]
+    total, *others = (closed.matrix for closed in seen.values())
+    for matrix in others:
+        total.merge(matrix)
+    per_class = unseen.matrix.iou_per_class()[: len(unseen.names)].tolist()
+    overall = {
+        "seen_miou": total.miou(over="target"),
+        "seen_pixel_accuracy": total.pixel_accuracy(),
+        "unseen_miou": unseen.miou,
+        "unseen_chance_miou": unseen.chance_miou,
+        "untrained_unseen_miou": untrained,
+    }
     return {
-        "seen_miou": round(total.matrix.miou(over="target"), 4),
-        "seen_pixel_accuracy": round(total.matrix.pixel_accuracy(), 4),
-        "unseen_miou": round(unseen.miou, 4),
-        "unseen_chance_miou": round(unseen.chance_miou, 4),
-        "untrained_unseen_miou": round(untrained, 4),
-        "unseen_iou": {
-            name: round(value, 4)
-            for name, value in zip(unseen.names, per_class.tolist(), strict=True)
-        },
+        **_rounded(overall),
+        "unseen_iou": _rounded(dict(zip(unseen.names, per_class, strict=True))),
         "datasets": datasets,
-        "behaviours": {name: round(value, 4) for name, value in behaviours.figures().items()},
+        "behaviours": _rounded(behaviours.figures()),
         "thresholds": THRESHOLDS,
     }
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def _verdicts(figures: dict[str, Any]) -> list[FigureVerdict]:

@@ -5,7 +5,7 @@ colours, which are one fixed linear function of the text vector of its label. Wh
 about the paint of some labels therefore holds for labels it never saw, which makes zero-shot
 results on these images real and measurable. Noise, lighting, tint and blur differ by dataset.
 
-`synthetic_layout.py` writes the scenes in the official layout and label encoding of each dataset.
+`layouts.py` writes the scenes in the official layout and label encoding of each dataset.
 """
 
 import hashlib
@@ -121,7 +121,8 @@ def render_scene(
         seed: Changes every scene.
     """
     world = WORLDS[dataset]
-    rng = np.random.Generator(np.random.PCG64(_seed(dataset, split, index, seed)))
+    digest = hashlib.sha256(f"{dataset}/{split}/{index}/{seed}".encode()).digest()
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "big")))
     zero_shot = split == "val" and index % 2 == 0
     regions = _compose(dataset, index // 2 if zero_shot else None, rng)
     width, height = world.size
@@ -147,8 +148,7 @@ def _compose(dataset: str, zero_shot: int | None, rng: np.random.Generator) -> l
     Nothing else in a zero-shot scene shares a word with a held-out label: "window blind" would be
     no wrong answer to a window.
     """
-    world = WORLDS[dataset]
-    width, height = world.size
+    size = width, height = WORLDS[dataset].size
     horizon = int(height * rng.uniform(0.35, 0.65))
     tilt = int(height * rng.uniform(-0.08, 0.08))
     seam = int(width * rng.uniform(0.3, 0.7))
@@ -170,9 +170,9 @@ def _compose(dataset: str, zero_shot: int | None, rng: np.random.Generator) -> l
             pool = (unseen[(zero_shot + number // 2) % len(unseen)],)
         centre = width * (slot + rng.uniform(0.35, 0.65)) / count
         reach = min(0.5 * width / count, 0.4 * height)
-        regions.append(Region(str(rng.choice(pool)), _outline(world.size, centre, reach, rng)))
+        regions.append(Region(str(rng.choice(pool)), _outline(size, centre, reach, rng)))
     if rng.random() < 0.2:
-        blot = _outline(world.size, width * rng.uniform(0.1, 0.9), 0.1 * height, rng)
+        blot = _outline(size, width * rng.uniform(0.1, 0.9), 0.1 * height, rng)
         regions.append(Region(None, blot))
     return regions
 
@@ -236,8 +236,3 @@ def _projection(width: int) -> np.ndarray:
     gaussian = np.random.Generator(np.random.PCG64(20220107)).normal(size=(side, side))
     rotation = np.linalg.qr(gaussian)[0]
     return rotation[:APPEARANCE_DIMS, :width] * np.sqrt(width)
-
-
-def _seed(dataset: str, split: str, index: int, seed: int) -> int:
-    digest = hashlib.sha256(f"{dataset}/{split}/{index}/{seed}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")

@@ -4,7 +4,7 @@ config     what is asked for, on top of a training recipe
 data       fingerprints of the shards, and how they differ from a model's
 decision   the rule of promotion, a pure function
 state      one attempt and its phases, stored after each
-lock       one re-training at a time; one change of the champion at a time
+record     the decision: tags of the version and its run, and the log
 runner     the phases in order, and rolling back
 launch     the real training and evaluation that the runner calls
 """

@@ -90,10 +90,9 @@ class RetrainConfig(TrainMixConfig):
                 "shards to compare models on: use jobs/train_mix.py"
             )
         if self.rollback:
-            given = {"force": self.force, "start": self.start != "warm"}
-            given |= {"margin": self.margin != 0.002, "max_drop": self.max_drop != 0.01}
-            for name in (name for name, is_given in given.items() if is_given):
-                raise UserError(
-                    f"{name}={getattr(self, name)}: has no effect with rollback=true, which trains "
-                    "and compares nothing: leave it out"
-                )
+            for name in ("force", "start", "margin", "max_drop"):
+                if getattr(self, name) != getattr(RetrainConfig, name):
+                    raise UserError(
+                        f"{name}={getattr(self, name)}: has no effect with rollback=true, which "
+                        "trains and compares nothing: leave it out"
+                    )

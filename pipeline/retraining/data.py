@@ -36,27 +36,18 @@ class DataState:
 def changes(known: Mapping[str, str], now: DataState) -> list[str]:
     """What is not as a model knew it, in words; nothing when it is the same data.
 
-    Args:
-        known: Tags of a model version, others among them. One that does not say what it was
-            trained on counts as changed; one that only does not say what it was judged on does not.
-        now: The data.
+    Tags of a model version, others among them, say what it knew. One that does not say what it was
+    trained on counts as changed; one that only does not say what it was judged on does not.
     """
-    found = []
-    for prefix, tags, what in (
-        (TRAINING, now.training, "training"),
-        (VALIDATION, now.validation, "validation"),
+    trained, judged = (only_manifest_tags(known, prefix) for prefix in (TRAINING, VALIDATION))
+    found = [] if trained else ["the champion does not say what it was trained on"]
+    for what, old, new in (
+        ("training", trained, now.training),
+        ("validation", judged, now.validation),
     ):
-        old = only_manifest_tags(known, prefix)
-        if not old:
-            if prefix == TRAINING:
-                found.append("the champion does not say what it was trained on")
-            continue
-        for tag in sorted({*old, *tags}):
-            name = tag.partition(".")[2] or "all datasets"
-            if tag not in old:
-                found.append(f"{what} shards of {name} are new")
-            elif tag not in tags:
-                found.append(f"{what} shards of {name} are gone")
-            elif old[tag] != tags[tag]:
-                found.append(f"{what} shards of {name} changed ({old[tag]} -> {tags[tag]})")
+        for tag in sorted(old.keys() | new.keys()) if old else ():
+            if old.get(tag) != new.get(tag):
+                changed = f"changed ({old.get(tag)} -> {new.get(tag)})"
+                how = "are new" if tag not in old else "are gone" if tag not in new else changed
+                found.append(f"{what} shards of {tag.partition('.')[2] or 'all datasets'} {how}")
     return found

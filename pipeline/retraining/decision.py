@@ -21,11 +21,8 @@ class Scores:
     @classmethod
     def from_figures(cls, figures: Mapping[str, float]) -> "Scores":
         """From the figures of a report: `miou`, `DATASET/miou`, and others that do not count."""
-        datasets = {
-            name.removesuffix("/miou"): float(value)
-            for name, value in figures.items()
-            if name.endswith("/miou")
-        }
+        names = [name for name in figures if name.endswith("/miou")]
+        datasets = {name.removesuffix("/miou"): float(figures[name]) for name in names}
         return cls(float(figures.get("miou", math.nan)), datasets)
 
 
@@ -48,9 +45,9 @@ class Decision:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Decision":
         """The inverse of `to_dict`."""
-        reasons = tuple(map(str, values["reasons"]))
-        changes = {str(name): float(value) for name, value in values["changes"].items()}
-        return cls(bool(values["promote"]), reasons, values["gain"], changes)
+        return cls(
+            values["promote"], tuple(values["reasons"]), values["gain"], dict(values["changes"])
+        )
 
 
 def decide(
@@ -61,12 +58,7 @@ def decide(
     The candidate is promoted when its mean mIoU is higher by at least `margin` (and at all), and
     that of no dataset is lower by more than `max_drop`. A figure of either model that is no number
     is no comparison, and no candidate with such a one is promoted, not even as the first champion.
-
-    Args:
-        champion: Scores of the model in service; None where there is none: any candidate is better.
-        candidate: Figures of the new model.
-        margin: In mIoU, 0 to 1.
-        max_drop: In mIoU, 0 to 1.
+    Without a champion any other candidate is better. `margin` and `max_drop` are mIoU, 0 to 1.
     """
     if broken := _no_numbers(candidate):
         return Decision(False, (f"the candidate's mIoU is no number ({broken})",))
@@ -76,13 +68,10 @@ def decide(
         reason = f"the champion's mIoU is no number ({broken}): promote by hand"
         return Decision(False, (reason,))
     against = []
-    if unlike := sorted(champion.datasets.keys() ^ candidate.datasets.keys()):
+    old, new = champion.datasets, candidate.datasets
+    if unlike := sorted(old.keys() ^ new.keys()):
         against.append(f"only one of the two models has a score for {', '.join(unlike)}")
-    changes = {
-        name: candidate.datasets[name] - value
-        for name, value in champion.datasets.items()
-        if name in candidate.datasets
-    }
+    changes = {name: new[name] - value for name, value in old.items() if name in new}
     gain = candidate.mean - champion.mean
     compared = f"mean mIoU {candidate.mean:.4f} against the champion's {champion.mean:.4f}"
     needed = f"{gain:+.4f}, and at least +{margin:.4f} is asked for"
@@ -91,15 +80,14 @@ def decide(
     for name, change in sorted(changes.items()):
         if change < -(max_drop + _ROUNDING):
             against.append(
-                f"{name}: mIoU {candidate.datasets[name]:.4f} against the champion's "
-                f"{champion.datasets[name]:.4f}: {change:+.4f}, and at most -{max_drop:.4f} is "
-                "allowed"
+                f"{name}: mIoU {new[name]:.4f} against the champion's {old[name]:.4f}: "
+                f"{change:+.4f}, and at most -{max_drop:.4f} is allowed"
             )
     if against:
         return Decision(False, tuple(against), gain, changes)
-    worst = min(changes, key=lambda name: changes[name], default=None)
     reasons = [f"{compared}: {needed}"]
-    if worst is not None:
+    if changes:
+        worst = min(changes, key=lambda name: changes[name])
         reasons.append(
             f"no dataset lost more than {max_drop:.4f}; {worst} changed least favourably: "
             f"{changes[worst]:+.4f}"

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 
 from model.errors import ModelError
 from pipeline.checkpoints.files import VALIDATION, manifest_tags
@@ -13,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig, WorkersConfig
 from pipeline.evaluation.launch import StartRay, evaluate
 from pipeline.registry.registry import Registry
-from pipeline.retraining.config import RetrainConfig
+from pipeline.retraining.config import ComparisonConfig, RetrainConfig
 from pipeline.retraining.data import DataState
 from pipeline.retraining.record import DecisionRecord
 from pipeline.retraining.runner import Result, Retraining, Trained, Work
@@ -41,9 +42,7 @@ _RUN_KNOWN_S = 60.0
 def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
     """Re-trains a registered model if there is reason to, or rolls it back.
 
-    Args:
-        config: What is asked for.
-        start_ray: Connects to Ray; see `pipeline.evaluation.launch.evaluate`.
+    `start_ray` connects to Ray; see `pipeline.evaluation.launch.evaluate`.
 
     Raises:
         UserError: Something does not fit.
@@ -64,9 +63,9 @@ def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
     storage = open_storage(state_folder(config))
     record = DecisionRecord(MlflowClient(uri), name, storage)
     work = Work(
-        lambda: data_now(base),
-        lambda attempt: run_training(base, attempt, start_ray),
-        lambda checkpoint: run_evaluation(config, checkpoint, start_ray),
+        partial(data_now, base),
+        partial(run_training, base, start_ray=start_ray),
+        partial(run_evaluation, config, start_ray=start_ray),
     )
     retraining = Retraining(config, Registry(uri, name), record, storage, work)
     try:
@@ -136,11 +135,8 @@ def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | N
 
 def _run_id(config: TrainMixConfig) -> str:
     """The MLflow run of a training that ended before MLflow had answered."""
-    tracker = open_tracker(config)
-    try:
+    with open_tracker(config) as tracker:
         run_id = tracker.wait_for_run(_RUN_KNOWN_S)
-    finally:
-        tracker.close()
     if run_id is None:
         raise MlflowUnavailable(
             f"tracking.uri={redact_text(config.tracking.uri)}: MLflow does not answer, and the "
@@ -153,26 +149,19 @@ def run_evaluation(
     config: RetrainConfig, checkpoint: str, start_ray: StartRay | None
 ) -> Mapping[str, float]:
     """Figures of one model on the validation shards."""
-    asked = config.comparison
+    asked = {f.name: getattr(config.comparison, f.name) for f in fields(ComparisonConfig)}
+    asked["workers"] = evaluation_workers(config)
     folder = hashlib.sha256(checkpoint.encode()).hexdigest()[:8]
-    done = evaluate(
-        EvaluateConfig(
-            checkpoint=checkpoint,
-            protocol="unified",
-            out=f"{state_folder(config)}/evaluations/{folder}",
-            shards=config.data.shards,
-            split=config.data.val_split,
-            max_images=asked.max_images,
-            other=asked.other,
-            geometry=asked.geometry,
-            precision=asked.precision,
-            max_bad_share=asked.max_bad_share,
-            workers=evaluation_workers(config),
-            tracking=config.tracking,
-        ),
-        start_ray,
+    evaluation = EvaluateConfig(
+        checkpoint=checkpoint,
+        protocol="unified",
+        out=f"{state_folder(config)}/evaluations/{folder}",
+        shards=config.data.shards,
+        split=config.data.val_split,
+        tracking=config.tracking,
+        **asked,
     )
-    return done.report["figures"]
+    return evaluate(evaluation, start_ray).report["figures"]
 
 
 def evaluation_workers(config: RetrainConfig) -> WorkersConfig:

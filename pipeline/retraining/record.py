@@ -19,13 +19,7 @@ PREFIX = "retrain."
 
 
 class DecisionRecord:
-    """Writes decisions about the versions of one registered model.
-
-    Args:
-        client: An `MlflowClient`.
-        name: The registered model.
-        storage: The storage of the model's state.
-    """
+    """Writes decisions about the versions of one registered model, by an `MlflowClient`."""
 
     def __init__(self, client: Any, name: str, storage: Storage) -> None:
         self._client, self._name, self._storage = client, name, storage
@@ -33,14 +27,10 @@ class DecisionRecord:
     def write(
         self, key: str, version: str, run_id: str, tags: Mapping[str, str], content: dict[str, Any]
     ) -> None:
-        """Writes one decision.
+        """Writes one decision: tags of a version and of the run that made it, and files.
 
-        Args:
-            key: Names it: its file in the log, and on the run.
-            version: The version that it is about.
-            run_id: MLflow run that made the version; empty where none is known.
-            tags: Tags of the version and of the run, without `PREFIX`.
-            content: All of it, for JSON.
+        `key` names its file in the log and on the run, with all the content. `run_id` is empty
+        where none is known. `tags` come without `PREFIX`.
         """
         self.tag_version(version, {PREFIX + tag: value for tag, value in tags.items()})
         if run_id:

@@ -13,6 +13,7 @@ what was decided about it.
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 
 from pipeline.errors import UserError
@@ -76,15 +77,7 @@ class Result:
 
 
 class Retraining:
-    """Re-trains one registered model.
-
-    Args:
-        config: What is asked for.
-        models: The registry.
-        record: Where decisions go.
-        storage: The storage of the model's state: `RUN_STORAGE/retrain/NAME`.
-        work: Training and evaluation.
-    """
+    """Re-trains one registered model, whose state lies in `RUN_STORAGE/retrain/NAME`."""
 
     def __init__(
         self,
@@ -95,9 +88,7 @@ class Retraining:
         work: Work,
     ) -> None:
         self._config, self._models, self._record = config, models, record
-        self._storage, self._work = storage, work
-        self._state = StateFile(storage)
-        self._what = f"the re-training of {config.registry.name}"
+        self._storage, self._work, self._state = storage, work, StateFile(storage)
 
     def run(self) -> Result:
         """Does what there is to do.
@@ -106,7 +97,8 @@ class Retraining:
             RetrainLocked: Another call is at it.
             UserError: Data, recipe and champion do not fit each other.
         """
-        with locked(self._storage, RETRAIN_LOCK, self._config.lock, self._what) as lease:
+        what = f"the re-training of {self._config.registry.name}"
+        with locked(self._storage, RETRAIN_LOCK, self._config.lock, what) as lease:
             attempt = self._going_on()
             if attempt is None:
                 planned = self._plan()
@@ -125,9 +117,7 @@ class Retraining:
             UserError: There is no champion, or no previous one.
         """
         name = self._config.registry.name
-        with locked(
-            self._storage, CHAMPION_LOCK, self._config.lock, f"the champion of {name}"
-        ) as lease:
+        with self._locked_champion() as lease:
             champion = self._models.alias(CHAMPION)
             if champion is None or not champion.tags.get(REPLACED_TAG):
                 has = f"version {champion.version} replaced none" if champion else "there is none"
@@ -141,23 +131,25 @@ class Retraining:
                 previous = self._models.roll_back().version
             except UserError as error:  # Also one whose answer got lost, but not its effect.
                 raise type(error)(f"{error}; {self.champion_now()}") from None
-            self._record_rollback(gone, previous, champion.run_id)
             reason = f"rolled back from version {gone} to version {previous}"
+            self._record_rollback(gone, previous, champion.run_id, reason)
             return Result("rolled back", f"{name}: {reason}", previous)
 
     def champion_now(self) -> str:
         """Describes the champion, as a clause for a message about a failure."""
         try:
-            version = self._models.aliases().get(CHAMPION)
+            return _in_service(self._models.aliases().get(CHAMPION, ""))
         except UserError:
             return f"look which version has the alias {CHAMPION} before you roll back (again)"
-        return f"version {version} is the champion" if version else "there is no champion"
 
-    def _record_rollback(self, gone: str, previous: str, run_id: str) -> None:
+    def _locked_champion(self) -> AbstractContextManager[Lease]:
+        what = f"the champion of {self._config.registry.name}"
+        return locked(self._storage, CHAMPION_LOCK, self._config.lock, what)
+
+    def _record_rollback(self, gone: str, previous: str, run_id: str, reason: str) -> None:
         """Writes a rollback down as far as that goes: it is done, and must not be done twice."""
         from mlflow.exceptions import MlflowException
 
-        reason = f"rolled back from version {gone} to version {previous}"
         tags = {"decision": "rolled back", "reasons": reason, "decided_at": now()}
         content = {"kind": "rollback", "from": gone, "to": previous, "at": now()}
         try:
@@ -188,17 +180,14 @@ class Retraining:
             logger.info("going on with %s, which is %s", attempt.run_name, attempt.phase)
             return attempt
         data, config = self._work.data(), self._config
-        reason = ""
         if data.training != attempt.training:
-            reason = "the training shards changed since"
-        elif attempt.champion and config.start != attempt.start:
-            reason = f"start={config.start} is asked for now"
-        elif attempt.run_name.rpartition("-")[0] != config.run.name:
-            reason = f"run.name={config.run.name} is asked for now"
-        if not reason:
-            logger.info("going on with the training of %s", attempt.run_name)
-            return replace(attempt, validation=data.validation)
-        return self._give_up(attempt, reason)
+            return self._give_up(attempt, "the training shards changed since")
+        if attempt.champion and config.start != attempt.start:
+            return self._give_up(attempt, f"start={config.start} is asked for now")
+        if attempt.run_name.rpartition("-")[0] != config.run.name:
+            return self._give_up(attempt, f"run.name={config.run.name} is asked for now")
+        logger.info("going on with the training of %s", attempt.run_name)
+        return replace(attempt, validation=data.validation)
 
     def _give_up(self, attempt: Attempt, reason: str) -> None:
         logger.warning("%s is given up: %s", attempt.run_name, reason)
@@ -209,10 +198,10 @@ class Retraining:
         """Without the figures, and what was decided by them, if they were made otherwise."""
         if attempt.phase not in ("registered", "evaluated", "decided") or not attempt.figures:
             return attempt
-        if attempt.compared_by == self._config.comparison.key:
+        is_same = attempt.compared_by == self._config.comparison.key
+        # A call that was killed when it had promoted the candidate leaves it so.
+        if is_same or self._models.aliases().get(CHAMPION) == attempt.candidate:
             return attempt
-        if self._models.aliases().get(CHAMPION) == attempt.candidate:
-            return attempt  # It was promoted by a call that was killed then.
         logger.warning("%s: comparison.* changed since: evaluating anew", attempt.run_name)
         return replace(attempt, phase="registered", figures={}, decision={})
 
@@ -229,21 +218,17 @@ class Retraining:
         same = [v for v in self._models.versions() if v.tags.get(f"{PREFIX}data") == data.key]
         if not config.force:
             if champion and not found:
-                text = (
-                    f"{name}: nothing to do: the shards are those of the champion, version "
-                    f"{champion.version}; --force trains anyway"
-                )
+                which = f"the shards are those of the champion, version {champion.version}"
+                text = f"{name}: nothing to do: {which}; --force trains anyway"
                 return Result("unchanged", text, champion.version)
             tried = [v for v in same if v.tags.get(f"{PREFIX}decision")]
             if not champion:  # What was no first champion is none when it is trained again.
                 tried = [v for v in tried if v.tags[f"{PREFIX}decision"] == "rejected"]
                 tried = [v for v in tried if v.tags.get(f"{PREFIX}compared_with") == "none"]
             if tried:
-                return self._tried(max(tried, key=lambda v: int(v.version)))
-        start, version, source = "fresh", "", ""
-        if champion:
-            start, version = config.start, champion.version
-            source = self._models.checkpoint(champion) if start == "warm" else ""
+                return self._tried(tried[0])  # The newest, which comes first.
+        start, version = (config.start, champion.version) if champion else ("fresh", "")
+        source = self._models.checkpoint(version) if start == "warm" else ""
         words = repr((data.key, version, start, len(same)))
         key = hashlib.sha256(words.encode()).hexdigest()[:16]
         why = tuple(found) or ("it was forced" if champion else "there is no champion yet",)
@@ -262,12 +247,12 @@ class Retraining:
         return attempt
 
     def _tried(self, version: ModelVersion) -> Result:
-        tags = version.tags
+        what, when, why = (
+            version.tags.get(PREFIX + tag, "?") for tag in ("decision", "decided_at", "reasons")
+        )
         text = (
             f"{self._config.registry.name}: nothing to do: this data was already tried, as version "
-            f"{version.version}, {tags.get(f'{PREFIX}decision')} on "
-            f"{tags.get(f'{PREFIX}decided_at', '?')}: {tags.get(f'{PREFIX}reasons', '?')}; --force "
-            "trains anyway"
+            f"{version.version}, {what} on {when}: {why}; --force trains anyway"
         )
         return Result("tried", text, version.version)
 
@@ -280,7 +265,7 @@ class Retraining:
     def _next(self, attempt: Attempt, lease: Lease) -> Attempt:
         """Does the phase that comes next."""
         if attempt.phase == "planned":
-            return self._train(attempt)
+            return replace(attempt, phase="trained", **vars(self._work.train(attempt)))
         if attempt.phase == "trained":
             return self._register(attempt)
         if attempt.phase == "registered":
@@ -290,16 +275,6 @@ class Retraining:
         if attempt.phase == "decided":
             return self._act(attempt, lease)
         return self._conclude(attempt)
-
-    def _train(self, attempt: Attempt) -> Attempt:
-        done = self._work.train(attempt)
-        return replace(
-            attempt,
-            phase="trained",
-            checkpoint=done.checkpoint,
-            run_id=done.run_id,
-            metrics=dict(done.metrics),
-        )
 
     def _register(self, attempt: Attempt) -> Attempt:
         """Makes the version, or finds the one that a killed call has made."""
@@ -342,15 +317,9 @@ class Retraining:
         return replace(attempt, phase="evaluated")
 
     def _decide(self, attempt: Attempt) -> Attempt:
-        config, figures = self._config, attempt.figures
-        champion = figures.get(attempt.champion)
-        decision = decide(
-            Scores.from_figures(champion) if champion else None,
-            Scores.from_figures(figures[attempt.candidate]),
-            margin=config.margin,
-            max_drop=config.max_drop,
-        )
-        limits = {"margin": config.margin, "max_drop": config.max_drop}
+        limits = {"margin": self._config.margin, "max_drop": self._config.max_drop}
+        scores = {which: Scores.from_figures(found) for which, found in attempt.figures.items()}
+        decision = decide(scores.get(attempt.champion), scores[attempt.candidate], **limits)
         return replace(attempt, phase="decided", decision=decision.to_dict() | {"limits": limits})
 
     def _act(self, attempt: Attempt, lease: Lease) -> Attempt:
@@ -358,8 +327,7 @@ class Retraining:
         decision = Decision.from_dict(attempt.decision)
         if ROLLED_BACK_TAG in self._models.get(attempt.candidate).tags:
             # By a person, after a call that was killed when it had promoted the candidate.
-            undone = Decision(False, (f"{_UNDONE}rolled back",), decision.gain)
-            return self._conclude(replace(attempt, decision=undone.to_dict()))
+            return self._conclude(_undone(attempt, "rolled back"))
         if not decision.promote:
             return self._conclude(attempt)
         if not self._promote(attempt, lease):
@@ -369,17 +337,14 @@ class Retraining:
 
     def _conclude(self, attempt: Attempt) -> Attempt:
         """Writes the decision down, and what became of a promotion since."""
-        decision = Decision.from_dict(attempt.decision)
         if attempt.phase == "promoted":
             aliases = self._models.aliases()
             if aliases.get(CANDIDATE) == attempt.candidate:
                 self._models.remove_alias(CANDIDATE)
             version = aliases.get(CHAMPION, "")
             if version != attempt.candidate:
-                now_is = f"version {version} is the champion" if version else "there is no champion"
-                reason = f"{_UNDONE}rolled back by hand: {now_is}"
-                decision = Decision(False, (reason,), decision.gain)
-                attempt = replace(attempt, decision=decision.to_dict())
+                attempt = _undone(attempt, f"rolled back by hand: {_in_service(version)}")
+        decision = Decision.from_dict(attempt.decision)
         data = DataState(attempt.training, attempt.validation)
         self._record.tag_version(attempt.candidate, data.tags | {f"{PREFIX}data": data.key})
         tags = {
@@ -399,31 +364,37 @@ class Retraining:
         Its holder has at least half of `lock.expires_s` after `check` before anybody else may take
         a lock over, and continues to renew it.
         """
-        name = self._config.registry.name
-        what = f"the champion of {name}"
-        with locked(self._storage, CHAMPION_LOCK, self._config.lock, what) as second:
-            champion = self._models.alias(CHAMPION)
-            version = champion.version if champion else ""
+        with self._locked_champion() as second:
+            version = self._models.aliases().get(CHAMPION, "")
+            if version not in (attempt.candidate, attempt.champion):
+                return False
             if version != attempt.candidate:
-                if version != attempt.champion:
-                    return False
                 lease.check()
                 second.check()
                 self._models.set_alias(CHAMPION, attempt.candidate)
         return True
 
     def _result(self, attempt: Attempt) -> Result:
-        decision, name = Decision.from_dict(attempt.decision), self._config.registry.name
+        decision, old = Decision.from_dict(attempt.decision), attempt.champion
         reasons = "; ".join(decision.reasons)
         if decision.promote:
-            before = f", in place of version {attempt.champion}" if attempt.champion else ""
-            text = f"{name}: version {attempt.candidate} is the champion now{before}: {reasons}"
-            return Result("promoted", text, attempt.candidate)
-        stays = f"; version {attempt.champion} stays the champion" if attempt.champion else ""
-        if reasons.startswith(_UNDONE):
-            stays = ""
-        text = f"{name}: version {attempt.candidate} was rejected{stays}: {reasons}"
-        return Result("rejected", text, attempt.candidate)
+            kind = "promoted"
+            what = "is the champion now" + (f", in place of version {old}" if old else "")
+        else:
+            kind, stays = "rejected", old and not reasons.startswith(_UNDONE)
+            what = "was rejected" + (f"; version {old} stays the champion" if stays else "")
+        text = f"{self._config.registry.name}: version {attempt.candidate} {what}: {reasons}"
+        return Result(kind, text, attempt.candidate)
+
+
+def _in_service(version: str) -> str:
+    return f"version {version} is the champion" if version else "there is no champion"
+
+
+def _undone(attempt: Attempt, how: str) -> Attempt:
+    """The attempt whose promotion a person took back."""
+    gain = Decision.from_dict(attempt.decision).gain
+    return replace(attempt, decision=Decision(False, (_UNDONE + how,), gain).to_dict())
 
 
 def _key(attempt: Attempt) -> str:

@@ -79,7 +79,6 @@ class StateFile:
         Raises:
             UserError: The file is damaged, or of another version of this program.
         """
-        where = f"{self._storage.uri}/{STATE}"
         try:
             values = json.loads(self._storage.read(STATE))
         except FileNotFoundError:
@@ -89,14 +88,12 @@ class StateFile:
         try:
             if values["format"] not in _READ:
                 raise ValueError(f"format {values['format']!r}, this program writes {FORMAT}")
-            attempt = values["attempt"]
-            if values["format"] == 1:
-                attempt = attempt | {"compared_by": ""}
+            attempt = values["attempt"] | ({"compared_by": ""} if values["format"] == 1 else {})
             return Attempt(**{f.name: attempt[f.name] for f in fields(Attempt)})
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(
-                f"{where}: is damaged ({type(error).__name__}: {error}): delete it; the champion "
-                "stays, and the next call plans anew"
+                f"{self._storage.uri}/{STATE}: is damaged ({type(error).__name__}: {error}): "
+                "delete it; the champion stays, and the next call plans anew"
             ) from None
 
     def write(self, attempt: Attempt) -> None:

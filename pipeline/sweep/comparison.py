@@ -5,6 +5,7 @@ import io
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,6 +63,10 @@ class Judged:
     diagnosis: Diagnosis
     histories: Mapping[str, History]
     run_id: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the curves."""
+        return asdict(self.result) | asdict(self.diagnosis) | {"run_id": self.run_id}
 
 
 @dataclass(frozen=True)
@@ -130,21 +135,19 @@ class Comparison:
         ]
 
     def _collapses(self) -> list[str]:
+        collapsed = [one for one in self.trials if one.diagnosis.outcome == "collapsed"]
         lines = []
         for row in self.rows:
-            count = row.outcomes.get("collapsed", 0)
-            if count:
-                example = next(
-                    judged
-                    for judged in self.trials
-                    if judged.result.name in row.names and judged.diagnosis.outcome == "collapsed"
-                )
-                total = sum(row.outcomes.values())
+            if found := [one for one in collapsed if one.result.name in row.names]:
                 lines.append(
-                    f"Collapsed, {count} of {total}: {self.words(row.params)}: "
-                    f"{example.diagnosis.words}."
+                    f"Collapsed, {len(found)} of {len(row.names)}: {self.words(row.params)}: "
+                    f"{found[0].diagnosis.words}."
                 )
         return lines
+
+    def _cells(self, row: Row) -> list[str]:
+        settings = [cell(row.params.get(key, "")) for key in self.keys]
+        return [*settings, row.count, _figure(row), _counts(row)]
 
     def table(self) -> Table:
         """For the terminal."""
@@ -154,8 +157,7 @@ class Comparison:
         for head in ("finished", self.metric, "outcome"):
             table.add_column(head, justify="right")
         for row in self.rows:
-            cells = [cell(row.params.get(key, "")) for key in self.keys]
-            table.add_row(*cells, row.count, _figure(row), _counts(row))
+            table.add_row(*self._cells(row))
         return table
 
     def markdown(self) -> str:
@@ -165,34 +167,24 @@ class Comparison:
         lines = [*(f"- {line}" for line in self.verdict.splitlines()), ""]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for row in self.rows:
-            cells = [cell(row.params.get(key, "")) for key in self.keys]
-            cells += [row.count, _figure(row), _counts(row)]
-            lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+            cells = [text.replace("|", "/") for text in self._cells(row)]
+            lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
         """One line a trial."""
-        keys = list(dict.fromkeys(key for one in self.trials for key in one.result.params))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         figures = ("loss_over_chance", "first_gain", "last_gain", "first_bias")
-        writer.writerow(
-            ["trial", *keys, "seed", self.metric, "outcome", *figures, "seconds", "run_id"]
+        heads = ["trial", *self.short, "seed", self.metric, "outcome", *figures, "seconds"]
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, [*heads, "run_id"], extrasaction="ignore", lineterminator="\n"
         )
+        writer.writeheader()
         for judged in self.trials:
-            result, diagnosis = judged.result, judged.diagnosis
-            writer.writerow(
-                [
-                    result.name,
-                    *(cell(result.params.get(key, "")) for key in keys),
-                    result.seed,
-                    result.value(self.metric),
-                    diagnosis.outcome,
-                    *(getattr(diagnosis, figure) for figure in figures),
-                    result.seconds,
-                    judged.run_id,
-                ]
-            )
+            result = judged.result
+            settings = {key: cell(value) for key, value in result.params.items()}
+            named = {"trial": result.name, self.metric: result.value(self.metric)}
+            writer.writerow(judged.to_dict() | settings | named)
         return text.getvalue()
 
     def json(self) -> str:
@@ -202,12 +194,11 @@ class Comparison:
             "metric": self.metric,
             "verdict": self.verdict.splitlines(),
             "rows": [{**asdict(row), "mean": row.mean, "spread": row.spread} for row in self.rows],
-            "trials": [
-                {**asdict(judged.result), **asdict(judged.diagnosis), "run_id": judged.run_id}
-                for judged in self.trials
-            ],
+            "trials": [judged.to_dict() for judged in self.trials],
         }
-        return json.dumps(_finite(content), indent=1, default=str) + "\n"
+        # JSON knows no NaN: null in its place.
+        finite = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
+        return json.dumps(finite, indent=1) + "\n"
 
 
 def compare(
@@ -218,40 +209,39 @@ def compare(
     Only finished trials count: a failed one, or one that was stopped early, may have a figure too,
     of fewer steps. Settings whose repetitions have not all finished come after the others, since a
     mean over the easier folds, or the seeds that did not fail, is not the mean of all.
-
-    Args:
-        name: Name of the sweep.
-        metric: What is compared.
-        judged: The trials.
-        average_over: Settings that are repetitions, as the seed is.
+    The settings in `average_over` are repetitions, as the seed is.
     """
-    groups: dict[str, list[Judged]] = {}
+    groups: dict[str, dict[str, Judged]] = {}
+    repetitions: dict[str, None] = {}
     for one in judged:
-        groups.setdefault(_text(_split(one, average_over)[0]), []).append(one)
-    repetitions = list(dict.fromkeys(_text(_split(one, average_over)[1]) for one in judged))
+        settings = _text(_own(one, average_over))
+        repeated = {k: v for k, v in one.result.params.items() if k in average_over}
+        repetition = _text({**repeated, "seed": one.result.seed})
+        groups.setdefault(settings, {})[repetition] = one
+        repetitions[repetition] = None
     rows = []
     for group in groups.values():
         values = {
-            _text(_split(one, average_over)[1]): one.result.value(metric)
-            for one in group
+            key: one.result.value(metric)
+            for key, one in group.items()
             if one.result.status == "finished" and not math.isnan(one.result.value(metric))
         }
-        outcomes = [one.diagnosis.outcome for one in group]
         rows.append(
             Row(
-                _split(group[0], average_over)[0],
+                _own(next(iter(group.values())), average_over),
                 values,
                 tuple(key for key in repetitions if key not in values),
-                {word: outcomes.count(word) for word in dict.fromkeys(outcomes)},
-                tuple(one.result.name for one in group),
+                dict(Counter(one.diagnosis.outcome for one in group.values())),
+                tuple(one.result.name for one in group.values()),
             )
         )
-    rows.sort(key=_rank, reverse=True)
+    rows.sort(key=lambda row: (not row.missing, bool(row.values), row.mean), reverse=True)
     return Comparison(name, metric, tuple(rows), tuple(judged))
 
 
-def _rank(row: Row) -> tuple[bool, bool, float]:
-    return not row.missing, bool(row.values), row.mean if row.values else 0.0
+def _own(one: Judged, average_over: Sequence[str]) -> dict[str, Any]:
+    """The settings of a trial that it shares with its repetitions."""
+    return {k: v for k, v in one.result.params.items() if k not in average_over}
 
 
 def _gap(best: Row, second: Row) -> str:
@@ -269,16 +259,6 @@ def _gap(best: Row, second: Row) -> str:
     )
 
 
-def _split(one: Judged, average_over: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits the settings of a trial into those of its row and the rest."""
-    params = one.result.params
-    repeated = {key: params[key] for key in average_over if key in params}
-    return {k: v for k, v in params.items() if k not in repeated}, {
-        **repeated,
-        "seed": one.result.seed,
-    }
-
-
 def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, default=str)
 
@@ -291,12 +271,3 @@ def _figure(row: Row) -> str:
 
 def _counts(row: Row) -> str:
     return ", ".join(f"{count} {word}" for word, count in row.outcomes.items())
-
-
-def _finite(value: Any) -> Any:
-    """Replaces numbers that JSON does not know by null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -92,6 +92,11 @@ class SweepConfig:
         self._check_metric()
 
     @property
+    def root(self) -> str:
+        """The folder of the sweep, below `storage`."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
+
+    @property
     def varied(self) -> tuple[str, ...]:
         """The keys that differ between trials, besides the seed."""
         keys = [*self.grid, *self.space, *(key for trial in self.trials for key in trial)]
@@ -121,12 +126,8 @@ class SweepConfig:
             _check_distribution(key, distribution)
 
     def _check_keys(self) -> None:
-        places = {
-            "overrides": self.overrides,
-            "grid": self.grid,
-            "space": self.space,
-            **{f"trials[{i}]": trial for i, trial in enumerate(self.trials)},
-        }
+        places = {"overrides": self.overrides, "grid": self.grid, "space": self.space}
+        places |= {f"trials[{i}]": trial for i, trial in enumerate(self.trials)}
         for place, values in places.items():
             for key in values:
                 if key in _OWN_KEYS or key.startswith("tracking."):
@@ -141,13 +142,12 @@ class SweepConfig:
             counts = Counter(json.dumps(value, sort_keys=True, default=str) for value in values)
             if twice := [text for text, count in counts.items() if count > 1]:
                 raise UserError(f"grid.{key}: holds {twice[0]} twice: leave one out")
-        for key in self.overrides:
-            if key in self.grid or key in self.space:
-                place = "grid" if key in self.grid else "space"
-                raise UserError(
-                    f"overrides.{key}: would be ignored, since {place} sets it in every trial: "
-                    "leave one of them out"
-                )
+        for key in (key for key in self.overrides if key in self.grid or key in self.space):
+            place = "grid" if key in self.grid else "space"
+            raise UserError(
+                f"overrides.{key}: would be ignored, since {place} sets it in every trial: "
+                "leave one of them out"
+            )
         for key in self.average_over:
             if key not in self.varied or key in self.space:
                 raise UserError(

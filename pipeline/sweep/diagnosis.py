@@ -45,38 +45,30 @@ class Diagnosis:
 
 
 def diagnose(result: Result, histories: Mapping[str, History]) -> Diagnosis:
-    """Judges a trial.
-
-    Args:
-        result: What it left.
-        histories: Values of the metrics in `HISTORIES`, as far as MLflow has them.
-    """
+    """Judges a trial by what it left and the `HISTORIES`, as far as MLflow has them."""
     if result.status == "failed":
         return Diagnosis("failed", result.error or "failed without a word")
-    losses, chances = histories.get(LOSS, ()), histories.get(CHANCE, ())
-    ratio = _tail(losses) / _tail(chances) if losses and chances else math.nan
-    gains, biases = histories.get(GAIN, ()), histories.get(BIAS, ())
-    first_gain, last_gain = (gains[0][1], gains[-1][1]) if gains else (math.nan, math.nan)
-    first_bias = biases[0][1] if biases else math.nan
-    figures = (ratio, first_gain, last_gain, first_bias)
-    early = _early(result)
+    losses, chances, gains, biases = (
+        [value for _, value in histories.get(name, ())] or [math.nan] for name in HISTORIES
+    )
+    chance, first_gain, last_gain, first_bias = _tail(chances), gains[0], gains[-1], biases[0]
+    ratio, early = _tail(losses) / chance, _early(result)
+    outcome: Outcome = "stopped early" if early else "slow"
+    words = f"{early}loss at {ratio:.2f} of chance (ln K = {chance:.2f})"
     if math.isnan(ratio):
         words = f"{early}MLflow has no losses of it: not judged"
-        return Diagnosis("stopped early" if early else "slow", words, *figures)
-    at = f"{early}loss at {ratio:.2f} of chance (ln K = {_tail(chances):.2f})"
-    if ratio >= TRAINED and last_gain < DEAD_GAIN:
+    elif ratio >= TRAINED and last_gain < DEAD_GAIN:
+        outcome = "collapsed"
         began = "from the first step" if first_gain < DEAD_GAIN else f"{first_gain:.1e} at first"
-        return Diagnosis(
-            "collapsed",
-            f"{at}; the regulariser passes {last_gain:.1e} of the differences between labels "
-            f"({began}); {_cause(first_bias)}",
-            *figures,
+        words += (
+            f"; the regulariser passes {last_gain:.1e} of the differences between labels "
+            f"({began}); {_cause(first_bias)}"
         )
-    if early:
-        return Diagnosis("stopped early", at, *figures)
-    if ratio < TRAINED:
-        return Diagnosis("trained", at, *figures)
-    return Diagnosis("slow", f"{at}, not trained yet; no collapse", *figures)
+    elif not early and ratio < TRAINED:
+        outcome = "trained"
+    elif not early:
+        words += ", not trained yet; no collapse"
+    return Diagnosis(outcome, words, ratio, first_gain, last_gain, first_bias)
 
 
 def _early(result: Result) -> str:
@@ -98,8 +90,7 @@ def _cause(first_bias: float) -> str:
     return f"its bias began at {first_bias:+.3f}, so the kernel overshot later: lower the rate"
 
 
-def _tail(history: History) -> float:
+def _tail(values: Sequence[float]) -> float:
     """Mean of the last fifth of a history, at least its last value."""
-    values = [value for _, value in history]
-    count = max(1, round(_TAIL * len(values)))
-    return sum(values[-count:]) / count
+    last = values[-max(1, round(_TAIL * len(values))) :]
+    return sum(last) / len(last)

@@ -2,16 +2,16 @@
 
 import logging
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 from pipeline.errors import UserError
+from pipeline.storage.base import Storage
 from pipeline.storage.lease import Lease
 from pipeline.storage.open import open_storage
 from pipeline.storage.places import local_state_dir, resolve_location
@@ -54,11 +54,8 @@ def run_sweep(
 ) -> SweepOutcome:
     """Runs the trials that have no result yet, and compares all.
 
-    Args:
-        config: The configuration, with absolute paths.
-        build: Builds the configurations of its trials.
-        start_ray: Called with the number of logical CPUs once all is checked; None where Ray is
-            running.
+    `config` has absolute paths. `start_ray` is called with the number of logical CPUs once all is
+    checked; it is None where Ray is running.
 
     Raises:
         UserError: Settings do not fit each other or what an earlier start left, or another
@@ -66,54 +63,47 @@ def run_sweep(
     """
     began = time.monotonic()
     example = check_trials(config, build)
-    trials = grid_trials(config) if config.search == "grid" else []
-    root = f"{config.storage.rstrip('/')}/{config.name}"
-    storage = open_storage(root)
-    scratch = Path(tempfile.mkdtemp(prefix="lseg-sweep-report-"))
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(Lease(storage, LOCK_NAME))
-            check_settings(config, trials, build.training, storage)
-            if start_ray is not None:
-                start_ray(example.logical_cpus * max(1, config.max_concurrent))
-            tracker = stack.enter_context(_tracker(config, root))
-            parent = tracker.wait_for_run(_WAIT_S) or ""
-            if not parent:
-                logger.warning("MLflow does not answer: the trials will not be nested in the sweep")
-            run_trials(config, trials, build, root, parent)
-            runs = TrialRuns(config, parent)
-            comparison = _compare(config, trials, root, runs)
-            _report(comparison, tracker, scratch)
-            for path in sorted(scratch.iterdir()):
-                storage.upload(f"{REPORT}/{path.name}", path)
-            hint = _ui_hint(tracker, runs.save_view(comparison))
-            tracker.close("FINISHED", 60.0)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return SweepOutcome(comparison, f"{root}/{REPORT}", hint, time.monotonic() - began)
+    trials, storage = grid_trials(config), open_storage(config.root)
+    with Lease(storage, LOCK_NAME), ExitStack() as stack:
+        check_settings(config, trials, build.training, storage)
+        if start_ray is not None:
+            start_ray(example.logical_cpus * max(1, config.max_concurrent))
+        # Removed after the tracker has sent from it, or given up.
+        scratch = stack.enter_context(
+            TemporaryDirectory(prefix="lseg-sweep-report-", ignore_cleanup_errors=True)
+        )
+        tracker = stack.enter_context(_tracker(config))
+        parent = tracker.wait_for_run(_WAIT_S) or ""
+        if not parent:
+            logger.warning("MLflow does not answer: the trials will not be nested in the sweep")
+        run_trials(config, trials, build, storage, parent)
+        runs = TrialRuns(config, parent)
+        comparison = _compare(config, trials, storage, runs)
+        _report(comparison, tracker, Path(scratch))
+        for path in sorted(Path(scratch).iterdir()):
+            storage.upload(f"{REPORT}/{path.name}", path)
+        page, view = tracker.ui_hint(), runs.save_view(comparison)
+        trials_page = f"{page.rsplit('/runs/', 1)[0]}/runs?{view}"
+        hint = f"comparison: {page}" + (f"\ntrials:     {trials_page}" if view else "")
+        tracker.close("FINISHED", 60.0)
+    return SweepOutcome(comparison, f"{config.root}/{REPORT}", hint, time.monotonic() - began)
 
 
 def plan(config: SweepConfig, build: Builders) -> list[str]:
-    """What the sweep would do, a trial a line, after the checks that it begins with.
-
-    Args:
-        config: The configuration, with absolute paths.
-        build: Builds the configurations of its trials.
+    """What the sweep would do, a trial a line, after the checks that `run_sweep` begins with.
 
     Raises:
         UserError: Settings do not fit each other or what an earlier start left.
     """
     example = check_trials(config, build)
-    trials = grid_trials(config) if config.search == "grid" else []
-    root = f"{config.storage.rstrip('/')}/{config.name}"
-    storage = open_storage(root)
+    trials, storage = grid_trials(config), open_storage(config.root)
     check_settings(config, trials, build.training, storage, repair=False)
     found = results.read_all(storage)
     names = [trial.name for trial in trials] or list(found)
     done = sum(found[name].is_done for name in names if name in found)
     gpus = example.cluster.num_workers * example.cluster.use_gpu
     lines = [
-        f"{len(trials) or config.num_trials} trials in {root}, {done} of them done",
+        f"{len(trials) or config.num_trials} trials in {config.root}, {done} of them done",
         f"each holds {example.logical_cpus:g} logical CPUs" + (f", {gpus} GPUs" if gpus else ""),
     ]
     if not trials:
@@ -126,12 +116,9 @@ def plan(config: SweepConfig, build: Builders) -> list[str]:
 
 
 def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
-    """Builds every trial's configuration and network before any is trained.
+    """Builds each trial's configuration and network before any is trained; returns the first.
 
-    Of a search, those of the corners of its space.
-
-    Returns:
-        The training of the first.
+    Of a search, those of the corners of its space. What is returned is a training, to size Ray by.
 
     Raises:
         UserError: One cannot work; names it.
@@ -149,7 +136,10 @@ def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
             trainings.append(training)
             check_stopping(config, training)
             if config.evaluate:
-                _check_evaluation(build, training)
+                try:
+                    build.evaluation(training, "checkpoint")
+                except ValueError as error:
+                    raise UserError(f"evaluate.{error}") from None
             elif training.train.test_fold is not None:
                 raise UserError(
                     f"metric={config.metric}: a training without a test fold's classes has no "
@@ -163,15 +153,8 @@ def check_trials(config: SweepConfig, build: Builders) -> TrainMixConfig:
     return trainings[0]
 
 
-def _check_evaluation(build: Builders, training: TrainMixConfig) -> None:
-    try:
-        build.evaluation(training, "checkpoint")
-    except ValueError as error:
-        raise UserError(f"evaluate.{error}") from None
-
-
-def _tracker(config: SweepConfig, root: str) -> Tracker:
-    folder = local_state_dir("storage", root, root)
+def _tracker(config: SweepConfig) -> Tracker:
+    folder = local_state_dir("storage", config.root, config.root)
     params = {"sweep": {k: v for k, v in asdict(config).items() if k != "tracking"}}
     return Tracker.start(
         config.tracking,
@@ -183,23 +166,21 @@ def _tracker(config: SweepConfig, root: str) -> Tracker:
 
 
 def _compare(
-    config: SweepConfig, trials: Sequence[Trial], root: str, runs: TrialRuns
+    config: SweepConfig, trials: Sequence[Trial], storage: Storage, runs: TrialRuns
 ) -> Comparison:
     """Judges every trial by its result and its curves in MLflow."""
-    found = results.read_all(open_storage(root))
-    for trial in trials:
-        if trial.name not in found or found[trial.name].status == "running":
-            found[trial.name] = Result(
-                trial.name, trial.params, trial.seed, "failed", error="it left no result"
-            )
-    wanted = [trial.name for trial in trials] or sorted(found)
-    wanted = [name for name in wanted if found[name].status != "running"]
-    ended = [found[name] for name in wanted if found[name].status == "finished"]
-    if ended and all(math.isnan(result.value(config.metric)) for result in ended):
-        raise missing_metric(config, list(ended[0].metrics))
+    found = results.read_all(storage)
+    ended = {name: result for name, result in sorted(found.items()) if result.status != "running"}
+    if trials:
+        failed = [
+            Result(t.name, t.params, t.seed, "failed", error="it left no result") for t in trials
+        ]
+        ended = {result.name: ended.get(result.name, result) for result in failed}
+    finished = [result for result in ended.values() if result.status == "finished"]
+    if finished and all(math.isnan(result.value(config.metric)) for result in finished):
+        raise missing_metric(config, list(finished[0].metrics))
     judged = []
-    for name in wanted:
-        result = found[name]
+    for name, result in ended.items():
         run_id = runs.run_id(name)
         histories = runs.histories(run_id, (*HISTORIES, config.metric))
         diagnosis = diagnose(result, histories)
@@ -210,10 +191,14 @@ def _compare(
 
 def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
     """Writes the comparison's files, and gives them to the sweep's own run."""
-    (folder / "comparison.md").write_text(comparison.markdown(), encoding="utf-8")
-    (folder / "trials.csv").write_text(comparison.csv(), encoding="utf-8")
-    (folder / "comparison.json").write_text(comparison.json(), encoding="utf-8")
-    (folder / "verdict.txt").write_text(comparison.verdict + "\n", encoding="utf-8")
+    texts = {
+        "comparison.md": comparison.markdown(),
+        "trials.csv": comparison.csv(),
+        "comparison.json": comparison.json(),
+        "verdict.txt": comparison.verdict + "\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
     draw_all(comparison, folder)
     for path in sorted(folder.iterdir()):
         tracker.log_artifact(path, "comparison")
@@ -227,17 +212,8 @@ def _report(comparison: Comparison, tracker: Tracker, folder: Path) -> None:
     if best is not None:
         figures[f"best/{comparison.metric}"] = best.mean
     tracker.log_metrics(figures, 0)
-    tags = {"mlflow.note.content": comparison.markdown(), "sweep.verdict": comparison.verdict}
+    tags = {"mlflow.note.content": texts["comparison.md"], "sweep.verdict": comparison.verdict}
     tracker.set_tags(tags)
-
-
-def _ui_hint(tracker: Tracker, view: str) -> str:
-    """Names the page of the sweep's own run, and the view of its trials."""
-    hint = tracker.ui_hint()
-    if not view:
-        return f"comparison: {hint}"
-    base = hint.rsplit("/runs/", 1)[0]
-    return f"comparison: {hint}\ntrials:     {base}/runs?{view}"
 
 
 def absolute(config: SweepConfig) -> SweepConfig:

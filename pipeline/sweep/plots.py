@@ -22,9 +22,10 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
     """Writes the plots that the sweep has data for; returns their paths."""
     written = []
     for key in comparison.keys:
-        if len({row.params.get(key) for row in _numeric(comparison.rows, key)}) > 1:
+        rows = [row for row in comparison.rows if type(row.params.get(key)) in (int, float)]
+        if len({row.params[key] for row in rows}) > 1:
             path = folder / f"{comparison.metric.replace('/', '_')}_by_{comparison.short[key]}.png"
-            _draw_setting(comparison, key, path)
+            _draw_setting(comparison, key, rows, path)
             written.append(path)
     for metric in (LOSS, comparison.metric):
         if any(len(judged.histories.get(metric, ())) > 1 for judged in comparison.trials):
@@ -34,23 +35,15 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
     return written
 
 
-def _numeric(rows: Sequence[Row], key: str) -> list[Row]:
-    return [
-        row
-        for row in rows
-        if isinstance(row.params.get(key), int | float) and not isinstance(row.params[key], bool)
-    ]
-
-
-def _draw_setting(comparison: Comparison, key: str, path: Path) -> None:
+def _draw_setting(comparison: Comparison, key: str, numeric: Sequence[Row], path: Path) -> None:
     """The metric against one setting, a line for each combination of the others."""
     figure = Figure(figsize=(7.5, 4.5), dpi=110, layout="constrained")
     axes = figure.subplots()
     groups: dict[str, list[Row]] = {}
-    for row in _numeric(comparison.rows, key):
+    for row in numeric:
         rest = {k: v for k, v in row.params.items() if k != key}
         groups.setdefault(_label(comparison, rest), []).append(row)
-    positions = [float(row.params[key]) for rows in groups.values() for row in rows]
+    positions = sorted({float(row.params[key]) for row in numeric})
     for number, (label, rows) in enumerate(sorted(groups.items())):
         rows = sorted((row for row in rows if row.values), key=lambda row: row.params[key])
         if not rows:
@@ -66,20 +59,15 @@ def _draw_setting(comparison: Comparison, key: str, path: Path) -> None:
         )
         for row in rows:
             if row.outcomes.get("collapsed"):
+                place = (float(row.params[key]), row.mean)
                 axes.annotate(
-                    "collapsed",
-                    (float(row.params[key]), row.mean),
-                    xytext=(0, 8),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
+                    "collapsed", place, (0, 8), textcoords="offset points", ha="center", fontsize=8
                 )
-    if min(positions) > 0 and max(positions) / min(positions) > 50:
+    if positions[0] > 0 and positions[-1] / positions[0] > 50:
         axes.set_xscale("log")
-    elif len(set(positions)) < 9:
-        axes.set_xticks(sorted(set(positions)))
-    _finish(axes, key, comparison.metric, len(groups))
-    _save(figure, path)
+    elif len(positions) < 9:
+        axes.set_xticks(positions)
+    _save(figure, axes, key, comparison.metric, len(groups), path)
 
 
 def _draw_curves(comparison: Comparison, metric: str, path: Path) -> None:
@@ -94,15 +82,9 @@ def _draw_curves(comparison: Comparison, metric: str, path: Path) -> None:
             history = judged.histories.get(metric, ())
             if history:
                 steps, values = zip(*history, strict=True)
-                axes.plot(
-                    steps,
-                    values,
-                    label=label if position == 0 else None,
-                    linewidth=1.3,
-                    **_style(number),
-                )
-    _finish(axes, "optimiser step", metric, len(cells))
-    _save(figure, path)
+                named = label if position == 0 else None
+                axes.plot(steps, values, label=named, linewidth=1.3, **_style(number))
+    _save(figure, axes, "optimiser step", metric, len(cells), path)
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -115,7 +97,7 @@ def _label(comparison: Comparison, params: dict[str, Any]) -> str:
     return ", ".join(f"{comparison.short[key]}={value}" for key, value in params.items())
 
 
-def _finish(axes: Axes, x: str, y: str, num_lines: int) -> None:
+def _save(figure: Figure, axes: Axes, x: str, y: str, num_lines: int, path: Path) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
@@ -125,8 +107,5 @@ def _finish(axes: Axes, x: str, y: str, num_lines: int) -> None:
         axes.legend(
             loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False, ncols=columns
         )
-
-
-def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(path, bbox_inches="tight")

@@ -48,12 +48,9 @@ def write(storage: Storage, result: Result) -> None:
 
 def read(storage: Storage, name: str) -> Result | None:
     """The result of a trial; None where it has none yet, or a torn one."""
-    path = f"{FOLDER}/{name}.json"
-    if not storage.exists(path):
-        return None
     try:
-        return Result(**json.loads(storage.read(path)))
-    except (ValueError, TypeError):
+        return Result(**json.loads(storage.read(f"{FOLDER}/{name}.json")))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 

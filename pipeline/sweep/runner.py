@@ -60,23 +60,22 @@ class Builders:
 
 
 def run_trials(
-    config: SweepConfig, trials: Sequence[Trial], build: Builders, root: str, parent_run_id: str
+    config: SweepConfig,
+    trials: Sequence[Trial],
+    build: Builders,
+    storage: Storage,
+    parent_run_id: str,
 ) -> None:
     """Runs what has no result yet; returns when every trial has one.
 
-    Args:
-        config: The sweep.
-        trials: The trials of a grid; empty with the other kinds of search.
-        build: Builds the configurations of its trials.
-        root: Folder of the sweep.
-        parent_run_id: MLflow run of the sweep, or an empty string.
+    `trials` are those of a grid, none with the other kinds of search. `parent_run_id` is the MLflow
+    run of the sweep, or an empty string.
 
     Raises:
         UserError: A setting does not fit the search, or the trials do not report the metric.
         KeyboardInterrupt: By Ctrl-C or SIGTERM.
     """
-    storage = open_storage(root)
-    waiting = [trial for trial in trials if not _is_done(storage, trial)]
+    waiting = [trial for trial in trials if _done(storage, trial) is None]
     num = num_to_deal(config, waiting, storage)
     if not num:
         return
@@ -88,9 +87,7 @@ def run_trials(
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     ledger, stopper = _Ledger(config, storage, num), _Stopper(config.metric)
-    run = tune.with_parameters(
-        _run_trial, sweep=config, build=build, root=root, parent=parent_run_id
-    )
+    run = tune.with_parameters(_run_trial, sweep=config, build=build, parent=parent_run_id)
     # Beside this process, whose local folder Tune knows; the training's own workers are the load.
     here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
     with tempfile.TemporaryDirectory(prefix="lseg-sweep-") as scratch, _sigterm(stopper):
@@ -99,11 +96,7 @@ def run_trials(
             param_space=param_space(config, waiting),
             tune_config=tune_config(config, storage, example, num, concurrent),
             run_config=tune.RunConfig(
-                name=config.name,
-                storage_path=scratch,
-                verbose=0,
-                stop=stopper,
-                callbacks=[ledger],
+                name=config.name, storage_path=scratch, verbose=0, stop=stopper, callbacks=[ledger]
             ),
         ).fit()
         ledger.settle()
@@ -134,19 +127,18 @@ def missing_metric(config: SweepConfig, reported: Sequence[str]) -> UserError:
     )
 
 
-def _is_done(storage: Storage, trial: Trial) -> bool:
+def _done(storage: Storage, trial: Trial) -> Result | None:
     result = results.read(storage, trial.name)
-    return result is not None and result.is_done
+    return result if result is not None and result.is_done else None
 
 
 def _run_trial(
-    given: dict[str, Any], sweep: SweepConfig, build: Builders, root: str, parent: str
+    given: dict[str, Any], sweep: SweepConfig, build: Builders, parent: str
 ) -> dict[str, Any]:
     """One trial, in a process of its own; its mistakes and failures are its result."""
-    trial, storage = trial_of(sweep, given), open_storage(root)
-    found = results.read(storage, trial.name)
-    if found is not None and found.is_done:  # Drawn by an earlier start.
-        return {**found.metrics, _ENDED: True}
+    trial, storage = trial_of(sweep, given), open_storage(sweep.root)
+    if done := _done(storage, trial):  # Drawn by an earlier start.
+        return {**done.metrics, _ENDED: True}
     began = time.monotonic()
     started = Result(trial.name, trial.params, trial.seed, "running")
     try:
@@ -155,24 +147,16 @@ def _run_trial(
         results.write(storage, started)
         outcome, metrics = _train(trial, config, sweep, build, parent)
     except Exception as error:
-        found = results.read(storage, trial.name)
-        if found is not None and found.is_done:  # Stopped early, which ends what it waits for.
+        if _done(storage, trial):  # Stopped early, which ends what it waits for.
             return {}
         defect = error if not isinstance(error, UserError | ModelError) else None
         logger.error("trial %s failed: %s", trial.name, error, exc_info=defect)
-        seconds = round(time.monotonic() - began, 1)
-        failed = replace(started, status="failed", seconds=seconds, error=_last_line(error))
-        results.write(storage, failed)
-        return {_ENDED: True, "failed": True}
-    finished = replace(
-        started,
-        status="finished",
-        metrics=metrics,
-        checkpoint=outcome.checkpoint,
-        seconds=round(time.monotonic() - began, 1),
-    )
-    results.write(storage, finished)
-    return {**metrics, _ENDED: True}
+        ended = replace(started, status="failed", error=_last_line(error))
+    else:
+        ended = replace(started, status="finished", metrics=metrics, checkpoint=outcome.checkpoint)
+    results.write(storage, replace(ended, seconds=round(time.monotonic() - began, 1)))
+    failed = {"failed": True} if ended.status == "failed" else {}
+    return {**ended.metrics, _ENDED: True, **failed}
 
 
 def _train(
@@ -181,9 +165,8 @@ def _train(
     """Trains a trial, and scores its checkpoint where the sweep says how."""
     tags = {"sweep": sweep.name, "sweep.trial": trial.name}
     tags |= setting_tags(trial.params, trial.seed, sweep.varied)
-    outcome = train(
-        plan_run(config), lineage=Lineage(parent, tags), callbacks=[TuneReportCallback()]
-    )
+    lineage = Lineage(parent, tags)
+    outcome = train(plan_run(config), lineage=lineage, callbacks=[TuneReportCallback()])
     metrics = _numbers(outcome.metrics)
     if sweep.evaluate:
         settings = replace(build.evaluation(config, outcome.checkpoint), tracking=sweep.tracking)
@@ -196,9 +179,8 @@ class _Ledger(tune.Callback):
     """One line of log for each trial that ends, and the result of those that cannot write it."""
 
     def __init__(self, config: SweepConfig, storage: Storage, total: int) -> None:
-        self.num_ended = 0
+        self.num_ended, self._total, self._began = 0, total, time.monotonic()
         self._config, self._storage = config, storage
-        self._total, self._began = total, time.monotonic()
         self._written: list[Result] = []
 
     def settle(self) -> None:

@@ -7,6 +7,7 @@ under way.
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ray import tune
@@ -25,20 +26,14 @@ from pipeline.training.config import TrainMixConfig, in_steps
 def trial_of(config: SweepConfig, given: dict[str, Any]) -> Trial:
     """The trial that Tune has dealt: of the grid, or drawn from the space."""
     if "trial" in given:
-        return Trial(given["trial"]["params"], given["trial"]["seed"])
+        return Trial(**given["trial"])
     return Trial({key: given[key] for key in config.space}, config.seeds[0])
 
 
 def param_space(config: SweepConfig, waiting: Sequence[Trial]) -> dict[str, Any]:
-    """What Tune deals from.
-
-    Args:
-        config: The sweep.
-        waiting: Trials of a grid that have no result yet.
-    """
+    """What Tune deals from; of a grid, the trials that have no result yet."""
     if config.search == "grid":
-        rows = [{"params": trial.params, "seed": trial.seed} for trial in waiting]
-        return {"trial": tune.grid_search(rows)}
+        return {"trial": tune.grid_search([asdict(trial) for trial in waiting])}
     return {} if config.search == "tpe" else _domains(config)
 
 
@@ -48,53 +43,41 @@ def num_to_deal(config: SweepConfig, waiting: Sequence[Trial], storage: Storage)
         return len(waiting)
     if config.search == "random":
         return config.num_trials
-    done = [result for result in results.read_all(storage).values() if result.is_done]
-    return max(0, config.num_trials - len(done))
+    num_done = sum(result.is_done for result in results.read_all(storage).values())
+    return max(0, config.num_trials - num_done)
 
 
 def tune_config(
     config: SweepConfig, storage: Storage, example: TrainMixConfig, num: int, concurrent: int
 ) -> tune.TuneConfig:
-    """How Tune deals trials, and which it stops early.
+    """How Tune deals `num` trials, `concurrent` side by side, and which it stops early.
 
-    Args:
-        config: The sweep.
-        storage: The storage of the sweep, with the results so far.
-        example: The training of one of its trials.
-        num: Trials to deal, from `num_to_deal`.
-        concurrent: Trials side by side.
+    `example` is the training of one of them; the results so far lie in `storage`.
 
     Raises:
         UserError: optuna is not installed.
     """
-    scheduler = _scheduler(config, example)
-    if config.search == "tpe":
-        return tune.TuneConfig(
-            search_alg=_tpe(config, list(results.read_all(storage).values())),
-            scheduler=scheduler,
-            num_samples=num,
-            max_concurrent_trials=concurrent,
-        )
     # The same draws from start to start, so that results are found again.
-    generator = BasicVariantGenerator(random_state=config.seeds[0], max_concurrent=concurrent)
+    search: Any = BasicVariantGenerator(random_state=config.seeds[0], max_concurrent=concurrent)
+    if config.search == "tpe":
+        search = _tpe(config, list(results.read_all(storage).values()))
     return tune.TuneConfig(
-        search_alg=generator,
-        scheduler=scheduler,
-        num_samples=num if config.search == "random" else 1,
+        search_alg=search,
+        scheduler=_scheduler(config, example),
+        num_samples=1 if config.search == "grid" else num,
+        max_concurrent_trials=concurrent if config.search == "tpe" else None,
     )
 
 
 def _domains(config: SweepConfig) -> dict[str, Any]:
-    return {key: _domain(distribution) for key, distribution in config.space.items()}
-
-
-def _domain(distribution: dict[str, Any]) -> Any:
-    ((kind, values),) = distribution.items()
-    if kind == "choice":
-        return tune.choice(values)
-    if kind == "integer":
-        return tune.randint(int(values[0]), int(values[1]) + 1)
-    return (tune.uniform if kind == "uniform" else tune.loguniform)(*map(float, values))
+    makers = {
+        "choice": tune.choice,
+        "integer": lambda ends: tune.randint(int(ends[0]), int(ends[1]) + 1),
+        "uniform": lambda ends: tune.uniform(*map(float, ends)),
+        "log_uniform": lambda ends: tune.loguniform(*map(float, ends)),
+    }
+    spaces = ((key, *space.items()) for key, space in config.space.items())
+    return {key: makers[kind](values) for key, (kind, values) in spaces}
 
 
 def check_stopping(config: SweepConfig, training: TrainMixConfig) -> None:
@@ -170,14 +153,12 @@ def _tpe(config: SweepConfig, known: Sequence[Result]) -> Any:
 
 def _is_within(config: SweepConfig, params: dict[str, Any]) -> bool:
     """Whether a draw of an earlier start fits the space, which may have been changed since."""
-    if params.keys() != config.space.keys():
-        return False
-    for key, distribution in config.space.items():
-        ((kind, values),) = distribution.items()
-        value = params[key]
+
+    def fits(value: Any, kind: str, ends: list[Any]) -> bool:
         if kind == "choice":
-            if value not in values:
-                return False
-        elif not isinstance(value, int | float) or not values[0] <= value <= values[1]:
-            return False
-    return True
+            return value in ends
+        return isinstance(value, int | float) and ends[0] <= value <= ends[1]
+
+    return params.keys() == config.space.keys() and all(
+        fits(params[key], *next(iter(space.items()))) for key, space in config.space.items()
+    )

@@ -67,14 +67,9 @@ def check_settings(
     """Makes sure that what earlier starts left is of the settings that this one has.
 
     A trial that failed before its first checkpoint may have had others: it is trained anew.
-
-    Args:
-        config: The sweep.
-        trials: The trials of a grid; empty with the other kinds of search, whose results all count.
-        training: Builds the training configuration of a trial.
-        storage: The storage of the sweep.
-        repair: Repair what a full disk left, as the training does; only the process that holds
-            the sweep's lease may do so.
+    `trials` are those of a grid; with none, as in the other kinds of search, all results count.
+    `repair` repairs what a full disk left, as the training does; only the process that holds the
+    sweep's lease may do so.
 
     Raises:
         UserError: A result or a checkpoint is of other settings; names them.
@@ -122,12 +117,12 @@ def check_settings(
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The settings that differ, in words; empty where none does."""
-    words = []
-    for key in sorted(before.keys() | now.keys()):
-        default = _defaults().get(key, "nothing")
-        old, new = before.get(key, default), now.get(key, default)
-        if old != new:
-            words.append(f"{key} {json.dumps(old)}, now {json.dumps(new)}")
+    before, now = ({**_defaults(), **settings} for settings in (before, now))
+    words = [
+        f"{key} {json.dumps(old)}, now {json.dumps(new)}"
+        for key in sorted(before.keys() | now.keys())
+        if (old := before.get(key, "nothing")) != (new := now.get(key, "nothing"))
+    ]
     more = [f"{len(words) - _SHOWN} more"] if len(words) > _SHOWN else []
     return "; ".join(words[:_SHOWN] + more)
 

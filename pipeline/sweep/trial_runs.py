@@ -28,12 +28,7 @@ OUTCOME, WORDS = "sweep.outcome", "sweep.diagnosis"
 
 
 class TrialRuns:
-    """The trials' MLflow runs, read and marked; without MLflow, nothing.
-
-    Args:
-        config: The sweep.
-        parent: Its own run's id; empty where MLflow did not answer.
-    """
+    """The trials' MLflow runs below the sweep's own, read and marked; nothing without MLflow."""
 
     def __init__(self, config: SweepConfig, parent: str) -> None:
         self._config, self._parent = config, parent
@@ -48,16 +43,10 @@ class TrialRuns:
         try:
             client = MlflowClient(tracking_uri=server_uri(config.tracking))
             self._experiment = client.get_run(parent).info.experiment_id
-            token: str | None = None
-            while True:
-                page = client.search_runs(
-                    [self._experiment], self._filter, max_results=1000, page_token=token
-                )
-                for run in page:  # The newest of a name counts, which comes first.
-                    self._runs.setdefault(run.data.tags.get("sweep.trial", ""), run)
-                token = page.token
-                if not token:
-                    break
+            # As many as one answer of MLflow can hold, which no sweep reaches.
+            for run in client.search_runs([self._experiment], self._filter, max_results=50_000):
+                # The newest of a name counts, which comes first.
+                self._runs.setdefault(run.data.tags.get("sweep.trial", ""), run)
             self._client = client
         except Exception as error:  # The comparison does without curves.
             logger.warning("MLflow does not answer, so there are no curves: %s", error)
@@ -72,7 +61,7 @@ class TrialRuns:
 
     def histories(self, run_id: str, metrics: Sequence[str]) -> dict[str, History]:
         """Histories of metrics, those that there are."""
-        if not run_id or self._client is None:
+        if not run_id:
             return {}
         found = {}
         for metric in dict.fromkeys(metrics):
@@ -80,14 +69,13 @@ class TrialRuns:
                 points = self._client.get_metric_history(run_id, metric)
                 # A resumed run has logged some steps twice; the later one counts.
                 by_step = {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)}
-                found[metric] = [
-                    (step, value) for step, value in sorted(by_step.items()) if math.isfinite(value)
-                ]
-        return {metric: history for metric, history in found.items() if history}
+                history = [point for point in sorted(by_step.items()) if math.isfinite(point[1])]
+                found |= {metric: history} if history else {}
+        return found
 
     def mark(self, run_id: str, diagnosis: Diagnosis, result: Result) -> None:
         """Writes the judgement to the trial's run, where the UI shows it as columns."""
-        if not run_id or self._client is None:
+        if not run_id:
             return
         metric, run = self._config.metric, self._runs[result.name]
         # Their short names may be others since an earlier start, which varied less.

@@ -33,30 +33,23 @@ class Trial:
 
 
 def grid_trials(config: SweepConfig) -> list[Trial]:
-    """Every combination of the grid and every one given alone, with every seed.
+    """Every combination of the grid and every one given alone, with every seed; else none.
 
     Raises:
         UserError: Two of them set the same.
     """
-    keys = list(config.grid)
-    combinations = [
-        dict(zip(keys, values, strict=True)) for values in itertools.product(*config.grid.values())
-    ]
-    rows = [*(combinations if keys else []), *config.trials]
-    trials = [Trial(dict(row), seed) for row in rows for seed in config.seeds]
-    seen: set[str] = set()
-    for trial in trials:
-        if trial.name in seen:
+    combinations = itertools.product(*config.grid.values()) if config.grid else ()
+    rows = [dict(zip(config.grid, values, strict=True)) for values in combinations]
+    trials: dict[str, Trial] = {}
+    for row, seed in itertools.product([*rows, *config.trials], config.seeds):
+        trial = Trial(row, seed)
+        if trials.setdefault(trial.name, trial) is not trial:
             raise UserError(f"trials: {trial.params} is there twice: leave one out")
-        seen.add(trial.name)
-    return trials
+    return list(trials.values())
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
     """What tables and MLflow's narrow columns call settings: the end of each that no other has.
-
-    Args:
-        keys: Dotted keys; one may come several times.
 
     Returns:
         By key, in the same order: its last word, or more where that is `name` or not the only one.
@@ -64,25 +57,21 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     keys = list(dict.fromkeys(keys))
     found = {}
     for key in keys:
-        words = key.split(".")
-        ends = (".".join(words[-count:]) for count in range(1, len(words)))
-        others = [f".{other}" for other in keys if other != key]
-        own = (
-            end
-            for end in ends
-            if end != "name" and not any(other.endswith(f".{end}") for other in others)
-        )
-        found[key] = next(own, key)
+        taken = {"name"} | {end for other in keys if other != key for end in _ends(other)}
+        found[key] = next((end for end in _ends(key)[:-1] if end not in taken), key)
     return found
+
+
+def _ends(key: str) -> list[str]:
+    """Its last word, the last two, and so on; the whole key at the end."""
+    words = key.split(".")
+    return [".".join(words[-count:]) for count in range(1, len(words) + 1)]
 
 
 def setting_tags(params: Mapping[str, Any], seed: int, keys: Iterable[str]) -> dict[str, str]:
     """A trial's settings as tags of its MLflow run, whose UI shows them as columns.
 
-    Args:
-        params: What it sets, by dotted key.
-        seed: Seed of the trial.
-        keys: All keys of the sweep.
+    Their names are short among `keys`, all those of the sweep.
     """
     short = short_names(keys)
     tags = {f"sweep.{short[key]}": cell(value) for key, value in params.items()}
@@ -91,9 +80,7 @@ def setting_tags(params: Mapping[str, Any], seed: int, keys: Iterable[str]) -> d
 
 def cell(value: Any) -> str:
     """A setting's value in a table."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return f"{value:.4g}" if isinstance(value, float) else _argument(value)
 
 
 def examples(config: SweepConfig) -> list[Trial]:
@@ -101,22 +88,15 @@ def examples(config: SweepConfig) -> list[Trial]:
     if config.search == "grid":
         return grid_trials(config)
     ends = {key: next(iter(space.values())) for key, space in config.space.items()}
-    rows = [{key: values[0] for key, values in ends.items()}]
-    rows += [
-        {**rows[0], key: value}
-        for key, values in ends.items()
-        for value in values
-        if value != values[0]
-    ]
-    return [Trial(row, config.seeds[0]) for row in rows]
+    first = {key: values[0] for key, values in ends.items()}
+    others = [{**first, k: v} for k, values in ends.items() for v in values if v != values[0]]
+    return [Trial(row, config.seeds[0]) for row in (first, *others)]
 
 
 def arguments(config: SweepConfig, trial: Trial, storage: str) -> list[str]:
     """The command line that makes the recipe the trial's: `--key=value` words."""
-    settings: Mapping[str, Any] = {**config.overrides, **trial.params}
-    words = settings_words(settings)
-    words += [f"--run.seed={trial.seed}", f"--run.name={trial.name}", f"--run.storage={storage}"]
-    return words
+    own = {"run.seed": trial.seed, "run.name": trial.name, "run.storage": storage}
+    return settings_words({**config.overrides, **trial.params, **own})
 
 
 def settings_words(settings: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 from model.checkpoint import save_checkpoint
 from model.lseg import build_lseg
 from pipeline.data.taxonomy import universal
-from pipeline.demo.report import THRESHOLDS, evaluate
+from pipeline.demo.report import THRESHOLDS, evaluate_demo
 from pipeline.evaluation.behaviours.classes import HELD_OUT
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.launch import evaluate as evaluate_protocol
@@ -47,7 +47,7 @@ def test_the_report_holds_what_it_wants_against_what_was_reached(
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     out = tmp_path / "out"
     out.mkdir()
-    report = evaluate(config, Outcome(str(checkpoint), {}, 1.0), 0, 2, out)
+    report = evaluate_demo(config, Outcome(str(checkpoint), {}, 1.0), 0, 2, out)
     report.finish({"train": 1.5})
     figures = json.loads((out / "report.json").read_text())
     assert figures["seconds"] == {"train": 1.5}
