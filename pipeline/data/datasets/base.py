@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.checks import MAX_PIXELS, BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.official import decode_index_png
 from pipeline.data.taxonomy import IGNORE, id_table, native_table
 from pipeline.errors import UserError, did_you_mean
@@ -109,25 +109,17 @@ class Reader(ABC):
     label_modes: ClassVar[tuple[str, ...]] = ("L", "P")
     """The Pillow modes of the label PNGs: grey, or palette indices."""
 
-    def __init__(
-        self,
-        root: Storage,
-        base: str = "",
-        max_pixels: int = MAX_PIXELS,
-        more_bases: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, root: Storage, base: str = "", more_bases: tuple[str, ...] = ()) -> None:
         """Creates a reader; lists and reads nothing yet.
 
         Args:
             root: The storage that holds the dataset.
             base: The folder of the storage that is the dataset's own; "" for its root.
-            max_pixels: Larger labels are refused before they are decoded.
             more_bases: Folders of further `parts`.
         """
         self.root = root
         self.base = base
         self.more_bases = more_bases
-        self.max_pixels = max_pixels
         self._native = id_table({native_id: native_id for native_id in self._native_ids()})
 
     def _native_ids(self) -> Iterable[int]:
@@ -233,7 +225,7 @@ class Reader(ABC):
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         """Decodes a label file's bytes to (H, W) uint8; values outside the table may remain."""
-        return decode_index_png(data, source.label, self.label_modes, self.max_pixels)
+        return decode_index_png(data, source.label, self.label_modes)
 
     def _complete(self, split: Split, listing: Listing) -> Listing:
         """Adds to a listing what the archives withhold, and how it differs from the published."""
@@ -281,10 +273,8 @@ class Reader(ABC):
             # "._x.jpg" is what macOS writes beside x.jpg into archives: no image.
             if "/." in f"/{inner}":
                 continue
-            for suffix in suffixes:
-                if inner.endswith(suffix):
-                    files.setdefault(inner.removesuffix(suffix), entry.path)
-                    break
+            if suffix := next((end for end in suffixes if inner.endswith(end)), ""):
+                files.setdefault(inner.removesuffix(suffix), entry.path)
         return files
 
 
@@ -353,8 +343,5 @@ def check_split_names(splits: Iterable[str]) -> None:
 
 def has_folders(root: Storage, base: str, *folders: str) -> bool:
     """Whether every one of some folders, such as "images/10k", is in a folder of a storage."""
-    for folder in folders:
-        parent, _, name = f"{base}/{folder}".strip("/").rpartition("/")
-        if name not in root.folders(parent):
-            return False
-    return True
+    paths = (f"{base}/{folder}".strip("/").rpartition("/") for folder in folders)
+    return all(name in root.folders(parent) for parent, _, name in paths)

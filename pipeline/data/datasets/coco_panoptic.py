@@ -94,7 +94,7 @@ class COCOPanoptic(Reader):
         return {number: pixels == number for number in segments}
 
     def _segment_ids(self, data: bytes, source: Source) -> np.ndarray:
-        rgb = decode_rgb_png(data, source.label, self.max_pixels).astype(np.uint32)
+        rgb = decode_rgb_png(data, source.label).astype(np.uint32)
         return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:

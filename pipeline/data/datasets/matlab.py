@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import scipy.io
 
-from pipeline.data.pixels.checks import BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
 from pipeline.errors import UserError
 
 
@@ -62,7 +62,7 @@ class LabelMats:
             group: Any = self._file[variable]
             self._references = np.asarray(group[field]).ravel()
 
-    def read(self, index: int, max_pixels: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         """Reads one matrix.
 
         Returns:
@@ -80,7 +80,7 @@ class LabelMats:
             if matrix.external or matrix.is_virtual:
                 raise BadSample(f"{where}: its values lie in another file")
             width, height = (int(length) for length in matrix.shape)
-            check_size(where, width, height, max_pixels)
+            check_size(where, width, height, MAX_PIXELS)
             values = matrix[()]
         label = np.asarray(values).astype(np.uint8)
         if values.dtype.kind not in "uif" or (label != values).any():

@@ -88,7 +88,7 @@ class SUNRGBD(Reader):
         if "index" not in source.extra:
             return super().native_label(source)
         try:
-            label = self._official.read(source.extra["index"], self.max_pixels)
+            label = self._official.read(source.extra["index"])
             return self._known(label, f"label {source.extra['index'] + 1}")
         except BadSample as error:
             raise BadSample(f"{source.label}: {error}") from error

@@ -45,15 +45,12 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return _decode_other(header)
 
 
-def keep_jpeg(
-    data: bytes, short_side_px: int, max_pixels: int = MAX_PIXELS
-) -> tuple[bytes, tuple[int, int]] | None:
+def keep_jpeg(data: bytes, short_side_px: int) -> tuple[bytes, tuple[int, int]] | None:
     """Checks an image that can be stored as it is, for half the cost of `decode_image`.
 
     Args:
         data: The file.
         short_side_px: Larger images must be shrunk.
-        max_pixels: As for `decode_image`.
 
     Returns:
         The JPEG free of any EXIF orientation, and its height and width; None when the image must be
@@ -62,7 +59,7 @@ def keep_jpeg(
     Raises:
         BadSample: As `decode_image`.
     """
-    header, is_jpeg = _open_image(data, max_pixels)
+    header, is_jpeg = _open_image(data, MAX_PIXELS)
     if not is_jpeg or header.mode != "RGB" or min(header.size) > short_side_px:
         return None
     # An eighth of the size: all of the data is read, but most of the arithmetic left out.
