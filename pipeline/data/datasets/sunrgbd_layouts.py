@@ -48,11 +48,8 @@ _MARKER = "SUNRGBD/"
 
 def toolbox_folder(root: Storage, base: str) -> str | None:
     """The toolbox's folder, if the official labels are there."""
-    for folder in _TOOLBOX:
-        path = f"{base}/{folder}".strip("/")
-        if root.exists(f"{path}/{_LABELS}"):
-            return path
-    return None
+    paths = (f"{base}/{folder}".strip("/") for folder in _TOOLBOX)
+    return next((path for path in paths if root.exists(f"{path}/{_LABELS}")), None)
 
 
 def official_listing(
@@ -144,11 +141,8 @@ def _scenes_of_split(root: Storage, path: str, split: Split) -> set[str]:
 def _labelled_images(root: Storage, base: str, toolbox: str) -> list[str]:
     """The image of each label, within `SUNRGBD/`: `kv1/<source>/<scene>/image/<name>.jpg`."""
     candidates = [path.format(base=base, toolbox=toolbox).strip("/") for path in _METADATA]
-    for path in candidates:
-        if not root.exists(path):
-            continue
-        images = read_strings(local_copy(root, path), "SUNRGBDMeta", "rgbpath")
-        if images:
+    for path in filter(root.exists, candidates):
+        if images := read_strings(local_copy(root, path), "SUNRGBDMeta", "rgbpath"):
             return [_within(image) for image in images]
     raise UserError(
         f"{root.uri}/{candidates[0]}: must be there, and say in SUNRGBDMeta.rgbpath which image "

@@ -217,7 +217,7 @@ def _relabel(
 def _note_overrides(table: str, listings: dict[Split, Listing]) -> None:
     if not (changed := overrides(table)):
         return
-    names = ", ".join(f"{new.native_name} ({new.universal_name or 'ignored'})" for new in changed)
+    names = ", ".join(f"{name} ({target or 'ignored'})" for name, target in changed.items())
     note = f"without relabelling, not mapped as by MSeg: {names}"
     logger.info("%s: %s", table, note)
     for split, listing in listings.items():

@@ -99,7 +99,7 @@ def native_table(dataset: str, overridden: bool = False) -> tuple[NativeClass, .
     """
     if dataset not in VARIANTS:
         require_dataset(dataset)
-    changed = {new.native_name: new.universal_name for new in overrides(dataset) if overridden}
+    changed = overrides(dataset) if overridden else {}
     return tuple(
         NativeClass(int(row["native_id"]), name, changed.get(name, row["universal_name"] or None))
         for row in read_tsv(_FOLDER / f"{dataset}.tsv")
@@ -107,24 +107,11 @@ def native_table(dataset: str, overridden: bool = False) -> tuple[NativeClass, .
     )
 
 
-@dataclass(frozen=True)
-class Override:
-    """A class whose target by MSeg, without relabelling, is wrong for most of its pixels."""
-
-    native_name: str
-    universal_name: str | None
-    """What is taken instead; None to ignore its pixels."""
-    reason: str
-
-
 @cache
-def overrides(dataset: str) -> tuple[Override, ...]:
-    """Returns the classes of a table that a conversion without relabelling maps otherwise."""
-    return tuple(
-        Override(row["native_name"], row["universal_name"] or None, row["reason"])
-        for row in read_tsv(_FOLDER / "overrides.tsv")
-        if row["table"] == dataset
-    )
+def overrides(dataset: str) -> dict[str, str | None]:
+    """Native name -> universal class, or None to ignore it, where MSeg's needs its relabelling."""
+    rows = (row for row in read_tsv(_FOLDER / "overrides.tsv") if row["table"] == dataset)
+    return {row["native_name"]: row["universal_name"] or None for row in rows}
 
 
 @cache
@@ -143,8 +130,7 @@ def lookup_table(dataset: str, overridden: bool = False) -> np.ndarray:
         UserError: The dataset is not one of `DATASETS` or `VARIANTS`.
     """
     targets = {n.native_id: n.universal_name for n in native_table(dataset, overridden)}
-    known = {i: universal().id_of(name) for i, name in targets.items() if name is not None}
-    table = id_table(known)
+    table = id_table({i: universal().id_of(n) for i, n in targets.items() if n is not None})
     table.flags.writeable = False
     return table
 

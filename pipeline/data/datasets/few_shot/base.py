@@ -124,9 +124,6 @@ class FewShotSet(ABC):
     def _path(self, *parts: str) -> str:
         return "/".join(part for part in (self.base, *parts) if part)
 
-    def _episode(self, image: str, mask: str, class_id: int) -> Episode:
-        return Episode(self._path(image), self._path(mask), class_id)
-
 
 def hsnet_list(splits: Storage, name: str, key: str = "few_shot_splits") -> str:
     """The text of a list in HSNet's `splits` folder, which the setting `key` gives.

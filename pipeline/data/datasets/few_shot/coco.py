@@ -70,7 +70,8 @@ class COCO20i(FewShotSet):
         return tuple(episodes)
 
     def _episode_of(self, name: str, class_id: int) -> Episode:
-        return self._episode(name, f"annotations/{name.removesuffix('.jpg')}.png", class_id)
+        mask = f"annotations/{name.removesuffix('.jpg')}.png"
+        return Episode(self._path(name), self._path(mask), class_id)
 
     def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
         """The lists of `coco/trn/fold*.pkl`: each holds the pairs of the three other folds."""

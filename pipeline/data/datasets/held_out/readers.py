@@ -15,6 +15,7 @@ them to. CamVid's own are coloured images of 32 classes.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
 import numpy as np
 
 from pipeline.data.datasets.base import has_folders
