@@ -20,12 +20,7 @@ _SHOWN_LEFT_OUT = 100
 
 
 def render_page(chapters: Sequence[Chapter], title: str) -> str:
-    """The HTML of a page.
-
-    Args:
-        chapters: What to show, in this order.
-        title: Its headline; any text.
-    """
+    """The HTML of a page that shows chapters in their order; its headline may be any text."""
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     tabs = "".join(

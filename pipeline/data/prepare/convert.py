@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -291,7 +291,7 @@ def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit
         given_up.append(units[death.index].name)
         return False
 
-    with Workers(_converter, workers, on_death=on_death) as pool:
+    with Workers(lambda: _convert, workers, on_death=on_death) as pool:
         for index, result in pool.run(units):
             yield units[index], result
     if given_up:
@@ -302,21 +302,17 @@ def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit
         )
 
 
-def _converter() -> Callable[[Unit], UnitResult]:
-    """Makes what a worker applies to each unit; nothing is kept between units but open readers."""
-
-    def convert(unit: Unit) -> UnitResult:
-        try:
-            return convert_unit(unit)
-        except OSError as error:
-            raise UserError(
-                f"{unit.out}/{unit.path}: {error}: see to the disk of the worker or the output"
-            ) from None
-        except Exception as error:
-            error.add_note(f"while converting {unit.name}")
-            raise
-
-    return convert
+def _convert(unit: Unit) -> UnitResult:
+    """What a worker applies to each unit; nothing is kept between units but open readers."""
+    try:
+        return convert_unit(unit)
+    except OSError as error:
+        raise UserError(
+            f"{unit.out}/{unit.path}: {error}: see to the disk of the worker or the output"
+        ) from None
+    except Exception as error:
+        error.add_note(f"while converting {unit.name}")
+        raise
 
 
 @functools.lru_cache(maxsize=8)

@@ -36,13 +36,7 @@ _SHOWN_REASONS = 5
 class SplitJob:
     """Plans a split's units, collects their results, and writes the manifest.
 
-    Args:
-        config: How to convert.
-        out: Where the shards go.
-        reader: The dataset's reader.
-        split: The split.
-        listing: What the reader lists for it, with the decisions of the relabelling.
-        relabelling: MSeg's, if it is applied to this dataset.
+    The listing holds the decisions of MSeg's relabelling, if that is applied to the dataset.
 
     Raises:
         UserError: The output holds this split made in another way, or a storage fails.
@@ -55,7 +49,7 @@ class SplitJob:
         reader: Reader,
         split: str,
         listing: Listing,
-        relabelling: Relabelling | None = None,
+        relabelling: Relabelling | None,
     ) -> None:
         self.dataset = reader.name
         self.split = split
@@ -90,7 +84,12 @@ class SplitJob:
         )
         self._units = make_units(blank, listing.sources, sizes)
         self._results: dict[int, UnitResult] = {}
-        self._take_over()
+        present = {entry.path: entry.size for entry in out.list(self.name)}
+        self._manifest_path = f"{self.name}/{MANIFEST_NAME}"
+        if self._manifest_path in present:
+            self._take_manifest(present)
+        else:
+            self._take_records(present)
 
     @property
     def num_units(self) -> int:
@@ -107,10 +106,8 @@ class SplitJob:
     @property
     def left_out(self) -> list[LeftOut]:
         """All samples known so far to be left out, in order of their names."""
-        found = list(self._listing.left_out)
-        for result in self._results.values():
-            found.extend(result.left_out)
-        return sorted(found, key=lambda bad: (bad.name, bad.reason))
+        found = [bad for result in self._results.values() for bad in result.left_out]
+        return sorted((*self._listing.left_out, *found), key=lambda bad: (bad.name, bad.reason))
 
     def add(self, unit: Unit, result: UnitResult) -> None:
         """Takes a unit's result.
@@ -192,17 +189,6 @@ class SplitJob:
         changed, missed = (sum(r.relabelled[part] for r in results) for part in (0, 1))
         note = f"{self.split}: relabelled {changed} segments"
         return [note + (f"; {missed} decisions found no pixel of their class" if missed else "")]
-
-    @property
-    def _manifest_path(self) -> str:
-        return f"{self.name}/{MANIFEST_NAME}"
-
-    def _take_over(self) -> None:
-        present = {entry.path: entry.size for entry in self._out.list(self.name)}
-        if self._manifest_path in present:
-            self._take_manifest(present)
-        else:
-            self._take_records(present)
 
     def _take_manifest(self, present: dict[str, int]) -> None:
         """Accepts a finished output, or refuses one that this run would make otherwise."""
