@@ -67,14 +67,13 @@ class COCOPanoptic(Reader):
         path = self._path(f"annotations/panoptic_{split}2017.json")
         try:
             index = json.loads(self.root.read(path), object_hook=_only_needed)
-            segments = {}
-            for annotation in index["annotations"]:
-                found = annotation["segments_info"]
-                segments[annotation["file_name"].removesuffix(".png")] = {
-                    "segment_ids": [int(segment_id) for segment_id, _ in found],
-                    "category_ids": [int(category) for _, category in found],
+            return {
+                image["file_name"].removesuffix(".png"): {
+                    "segment_ids": [int(segment_id) for segment_id, _ in image["segments_info"]],
+                    "category_ids": [int(category) for _, category in image["segments_info"]],
                 }
-            return segments
+                for image in index["annotations"]
+            }
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.root.uri}/{path}: must be there beside the panoptic PNGs: unzip "

@@ -90,10 +90,8 @@ class LabelMats:
 
 def _hdf5_strings(file: h5py.File, variable: str, field: str | None) -> list[str] | None:
     cell: Any = file.get(variable)
-    if field is not None and isinstance(cell, h5py.Group):
-        cell = cell.get(field)
-    elif field is not None:
-        return None
+    if field is not None:
+        cell = cell.get(field) if isinstance(cell, h5py.Group) else None
     if cell is None:
         return None
     # Transposed as any matrix: row by row here is MATLAB's column by column.

@@ -175,15 +175,13 @@ class CropLoader:
         try:
             stored = self._reader.read_stored(name, row.sample)
         except BadSample as error:
-            problem = str(error)
-        else:
-            try:
-                load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, image, label)
-                label[:] = self._reader.translated(name, label)
-                return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""
-            except BadSample as error:
-                problem = f"{self._reader.name_of(name, row.sample)}: {error}"
-        return 0, problem
+            return 0, str(error)
+        try:
+            load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, image, label)
+        except BadSample as error:
+            return 0, f"{self._reader.name_of(name, row.sample)}: {error}"
+        label[:] = self._reader.translated(name, label)
+        return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""
 
 
 def open_cache(config: DataConfig, uri: str) -> ShardCache | None:

@@ -109,14 +109,8 @@ def encode_label(label: np.ndarray) -> bytes:
     rows = np.zeros((height, width + 1), np.uint8)  # Column 0 holds each row's filter type, 0.
     rows[:, 1:] = label
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _png_chunk(b"IHDR", header),
-            _png_chunk(b"IDAT", zlib.compress(rows.data, _PNG_LEVEL)),
-            _png_chunk(b"IEND", b""),
-        )
-    )
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.data, _PNG_LEVEL)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks)
 
 
 def shrunk_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
