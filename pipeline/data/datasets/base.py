@@ -190,10 +190,6 @@ class Reader(ABC):
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks | None:
         """The pixels of segments, as MSeg's relabelling numbers them.
 
-        Args:
-            source: The image.
-            segments: Numbers of segments.
-
         Returns:
             For each segment that the image has, (H, W) bool. None where a segment is all that the
             image has of a class, so that there is nothing to look up.
@@ -204,11 +200,7 @@ class Reader(ABC):
         return None
 
     def read(self, path: str, missing: str) -> bytes:
-        """Reads a file of a sample.
-
-        Args:
-            path: The file, relative to the root.
-            missing: What the error says when there is no such file.
+        """Reads a file of a sample; `missing` is what the error says when there is no such file.
 
         Raises:
             BadSample: The file is missing or damaged.
@@ -255,12 +247,7 @@ class Reader(ABC):
     def _files(
         self, folder: str, suffixes: str | tuple[str, ...], base: str | None = None
     ) -> dict[str, str]:
-        """Lists the files with these suffixes below one of the dataset's folders.
-
-        Args:
-            folder: The folder.
-            suffixes: What the names must end in.
-            base: Where the folder is, if not in `self.base`.
+        """Lists the files with these suffixes below a folder, which is in `self.base` or in `base`.
 
         Returns:
             For each file its path within that folder, without the suffix -> its path in the root.

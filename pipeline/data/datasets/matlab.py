@@ -47,11 +47,6 @@ def read_strings(path: Path, variable: str, field: str | None = None) -> list[st
 class LabelMats:
     """The field of a struct array of version 7.3 that holds label matrices, read one by one.
 
-    Args:
-        path: The file.
-        variable: The struct array.
-        field: Its field.
-
     Raises:
         UserError: The file is damaged, not of version 7.3, or has no such field.
     """

@@ -20,11 +20,6 @@ _LIMIT_PX = 1_000_000
 def polygon_masks(data: bytes, path: str, numbers: Collection[int]) -> dict[int, np.ndarray]:
     """Draws single polygons, numbered by their field `id` or else by their position, from 0.
 
-    Args:
-        data: The JSON.
-        path: Names the file in errors.
-        numbers: Which polygons.
-
     Returns:
         For each polygon that is there and not deleted, (H, W) bool.
 

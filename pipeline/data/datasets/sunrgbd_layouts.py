@@ -57,12 +57,8 @@ def official_listing(
 ) -> Listing:
     """Pairs the images of a split with the official labels' positions.
 
-    Args:
-        root: Where the dataset lies.
-        base: The folder of the storage that holds `SUNRGBD/`.
-        toolbox: What `toolbox_folder` found.
-        split: The split.
-        images: Path within `SUNRGBD/` without its extension -> path in the root.
+    The images are given by their paths within `SUNRGBD/`, without extensions -> path in the root;
+    `base` is the folder that holds that one.
 
     Raises:
         UserError: A .mat file is missing or damaged, or they do not belong together.

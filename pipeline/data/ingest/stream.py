@@ -86,12 +86,7 @@ def training_stream(
 
 
 def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator[dict[str, Any]]:
-    """The batches of one worker's part of a stream: views into Ray's memory, not to be written to.
-
-    Args:
-        consumer: One part of a `training_stream`, or all of it.
-        rows_per_batch: As the stream was made with.
-    """
+    """The batches of one worker's part of a stream: views into Ray's memory, which are only read."""
     # Whole blocks, which are whole batches: no row is copied.
     blocks: Any = consumer.iter_batches(batch_size=None, prefetch_batches=2)  # type: ignore[arg-type]
     for batch in blocks:

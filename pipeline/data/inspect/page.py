@@ -60,11 +60,7 @@ def render_page(chapters: Sequence[Chapter], title: str) -> str:
 
 
 def run_lengths(label: np.ndarray) -> bytes:
-    """Pairs of bytes: an id, and how many pixels have it from here on, less one.
-
-    Args:
-        label: (H, W) uint8, read row by row.
-    """
+    """Pairs of bytes for (H, W) uint8, read by rows: an id, and the length of its run, less one."""
     flat = label.ravel()
     starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
     lengths = np.diff(np.concatenate([starts, [flat.size]]))

@@ -88,23 +88,14 @@ def _decode_by_opencv(header: Image.Image, data: bytes, flags: int) -> np.ndarra
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Compresses an image.
-
-    Args:
-        image: (H, W, 3) uint8 BGR.
-        quality: 1..100.
-    """
+    """Compresses an image, (H, W, 3) uint8 BGR, by a quality of 1..100."""
     done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     return data.tobytes()
 
 
 def encode_label(label: np.ndarray) -> bytes:
-    """Writes an 8-bit grey PNG whose rows all have filter NONE.
-
-    Args:
-        label: (H, W) uint8 ids.
-    """
+    """Writes (H, W) uint8 ids as an 8-bit grey PNG whose rows all have filter NONE."""
     height, width = label.shape
     rows = np.zeros((height, width + 1), np.uint8)  # Column 0 holds each row's filter type, 0.
     rows[:, 1:] = label

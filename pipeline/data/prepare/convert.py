@@ -218,14 +218,7 @@ def convert_sample(
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:
-    """Counts the pixels of each id.
-
-    Args:
-        label: (H, W) uint8.
-
-    Returns:
-        (256,) int64.
-    """
+    """Counts the pixels of each id in (H, W) uint8: (256,) int64."""
     # Ten times as fast as np.bincount, but it counts in float32, which is exact below 2**24.
     counts = np.zeros(256, np.int64)
     rows = max(1, (1 << 23) // label.shape[1])
@@ -273,11 +266,8 @@ def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit
     """Converts units on Ray workers, and yields each unit with its result as it finishes.
 
     A unit whose worker dies is done again, a few times. The others are done meanwhile, and after
-    them the ones that could not be done are an error.
-
-    Args:
-        units: What to convert.
-        workers: Processes at once; None takes every CPU of the cluster.
+    them the ones that could not be done are an error. Without a number of workers, every CPU of
+    the cluster is taken.
 
     Raises:
         UserError: A storage fails, or units killed their workers again and again.

@@ -307,9 +307,7 @@ def with_decisions(listing: Listing, split: str, table: Relabelling) -> Listing:
 def with_full_ade20k(listing: Listing, uri: str) -> Listing:
     """Adds to ADE20K's sources with decisions where the full release has their segments.
 
-    Args:
-        listing: The challenge's images.
-        uri: The full release, local or s3://; images lie by scene, `*_seg.png` beside them.
+    There the images lie by scene, with `*_seg.png` beside them.
 
     Raises:
         UserError: It holds no segments.

@@ -87,10 +87,8 @@ def prepare(
 ) -> PrepareSummary:
     """Converts datasets to shards.
 
-    Args:
-        config: What to convert.
-        start_ray: Called with the number of CPUs needed once there is something to convert; None
-            leaves it to Ray Data to connect or start.
+    `start_ray` is called with the number of CPUs needed once there is something to convert; None
+    leaves it to Ray to connect or start.
 
     Raises:
         UserError: The configuration does not fit the roots or the output, a storage fails, or too

@@ -157,11 +157,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = MANIFEST_NAME) -> "Manifest":
-        """Reads what `to_json` wrote.
-
-        Args:
-            text: The JSON.
-            where: The file's name, for messages.
+        """Reads what `to_json` wrote; `where` names the file in messages.
 
         Raises:
             UserError: It is damaged, or of another format version.
@@ -316,14 +312,7 @@ def find_manifests(storage: Storage, split: str) -> dict[str, Manifest]:
 def read_sample(
     storage: Storage, dataset: str, split: str, shard: ShardRecord | str, record: SampleRecord
 ) -> StoredSample:
-    """Reads one sample by one range request.
-
-    Args:
-        storage: The root of the shards.
-        dataset: Its dataset.
-        split: Its split.
-        shard: The shard, or its name.
-        record: The sample's place in the shard.
+    """Reads one sample of a shard, or of one given by its name, by one range request.
 
     Raises:
         ShardError: The bytes there are not this sample's members.
@@ -340,12 +329,7 @@ def read_sample(
 
 
 def parse_sample(data: bytes, where: str, record: SampleRecord) -> StoredSample:
-    """The members of one sample from its bytes of the shard.
-
-    Args:
-        data: The bytes at the sample's place.
-        where: Names the shard and the key, for messages.
-        record: What the manifest says of the sample.
+    """The members of one sample from its bytes of the shard; `where` names it in messages.
 
     Raises:
         ShardError: They are not this sample's members, or not as they were written.

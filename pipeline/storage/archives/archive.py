@@ -42,9 +42,6 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 class Archive:
     """The members of one archive.
 
-    Args:
-        blob: The archive.
-
     Raises:
         UserError: It is damaged, cut short, or not of the kind that its name says.
     """

@@ -81,9 +81,6 @@ class FewShotSet(ABC):
     def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
         """The pairs that HSNet trains on, by class; a fold trains on those that it does not test.
 
-        Args:
-            splits: HSNet's `splits` folder.
-
         Raises:
             UserError: A list is missing or damaged.
         """

@@ -95,12 +95,7 @@ class PairReader(Reader):
 
 
 def open_training(benchmark: str, root: str, splits: Storage) -> Iterator[PairReader]:
-    """Opens a reader for each class of a benchmark that any fold trains on.
-
-    Args:
-        benchmark: `pascal-5i`, `coco-20i` or `fss-1000`.
-        root: As `open_few_shot` takes it.
-        splits: HSNet's `splits` folder.
+    """Opens a reader for each class of a benchmark that any fold trains on; see `open_few_shot`.
 
     Raises:
         UserError: The root or a list does not look as it should.
