@@ -110,12 +110,9 @@ class Reader(ABC):
     """The Pillow modes of the label PNGs: grey, or palette indices."""
 
     def __init__(self, root: Storage, base: str = "", more_bases: tuple[str, ...] = ()) -> None:
-        """Creates a reader; lists and reads nothing yet.
+        """Creates a reader of a storage's folder `base`; lists and reads nothing yet.
 
-        Args:
-            root: The storage that holds the dataset.
-            base: The folder of the storage that is the dataset's own; "" for its root.
-            more_bases: Folders of further `parts`.
+        `more_bases` are the folders of further `parts`.
         """
         self.root = root
         self.base = base
@@ -271,14 +268,10 @@ def pair(
     key: Callable[[str], str],
     extras: Mapping[str, dict[str, Any]] | None = None,
 ) -> Listing:
-    """Pairs images and labels that have the same name.
+    """Pairs images and labels, both name -> path, that have the same name.
 
-    Args:
-        images: name -> path.
-        labels: name -> path.
-        key: Makes a WebDataset key of a name; see `safe_key`.
-        extras: name -> `Source.extra` from the dataset's JSON, which must name every label; None
-            where labels need none.
+    Extras are `Source.extra` by name, from the dataset's JSON, which must name every label; None
+    where labels need none.
     """
     known = labels.keys() if extras is None else labels.keys() & extras.keys()
     left_out = [LeftOut(labels[name], "no entry in the JSON") for name in labels.keys() - known]

@@ -86,7 +86,7 @@ def training_stream(
 
 
 def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator[dict[str, Any]]:
-    """The batches of one worker's part of a stream: views into Ray's memory, which are only read."""
+    """The batches of one worker's part of a stream: views into Ray's memory, which is only read."""
     # Whole blocks, which are whole batches: no row is copied.
     blocks: Any = consumer.iter_batches(batch_size=None, prefetch_batches=2)  # type: ignore[arg-type]
     for batch in blocks:

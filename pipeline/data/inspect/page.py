@@ -107,14 +107,13 @@ def _histogram(chapter: Chapter, seen: Iterable[int], colours: list[str]) -> str
     total, most = sum(pixels), max(pixels)
     rows = []
     for i in sorted(seen, key=lambda i: -pixels[i]):
-        share = pixels[i] / total
         # The root keeps rare classes visible.
         width = 100 * (pixels[i] / most) ** 0.5
         rows.append(
             f'<li><button type="button" data-class="{i}" data-name="{escape(names[i])}" '
             f'title="id {i}: {pixels[i]:,} pixels">'
             f'<i style="background:{colours[i]}"></i><span>{escape(names[i])}</span>'
-            f"<em>{_percent(share)}</em>"
+            f"<em>{_percent(pixels[i] / total)}</em>"
             f'<u style="width:{width:.2f}%;background:{colours[i]}"></u></button></li>'
         )
     return "".join(rows)

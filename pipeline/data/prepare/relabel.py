@@ -86,13 +86,9 @@ class Relabelling:
             stem = _sunrgbd_stem(source, split)
         return [] if stem is None else self.decisions.get(self._key(split, parent, stem), [])
 
-    def add(
-        self, split: str, parent: str, stem: str, segment: int, natives: tuple[int, ...], new: int
-    ) -> None:
+    def add(self, split: str, parent: str, stem: str, decision: Decision) -> None:
         """Adds a decision; a later one over the same segment comes after, and so prevails."""
-        self.decisions.setdefault(self._key(split, parent, stem), []).append(
-            (segment, natives, new)
-        )
+        self.decisions.setdefault(self._key(split, parent, stem), []).append(decision)
 
     def _key(self, split: str, parent: str, stem: str) -> _Key:
         return split, parent if self.dataset in _NEEDS_PARENT else "", stem
@@ -155,11 +151,7 @@ def relabel(
 ) -> tuple[int, int]:
     """Applies the decisions over an image, if there are any, to its label in place.
 
-    Args:
-        label: (H, W) uint8 universal ids.
-        native: (H, W) uint8 native ids, as read.
-        reader: Knows the segments.
-        source: The image, with the decisions.
+    The label is (H, W) uint8 universal ids, `native` the native ones as they were read.
 
     Returns:
         How many decisions changed pixels, and how many found none.
@@ -202,10 +194,8 @@ def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
                 raise UserError(
                     f"{where}: native_class={row['native_class']!r}: not a class of {dataset}"
                 )
-            place = row["split"], row.get("parent") or "", row["image_stem"]
-            table.add(
-                *place, int(row["segment_id"]), natives, _universal_id(row["new_universal_name"])
-            )
+            decision = int(row["segment_id"]), natives, _universal_id(row["new_universal_name"])
+            table.add(row["split"], row.get("parent") or "", row["image_stem"], decision)
     except UserError:
         raise
     except (OSError, EOFError, ValueError, TypeError, csv.Error) as error:
@@ -230,8 +220,8 @@ def _checkout(root: Storage, datasets: set[str]) -> dict[str, Relabelling]:
             match = _LINE.fullmatch(line)
             if match is None:
                 raise UserError(f"{root.uri}/{path}: line {number}: {line!r} names no segment")
-            segment = int(match["segment"])
-            table.add(row["split"], match["parent"] or "", match["stem"], segment, natives, new)
+            decision = int(match["segment"]), natives, new
+            table.add(row["split"], match["parent"] or "", match["stem"], decision)
     return found
 
 

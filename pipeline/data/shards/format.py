@@ -34,9 +34,6 @@ MANIFEST_NAME = "manifest.json"
 MAX_SHARD_BYTES = 1 << 40
 """No shard is larger; a byte range beyond it is a damaged manifest."""
 
-_BLOCK = 512
-"""Tar headers, and the data of each member, fill whole blocks of this many bytes."""
-_MTIME = 0
 _OWNER = "lseg"
 _MAX_KEY_BYTES = 90
 """A ustar name holds 100 bytes: the key, a dot and the extension."""
@@ -237,7 +234,7 @@ class ShardWriter:
 
         self._file = tempfile.TemporaryFile()  # Without a name: gone however the process ends.
         self._tar = TarWriter(
-            self._file, encoder=False, mtime=_MTIME, user=_OWNER, group=_OWNER, mode=0o444
+            self._file, encoder=False, mtime=0, user=_OWNER, group=_OWNER, mode=0o444
         )
         return self
 
@@ -384,14 +381,14 @@ def _sample_starts(file: BinaryIO) -> list[tuple[str, int]]:
 
 
 def _members(data: bytes) -> dict[str, bytes]:
-    """The members of a run of whole tar members, by name."""
+    """The members of a run of whole tar members, by name; headers and data fill whole blocks."""
     members = {}
     position = 0
     while position < len(data):
-        header = tarfile.TarInfo.frombuf(data[position : position + _BLOCK], "utf-8", "strict")
-        start = position + _BLOCK
+        start = position + tarfile.BLOCKSIZE
+        header = tarfile.TarInfo.frombuf(data[position:start], "utf-8", "strict")
         if header.size < 0 or start + header.size > len(data):
             raise ValueError(f"{header.name} claims {header.size} bytes")
         members[header.name] = data[start : start + header.size]
-        position = start + -(-header.size // _BLOCK) * _BLOCK
+        position = start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return members

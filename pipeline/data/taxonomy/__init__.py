@@ -116,11 +116,7 @@ def overrides(dataset: str) -> dict[str, str | None]:
 
 @cache
 def lookup_table(dataset: str, overridden: bool = False) -> np.ndarray:
-    """Returns the table that turns native ids into universal ids by plain indexing.
-
-    Args:
-        dataset: One of `DATASETS` or `VARIANTS`.
-        overridden: As in `native_table`.
+    """Returns `native_table` as the table that turns native ids into universal ids by indexing.
 
     Returns:
         (256,) uint8: entry i is the universal id of native id i, IGNORE for every value that the
