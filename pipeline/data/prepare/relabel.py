@@ -86,9 +86,12 @@ class Relabelling:
             stem = _sunrgbd_stem(source, split)
         return [] if stem is None else self.decisions.get(self._key(split, parent, stem), [])
 
-    def add(self, split: str, parent: str, stem: str, decision: Decision) -> None:
+    def add(
+        self, split: str, parent: str, stem: str, segment: int, natives: tuple[int, ...], new: int
+    ) -> None:
         """Adds a decision; a later one over the same segment comes after, and so prevails."""
-        self.decisions.setdefault(self._key(split, parent, stem), []).append(decision)
+        key = self._key(split, parent, stem)
+        self.decisions.setdefault(key, []).append((segment, natives, new))
 
     def _key(self, split: str, parent: str, stem: str) -> _Key:
         return split, parent if self.dataset in _NEEDS_PARENT else "", stem
@@ -194,8 +197,9 @@ def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
                 raise UserError(
                     f"{where}: native_class={row['native_class']!r}: not a class of {dataset}"
                 )
-            decision = int(row["segment_id"]), natives, _universal_id(row["new_universal_name"])
-            table.add(row["split"], row.get("parent") or "", row["image_stem"], decision)
+            place = row["split"], row.get("parent") or "", row["image_stem"]
+            segment, new = int(row["segment_id"]), _universal_id(row["new_universal_name"])
+            table.add(*place, segment, natives, new)
     except UserError:
         raise
     except (OSError, EOFError, ValueError, TypeError, csv.Error) as error:
@@ -220,8 +224,8 @@ def _checkout(root: Storage, datasets: set[str]) -> dict[str, Relabelling]:
             match = _LINE.fullmatch(line)
             if match is None:
                 raise UserError(f"{root.uri}/{path}: line {number}: {line!r} names no segment")
-            decision = int(match["segment"]), natives, new
-            table.add(row["split"], match["parent"] or "", match["stem"], decision)
+            segment = int(match["segment"])
+            table.add(row["split"], match["parent"] or "", match["stem"], segment, natives, new)
     return found
 
 
