@@ -57,8 +57,8 @@ def official_listing(
 ) -> Listing:
     """Pairs the images of a split with the official labels' positions.
 
-    The images are given by their paths within `SUNRGBD/`, without extensions -> path in the root;
-    `base` is the folder that holds that one.
+    The images are path within `SUNRGBD/` without its extension -> path in the root; `base` is the
+    folder that holds `SUNRGBD/`.
 
     Raises:
         UserError: A .mat file is missing or damaged, or they do not belong together.
@@ -101,23 +101,18 @@ def over_both_splits(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Brings images and labels of ankurhanda's form to one numbering, that of the labels.
 
-    Args:
-        split: The split of the images.
-        images: Number -> path, of one split.
-        labels: Number -> path, of both splits.
+    Both are number -> path: images of the one split, labels of both.
 
     Returns:
         The images, and the labels of this split alone, by the labels' numbers.
     """
-    first = {"val": 1, "train": NUM_TEST + 1}[split]
-    last = {"val": NUM_TEST, "train": 1 << 31}[split]
+    first, last = {"val": (1, NUM_TEST), "train": (NUM_TEST + 1, 1 << 31)}[split]
     own = {n: path for n, path in labels.items() if n.isdigit() and first <= int(n) <= last}
     if split == "train":
         # As given away, training images count from 1; some renumber them as the labels are.
         moved = {str(int(n) + NUM_TEST): path for n, path in images.items() if n.isdigit()}
         if len(moved.keys() & own.keys()) >= len(images.keys() & own.keys()):
-            odd = {n: path for n, path in images.items() if not n.isdigit()}
-            images = moved | odd
+            images = moved | {n: path for n, path in images.items() if not n.isdigit()}
     return images, own
 
 

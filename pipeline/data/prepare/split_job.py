@@ -7,7 +7,7 @@ Knows what an earlier run may have left in the output: a manifest (finished), re
 import dataclasses
 import logging
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipeline.data.datasets.base import LeftOut, Listing, Reader
 from pipeline.data.datasets.few_shot.training import PairReader
@@ -245,9 +245,8 @@ class SplitJob:
                 self._out.delete(path)
 
 
-def describe(left_out: Iterable[LeftOut]) -> str:
+def describe(left_out: Sequence[LeftOut]) -> str:
     """The first few left-out samples with their reasons, and how many more there are."""
-    left_out = list(left_out)
     shown = "; ".join(f"{bad.name}: {bad.reason}" for bad in left_out[:_SHOWN_REASONS])
     more = len(left_out) - _SHOWN_REASONS
     return shown + (f"; and {more} more" if more > 0 else "")

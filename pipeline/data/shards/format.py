@@ -272,14 +272,12 @@ class ShardWriter:
         records = []
         for record in self._records:
             self._file.seek(record.offset)
-            checksum = crc32(self._file.read(record.length))
-            records.append(replace(record, crc32=checksum))
+            records.append(replace(record, crc32=crc32(self._file.read(record.length))))
         self._file.seek(0)
         sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
         size = self._file.tell()
         self._storage.upload(self._path, self._file)
-        name = posixpath.basename(self._path)
-        return ShardRecord(name, size, sha256, tuple(records))
+        return ShardRecord(posixpath.basename(self._path), size, sha256, tuple(records))
 
 
 def load_manifest(storage: Storage, dataset: str, split: str) -> Manifest:

@@ -108,7 +108,7 @@ def native_table(dataset: str, overridden: bool = False) -> tuple[NativeClass, .
 
 
 @cache
-def overrides(dataset: str) -> dict[str, str | None]:
+def overrides(dataset: str) -> Mapping[str, str | None]:
     """The classes that are mapped otherwise without relabelling: name -> universal one or None."""
     rows = (row for row in read_tsv(_FOLDER / "overrides.tsv") if row["table"] == dataset)
     return {row["native_name"]: row["universal_name"] or None for row in rows}

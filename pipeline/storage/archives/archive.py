@@ -53,8 +53,8 @@ class Archive:
             version = f"gunzip 1|{blob.version}"
             blob = _spooled_blob(version, blob.name, _gunzipped(blob), blob.size)
         self._blob = blob
+        # `refused`: name and reason of each member that is not read.
         rows, self.refused = zip_table(blob) if is_zip else tar_table(blob)
-        """Name and reason of each member that is not read."""
         self.names: list[str] = sorted(rows)
         """Safe paths of the members that can be read, sorted."""
         table = [rows[name] for name in self.names]
