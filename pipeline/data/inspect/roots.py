@@ -89,8 +89,7 @@ def _listed(
     try:
         reader = open_own(dataset, own) if own else open_reader(dataset, root)
     except UserError as error:
-        found = [Finding("layout", root, str(error))]
-        yield Section(dataset, "", findings=found), ()
+        yield Section(dataset, "", findings=[Finding("layout", root, str(error))]), ()
         return
     empty = []
     for split in SPLITS:
