@@ -25,7 +25,6 @@ TESTED_ELSEWHERE = {
     "pipeline.data.datasets.sunrgbd_layouts": "pipeline/data/datasets/test_sunrgbd_official.py",
     "pipeline.data.ingest.config": "pipeline/data/ingest/test_stream.py",
     "pipeline.data.inspect.check": "jobs/test_doctor.py",
-    "pipeline.data.inspect.local_pool": "jobs/test_doctor.py",
     "pipeline.data.inspect.page": "jobs/test_preview.py",
     "pipeline.data.inspect.report": "jobs/test_doctor.py",
     "pipeline.data.inspect.roots": "jobs/test_doctor.py",

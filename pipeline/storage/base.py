@@ -74,9 +74,7 @@ class Storage(ABC):
     def upload(self, path: str, local: Path | BinaryIO) -> None:
         """Stores a copy of a local file atomically, without holding it in memory.
 
-        Args:
-            path: Where to.
-            local: The file, or it opened for binary reading; then it need not have a name.
+        One that is opened for binary reading need not have a name.
 
         Raises:
             FileNotFoundError: The local file does not exist.

@@ -87,20 +87,17 @@ class LocalStorage(Storage):
             raise self._missing(path)
         return file.stat().st_size
 
-    def _list(self, prefix: str) -> Iterator[Entry]:
-        return self._walk(prefix, ())
-
-    def _walk(self, folder: str, parents: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-        if not (names := self._scan(folder)):
+    def _list(self, prefix: str, parents: tuple[tuple[int, int], ...] = ()) -> Iterator[Entry]:
+        if not (names := self._scan(prefix)):
             return
-        status = os.stat(self._root / folder)
+        status = os.stat(self._root / prefix)
         identity = (status.st_dev, status.st_ino)
         if identity in parents:  # a symbolic link to a folder that holds it
             return
         for name in names:
-            path = f"{folder}/{name}" if folder else name
+            path = f"{prefix}/{name}" if prefix else name
             if name.endswith("/"):
-                yield from self._walk(path.removesuffix("/"), (*parents, identity))
+                yield from self._list(path.removesuffix("/"), (*parents, identity))
             else:
                 yield self._entry(path)
 

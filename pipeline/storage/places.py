@@ -10,9 +10,7 @@ from pipeline.errors import UserError
 def resolve_location(key: str, uri: str) -> str:
     """Makes a local path absolute, because Ray workers run in other working folders.
 
-    Args:
-        key: The setting's name.
-        uri: The setting's value; an address that is no local path stays as it is.
+    An address that is no local path stays as it is.
 
     Raises:
         UserError: The path is relative to a working folder that Ray uploaded for a job: what is

@@ -95,10 +95,7 @@ class S3Storage(Storage):
                 time.sleep(min(5.0, 0.1 * 2**attempt))
         raise AssertionError("the last attempt returns or raises")
 
-    def _write(self, path: str, data: bytes) -> None:
-        self._put(path, data)
-
-    def _put(self, path: str, data: bytes, **condition: str) -> None:
+    def _write(self, path: str, data: bytes, **condition: str) -> None:
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         self._client.put_object(
             Bucket=self._bucket, Key=self._root + path, Body=data, ContentMD5=digest, **condition
@@ -113,7 +110,7 @@ class S3Storage(Storage):
 
     def _put_if(self, path: str, data: bytes, **condition: str) -> bool:
         try:
-            self._put(path, data, **condition)
+            self._write(path, data, **condition)
         except aws.ClientError as error:
             code = _code(error)
             if code in ("NoSuchKey", "404"):
@@ -126,7 +123,7 @@ class S3Storage(Storage):
             # A store without conditional writes: two at the same moment could both succeed here.
             if "IfNoneMatch" in condition and self._holds(path, None):
                 return False
-            self._put(path, data)
+            self._write(path, data)
         return True
 
     def _holds(self, path: str, data: bytes | None) -> bool:
@@ -190,13 +187,10 @@ class S3Storage(Storage):
     def _size(self, path: str) -> int:
         return self._head(path)["ContentLength"]
 
-    def _list(self, prefix: str) -> Iterator[Entry]:
-        return self._entries(prefix)
-
     def _files(self, prefix: str) -> Iterator[Entry]:
-        return self._entries(prefix, Delimiter="/")
+        return self._list(prefix, Delimiter="/")
 
-    def _entries(self, prefix: str, **options: str) -> Iterator[Entry]:
+    def _list(self, prefix: str, **options: str) -> Iterator[Entry]:
         for page in self._pages(prefix, **options):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # some tools mark folders by empty objects
@@ -221,9 +215,9 @@ class S3Storage(Storage):
         return f"{self._root}{prefix}/" if prefix else self._root
 
     def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
-        paginator = self._client.get_paginator("list_objects_v2")
-        where = {"Bucket": self._bucket, "Prefix": self._folder_key(prefix)}
-        return paginator.paginate(**where, **options)
+        return self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._folder_key(prefix), **options
+        )
 
     @property
     def _client(self) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.checks import MAX_PIXELS, BadSample
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.official import decode_index_png
 from pipeline.data.taxonomy import IGNORE, id_table, native_table
 from pipeline.errors import UserError, did_you_mean
@@ -109,25 +109,14 @@ class Reader(ABC):
     label_modes: ClassVar[tuple[str, ...]] = ("L", "P")
     """The Pillow modes of the label PNGs: grey, or palette indices."""
 
-    def __init__(
-        self,
-        root: Storage,
-        base: str = "",
-        max_pixels: int = MAX_PIXELS,
-        more_bases: tuple[str, ...] = (),
-    ) -> None:
-        """Creates a reader; lists and reads nothing yet.
+    def __init__(self, root: Storage, base: str = "", more_bases: tuple[str, ...] = ()) -> None:
+        """Creates a reader of a storage's folder `base`; lists and reads nothing yet.
 
-        Args:
-            root: The storage that holds the dataset.
-            base: The folder of the storage that is the dataset's own; "" for its root.
-            max_pixels: Larger labels are refused before they are decoded.
-            more_bases: Folders of further `parts`.
+        `more_bases` are the folders of further `parts`.
         """
         self.root = root
         self.base = base
         self.more_bases = more_bases
-        self.max_pixels = max_pixels
         self._native = id_table({native_id: native_id for native_id in self._native_ids()})
 
     def _native_ids(self) -> Iterable[int]:
@@ -198,10 +187,6 @@ class Reader(ABC):
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks | None:
         """The pixels of segments, as MSeg's relabelling numbers them.
 
-        Args:
-            source: The image.
-            segments: Numbers of segments.
-
         Returns:
             For each segment that the image has, (H, W) bool. None where a segment is all that the
             image has of a class, so that there is nothing to look up.
@@ -212,11 +197,7 @@ class Reader(ABC):
         return None
 
     def read(self, path: str, missing: str) -> bytes:
-        """Reads a file of a sample.
-
-        Args:
-            path: The file, relative to the root.
-            missing: What the error says when there is no such file.
+        """Reads a file of a sample; `missing` is what the error says when there is no such file.
 
         Raises:
             BadSample: The file is missing or damaged.
@@ -233,7 +214,7 @@ class Reader(ABC):
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         """Decodes a label file's bytes to (H, W) uint8; values outside the table may remain."""
-        return decode_index_png(data, source.label, self.label_modes, self.max_pixels)
+        return decode_index_png(data, source.label, self.label_modes)
 
     def _complete(self, split: Split, listing: Listing) -> Listing:
         """Adds to a listing what the archives withhold, and how it differs from the published."""
@@ -263,12 +244,7 @@ class Reader(ABC):
     def _files(
         self, folder: str, suffixes: str | tuple[str, ...], base: str | None = None
     ) -> dict[str, str]:
-        """Lists the files with these suffixes below one of the dataset's folders.
-
-        Args:
-            folder: The folder.
-            suffixes: What the names must end in.
-            base: Where the folder is, if not in `self.base`.
+        """Lists the files with these suffixes below a folder, which is in `self.base` or in `base`.
 
         Returns:
             For each file its path within that folder, without the suffix -> its path in the root.
@@ -281,10 +257,8 @@ class Reader(ABC):
             # "._x.jpg" is what macOS writes beside x.jpg into archives: no image.
             if "/." in f"/{inner}":
                 continue
-            for suffix in suffixes:
-                if inner.endswith(suffix):
-                    files.setdefault(inner.removesuffix(suffix), entry.path)
-                    break
+            if suffix := next((end for end in suffixes if inner.endswith(end)), ""):
+                files.setdefault(inner.removesuffix(suffix), entry.path)
         return files
 
 
@@ -294,14 +268,10 @@ def pair(
     key: Callable[[str], str],
     extras: Mapping[str, dict[str, Any]] | None = None,
 ) -> Listing:
-    """Pairs images and labels that have the same name.
+    """Pairs images and labels, both name -> path, that have the same name.
 
-    Args:
-        images: name -> path.
-        labels: name -> path.
-        key: Makes a WebDataset key of a name; see `safe_key`.
-        extras: name -> `Source.extra` from the dataset's JSON, which must name every label; None
-            where labels need none.
+    Extras are `Source.extra` by name, from the dataset's JSON, which must name every label; None
+    where labels need none.
     """
     known = labels.keys() if extras is None else labels.keys() & extras.keys()
     left_out = [LeftOut(labels[name], "no entry in the JSON") for name in labels.keys() - known]
@@ -353,8 +323,5 @@ def check_split_names(splits: Iterable[str]) -> None:
 
 def has_folders(root: Storage, base: str, *folders: str) -> bool:
     """Whether every one of some folders, such as "images/10k", is in a folder of a storage."""
-    for folder in folders:
-        parent, _, name = f"{base}/{folder}".strip("/").rpartition("/")
-        if name not in root.folders(parent):
-            return False
-    return True
+    paths = (f"{base}/{folder}".strip("/").rpartition("/") for folder in folders)
+    return all(name in root.folders(parent) for parent, _, name in paths)

@@ -57,8 +57,7 @@ class BDD100K(Reader):
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         # A grey colormap holds the brightness of the colours: no ids can be read from it.
         is_colormap = source.label.startswith(self._path(_COLORMAPS) + "/")
-        modes = ("P",) if is_colormap else ("L", "P")
-        return decode_index_png(data, source.label, modes, self.max_pixels)
+        return decode_index_png(data, source.label, ("P",) if is_colormap else ("L", "P"))
 
 
 def _is_2021(root: Storage, base: str) -> bool:

@@ -46,4 +46,4 @@ class Cityscapes(Reader):
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
         """Pixels by the polygons' `id` or position; see `Reader.segment_masks`."""
         path = source.label.removesuffix("_labelIds.png") + "_polygons.json"
-        return polygon_masks(self._read_segments(path), path, segments, self.max_pixels)
+        return polygon_masks(self._read_segments(path), path, segments)

@@ -67,14 +67,13 @@ class COCOPanoptic(Reader):
         path = self._path(f"annotations/panoptic_{split}2017.json")
         try:
             index = json.loads(self.root.read(path), object_hook=_only_needed)
-            segments = {}
-            for annotation in index["annotations"]:
-                found = annotation["segments_info"]
-                segments[annotation["file_name"].removesuffix(".png")] = {
-                    "segment_ids": [int(segment_id) for segment_id, _ in found],
-                    "category_ids": [int(category) for _, category in found],
+            return {
+                image["file_name"].removesuffix(".png"): {
+                    "segment_ids": [int(segment_id) for segment_id, _ in image["segments_info"]],
+                    "category_ids": [int(category) for _, category in image["segments_info"]],
                 }
-            return segments
+                for image in index["annotations"]
+            }
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.root.uri}/{path}: must be there beside the panoptic PNGs: unzip "
@@ -94,7 +93,7 @@ class COCOPanoptic(Reader):
         return {number: pixels == number for number in segments}
 
     def _segment_ids(self, data: bytes, source: Source) -> np.ndarray:
-        rgb = decode_rgb_png(data, source.label, self.max_pixels).astype(np.uint32)
+        rgb = decode_rgb_png(data, source.label).astype(np.uint32)
         return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:

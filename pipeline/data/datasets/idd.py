@@ -73,18 +73,17 @@ class IDD(Reader):
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
         """Pixels by the polygons' `id` or position; see `Reader.segment_masks`."""
-        data = self._read_segments(source.label)
-        return polygon_masks(data, source.label, segments, self.max_pixels)
+        return polygon_masks(self._read_segments(source.label), source.label, segments)
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
         with bad_sample_errors(source.label):
-            return _drawn(data, source.label, self.max_pixels)
+            return _drawn(data, source.label)
 
 
-def _drawn(data: bytes, path: str, max_pixels: int) -> np.ndarray:
+def _drawn(data: bytes, path: str) -> np.ndarray:
     """Draws polygons: (H, W) uint8 native ids."""
     ids = {native.native_name: native.native_id for native in native_table("idd")}
-    size, objects = read_objects(data, path, max_pixels)
+    size, objects = read_objects(data, path)
     label = Image.new("L", size, ids["unlabeled"])
     canvas = ImageDraw.Draw(label)
     for number, item, points in objects:

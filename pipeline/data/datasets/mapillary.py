@@ -42,5 +42,5 @@ class Mapillary(Reader):
         """Pixels by value in `instances/`, 256 classes plus a count; see `Reader.segment_masks`."""
         folder, _, name = source.label.rpartition("/labels/")
         path = f"{folder}/instances/{name}"
-        values = decode_16bit_png(self._read_segments(path), path, self.max_pixels)
+        values = decode_16bit_png(self._read_segments(path), path)
         return {number: values == number for number in segments}

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import scipy.io
 
-from pipeline.data.pixels.checks import BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
 from pipeline.errors import UserError
 
 
@@ -47,11 +47,6 @@ def read_strings(path: Path, variable: str, field: str | None = None) -> list[st
 class LabelMats:
     """The field of a struct array of version 7.3 that holds label matrices, read one by one.
 
-    Args:
-        path: The file.
-        variable: The struct array.
-        field: Its field.
-
     Raises:
         UserError: The file is damaged, not of version 7.3, or has no such field.
     """
@@ -62,7 +57,7 @@ class LabelMats:
             group: Any = self._file[variable]
             self._references = np.asarray(group[field]).ravel()
 
-    def read(self, index: int, max_pixels: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         """Reads one matrix.
 
         Returns:
@@ -80,7 +75,7 @@ class LabelMats:
             if matrix.external or matrix.is_virtual:
                 raise BadSample(f"{where}: its values lie in another file")
             width, height = (int(length) for length in matrix.shape)
-            check_size(where, width, height, max_pixels)
+            check_size(where, width, height, MAX_PIXELS)
             values = matrix[()]
         label = np.asarray(values).astype(np.uint8)
         if values.dtype.kind not in "uif" or (label != values).any():
@@ -90,10 +85,8 @@ class LabelMats:
 
 def _hdf5_strings(file: h5py.File, variable: str, field: str | None) -> list[str] | None:
     cell: Any = file.get(variable)
-    if field is not None and isinstance(cell, h5py.Group):
-        cell = cell.get(field)
-    elif field is not None:
-        return None
+    if field is not None:
+        cell = cell.get(field) if isinstance(cell, h5py.Group) else None
     if cell is None:
         return None
     # Transposed as any matrix: row by row here is MATLAB's column by column.

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pipeline.data.datasets.base import SPLITS, Listing, Reader, Split, has_folders, pair, safe_key
-from pipeline.data.pixels.checks import MAX_PIXELS
 from pipeline.data.taxonomy import DATASETS, IGNORE, VARIANTS, universal
 from pipeline.data.taxonomy.labelling import OwnClass
 from pipeline.errors import UserError
@@ -75,9 +74,7 @@ class OwnReader(Reader):
     layout = "images/, masks/ and classes.csv"
     inner_folders: ClassVar = ()
 
-    def __init__(
-        self, name: str, spec: OwnDataset, root: Storage, max_pixels: int = MAX_PIXELS
-    ) -> None:
+    def __init__(self, name: str, spec: OwnDataset, root: Storage) -> None:
         """Reads the table of classes.
 
         Raises:
@@ -86,7 +83,7 @@ class OwnReader(Reader):
         self.name = name  # type: ignore[misc]
         self.spec = spec
         self.classes = _read_classes(root, spec.classes, f"own.{name}.classes")
-        super().__init__(root, max_pixels=max_pixels)
+        super().__init__(root)
 
     def _native_ids(self) -> Iterable[int]:
         return (entry.native_id for entry in self.classes)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.data.pixels.checks import bad_sample_errors, check_size
+from pipeline.data.pixels.checks import MAX_PIXELS, bad_sample_errors, check_size
 from pipeline.storage.base import Storage
 
 Points = list[tuple[float, float]]
@@ -17,16 +17,8 @@ _LIMIT_PX = 1_000_000
 """Points may lie outside the image, but not so far that the drawing overflows."""
 
 
-def polygon_masks(
-    data: bytes, path: str, numbers: Collection[int], max_pixels: int
-) -> dict[int, np.ndarray]:
+def polygon_masks(data: bytes, path: str, numbers: Collection[int]) -> dict[int, np.ndarray]:
     """Draws single polygons, numbered by their field `id` or else by their position, from 0.
-
-    Args:
-        data: The JSON.
-        path: Names the file in errors.
-        numbers: Which polygons.
-        max_pixels: The limit of the image's size.
 
     Returns:
         For each polygon that is there and not deleted, (H, W) bool.
@@ -36,7 +28,7 @@ def polygon_masks(
     """
     masks = {}
     with bad_sample_errors(path):
-        size, objects = read_objects(data, path, max_pixels)
+        size, objects = read_objects(data, path)
         for position, item, points in objects:
             number = item.get("id", position)
             if number in numbers and is_drawable(points):
@@ -47,12 +39,12 @@ def polygon_masks(
 
 
 def read_objects(
-    data: bytes, path: str, max_pixels: int
+    data: bytes, path: str
 ) -> tuple[tuple[int, int], Iterator[tuple[int, dict[str, Any], Points]]]:
     """Width and height of the image, and position, fields and points of each polygon in it."""
     annotation = json.loads(data)
     size = int(annotation["imgWidth"]), int(annotation["imgHeight"])
-    check_size(path, *size, max_pixels)
+    check_size(path, *size, MAX_PIXELS)
     objects = (
         (position, item, [(float(x), float(y)) for x, y in item["polygon"]])
         for position, item in enumerate(annotation["objects"])

@@ -6,6 +6,7 @@ validation. Both splits number their images from 1.
 """
 
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import ClassVar
 
 import numpy as np
@@ -81,14 +82,14 @@ class SUNRGBD(Reader):
             for candidate in _NUMBERED_LABELS:
                 labels = labels or by_number(self._files(candidate, ".png"))
             images, labels = over_both_splits(split, images, labels)
-        return pair(images, labels, lambda number: safe_key(split, _stem(images[number])))
+        return pair(images, labels, lambda n: safe_key(split, PurePosixPath(images[n]).stem))
 
     def native_label(self, source: Source) -> np.ndarray:
         """Reads a label; see `Reader.native_label`."""
         if "index" not in source.extra:
             return super().native_label(source)
         try:
-            label = self._official.read(source.extra["index"], self.max_pixels)
+            label = self._official.read(source.extra["index"])
             return self._known(label, f"label {source.extra['index'] + 1}")
         except BadSample as error:
             raise BadSample(f"{source.label}: {error}") from error
@@ -104,7 +105,3 @@ class SUNRGBD(Reader):
         if source.label.startswith(self._path(_SHIFTED) + "/"):
             return np.where(label == IGNORE, label, np.minimum(label, IGNORE - 2) + np.uint8(1))
         return label
-
-
-def _stem(path: str) -> str:
-    return path.rpartition("/")[2].rpartition(".")[0]

@@ -48,11 +48,8 @@ _MARKER = "SUNRGBD/"
 
 def toolbox_folder(root: Storage, base: str) -> str | None:
     """The toolbox's folder, if the official labels are there."""
-    for folder in _TOOLBOX:
-        path = f"{base}/{folder}".strip("/")
-        if root.exists(f"{path}/{_LABELS}"):
-            return path
-    return None
+    paths = (f"{base}/{folder}".strip("/") for folder in _TOOLBOX)
+    return next((path for path in paths if root.exists(f"{path}/{_LABELS}")), None)
 
 
 def official_listing(
@@ -60,12 +57,8 @@ def official_listing(
 ) -> Listing:
     """Pairs the images of a split with the official labels' positions.
 
-    Args:
-        root: Where the dataset lies.
-        base: The folder of the storage that holds `SUNRGBD/`.
-        toolbox: What `toolbox_folder` found.
-        split: The split.
-        images: Path within `SUNRGBD/` without its extension -> path in the root.
+    The images are path within `SUNRGBD/` without its extension -> path in the root; `base` is the
+    folder that holds `SUNRGBD/`.
 
     Raises:
         UserError: A .mat file is missing or damaged, or they do not belong together.
@@ -108,23 +101,18 @@ def over_both_splits(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Brings images and labels of ankurhanda's form to one numbering, that of the labels.
 
-    Args:
-        split: The split of the images.
-        images: Number -> path, of one split.
-        labels: Number -> path, of both splits.
+    Both are number -> path: images of the one split, labels of both.
 
     Returns:
         The images, and the labels of this split alone, by the labels' numbers.
     """
-    first = {"val": 1, "train": NUM_TEST + 1}[split]
-    last = {"val": NUM_TEST, "train": 1 << 31}[split]
+    first, last = {"val": (1, NUM_TEST), "train": (NUM_TEST + 1, 1 << 31)}[split]
     own = {n: path for n, path in labels.items() if n.isdigit() and first <= int(n) <= last}
     if split == "train":
         # As given away, training images count from 1; some renumber them as the labels are.
         moved = {str(int(n) + NUM_TEST): path for n, path in images.items() if n.isdigit()}
         if len(moved.keys() & own.keys()) >= len(images.keys() & own.keys()):
-            odd = {n: path for n, path in images.items() if not n.isdigit()}
-            images = moved | odd
+            images = moved | {n: path for n, path in images.items() if not n.isdigit()}
     return images, own
 
 
@@ -144,11 +132,8 @@ def _scenes_of_split(root: Storage, path: str, split: Split) -> set[str]:
 def _labelled_images(root: Storage, base: str, toolbox: str) -> list[str]:
     """The image of each label, within `SUNRGBD/`: `kv1/<source>/<scene>/image/<name>.jpg`."""
     candidates = [path.format(base=base, toolbox=toolbox).strip("/") for path in _METADATA]
-    for path in candidates:
-        if not root.exists(path):
-            continue
-        images = read_strings(local_copy(root, path), "SUNRGBDMeta", "rgbpath")
-        if images:
+    for path in filter(root.exists, candidates):
+        if images := read_strings(local_copy(root, path), "SUNRGBDMeta", "rgbpath"):
             return [_within(image) for image in images]
     raise UserError(
         f"{root.uri}/{candidates[0]}: must be there, and say in SUNRGBDMeta.rgbpath which image "

@@ -105,11 +105,7 @@ class Window:
 def draw_window(height: int, width: int, seed: int, config: AugmentConfig) -> Window:
     """Draws the crop of one row of the stream; a pure function of its arguments.
 
-    Args:
-        height: Pixels of the stored image.
-        width: The same.
-        seed: 64-bit seed of the row.
-        config: Sizes and probabilities.
+    Height and width are pixels of the stored image; the row's seed has 64 bits.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     if config.squash:

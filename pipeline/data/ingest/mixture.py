@@ -82,10 +82,9 @@ class Mixture:
         base = np.floor(quotas + 1e-9).astype(np.int64)
         fractions = np.clip(quotas - base, 0.0, None)
         extras = _systematic_extras(fractions, batch_size - int(base.sum()))
-        counts = base + extras
         # _before[g] = rows of each dataset in the first g batches of a period.
         self._before = np.zeros((PERIOD + 1, len(self.datasets)), np.int64)
-        np.cumsum(counts, axis=0, out=self._before[1:])
+        np.cumsum(base + extras, axis=0, out=self._before[1:])
 
     def batch_counts(self, batch: int) -> np.ndarray:
         """Rows of each dataset in a global batch: (D,) int64, summing to `batch_size`."""

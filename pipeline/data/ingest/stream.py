@@ -86,12 +86,7 @@ def training_stream(
 
 
 def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator[dict[str, Any]]:
-    """The batches of one worker's part of a stream: views into Ray's memory, not to be written to.
-
-    Args:
-        consumer: One part of a `training_stream`, or all of it.
-        rows_per_batch: Rows of one block, as given to `training_stream`.
-    """
+    """The batches of one worker's part of a stream: views into Ray's memory, which is only read."""
     # Whole blocks, which are whole batches: no row is copied.
     blocks: Any = consumer.iter_batches(batch_size=None, prefetch_batches=2)  # type: ignore[arg-type]
     for batch in blocks:
@@ -175,15 +170,13 @@ class CropLoader:
         try:
             stored = self._reader.read_stored(name, row.sample)
         except BadSample as error:
-            problem = str(error)
-        else:
-            try:
-                load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, image, label)
-                label[:] = self._reader.translated(name, label)
-                return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""
-            except BadSample as error:
-                problem = f"{self._reader.name_of(name, row.sample)}: {error}"
-        return 0, problem
+            return 0, str(error)
+        try:
+            load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, image, label)
+        except BadSample as error:
+            return 0, f"{self._reader.name_of(name, row.sample)}: {error}"
+        label[:] = self._reader.translated(name, label)
+        return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""
 
 
 def open_cache(config: DataConfig, uri: str) -> ShardCache | None:

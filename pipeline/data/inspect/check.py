@@ -1,11 +1,15 @@
 """A check in a pool of processes: which samples are read, and where the findings go."""
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipeline.data.inspect.local_pool import map_in_pool
 from pipeline.data.inspect.report import CheckReport, Finding
+from pipeline.errors import UserError
 from pipeline.progress import Progress
 
 Item = TypeVar("Item")
@@ -43,12 +47,46 @@ def run_checks(
         UserError: A storage fails, or a process died.
     """
     progress = Progress(sum(len(task.samples) for task in tasks), "samples")
-    for task, (findings, found) in map_in_pool(check, tasks, workers):
+    for task, (findings, found) in _map_in_pool(check, tasks, workers):
         section = report.section(task.dataset, task.split)
         section.checked += len(task.samples)
         section.findings.extend(findings)
         yield task, found
         progress.add(len(task.samples), section.name)
+
+
+def _map_in_pool(
+    function: Callable[[Item], Found], tasks: Sequence[Item], workers: int | None
+) -> Iterator[tuple[Item, Found]]:
+    """Applies a function to tasks on this machine, and yields the results as they come."""
+    workers = min(workers or os.cpu_count() or 1, max(1, len(tasks)))
+    if workers == 1:
+        for task in tasks:
+            yield task, function(task)
+        return
+    # Not forked: the parent may hold threads and locks.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    running: dict[Future[Found], Item] = {}
+    left = iter(tasks)
+    try:
+        while True:
+            # A few more than processes, not all: results of a large job would pile up.
+            for task in left:
+                running[pool.submit(function, task)] = task
+                if len(running) >= 2 * workers:
+                    break
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"workers={workers}: a worker process died, most likely for lack of memory: lower "
+            "workers"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def spread_evenly(items: Sequence[Item], share: float) -> tuple[Item, ...]:

@@ -20,12 +20,7 @@ _SHOWN_LEFT_OUT = 100
 
 
 def render_page(chapters: Sequence[Chapter], title: str) -> str:
-    """The HTML of a page.
-
-    Args:
-        chapters: What to show, in this order.
-        title: Its headline; any text.
-    """
+    """The HTML of a page that shows chapters in their order; its headline may be any text."""
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     tabs = "".join(
@@ -65,11 +60,7 @@ def render_page(chapters: Sequence[Chapter], title: str) -> str:
 
 
 def run_lengths(label: np.ndarray) -> bytes:
-    """Pairs of bytes: an id, and how many pixels have it from here on, less one.
-
-    Args:
-        label: (H, W) uint8, read row by row.
-    """
+    """Pairs of bytes for (H, W) uint8, read by rows: an id, and the length of its run, less one."""
     flat = label.ravel()
     starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
     lengths = np.diff(np.concatenate([starts, [flat.size]]))
@@ -116,14 +107,13 @@ def _histogram(chapter: Chapter, seen: Iterable[int], colours: list[str]) -> str
     total, most = sum(pixels), max(pixels)
     rows = []
     for i in sorted(seen, key=lambda i: -pixels[i]):
-        share = pixels[i] / total
         # The root keeps rare classes visible.
         width = 100 * (pixels[i] / most) ** 0.5
         rows.append(
             f'<li><button type="button" data-class="{i}" data-name="{escape(names[i])}" '
             f'title="id {i}: {pixels[i]:,} pixels">'
             f'<i style="background:{colours[i]}"></i><span>{escape(names[i])}</span>'
-            f"<em>{_percent(share)}</em>"
+            f"<em>{_percent(pixels[i] / total)}</em>"
             f'<u style="width:{width:.2f}%;background:{colours[i]}"></u></button></li>'
         )
     return "".join(rows)

@@ -89,8 +89,7 @@ def _listed(
     try:
         reader = open_own(dataset, own) if own else open_reader(dataset, root)
     except UserError as error:
-        found = [Finding("layout", root, str(error))]
-        yield Section(dataset, "", findings=found), ()
+        yield Section(dataset, "", findings=[Finding("layout", root, str(error))]), ()
         return
     empty = []
     for split in SPLITS:
@@ -137,8 +136,7 @@ def _check_task(task: _RootTask) -> tuple[list[Finding], list[tuple[bytes, str]]
         try:
             data = reader.read(source.image, "was there when it was listed")
             digests.append((hashlib.sha256(data).digest()[:16], source.image))
-            height, width, _ = decode_image(data).shape
-            size = height, width
+            size = decode_image(data).shape[:2]
             findings += _remarks(source.image, data)
         except UserError:
             raise
@@ -149,7 +147,7 @@ def _check_task(task: _RootTask) -> tuple[list[Finding], list[tuple[bytes, str]]
 
 
 def _check_label(
-    reader: Reader, source: Source, size: tuple[int, int] | None, known: np.ndarray
+    reader: Reader, source: Source, size: tuple[int, ...] | None, known: np.ndarray
 ) -> Iterator[Finding]:
     try:
         label = reader.native_label(source)
@@ -160,17 +158,14 @@ def _check_label(
         yield Finding("label", source.image, text)
         return
     if size is not None and label.shape != size:
-        text = f"the image is {size[1]}x{size[0]} pixels, its label {_named(label.shape)}"
+        sizes = [f"{shape[1]}x{shape[0]}" for shape in (size, label.shape)]
+        text = f"the image is {sizes[0]} pixels, its label {sizes[1]}"
         yield Finding("size", source.image, text)
     counts = np.bincount(label.ravel(), minlength=256)
     if unknown := np.flatnonzero((counts > 0) & ~known).tolist():
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
         text = f"ids {shown} in {int(counts[unknown].sum()):,} pixels"
         yield Finding("unknown id", source.label, text)
-
-
-def _named(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]}"
 
 
 def _remarks(path: str, data: bytes) -> Iterator[Finding]:

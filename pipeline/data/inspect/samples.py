@@ -63,15 +63,9 @@ def load_chapters(
     long_side_px: int,
     seed: int,
 ) -> list[Chapter]:
-    """Reads what a page shows.
+    """Reads what a page shows: `count` images of each split; another seed shows others.
 
-    Args:
-        uri: Root of the shards.
-        datasets: Which datasets; None takes all that are finished.
-        splits: Which splits; None takes all that are finished.
-        count: Images of each split.
-        long_side_px: Their size.
-        seed: Another seed shows other images.
+    Without datasets or splits, all that are finished are taken.
 
     Raises:
         UserError: There is nothing such, or the storage fails.

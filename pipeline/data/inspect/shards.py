@@ -61,11 +61,9 @@ def check_shards(
             continue
         manifests[dataset, split] = manifest
         section.samples = manifest.num_samples
-        named = {shard.name for shard in manifest.shards}
-        for path in paths:
-            name = path.rpartition("/")[2]
-            if name.endswith(".tar") and name not in named:
-                section.findings.append(Finding("stray", path))
+        known = {MANIFEST_NAME, *(shard.name for shard in manifest.shards)}
+        strays = (path for path in paths if path.rpartition("/")[2] not in known)
+        section.findings += [Finding("stray", path) for path in strays]
         for shard in manifest.shards:
             tasks.append(
                 _ShardTask(
@@ -143,8 +141,8 @@ def _check_shard(task: _ShardTask) -> tuple[list[Finding], np.ndarray]:
             text = f"{label.shape[1]}x{label.shape[0]} pixels, not {record.width}x{record.height}"
             findings.append(Finding("decode", name, text))
         counts = np.bincount(label.ravel(), minlength=256)
-        unknown = [i for i in np.flatnonzero(counts).tolist() if task.num_classes <= i != IGNORE]
-        if unknown:
+        used = np.flatnonzero(counts).tolist()
+        if unknown := [i for i in used if task.num_classes <= i != IGNORE]:
             findings.append(Finding("decode", name, f"ids {unknown[:8]} are no classes"))
         pixels += counts
     return findings, pixels[: task.num_classes]
@@ -171,10 +169,6 @@ def _check_bytes(storage: Storage, path: str, shard: ShardRecord) -> Iterator[Fi
 
 def _compared(found: np.ndarray, manifest: Manifest) -> Iterator[Finding]:
     wanted = np.array(manifest.class_pixels, np.int64)
-    for universal_id in np.flatnonzero(found != wanted).tolist():
-        yield Finding(
-            "histogram",
-            f"class {universal_id}",
-            f"{found[universal_id]:,} pixels in the labels, {wanted[universal_id]:,} in the "
-            "manifest",
-        )
+    for number in np.flatnonzero(found != wanted).tolist():
+        text = f"{found[number]:,} pixels in the labels, {wanted[number]:,} in the manifest"
+        yield Finding("histogram", f"class {number}", text)

@@ -121,8 +121,7 @@ def decode_label(png: bytes) -> np.ndarray:
     """
     if not png:
         raise BadSample("the png is empty")
-    label = _inflate_plain(png)
-    if label is not None:
+    if (label := _inflate_plain(png)) is not None:
         return label
     label = _decode_by_opencv("the png", png, cv2.IMREAD_UNCHANGED)
     if label.ndim != 2 or label.dtype != np.uint8:

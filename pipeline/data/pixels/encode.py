@@ -45,15 +45,12 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return _decode_other(header)
 
 
-def keep_jpeg(
-    data: bytes, short_side_px: int, max_pixels: int = MAX_PIXELS
-) -> tuple[bytes, tuple[int, int]] | None:
+def keep_jpeg(data: bytes, short_side_px: int) -> tuple[bytes, tuple[int, int]] | None:
     """Checks an image that can be stored as it is, for half the cost of `decode_image`.
 
     Args:
         data: The file.
         short_side_px: Larger images must be shrunk.
-        max_pixels: Largest number of pixels; see `decode_image`.
 
     Returns:
         The JPEG free of any EXIF orientation, and its height and width; None when the image must be
@@ -62,7 +59,7 @@ def keep_jpeg(
     Raises:
         BadSample: The image cannot be used; see `decode_image`.
     """
-    header, is_jpeg = _open_image(data, max_pixels)
+    header, is_jpeg = _open_image(data, MAX_PIXELS)
     if not is_jpeg or header.mode != "RGB" or min(header.size) > short_side_px:
         return None
     # An eighth of the size: all of the data is read, but most of the arithmetic left out.
@@ -91,35 +88,20 @@ def _decode_by_opencv(header: Image.Image, data: bytes, flags: int) -> np.ndarra
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Compresses an image.
-
-    Args:
-        image: (H, W, 3) uint8 BGR.
-        quality: 1..100.
-    """
+    """Compresses an image, (H, W, 3) uint8 BGR, by a quality of 1..100."""
     done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     return data.tobytes()
 
 
 def encode_label(label: np.ndarray) -> bytes:
-    """Writes an 8-bit grey PNG whose rows all have filter NONE.
-
-    Args:
-        label: (H, W) uint8 ids.
-    """
+    """Writes (H, W) uint8 ids as an 8-bit grey PNG whose rows all have filter NONE."""
     height, width = label.shape
     rows = np.zeros((height, width + 1), np.uint8)  # Column 0 holds each row's filter type, 0.
     rows[:, 1:] = label
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _png_chunk(b"IHDR", header),
-            _png_chunk(b"IDAT", zlib.compress(rows.data, _PNG_LEVEL)),
-            _png_chunk(b"IEND", b""),
-        )
-    )
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.data, _PNG_LEVEL)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks)
 
 
 def shrunk_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def decode_index_png(
     return _decode_png(data, path, max_pixels, fits, f"8-bit {wanted}")
 
 
-def decode_rgb_png(data: bytes, path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_rgb_png(data: bytes, path: str) -> np.ndarray:
     """Decodes a PNG whose colours carry ids.
 
     Returns:
@@ -51,10 +51,10 @@ def decode_rgb_png(data: bytes, path: str, max_pixels: int = MAX_PIXELS) -> np.n
         BadSample: The file is damaged, too large, not a PNG, or not 8-bit RGB.
     """
     # Pillow opens 16-bit RGB as RGB too, and drops the low bytes.
-    return _decode_png(data, path, max_pixels, lambda *found: found == ("RGB", 8), "8-bit RGB")
+    return _decode_png(data, path, MAX_PIXELS, lambda *found: found == ("RGB", 8), "8-bit RGB")
 
 
-def decode_16bit_png(data: bytes, path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_16bit_png(data: bytes, path: str) -> np.ndarray:
     """Decodes a PNG of 16-bit numbers.
 
     Returns:
@@ -67,7 +67,7 @@ def decode_16bit_png(data: bytes, path: str, max_pixels: int = MAX_PIXELS) -> np
     def fits(mode: str, bits: int) -> bool:
         return mode.startswith("I") and bits == 16
 
-    return _decode_png(data, path, max_pixels, fits, "16-bit grey").astype(np.int64)
+    return _decode_png(data, path, MAX_PIXELS, fits, "16-bit grey").astype(np.int64)
 
 
 def _decode_png(

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,14 +218,7 @@ def convert_sample(
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:
-    """Counts the pixels of each id.
-
-    Args:
-        label: (H, W) uint8.
-
-    Returns:
-        (256,) int64.
-    """
+    """Counts the pixels of each id in (H, W) uint8: (256,) int64."""
     # Ten times as fast as np.bincount, but it counts in float32, which is exact below 2**24.
     counts = np.zeros(256, np.int64)
     rows = max(1, (1 << 23) // label.shape[1])
@@ -273,11 +266,8 @@ def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit
     """Converts units on Ray workers, and yields each unit with its result as it finishes.
 
     A unit whose worker dies is done again, a few times. The others are done meanwhile, and after
-    them the ones that could not be done are an error.
-
-    Args:
-        units: What to convert.
-        workers: Processes at once; None takes every CPU of the cluster.
+    them the ones that could not be done are an error. Without a number of workers, every CPU of
+    the cluster is taken.
 
     Raises:
         UserError: A storage fails, or units killed their workers again and again.
@@ -291,7 +281,7 @@ def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit
         given_up.append(units[death.index].name)
         return False
 
-    with Workers(_converter, workers, on_death=on_death) as pool:
+    with Workers(lambda: _convert, workers, on_death=on_death) as pool:
         for index, result in pool.run(units):
             yield units[index], result
     if given_up:
@@ -302,21 +292,17 @@ def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit
         )
 
 
-def _converter() -> Callable[[Unit], UnitResult]:
-    """Makes what a worker applies to each unit; nothing is kept between units but open readers."""
-
-    def convert(unit: Unit) -> UnitResult:
-        try:
-            return convert_unit(unit)
-        except OSError as error:
-            raise UserError(
-                f"{unit.out}/{unit.path}: {error}: see to the disk of the worker or the output"
-            ) from None
-        except Exception as error:
-            error.add_note(f"while converting {unit.name}")
-            raise
-
-    return convert
+def _convert(unit: Unit) -> UnitResult:
+    """What a worker applies to each unit; nothing is kept between units but open readers."""
+    try:
+        return convert_unit(unit)
+    except OSError as error:
+        raise UserError(
+            f"{unit.out}/{unit.path}: {error}: see to the disk of the worker or the output"
+        ) from None
+    except Exception as error:
+        error.add_note(f"while converting {unit.name}")
+        raise
 
 
 @functools.lru_cache(maxsize=8)

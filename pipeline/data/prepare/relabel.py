@@ -90,9 +90,8 @@ class Relabelling:
         self, split: str, parent: str, stem: str, segment: int, natives: tuple[int, ...], new: int
     ) -> None:
         """Adds a decision; a later one over the same segment comes after, and so prevails."""
-        self.decisions.setdefault(self._key(split, parent, stem), []).append(
-            (segment, natives, new)
-        )
+        key = self._key(split, parent, stem)
+        self.decisions.setdefault(key, []).append((segment, natives, new))
 
     def _key(self, split: str, parent: str, stem: str) -> _Key:
         return split, parent if self.dataset in _NEEDS_PARENT else "", stem
@@ -155,11 +154,7 @@ def relabel(
 ) -> tuple[int, int]:
     """Applies the decisions over an image, if there are any, to its label in place.
 
-    Args:
-        label: (H, W) uint8 universal ids.
-        native: (H, W) uint8 native ids, as read.
-        reader: Knows the segments.
-        source: The image, with the decisions.
+    The label is (H, W) uint8 universal ids, `native` the native ones as they were read.
 
     Returns:
         How many decisions changed pixels, and how many found none.
@@ -203,9 +198,8 @@ def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
                     f"{where}: native_class={row['native_class']!r}: not a class of {dataset}"
                 )
             place = row["split"], row.get("parent") or "", row["image_stem"]
-            table.add(
-                *place, int(row["segment_id"]), natives, _universal_id(row["new_universal_name"])
-            )
+            segment, new = int(row["segment_id"]), _universal_id(row["new_universal_name"])
+            table.add(*place, segment, natives, new)
     except UserError:
         raise
     except (OSError, EOFError, ValueError, TypeError, csv.Error) as error:
@@ -307,9 +301,7 @@ def with_decisions(listing: Listing, split: str, table: Relabelling) -> Listing:
 def with_full_ade20k(listing: Listing, uri: str) -> Listing:
     """Adds to ADE20K's sources with decisions where the full release has their segments.
 
-    Args:
-        listing: The challenge's images.
-        uri: The full release, local or s3://; images lie by scene, `*_seg.png` beside them.
+    There the images lie by scene, with `*_seg.png` beside them.
 
     Raises:
         UserError: It holds no segments.

@@ -87,10 +87,8 @@ def prepare(
 ) -> PrepareSummary:
     """Converts datasets to shards.
 
-    Args:
-        config: What to convert.
-        start_ray: Called with the number of CPUs needed once there is something to convert; None
-            leaves it to Ray Data to connect or start.
+    `start_ray` is called with the number of CPUs needed once there is something to convert; None
+    leaves it to Ray to connect or start.
 
     Raises:
         UserError: The configuration does not fit the roots or the output, a storage fails, or too
@@ -217,7 +215,7 @@ def _relabel(
 def _note_overrides(table: str, listings: dict[Split, Listing]) -> None:
     if not (changed := overrides(table)):
         return
-    names = ", ".join(f"{new.native_name} ({new.universal_name or 'ignored'})" for new in changed)
+    names = ", ".join(f"{name} ({target or 'ignored'})" for name, target in changed.items())
     note = f"without relabelling, not mapped as by MSeg: {names}"
     logger.info("%s: %s", table, note)
     for split, listing in listings.items():

@@ -7,7 +7,7 @@ Knows what an earlier run may have left in the output: a manifest (finished), re
 import dataclasses
 import logging
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipeline.data.datasets.base import LeftOut, Listing, Reader
 from pipeline.data.datasets.few_shot.training import PairReader
@@ -36,13 +36,7 @@ _SHOWN_REASONS = 5
 class SplitJob:
     """Plans a split's units, collects their results, and writes the manifest.
 
-    Args:
-        config: How to convert.
-        out: Where the shards go.
-        reader: The dataset's reader.
-        split: The split.
-        listing: What the reader lists for it, with the decisions of the relabelling.
-        relabelling: MSeg's, if it is applied to this dataset.
+    The listing holds the decisions of MSeg's relabelling, if that is applied to the dataset.
 
     Raises:
         UserError: The output holds this split made in another way, or a storage fails.
@@ -55,7 +49,7 @@ class SplitJob:
         reader: Reader,
         split: str,
         listing: Listing,
-        relabelling: Relabelling | None = None,
+        relabelling: Relabelling | None,
     ) -> None:
         self.dataset = reader.name
         self.split = split
@@ -90,7 +84,12 @@ class SplitJob:
         )
         self._units = make_units(blank, listing.sources, sizes)
         self._results: dict[int, UnitResult] = {}
-        self._take_over()
+        present = {entry.path: entry.size for entry in out.list(self.name)}
+        self._manifest_path = f"{self.name}/{MANIFEST_NAME}"
+        if self._manifest_path in present:
+            self._take_manifest(present)
+        else:
+            self._take_records(present)
 
     @property
     def num_units(self) -> int:
@@ -107,10 +106,8 @@ class SplitJob:
     @property
     def left_out(self) -> list[LeftOut]:
         """All samples known so far to be left out, in order of their names."""
-        found = list(self._listing.left_out)
-        for result in self._results.values():
-            found.extend(result.left_out)
-        return sorted(found, key=lambda bad: (bad.name, bad.reason))
+        found = [bad for result in self._results.values() for bad in result.left_out]
+        return sorted((*self._listing.left_out, *found), key=lambda bad: (bad.name, bad.reason))
 
     def add(self, unit: Unit, result: UnitResult) -> None:
         """Takes a unit's result.
@@ -193,17 +190,6 @@ class SplitJob:
         note = f"{self.split}: relabelled {changed} segments"
         return [note + (f"; {missed} decisions found no pixel of their class" if missed else "")]
 
-    @property
-    def _manifest_path(self) -> str:
-        return f"{self.name}/{MANIFEST_NAME}"
-
-    def _take_over(self) -> None:
-        present = {entry.path: entry.size for entry in self._out.list(self.name)}
-        if self._manifest_path in present:
-            self._take_manifest(present)
-        else:
-            self._take_records(present)
-
     def _take_manifest(self, present: dict[str, int]) -> None:
         """Accepts a finished output, or refuses one that this run would make otherwise."""
         where = f"{self._out.uri}/{self._manifest_path}"
@@ -259,9 +245,8 @@ class SplitJob:
                 self._out.delete(path)
 
 
-def describe(left_out: Iterable[LeftOut]) -> str:
+def describe(left_out: Sequence[LeftOut]) -> str:
     """The first few left-out samples with their reasons, and how many more there are."""
-    left_out = list(left_out)
     shown = "; ".join(f"{bad.name}: {bad.reason}" for bad in left_out[:_SHOWN_REASONS])
     more = len(left_out) - _SHOWN_REASONS
     return shown + (f"; and {more} more" if more > 0 else "")

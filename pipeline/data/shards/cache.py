@@ -79,13 +79,6 @@ class ShardCache:
         """Bytes of a shard from this node; None when it is not here (yet).
 
         Then a thread begins to fetch it, unless there is no room.
-
-        Args:
-            storage: Where the shard is.
-            path: Its path there.
-            shard: What the manifest says of it.
-            offset: First byte.
-            length: Number of bytes.
         """
         try:
             # Opened for each read: thousands of shards would be more files than a process may hold,

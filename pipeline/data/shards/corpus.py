@@ -81,9 +81,7 @@ def open_corpus(uri: str, split: str) -> Corpus:
 class SampleReader:
     """Reads single samples of a corpus by dataset and index; threads may share one.
 
-    Args:
-        corpus: Where they lie.
-        cache: Where copies of remote shards are kept; local ones are read in place.
+    Copies of remote shards are kept in the cache; local ones are read in place.
     """
 
     def __init__(self, corpus: Corpus, cache: ShardCache | None = None) -> None:

@@ -34,9 +34,6 @@ MANIFEST_NAME = "manifest.json"
 MAX_SHARD_BYTES = 1 << 40
 """No shard is larger; a byte range beyond it is a damaged manifest."""
 
-_BLOCK = 512
-"""Tar headers, and the data of each member, fill whole blocks of this many bytes."""
-_MTIME = 0
 _OWNER = "lseg"
 _MAX_KEY_BYTES = 90
 """A ustar name holds 100 bytes: the key, a dot and the extension."""
@@ -157,11 +154,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = MANIFEST_NAME) -> "Manifest":
-        """Reads what `to_json` wrote.
-
-        Args:
-            text: The JSON.
-            where: The file's name, for messages.
+        """Reads what `to_json` wrote; `where` names the file in messages.
 
         Raises:
             UserError: It is damaged, or of another format version.
@@ -241,7 +234,7 @@ class ShardWriter:
 
         self._file = tempfile.TemporaryFile()  # Without a name: gone however the process ends.
         self._tar = TarWriter(
-            self._file, encoder=False, mtime=_MTIME, user=_OWNER, group=_OWNER, mode=0o444
+            self._file, encoder=False, mtime=0, user=_OWNER, group=_OWNER, mode=0o444
         )
         return self
 
@@ -279,14 +272,12 @@ class ShardWriter:
         records = []
         for record in self._records:
             self._file.seek(record.offset)
-            checksum = crc32(self._file.read(record.length))
-            records.append(replace(record, crc32=checksum))
+            records.append(replace(record, crc32=crc32(self._file.read(record.length))))
         self._file.seek(0)
         sha256 = hashlib.file_digest(self._file, "sha256").hexdigest()
         size = self._file.tell()
         self._storage.upload(self._path, self._file)
-        name = posixpath.basename(self._path)
-        return ShardRecord(name, size, sha256, tuple(records))
+        return ShardRecord(posixpath.basename(self._path), size, sha256, tuple(records))
 
 
 def load_manifest(storage: Storage, dataset: str, split: str) -> Manifest:
@@ -316,14 +307,7 @@ def find_manifests(storage: Storage, split: str) -> dict[str, Manifest]:
 def read_sample(
     storage: Storage, dataset: str, split: str, shard: ShardRecord | str, record: SampleRecord
 ) -> StoredSample:
-    """Reads one sample by one range request.
-
-    Args:
-        storage: The root of the shards.
-        dataset: Its dataset.
-        split: Its split.
-        shard: The shard, or its name.
-        record: The sample's place in the shard.
+    """Reads one sample of a shard, or of one given by its name, by one range request.
 
     Raises:
         ShardError: The bytes there are not this sample's members.
@@ -340,12 +324,7 @@ def read_sample(
 
 
 def parse_sample(data: bytes, where: str, record: SampleRecord) -> StoredSample:
-    """The members of one sample from its bytes of the shard.
-
-    Args:
-        data: The bytes at the sample's place.
-        where: Names the shard and the key, for messages.
-        record: What the manifest says of the sample.
+    """The members of one sample from its bytes of the shard; `where` names it in messages.
 
     Raises:
         ShardError: They are not this sample's members, or not as they were written.
@@ -400,14 +379,14 @@ def _sample_starts(file: BinaryIO) -> list[tuple[str, int]]:
 
 
 def _members(data: bytes) -> dict[str, bytes]:
-    """The members of a run of whole tar members, by name."""
+    """The members of a run of whole tar members, by name; headers and data fill whole blocks."""
     members = {}
     position = 0
     while position < len(data):
-        header = tarfile.TarInfo.frombuf(data[position : position + _BLOCK], "utf-8", "strict")
-        start = position + _BLOCK
+        start = position + tarfile.BLOCKSIZE
+        header = tarfile.TarInfo.frombuf(data[position:start], "utf-8", "strict")
         if header.size < 0 or start + header.size > len(data):
             raise ValueError(f"{header.name} claims {header.size} bytes")
         members[header.name] = data[start : start + header.size]
-        position = start + -(-header.size // _BLOCK) * _BLOCK
+        position = start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return members

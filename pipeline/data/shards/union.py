@@ -15,10 +15,7 @@ from pipeline.errors import UserError
 
 
 def union_of(manifests: Mapping[str, Manifest]) -> Taxonomy:
-    """The classes of all manifests, by name.
-
-    Args:
-        manifests: By dataset; their order, and each one's own order of classes, is kept.
+    """The classes of all manifests, by name; their order, and that of each one's classes, is kept.
 
     Raises:
         UserError: There are more classes than an 8-bit label holds, or labels of an unknown space.

@@ -99,7 +99,7 @@ def native_table(dataset: str, overridden: bool = False) -> tuple[NativeClass, .
     """
     if dataset not in VARIANTS:
         require_dataset(dataset)
-    changed = {new.native_name: new.universal_name for new in overrides(dataset) if overridden}
+    changed = overrides(dataset) if overridden else {}
     return tuple(
         NativeClass(int(row["native_id"]), name, changed.get(name, row["universal_name"] or None))
         for row in read_tsv(_FOLDER / f"{dataset}.tsv")
@@ -107,33 +107,16 @@ def native_table(dataset: str, overridden: bool = False) -> tuple[NativeClass, .
     )
 
 
-@dataclass(frozen=True)
-class Override:
-    """A class whose target by MSeg, without relabelling, is wrong for most of its pixels."""
-
-    native_name: str
-    universal_name: str | None
-    """What is taken instead; None to ignore its pixels."""
-    reason: str
-
-
 @cache
-def overrides(dataset: str) -> tuple[Override, ...]:
-    """Returns the classes of a table that a conversion without relabelling maps otherwise."""
-    return tuple(
-        Override(row["native_name"], row["universal_name"] or None, row["reason"])
-        for row in read_tsv(_FOLDER / "overrides.tsv")
-        if row["table"] == dataset
-    )
+def overrides(dataset: str) -> Mapping[str, str | None]:
+    """The classes that are mapped otherwise without relabelling: name -> universal one or None."""
+    rows = (row for row in read_tsv(_FOLDER / "overrides.tsv") if row["table"] == dataset)
+    return {row["native_name"]: row["universal_name"] or None for row in rows}
 
 
 @cache
 def lookup_table(dataset: str, overridden: bool = False) -> np.ndarray:
-    """Returns the table that turns native ids into universal ids by plain indexing.
-
-    Args:
-        dataset: One of `DATASETS` or `VARIANTS`.
-        overridden: Whether the targets of `overrides` replace MSeg's own.
+    """Returns `native_table` as the table that turns native ids into universal ids by indexing.
 
     Returns:
         (256,) uint8: entry i is the universal id of native id i, IGNORE for every value that the
@@ -143,8 +126,7 @@ def lookup_table(dataset: str, overridden: bool = False) -> np.ndarray:
         UserError: The dataset is not one of `DATASETS` or `VARIANTS`.
     """
     targets = {n.native_id: n.universal_name for n in native_table(dataset, overridden)}
-    known = {i: universal().id_of(name) for i, name in targets.items() if name is not None}
-    table = id_table(known)
+    table = id_table({i: universal().id_of(n) for i, n in targets.items() if n is not None})
     table.flags.writeable = False
     return table
 

@@ -50,10 +50,7 @@ class Labelling:
 def in_universal(table: str, relabelled: bool) -> Labelling:
     """Labels of a training set in the universal classes.
 
-    Args:
-        table: One of `taxonomy.DATASETS` or `taxonomy.VARIANTS`.
-        relabelled: MSeg's own targets, which its relabelling completes; else those with the
-            overrides.
+    Relabelled, they have MSeg's own targets, which its relabelling completes; else the overrides.
     """
     return Labelling(universal(), lookup_table(table, overridden=not relabelled).tobytes())
 

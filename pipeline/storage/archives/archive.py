@@ -42,9 +42,6 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 class Archive:
     """The members of one archive.
 
-    Args:
-        blob: The archive.
-
     Raises:
         UserError: It is damaged, cut short, or not of the kind that its name says.
     """
@@ -53,15 +50,15 @@ class Archive:
         self.name = blob.name
         is_zip = blob.name.lower().endswith(".zip")
         if blob.name.lower().endswith((".tar.gz", ".tgz")):
-            blob = _decompressed(blob)
+            version = f"gunzip 1|{blob.version}"
+            blob = _spooled_blob(version, blob.name, _gunzipped(blob), blob.size)
         self._blob = blob
+        # `refused`: name and reason of each member that is not read.
         rows, self.refused = zip_table(blob) if is_zip else tar_table(blob)
         self.names: list[str] = sorted(rows)
         """Safe paths of the members that can be read, sorted."""
         table = [rows[name] for name in self.names]
         self._table = np.array(table, np.int64).reshape(-1, 5)  # 40 bytes a member, not 400
-        self.refused: tuple[tuple[str, str], ...]
-        """Name and reason of each member that is not read."""
 
     def __contains__(self, name: str) -> bool:
         place = bisect_left(self.names, name)
@@ -176,11 +173,6 @@ def _inflated(
         room -= len(out)
         yield out
         data = inflate.unconsumed_tail
-
-
-def _decompressed(blob: Blob) -> Blob:
-    """A .tar.gz as a plain tar in a node-local copy."""
-    return _spooled_blob(f"gunzip 1|{blob.version}", blob.name, _gunzipped(blob), blob.size)
 
 
 def _spooled_blob(version: str, name: str, chunks: Iterator[bytes], expected_bytes: int) -> Blob:

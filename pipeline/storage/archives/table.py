@@ -64,9 +64,8 @@ def zip_table(blob: Blob) -> Table:
 
 
 def _zip_member(info: zipfile.ZipInfo, size: int) -> tuple[str, Member]:
-    row = Member(
-        info.header_offset, info.file_size, info.compress_size, info.compress_type, info.CRC
-    )
+    offset, method = info.header_offset, info.compress_type
+    row = Member(offset, info.file_size, info.compress_size, method, info.CRC)
     kind = stat.S_IFMT(info.external_attr >> 16)
     if info.is_dir():
         return "folder", row
@@ -74,11 +73,11 @@ def _zip_member(info: zipfile.ZipInfo, size: int) -> tuple[str, Member]:
         return "is a link or a device", row
     if info.flag_bits & 1:
         return "is encrypted", row
-    if info.compress_type not in (STORED, DEFLATED):
-        return f"is compressed by method {info.compress_type}: must be stored or deflated", row
-    if not 0 <= info.header_offset <= info.header_offset + info.compress_size <= size:
+    if method not in (STORED, DEFLATED):
+        return f"is compressed by method {method}: must be stored or deflated", row
+    if not 0 <= offset <= offset + info.compress_size <= size:
         return "lies outside the archive", row
-    if info.compress_type == STORED and info.file_size != info.compress_size:
+    if method == STORED and info.file_size != info.compress_size:
         return "is stored, but its two sizes differ", row
     return bomb(info.file_size, info.compress_size), row
 
@@ -134,11 +133,10 @@ def _table(where: str, members: Iterable[tuple[str, str, Member]]) -> Table:
     for name, reason, row in members:
         path, bad_name = _safe_name(name)
         # What macOS adds is no content, and folders follow from the files in them.
-        if reason == "folder" or not path or path.startswith("__MACOSX/"):
-            if not bad_name:
-                continue
-        reason = bad_name or reason
-        if reason:
+        is_content = reason != "folder" and path and not path.startswith("__MACOSX/")
+        if not is_content and not bad_name:
+            continue
+        if reason := bad_name or reason:
             refused.append((name.encode("utf-8", "backslashreplace").decode(), reason))
         else:
             rows[path] = row

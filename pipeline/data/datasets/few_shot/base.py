@@ -81,9 +81,6 @@ class FewShotSet(ABC):
     def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
         """The pairs that HSNet trains on, by class; a fold trains on those that it does not test.
 
-        Args:
-            splits: HSNet's `splits` folder.
-
         Raises:
             UserError: A list is missing or damaged.
         """
@@ -123,9 +120,6 @@ class FewShotSet(ABC):
 
     def _path(self, *parts: str) -> str:
         return "/".join(part for part in (self.base, *parts) if part)
-
-    def _episode(self, image: str, mask: str, class_id: int) -> Episode:
-        return Episode(self._path(image), self._path(mask), class_id)
 
 
 def hsnet_list(splits: Storage, name: str, key: str = "few_shot_splits") -> str:

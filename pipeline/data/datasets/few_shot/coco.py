@@ -59,8 +59,7 @@ class COCO20i(FewShotSet):
         episodes = []
         for _ in range(NUM_EPISODES):
             class_id = class_ids[draws.choice(len(class_ids), 1, replace=False)[0]]
-            names = by_class.get(class_id) or []
-            if not names:
+            if not (names := by_class.get(class_id)):
                 raise UserError(
                     f"roots.coco-20i={self.root.uri}: class {self.class_names()[class_id]} of fold "
                     f"{fold} has no image: every class must have one"
@@ -70,27 +69,26 @@ class COCO20i(FewShotSet):
         return tuple(episodes)
 
     def _episode_of(self, name: str, class_id: int) -> Episode:
-        return self._episode(name, f"annotations/{name.removesuffix('.jpg')}.png", class_id)
+        mask = f"annotations/{name.removesuffix('.jpg')}.png"
+        return Episode(self._path(name), self._path(mask), class_id)
 
     def training_pairs(self, splits: Storage) -> dict[int, list[Episode]]:
         """The lists of `coco/trn/fold*.pkl`: each holds the pairs of the three other folds."""
         by_class: dict[int, list[Episode]] = {}
         for fold in (0, 1):  # Between them they hold every class.
-            listed = _listed(splits, f"trn/fold{fold}")
-            if listed is None:
+            if (listed := _listed(splits, f"trn/fold{fold}")) is None:
                 raise UserError(
                     f"few_shot_splits={splits.uri}: must hold coco/trn/fold{fold}.pkl: give "
                     "HSNet's splits folder"
                 )
             for class_id, names in listed.items():
-                if class_id in self.test_ids(fold) or class_id not in self.class_names():
-                    if names:
-                        raise UserError(
-                            f"{splits.uri}/coco/trn/fold{fold}.pkl: has images of class "
-                            f"{class_id}, which that fold tests or no list names: take HSNet's file"
-                        )
-                    continue
-                by_class[class_id] = [self._episode_of(name, class_id) for name in names]
+                if class_id in self.class_names() and class_id not in self.test_ids(fold):
+                    by_class[class_id] = [self._episode_of(name, class_id) for name in names]
+                elif names:
+                    raise UserError(
+                        f"{splits.uri}/coco/trn/fold{fold}.pkl: has images of class {class_id}, "
+                        "which that fold tests or no list names: take HSNet's file"
+                    )
         total = sum(map(len, by_class.values()))
         if total != NUM_TRAINING_PAIRS:
             self.notes.append(f"{total} training pairs listed; published: {NUM_TRAINING_PAIRS}")

@@ -16,7 +16,6 @@ from pipeline.data.pixels.checks import MAX_PIXELS, bad_sample_errors, check_siz
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 
-FIRST_TEST_CLASS = 760
 IMAGES_PER_CLASS = 10
 NUM_TEST_CLASSES = 240
 NUM_TRAINING_CLASSES = 520
@@ -29,7 +28,7 @@ class FSS1000(FewShotSet):
     needs = ("one folder for each class, such as abe's_flyingfish",)
     folder = "FSS-1000"
     names = "fss_test_classes.txt"
-    first_class = FIRST_TEST_CLASS
+    first_class = 760
     num_folds = 1
 
     @classmethod
@@ -40,7 +39,7 @@ class FSS1000(FewShotSet):
     @classmethod
     def test_ids(cls, fold: int) -> tuple[int, ...]:
         """All test classes, whatever the fold; their folders' names are LSeg's labels."""
-        return tuple(range(FIRST_TEST_CLASS, FIRST_TEST_CLASS + NUM_TEST_CLASSES))
+        return tuple(range(cls.first_class, cls.first_class + NUM_TEST_CLASSES))
 
     def episodes(self, fold: int = 0, seed: int = 0) -> tuple[Episode, ...]:
         """Every image of every test class, by class and by file name."""

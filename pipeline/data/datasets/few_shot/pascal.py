@@ -18,7 +18,6 @@ LIST_SIZES = (346, 451, 725, 346)
 TRAINING_SIZES = (2286, 3425, 5883, 2086)
 """Pairs in the published training list of the classes of each fold."""
 
-
 _IMAGES, _MASKS = "JPEGImages", "SegmentationClassAug"
 
 
@@ -58,7 +57,8 @@ class PASCAL5i(FewShotSet):
         return tuple(self._episode_of(name, class_id) for name, class_id in cycled)
 
     def _episode_of(self, name: str, class_id: int) -> Episode:
-        return self._episode(f"{_IMAGES}/{name}.jpg", f"{_MASKS}/{name}.png", class_id)
+        image, mask = f"{_IMAGES}/{name}.jpg", f"{_MASKS}/{name}.png"
+        return Episode(self._path(image), self._path(mask), class_id)
 
     def _pairs(self, fold: int) -> list[tuple[str, int]]:
         """Image and class (from 0) of each line `2007_000033__01` of the fold's list."""

@@ -60,15 +60,7 @@ class PairReader(Reader):
         listed: Sequence[Episode] = (),
         masks: Container[str] = (),
     ) -> None:
-        """Creates a reader.
-
-        Args:
-            few_shot: The benchmark's data.
-            pairs: The class.
-            word: The class's name, which `labelling` needs.
-            listed: The training pairs of the class, which `listing` needs.
-            masks: The masks that the download has, which `listing` needs.
-        """
+        """Creates a reader; `labelling` needs the class's name, `listing` its pairs and masks."""
         self.name = pairs.dataset  # type: ignore[misc]
         self.pairs, self._few_shot, self._word = pairs, few_shot, word
         self._listed, self._masks = listed, masks
@@ -103,12 +95,7 @@ class PairReader(Reader):
 
 
 def open_training(benchmark: str, root: str, splits: Storage) -> Iterator[PairReader]:
-    """Opens a reader for each class of a benchmark that any fold trains on.
-
-    Args:
-        benchmark: `pascal-5i`, `coco-20i` or `fss-1000`.
-        root: Its data; see `open_few_shot`.
-        splits: HSNet's `splits` folder.
+    """Opens a reader for each class of a benchmark that any fold trains on; see `open_few_shot`.
 
     Raises:
         UserError: The root or a list does not look as it should.

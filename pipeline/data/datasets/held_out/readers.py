@@ -15,7 +15,6 @@ them to. CamVid's own are coloured images of 32 classes.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -48,37 +47,27 @@ class HeldOutLayout:
         return " and ".join((*files, *filter(None, (self.image_list, self.scene_list))))
 
 
-_VOC: dict[str, Any] = {"images": ("JPEGImages", ".jpg"), "labels": ("SegmentationClass", ".png")}
-_CONTEXT: dict[str, Any] = {
-    "images": ("JPEGImages", ".jpg"),
-    "labels": ("SegmentationClassContext", ".png"),
-}
-_CAMVID: dict[str, Any] = {"images": ("test", ".png"), "labels": ("testannot", ".png")}
-_WILDDASH: dict[str, Any] = {
-    "images": ("wd_val_01", ".png"),
-    "labels": ("wd_val_01", "_labelIds.png"),
-}
-_KITTI: dict[str, Any] = {
-    "images": ("training/image_2", ".png"),
-    "labels": ("training/semantic", ".png"),
-}
-_SCANNET: dict[str, Any] = {
-    "images": ("scannet_frames_25k", ".jpg"),
-    "labels": ("scannet_frames_25k", ".png"),
-}
-_VOC_LIST, _CONTEXT_LIST = (
-    f"ImageSets/{folder}/val.txt" for folder in ("Segmentation", "SegmentationContext")
-)
+_VOC_IMAGES, _VOC_LIST = ("JPEGImages", ".jpg"), "ImageSets/Segmentation/val.txt"
+_CONTEXT_LIST = "ImageSets/SegmentationContext/val.txt"
+_FRAMES = "scannet_frames_25k"
 
 HELD_OUT_LAYOUTS = {
     row.name: row
     for row in (
-        HeldOutLayout("voc2012", 1449, **_VOC, image_list=_VOC_LIST),
-        HeldOutLayout("pascal-context-60", 5105, **_CONTEXT, image_list=_CONTEXT_LIST),
-        HeldOutLayout("camvid-11", 233, **_CAMVID),
-        HeldOutLayout("wilddash-19", 70, **_WILDDASH),
-        HeldOutLayout("kitti-19", 200, **_KITTI),
-        HeldOutLayout("scannet-20", 5436, **_SCANNET, scene_list="scannetv2_val.txt"),
+        HeldOutLayout("voc2012", 1449, _VOC_IMAGES, ("SegmentationClass", ".png"), _VOC_LIST),
+        HeldOutLayout(
+            "pascal-context-60",
+            5105,
+            _VOC_IMAGES,
+            ("SegmentationClassContext", ".png"),
+            _CONTEXT_LIST,
+        ),
+        HeldOutLayout("camvid-11", 233, ("test", ".png"), ("testannot", ".png")),
+        HeldOutLayout("wilddash-19", 70, ("wd_val_01", ".png"), ("wd_val_01", "_labelIds.png")),
+        HeldOutLayout("kitti-19", 200, ("training/image_2", ".png"), ("training/semantic", ".png")),
+        HeldOutLayout(
+            "scannet-20", 5436, (_FRAMES, ".jpg"), (_FRAMES, ".png"), scene_list="scannetv2_val.txt"
+        ),
     )
 }
 """The six sets by name, in the order of MSeg's table."""
