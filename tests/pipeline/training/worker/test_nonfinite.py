@@ -66,7 +66,7 @@ def test_one_more_than_allowed_ends_with_a_diagnosis(config):
         assert worker.loop.ended == EarlyEnd()
     worker.step()
     text = worker.loop.ended.failed
-    first = worker.loop.plan.rows(3)[0]
+    first = worker.loop.order.rows(3)[0]
     for words in (
         "train.max_nonfinite_steps=2: 3 steps in a row",
         "the last is step 4:",
@@ -74,7 +74,7 @@ def test_one_more_than_allowed_ends_with_a_diagnosis(config):
         "learning rate 0.0",
         "gradient norm nan",
         f"rows {first.t} to {first.t + 3}",
-        worker.loop.plan.name_of(first),
+        worker.loop.order.name_of(first),
         "from before step 2",
     ):
         assert words in text
