@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Table
 
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.figures import Figures, matrix_of, miou_over
+from pipeline.evaluation.figures import COUNTS, Figures, miou_over
 from pipeline.evaluation.leak import LeakReport
 from pipeline.evaluation.plan import ProtocolPlan
 from pipeline.evaluation.published import PublishedRow, published_rows
@@ -180,7 +180,7 @@ class EvaluationReport:
         FigureCanvasAgg(figure)
         axes = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
         for axis, part in zip(axes, parts, strict=True):
-            counts = matrix_of(part, self.counts[part.name]).counts.numpy()
+            counts = self.counts[part.name].matrices.sum(0)
             names = [*part.space.classes, "(none of them)"]
             largest = np.argsort(-counts.sum(1), kind="stable")[:MAX_CONFUSED]
             shown = np.sort(largest[counts.sum(1)[largest] > 0])
@@ -202,7 +202,7 @@ class EvaluationReport:
 def _cell(name: str, value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
-    if name in ("images", "unreadable", "counted_px"):
+    if name in COUNTS:
         return f"{value:.0f}"
     return f"{100 * value:.2f}"
 
