@@ -8,12 +8,7 @@ from statistics import harmonic_mean
 import numpy as np
 import torch
 
-from model.metrics import (
-    ConfusionMatrix,
-    foreground_background_iou,
-    foreground_miou,
-    merge_classes,
-)
+from model.metrics import ConfusionMatrix, foreground_background_iou, foreground_miou, merge_classes
 from pipeline.evaluation.plan import Part, ProtocolPlan
 from pipeline.evaluation.scoring import Counts
 
