@@ -34,10 +34,7 @@ def write_page(
 ) -> None:
     """Writes page.html and the images that it shows.
 
-    Args:
-        report: The evaluation.
-        examples: Item, target and prediction of each (number of a part, position of an image).
-        folder: Where the files go.
+    `examples` gives item, target and prediction of each (number of a part, position of an image).
     """
     sections = []
     for number, part in enumerate(report.plan.parts):
