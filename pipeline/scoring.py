@@ -96,13 +96,8 @@ def predict(
 ) -> Tensor:
     """Takes the best class of each pixel of some images, some rows at a time.
 
-    Args:
-        lseg: The network, in evaluation mode.
-        images: B images (H', W', 3) uint8 RGB of one size.
-        text: (T, C), or (B, T, C) where every image has its own.
-        space: What the texts mean.
-        sliding: How the network looks at the images.
-        size: (H, W) of the result; None takes that of the images.
+    The B images are (H', W', 3) uint8 RGB of one size; `text` is (T, C), or (B, T, C) where every
+    image has its own; without a `size` (H, W) the result has that of the images.
 
     Returns:
         (B, H, W) int64 as from `choose`, on the network's device.
@@ -116,11 +111,7 @@ def predict(
 
 @torch.no_grad()
 def choose(logits_BTRW: Tensor, space: AnswerSpace) -> Tensor:
-    """Takes the best class of each pixel.
-
-    Args:
-        logits_BTRW: (B, T, R, W), the mean over views where there are several.
-        space: What the texts mean.
+    """Takes the best class of each pixel from logits, their mean over views if there are several.
 
     Returns:
         (B, R, W) int64: positions in `space.classes`, or `space.none`.
@@ -133,9 +124,9 @@ def choose(logits_BTRW: Tensor, space: AnswerSpace) -> Tensor:
     sums = logits_BTRW.new_zeros((len(logits_BTRW), count, *logits_BTRW.shape[2:]))
     sums.index_add_(1, classes[kept], logits_BTRW.softmax(1)[:, kept])
     probability, best = sums.max(1)
-    return (
-        best if space.threshold is None else best.where(probability >= space.threshold, space.none)
-    )
+    if space.threshold is None:
+        return best
+    return best.where(probability >= space.threshold, space.none)
 
 
 def read_ahead(
@@ -143,10 +134,7 @@ def read_ahead(
 ) -> Iterator[tuple[Position, Read | Unreadable]]:
     """Reads on a thread while the caller works, and yields in order.
 
-    Args:
-        read: Reads what is at a position.
-        positions: What to read.
-        bad: An error over a single image, which is yielded in its place; any other is raised.
+    A `bad` error is one over a single image, and is yielded in its place; any other is raised.
     """
 
     def attempt(position: Position) -> Read | Unreadable:

@@ -23,7 +23,6 @@ ProtocolName = Literal[
 Mode = Literal["whole", "single", "published", "squash"]
 """Ways in which the network sees an image, which `Geometry` describes."""
 
-
 DEFAULT_MODES: dict[str, str] = {
     "ade20k-150": "published",
     "pascal-5i": "squash",
@@ -177,9 +176,8 @@ class EvaluateConfig:
         words: list[str] = [self.protocol]
         if self.labels != "all":
             words.append(self.labels)
-        if self.geometry is not None and self.geometry.mode != DEFAULT_MODES.get(
-            self.protocol, "whole"
-        ):
+        usual = DEFAULT_MODES.get(self.protocol, "whole")
+        if self.geometry is not None and self.geometry.mode != usual:
             words.append(self.geometry.mode)
         if self.other is not None:
             words.append(f"other-{self.other.policy}")
@@ -190,19 +188,15 @@ class EvaluateConfig:
         if self.max_images:
             words.append(f"max{self.max_images}")
         # What is changed besides has no short name.
+        plain_other = self.other and OtherPolicy(policy=self.other.policy)
+        plain_geometry = self.geometry and Geometry(mode=self.geometry.mode)
         rest = {
             "datasets": self.datasets,
             "folds": self.folds if self.folds != (0, 1, 2, 3) else (),
             "seed": self.seed,
-            "other": self.other if self.other != self._plain_other() else None,
-            "geometry": self.geometry if self.geometry != self._plain_geometry() else None,
+            "other": self.other if self.other != plain_other else None,
+            "geometry": self.geometry if self.geometry != plain_geometry else None,
         }
         if any(rest.values()):
             words.append(hashlib.sha256(repr(rest).encode()).hexdigest()[:6])
         return "-".join(words)
-
-    def _plain_other(self) -> OtherPolicy | None:
-        return OtherPolicy(policy=self.other.policy) if self.other else None
-
-    def _plain_geometry(self) -> Geometry | None:
-        return Geometry(mode=self.geometry.mode) if self.geometry else None

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from pipeline.data.datasets.few_shot import Episode, FewShotSet, open_few_shot
 from pipeline.data.datasets.few_shot.training import OTHERS
 from pipeline.data.taxonomy import IGNORE
@@ -64,22 +62,14 @@ def few_shot_plan(config: EvaluateConfig) -> ProtocolPlan:
             f"other.policy={policy.policy}: an episode has a class and a background, so {name} "
             f"needs prompts for the background: published is '{OTHERS}'"
         )
-    lut = np.full(256, IGNORE, np.uint8)
-    lut[:2] = (0, 1)
-    space = AnswerSpace(
-        ("background", "foreground"),
-        (),
-        (*(0 for _ in policy.prompts), 1),
-        tuple(lut.tolist()),
-        rest=0,
-        policy=str(policy),
-    )
-    parts = []
+    classes, text_class = ("background", "foreground"), (*(0 for _ in policy.prompts), 1)
+    lut = (0, 1, *[IGNORE] * 254)
+    space = AnswerSpace(classes, (), text_class, lut, rest=0, policy=str(policy))
+    parts, names = [], few_shot.class_names()
     for fold in config.folds if few_shot.num_folds > 1 else (0,):
         episodes = few_shot.episodes(fold, config.seed)
         chosen = tuple(episodes[i] for i in evenly(len(episodes), config.max_images))
         ids = tuple(i for i in few_shot.test_ids(fold) if any(e.class_id == i for e in episodes))
-        names = few_shot.class_names()
         texts = tuple((*policy.prompts, names[i]) for i in ids)
         source = EpisodeItems(name, config.roots[name], chosen, texts, ids)
         part_name = f"fold{fold}" if few_shot.num_folds > 1 else "test"

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import harmonic_mean
 
+import numpy as np
 import torch
 
-from model.metrics import (
-    ConfusionMatrix,
-    foreground_background_iou,
-    foreground_miou,
-    merge_classes,
-)
+from model.metrics import ConfusionMatrix, foreground_background_iou, foreground_miou, merge_classes
 from pipeline.evaluation.plan import Part, ProtocolPlan
 from pipeline.evaluation.scoring import Counts
+
+COUNTS = frozenset({"images", "unreadable", "counted_px"})
+"""Names of the figures that are numbers of images or pixels."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,27 @@ def figures_of(plan: ProtocolPlan, counts: dict[str, Counts]) -> Figures:
     rows: list[ClassRow] = []
     for part in plan.parts:
         found = counts[part.name]
-        few_shot = plan.kind == "few-shot"
-        parts[part.name] = _few_shot(found) if few_shot else _classes(plan, part, found)
-        parts[part.name] |= {
+        if plan.kind == "few-shot":
+            figures = _few_shot(found)
+            # The foreground of each class of the fold.
+            strata = zip(part.strata, found.matrices, strict=True)
+            rows += [_row(part, name, matrix, 1) for name, matrix in strata]
+        else:
+            # "None of the classes", which comes last, gets no row.
+            whole = found.matrices.sum(0)
+            figures = _classes(plan, part, whole)
+            rows += [_row(part, name, whole, i) for i, name in enumerate(part.space.classes)]
+        parts[part.name] = figures | {
             "images": float(len(found.scores)),
             "unreadable": float(len(found.unreadable)),
             "counted_px": float(sum(score.counted_px for score in found.scores)),
         }
-        rows += _stratum_rows(part, found) if few_shot else _class_rows(part, found)
     return Figures(_summary(plan, parts), parts, rows)
 
 
 def _summary(plan: ProtocolPlan, parts: dict[str, dict[str, float]]) -> dict[str, float]:
     """Means of the figures over parts; for the held-out sets the harmonic mean too."""
-    names = [key for key in next(iter(parts.values())) if key not in _COUNTS]
+    names = [key for key in next(iter(parts.values())) if key not in COUNTS]
     summary = {}
     for name in names:
         values = [part[name] for part in parts.values() if not math.isnan(part[name])]
@@ -72,18 +78,9 @@ def _summary(plan: ProtocolPlan, parts: dict[str, dict[str, float]]) -> dict[str
     return summary
 
 
-_COUNTS = frozenset({"images", "unreadable", "counted_px"})
-
-
-def matrix_of(part: Part, counts: Counts) -> ConfusionMatrix:
-    """The confusion matrix of a part, summed over strata; "none of the classes" comes last."""
-    matrix = ConfusionMatrix(len(part.space.classes) + 1)
-    matrix.merge(torch.from_numpy(counts.matrices.sum(0)))
-    return matrix
-
-
-def _classes(plan: ProtocolPlan, part: Part, counts: Counts) -> dict[str, float]:
-    matrix = matrix_of(part, counts)
+def _classes(plan: ProtocolPlan, part: Part, whole: np.ndarray) -> dict[str, float]:
+    matrix = ConfusionMatrix(len(whole))
+    matrix.merge(torch.from_numpy(whole))
     classes = [i for i, name in enumerate(part.space.classes) if name not in plan.unscored]
     over = "all" if plan.mean_over == "all" else "target"
     figures = {
@@ -102,37 +99,15 @@ def _classes(plan: ProtocolPlan, part: Part, counts: Counts) -> dict[str, float]
 
 def _few_shot(counts: Counts) -> dict[str, float]:
     matrices = torch.from_numpy(counts.matrices[:, :2, :2])
-    return {
-        "miou": foreground_miou(matrices),
-        "fb_iou": foreground_background_iou(matrices),
-    }
+    return {"miou": foreground_miou(matrices), "fb_iou": foreground_background_iou(matrices)}
 
 
-def _class_rows(part: Part, counts: Counts) -> list[ClassRow]:
-    matrix = matrix_of(part, counts)
-    return [
-        _row(part.name, name, int(t), int(p), int(h))
-        for name, t, p, h in zip(
-            part.space.classes,
-            matrix.counts.sum(1)[:-1],
-            matrix.counts.sum(0)[:-1],
-            matrix.counts.diagonal()[:-1],
-            strict=True,
-        )
-    ]
-
-
-def _stratum_rows(part: Part, counts: Counts) -> list[ClassRow]:
-    """The foreground of each class of a fold."""
-    return [
-        _row(part.name, name, int(m[1].sum()), int(m[:, 1].sum()), int(m[1, 1]))
-        for name, m in zip(part.strata, counts.matrices, strict=True)
-    ]
-
-
-def _row(part: str, name: str, target: int, predicted: int, hit: int) -> ClassRow:
+def _row(part: Part, name: str, matrix: np.ndarray, number: int) -> ClassRow:
+    """The row of the class that has a number in a confusion matrix."""
+    target, predicted = int(matrix[number].sum()), int(matrix[:, number].sum())
+    hit = int(matrix[number, number])
     union = target + predicted - hit
-    return ClassRow(part, name, hit / union if union else None, target, predicted, hit)
+    return ClassRow(part.name, name, hit / union if union else None, target, predicted, hit)
 
 
 def miou_over(rows: Sequence[ClassRow], names: set[str], part: str) -> float | None:

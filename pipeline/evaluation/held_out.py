@@ -60,8 +60,8 @@ def held_out_plan(config: EvaluateConfig) -> ProtocolPlan:
                 f"roots.{name}: must be one of {', '.join(HELD_OUT_SETS)}"
                 f"{did_you_mean(name, HELD_OUT_SETS)}"
             )
-    chosen = [n for n in HELD_OUT_SETS if n in config.roots]
-    chosen = [n for n in chosen if not config.datasets or n in config.datasets]
+    wanted = config.datasets or HELD_OUT_SETS
+    chosen = [name for name in HELD_OUT_SETS if name in config.roots and name in wanted]
     if not chosen:
         raise UserError(
             f"roots: protocol held-out needs the download of at least one of "

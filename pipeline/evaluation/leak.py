@@ -41,7 +41,6 @@ SYNONYMS = {
 """Names of benchmarks -> words of MSeg's universal classes, where they differ by more than
 spaces."""
 
-
 FLICKR = (
     "trained on COCO; COCO and PASCAL both took their images from Flickr, and the names do not "
     "show whether some are the same"
@@ -54,13 +53,13 @@ class LeakReport:
 
     known: bool
     """Whether the checkpoint records what it was trained on."""
+    reasons: list[str] = field(default_factory=list)
     seen_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the classes that were trained, by part."""
     num_classes: dict[str, int] = field(default_factory=dict)
     seen_images: dict[str, int | None] = field(default_factory=dict)
     """Number of images that were trained, by part; None where it cannot be decided."""
     num_images: dict[str, int] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
 
     @property
     def zero_shot(self) -> str:
@@ -79,13 +78,10 @@ def check_leaks(config: EvaluateConfig, plan: ProtocolPlan, provenance: Provenan
     if not provenance.is_known:
         report.reasons.append("the checkpoint does not say what it was trained on")
         return report
-    words = [label_text(label) for label in provenance.labels]
-    trained = {_plain(word) for word in words} | {_plain(_universal(word)) for word in words}
+    trained = {form for label in provenance.labels for form in _forms(label)}
     for part in plan.parts:
         tested = _tested(plan, part)
-        seen = tuple(
-            name for name, words in tested.items() if any(_is_seen(w, trained) for w in words)
-        )
+        seen = tuple(n for n, words in tested.items() if any(_forms(w) & trained for w in words))
         report.seen_classes[part.name] = seen
         report.num_classes[part.name] = len(tested)
         report.num_images[part.name] = len(part.source)
@@ -116,14 +112,10 @@ def _plain(words: str) -> str:
     return re.sub(r"[\s_\-]", "", words.lower())
 
 
-def _is_seen(name: str, trained: set[str]) -> bool:
-    words = label_text(name)
-    return bool({_plain(words), _plain(_universal(words))} & trained)
-
-
-def _universal(words: str) -> str:
-    """The universal class's words for a benchmark's, however the latter are spaced."""
-    return SYNONYMS.get(words) or SYNONYMS.get(_plain(words)) or words
+def _forms(name: str) -> set[str]:
+    """A name's own words and those of its universal class, however either are spaced."""
+    plain = _plain(label_text(name))
+    return {plain, _plain(SYNONYMS.get(plain, plain))}
 
 
 def _seen_images(
@@ -178,19 +170,10 @@ def _seen_episodes(source: EpisodeItems, provenance: Provenance) -> tuple[int | 
     keys = [record.key for shard in manifest.shards for record in shard.samples]
     trained = {number for key in keys if (number := coco_number(key)) is not None}
     seen = sum(coco_number(key.partition("#")[0]) in trained for key in source.keys())
-    text = f"{seen} of {len(source)} episodes show images of the training" if seen else ""
-    return seen, text
+    return seen, f"{seen} of {len(source)} episodes show images of the training" if seen else ""
 
 
 def coco_number(name: str) -> int | None:
     """COCO's number of an image: 12 digits at the end of the stem, in every release."""
     match = re.search(r"(\d{12})(?:\.jpg)?$", name)
     return int(match[1]) if match else None
-
-
-def seen_flags(report: LeakReport, part: str, names: Sequence[str]) -> list[bool | None]:
-    """Whether the training has seen each of some classes; None where unknown."""
-    if not report.known:
-        return [None] * len(names)
-    seen = set(report.seen_classes.get(part, ()))
-    return [name in seen for name in names]

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.taxonomy import IGNORE
+from pipeline.evaluation.items import Item
 from pipeline.evaluation.overlay import ComparedImage, draw
+from pipeline.evaluation.plan import Part
 from pipeline.evaluation.report import TITLES, EvaluationReport
 from pipeline.evaluation.scoring import ItemScore
+from pipeline.evaluation.views import network_input
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; color: #222;
@@ -31,10 +34,7 @@ def write_page(
 ) -> None:
     """Writes page.html and the images that it shows.
 
-    Args:
-        report: The evaluation.
-        examples: Item, target and prediction of each (number of a part, position of an image).
-        folder: Where the files go.
+    `examples` gives item, target and prediction of each (number of a part, position of an image).
     """
     sections = []
     for number, part in enumerate(report.plan.parts):
@@ -44,24 +44,24 @@ def write_page(
                 continue
             # One file's images at a time: full-size images of a whole evaluation fill a memory.
             answers = examples([(number, score.position) for score in scores])
-            rows = [
-                _row(report, number, score, answer)
-                for score, answer in zip(scores, answers, strict=True)
-            ]
+            pairs = zip(scores, answers, strict=True)
+            rows = [_row(part, score, answer) for score, answer in pairs]
             name = f"{part.name}-{kind}.png".replace(os.sep, "_")
             draw(rows, folder / name)
             sections.append(
                 f"<h2>{html.escape(part.name)}: {kind} images</h2>\n"
                 f'<img src="{html.escape(name)}" alt="{kind} images of {html.escape(part.name)}">'
             )
+    parts, published = report.figures.parts.values(), report.published_rows()
+    names = [name for name in TITLES if any(name in part for part in parts)]
     body = [
         f"<h1>{html.escape(report.config.protocol)}</h1>",
         f"<p>Checkpoint <code>{html.escape(report.config.checkpoint)}</code>, "
         f"other: {html.escape(str(report.to_dict()['other']))}, split {report.config.split}.</p>",
         *_warnings(report),
-        _figures(report),
-        _published(report),
-        "<h2>Confusion</h2>\n" + '<img src="confusion.png" alt="confusion matrices">',
+        _table(["", *(TITLES[name] for name in names)], report.figure_rows(names)),
+        f"<h2>Published</h2>{_table(published[0], published[1:])}" if published else "",
+        '<h2>Confusion</h2>\n<img src="confusion.png" alt="confusion matrices">',
         *sections,
     ]
     text = (
@@ -79,16 +79,12 @@ def extremes(scores: Sequence[ItemScore], count: int) -> tuple[list[ItemScore], 
     return ranked[:count], ranked[len(ranked) - count :][::-1]
 
 
-def _row(
-    report: EvaluationReport, part_number: int, score: ItemScore, answer: Any
-) -> ComparedImage:
-    space = report.plan.parts[part_number].space
+def _row(part: Part, score: ItemScore, answer: tuple[Item, Any, Any]) -> ComparedImage:
+    space = part.space
     item, target, prediction = answer
     image = item.image
     if image.shape[:2] != target.shape:  # squashed
-        from pipeline.evaluation.views import network_input
-
-        image = network_input(image, report.plan.parts[part_number].geometry)
+        image = network_input(image, part.geometry)
     labels = space.classes if space.rest is not None else (*space.classes, "(none of them)")
     if item.texts:
         labels = (space.classes[0], item.texts[-1])
@@ -110,17 +106,6 @@ def _warnings(report: EvaluationReport) -> list[str]:
         return []
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return [f'<div class="warning"><ul>{items}</ul></div>']
-
-
-def _figures(report: EvaluationReport) -> str:
-    parts = report.figures.parts.values()
-    names = [name for name in TITLES if any(name in part for part in parts)]
-    return _table(["", *(TITLES[name] for name in names)], report.figure_rows(names))
-
-
-def _published(report: EvaluationReport) -> str:
-    rows = report.published_rows()
-    return f"<h2>Published</h2>{_table(rows[0], rows[1:])}" if rows else ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

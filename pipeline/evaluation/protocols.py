@@ -43,11 +43,7 @@ ANYTHING_ELSE = "(other)"
 
 
 def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> ProtocolPlan:
-    """Builds the parts of the configured protocol.
-
-    Args:
-        config: The evaluation.
-        trained: Labels of the checkpoint, as universal names or any words.
+    """Builds the parts of the configured protocol for a checkpoint trained on some labels.
 
     Raises:
         UserError: Data that the protocol needs is missing, or a setting does not go with it.
@@ -67,7 +63,7 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> ProtocolPlan:
         raise UserError(
             f"labels={config.labels}: has no effect on protocol {config.protocol}: leave it out"
         )
-    unseen = not native and config.labels == "unseen"
+    unseen = config.labels == "unseen"
     policy = config.other or OtherPolicy(policy="prompts" if unseen else "none")
     if unseen and policy.policy == "none":
         raise UserError(
@@ -75,30 +71,25 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> ProtocolPlan:
             "prompts or threshold"
         )
     sources = _sources(config, native)
-    taxonomy = universal() if native else _taxonomy(sources)
-    names = () if native else _unified_names(config, trained, sources, taxonomy)
-    parts, equal = [], {}
-    for dataset, source in sources.items():
-        space, same = (
-            _native_space(config, dataset)
-            if native
-            else (_unified_space(config, source, names, taxonomy), ())
-        )
-        if same:
-            equal[dataset] = same
-        parts.append(
-            Part(dataset, source, with_policy(space, policy), config.geometry or Geometry())
-        )
-    unscored = frozenset({ANYTHING_ELSE} if unseen else ())
-    notes = ()
+    spaces, equal, notes = {}, {}, []
     if native:
-        notes = tuple(
-            f"{part.name}: scored in {len(part.space.classes)} of its own classes, those that the "
-            "taxonomy has a class for"
-            for part in parts
-        )
+        for dataset in sources:
+            spaces[dataset], same = _native_space(config, dataset)
+            if same:
+                equal[dataset] = same
+            notes.append(
+                f"{dataset}: scored in {len(spaces[dataset].classes)} of its own classes, those "
+                "that the taxonomy has a class for"
+            )
+    else:
+        taxonomy = _taxonomy(sources)
+        names = _unified_names(config, trained, sources, taxonomy)
+        spaces = {n: _unified_space(config, s, names, taxonomy) for n, s in sources.items()}
+    geometry = config.geometry or Geometry()
+    parts = [Part(n, s, with_policy(spaces[n], policy), geometry) for n, s in sources.items()]
+    unscored = frozenset({ANYTHING_ELSE} if unseen else ())
     return ProtocolPlan(
-        tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=notes
+        tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=tuple(notes)
     )
 
 

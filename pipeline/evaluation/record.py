@@ -16,12 +16,8 @@ def open_run(config: EvaluateConfig, provenance: Provenance, folder: Path) -> Tr
     """Opens the run that the checkpoint came from, or one of the evaluation's own without any.
 
     A checkpoint of this project knows its run's name, its storage and where it was tracked; the
-    file that training keeps beside its checkpoints holds the run's id.
-
-    Args:
-        config: `tracking.uri` overrides what the checkpoint remembers.
-        provenance: Provenance of the checkpoint.
-        folder: Folder of the evaluation, which keeps what the server does not take.
+    file that training keeps beside its checkpoints holds the run's id. `tracking.uri` overrides
+    what the checkpoint remembers; the evaluation's folder keeps what the server does not take.
     """
     run, saved = provenance.group("run"), provenance.group("tracking")
     tracking = config.tracking
@@ -50,19 +46,13 @@ def open_run(config: EvaluateConfig, provenance: Provenance, folder: Path) -> Tr
 def record(
     tracker: Tracker, config: EvaluateConfig, report: dict[str, Any], step: int, folder: Path
 ) -> None:
-    """Queues metrics, tags and the folder of files.
+    """Queues the figures and tags of report.json at the checkpoint's step, and the report's files.
 
-    Args:
-        tracker: From `open_run`.
-        config: Configuration of the evaluation.
-        report: The content of report.json.
-        step: Optimiser steps of the checkpoint.
-        folder: With the report's files; sent as they are.
+    The files of the folder are sent as they are.
     """
     prefix = f"eval/{config.variant}"
-    tracker.log_metrics(
-        {f"{prefix}/{name}": value for name, value in report["figures"].items()}, step
-    )
+    figures = {f"{prefix}/{name}": value for name, value in report["figures"].items()}
+    tracker.log_metrics(figures, step)
     tracker.set_tags(
         {
             f"{prefix}/other": str(report["other"]),

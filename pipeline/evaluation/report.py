@@ -19,8 +19,8 @@ from rich import box
 from rich.table import Table
 
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.figures import Figures, matrix_of, miou_over
-from pipeline.evaluation.leak import LeakReport, seen_flags
+from pipeline.evaluation.figures import COUNTS, Figures, miou_over
+from pipeline.evaluation.leak import LeakReport
 from pipeline.evaluation.plan import ProtocolPlan
 from pipeline.evaluation.published import PublishedRow, published_rows
 from pipeline.evaluation.scoring import Counts
@@ -83,14 +83,7 @@ class EvaluationReport:
             "precision": self.config.precision,
             "figures": self.values(),
             "zero_shot": self.leak.zero_shot,
-            "leak": {
-                "known": self.leak.known,
-                "reasons": self.leak.reasons,
-                "seen_classes": {k: list(v) for k, v in self.leak.seen_classes.items()},
-                "num_classes": self.leak.num_classes,
-                "seen_images": self.leak.seen_images,
-                "num_images": self.leak.num_images,
-            },
+            "leak": vars(self.leak),
             "notes": list(self.plan.notes),
             "published": [vars(row) for row in published_rows(self.config.protocol)],
             "unreadable": {k: list(map(list, c.unreadable)) for k, c in self.counts.items()},
@@ -104,9 +97,9 @@ class EvaluationReport:
         writer.writerow((*columns, "seen_in_training", "other"))
         policies = self.policies()
         for row in self.figures.classes:
-            (seen,) = seen_flags(self.leak, row.part, [row.name])
+            seen = row.name in self.leak.seen_classes.get(row.part, ())
             iou = "" if row.iou is None else repr(row.iou)
-            flag = "unknown" if seen is None else "yes" if seen else "no"
+            flag = ("yes" if seen else "no") if self.leak.known else "unknown"
             if row.name in self._rest_of(row.part):
                 flag = ""  # A background is neither.
             cells = (row.part, row.name, iou, row.target_px, row.predicted_px, row.hit_px)
@@ -187,7 +180,7 @@ class EvaluationReport:
         FigureCanvasAgg(figure)
         axes = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
         for axis, part in zip(axes, parts, strict=True):
-            counts = matrix_of(part, self.counts[part.name]).counts.numpy()
+            counts = self.counts[part.name].matrices.sum(0)
             names = [*part.space.classes, "(none of them)"]
             largest = np.argsort(-counts.sum(1), kind="stable")[:MAX_CONFUSED]
             shown = np.sort(largest[counts.sum(1)[largest] > 0])
@@ -209,7 +202,7 @@ class EvaluationReport:
 def _cell(name: str, value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
-    if name in ("images", "unreadable", "counted_px"):
+    if name in COUNTS:
         return f"{value:.0f}"
     return f"{100 * value:.2f}"
 

@@ -78,10 +78,7 @@ def _make_worker(
 class Runner:
     """The workers of one evaluation; a context manager.
 
-    Args:
-        config: The evaluation, with its workers resolved and a checkpoint that all can reach.
-        parts: What to score.
-        out: Folder of the evaluation.
+    The configuration has its workers resolved, and a checkpoint that all of them can reach.
     """
 
     def __init__(self, config: EvaluateConfig, parts: Sequence[Part], out: str) -> None:
@@ -115,10 +112,7 @@ class Runner:
         return found
 
     def run(self) -> dict[str, Counts]:
-        """Counts all parts, or what an earlier run has left of them.
-
-        Returns:
-            The complete counts by the part's name.
+        """The complete counts of all parts by name, of which an earlier run may have made some.
 
         Raises:
             UserError: A worker met a user's mistake, died too often, or too many images do not

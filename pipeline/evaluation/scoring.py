@@ -82,12 +82,8 @@ class Counts:
 class Scorer:
     """A loaded network, and the parts that it may be asked about.
 
-    Args:
-        checkpoint: A folder or URI.
-        parts: All parts of the evaluation.
-        device: Where the network runs.
-        batch_images: Images of one size that go through the network together.
-        precision: `bf16` runs the forward pass under autocast.
+    `batch_images` of one size go through the network together, with precision `bf16` under
+    autocast.
     """
 
     def __init__(

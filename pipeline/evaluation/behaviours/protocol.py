@@ -165,14 +165,10 @@ def compare(
     members: Mapping[str, tuple[str, ...]],
     has_other: bool = True,
 ) -> ComparedImage:
-    """The answer to one question beside the truth.
+    """The answer to one question beside the truth, titled by `what` the question shows.
 
-    Args:
-        asker: The network.
-        image: What to ask about.
-        what: What the question shows, for the title.
-        members: Labels, and the universal classes that each stands for.
-        has_other: Whether "other" is asked too, and is right for all classes without a label.
+    `members` are labels and the universal classes that each stands for; with `has_other`, "other"
+    is asked too, and is right for all classes without a label.
     """
     lut = np.full(256, len(members) if has_other else IGNORE, np.int64)
     lut[IGNORE] = IGNORE

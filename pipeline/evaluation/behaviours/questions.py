@@ -1,8 +1,6 @@
-"""Zero-shot figures: held-out classes, and the four behaviours of LSeg's first figure.
+"""Zero-shot figures: held-out classes, and the four behaviours that `protocol` describes.
 
-Labels of what the image shows are found; labels of what it does not show are not hallucinated;
-pixels of classes that no label names go to "other"; a super-class word finds its members. Every
-image goes through the network once and is asked different questions.
+Every image goes through the network once and is asked different questions.
 
 Shapes: K labels, C embedding, H W pixels.
 """
@@ -20,6 +18,7 @@ from model.text import TextEncoder
 from pipeline.data.ingest.augment import whole_view
 from pipeline.data.ingest.stream import Corpus, SampleReader
 from pipeline.data.taxonomy import IGNORE, label_text, universal
+from pipeline.scoring import evenly
 from pipeline.training.questions.labels import label_space
 
 OTHER = "other"
@@ -56,13 +55,11 @@ class Asker:
         """Up to `per_dataset` images of each dataset, whole, long side `side_px`."""
         reader = SampleReader(corpus)
         for name, size in corpus.sizes.items():
-            count = min(size, per_dataset)
-            for index in (i * size // count for i in range(count)):
+            for index in evenly(size, per_dataset):
                 image, label = whole_view(*reader.read(name, index), side_px)
                 batch = self._lseg.normalize(torch.from_numpy(image)[None])
-                yield ViewedSample(
-                    name, image, label, Views(self._lseg, batch, AS_IT_IS, keep=True)
-                )
+                views = Views(self._lseg, batch, AS_IT_IS, keep=True)
+                yield ViewedSample(name, image, label, views)
 
     @torch.no_grad()
     def ask(self, sample: ViewedSample, texts: Sequence[str]) -> np.ndarray:
