@@ -67,13 +67,7 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
 
 
 class EpisodeQuestions:
-    """The label sets of the steps of a few-shot run, with the interface of `Questions`.
-
-    Args:
-        labels: The label space of the run.
-        encoder: Text encoder.
-        device: Where the training runs.
-    """
+    """The label sets of the steps of a few-shot run, with the interface of `Questions`."""
 
     def __init__(self, labels: LabelSpace, encoder: TextEncoder, device: torch.device) -> None:
         self.text_KC = encoder.encode(labels.texts).to(device)

@@ -261,14 +261,7 @@ class Loop:
         """Scores the validation split over all workers; the same figures on each."""
         if self.plan.validation is None:
             return {}
-        result = validate(
-            self.state.evaluated,
-            self.questions,
-            self.plan.labels,
-            self.plan.validation,
-            self.config,
-            self.amp,
-        )
+        result = validate(self.state.evaluated, self.questions, self.plan, self.amp)
         metrics, done = result.metrics(), self.state.step
         if self.tracker:
             self.tracker.log_metrics(metrics, done)
