@@ -103,7 +103,8 @@ def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
         optimizer.step()
 
     num_parameters = sum(p.numel() for p in lseg.parameters())
-    moments = sum(value.numel() for state in optimizer.state.values() for value in _tensors(state))
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    moments = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
     copies = 2 + bool(config.train.ema_decay)
     bf16 = config.train.precision == "bf16" or (
         config.train.precision == "auto" and config.cluster.use_gpu
@@ -148,7 +149,3 @@ def _kept_bytes() -> Iterator[list[int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield sizes
-
-
-def _tensors(state: dict[str, object]) -> list[torch.Tensor]:
-    return [value for value in state.values() if isinstance(value, torch.Tensor)]

@@ -171,8 +171,7 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
             cannot be written to.
     """
     run = replace(config.run, storage=resolve_location("run.storage", config.run.storage))
-    if run.start_from:
-        start = run.start_from
+    if start := run.start_from:
         start = pinned(start) if is_uri(start) else resolve_location("run.start_from", start)
         run = replace(run, start_from=start)
     data = config.data

@@ -48,10 +48,8 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
             f"train.label_sets={train.label_sets}: must be own for few-shot pairs, whose pictures "
             "tell their own class from all others: set it"
         )
-    for key, value in (
-        ("other.share", train.other.share),
-        ("distractors.count", train.distractors.count),
-    ):
+    extras = {"other.share": train.other.share, "distractors.count": train.distractors.count}
+    for key, value in extras.items():
         if value:
             raise UserError(
                 f"train.{key}={value}: has no meaning with few-shot pairs: leave it out"

@@ -62,9 +62,8 @@ def train_worker(settings: dict[str, Any]) -> EarlyEnd:
     with ExitStack() as stack:
         tracker = stop = None
         if context.get_world_rank() == 0:
-            lineage = job.lineage
-            tags = {**job.tags, **lineage.tags}
-            tracker = stack.enter_context(open_tracker(config, tags, lineage.parent_run_id))
+            tags = job.tags | job.lineage.tags
+            tracker = stack.enter_context(open_tracker(config, tags, job.lineage.parent_run_id))
             stop = StopListener(job.stop) if job.stop else None
         ended = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
         if tracker and ended != EarlyEnd():
