@@ -37,7 +37,7 @@ class Question:
     def chance_loss(self, datasets: Sequence[int]) -> float:
         """The loss of a network that cannot distinguish labels, as a mean over images.
 
-        It is ln K, where K is how many labels compete in an image; `datasets` has that of each.
+        That is ln K, where K is how many labels compete in an image; `datasets` names its dataset.
         """
         if self.allowed_DK is None:
             return math.log(len(self.text_KC))

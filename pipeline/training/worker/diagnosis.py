@@ -56,6 +56,6 @@ def diagnose(
         f"{len(bad_gradients)} of {len(named)} gradients are not finite"
         + (f", the first is {bad_gradients[0]}" if bad_gradients else "")
         + f"; rows {rows[0].t} to {rows[-1].t} of the stream: {samples}. The same command with the "
-        f"change goes on from the last checkpoint, which is from before step "
+        "change goes on from the last checkpoint, which is from before step "
         f"{state.step - in_a_row + 2}; unchanged it would meet the same samples"
     )

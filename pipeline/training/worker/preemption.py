@@ -16,7 +16,7 @@ class PreemptionNotice:
     def is_new(self, step: int, look: bool = False) -> bool:
         """Whether the first notice has just come; asks all workers together, after each step.
 
-        It is to `look` not only now and then where what comes next takes long.
+        With `look` it asks out of turn as well, because what comes next takes long.
         """
         if self._told or not self._every or (step % self._every and not look):
             return False
