@@ -62,13 +62,9 @@ def parse(
     description: str | None = None,
     bare: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Builds the configuration of a job.
+    """Builds the configuration of a job; see `build_parser` for its form.
 
-    Args:
-        config_class: See `build_parser`.
-        argv: Command-line words without the program's name; `None` takes `sys.argv`.
-        description: See `build_parser`.
-        bare: See `build_parser`.
+    The words are those of a command line without the program's name; None takes `sys.argv`.
 
     Raises:
         UserError: A key, a value or a combination is not allowed; names the nearest key.
@@ -81,8 +77,12 @@ def parse(
         built = parser.instantiate(parser.parse_args(words))
     except (ArgumentError, TypeError, ValueError) as error:
         raise _mistake(error) from None
-    fields = {key: value for key, value in vars(built).items() if key != "config"}
-    return config_class(**_as_values(fields))
+    fields = {
+        key: value.as_dict() if isinstance(value, Namespace) else value
+        for key, value in vars(built).items()
+        if key != "config"
+    }
+    return config_class(**fields)
 
 
 def main(
@@ -217,7 +217,3 @@ def _mistake(error: Exception) -> UserError | ModelError:
             return cause
         cause = cause.__cause__ or cause.__context__
     return UserError(" ".join(str(error).split()))
-
-
-def _as_values(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.as_dict() if isinstance(v, Namespace) else v for k, v in fields.items()}

@@ -77,8 +77,7 @@ def run(config: DemoConfig) -> None:
     work = out / f"seed-{config.seed}{'-s3' if config.s3 else ''}"
     ensure_writable_dir("out", config.out, work)
     watch = Stopwatch()
-    server = local_s3(work / "s3", ("lseg",)) if config.s3 else nullcontext()
-    with server:
+    with local_s3(work / "s3", ("lseg",)) if config.s3 else nullcontext():
         base = "s3://lseg" if config.s3 else str(work)
         training = _training(config, base, out)
         start_ray(training.logical_cpus)

@@ -20,10 +20,8 @@ class ExportConfig:
 
     checkpoint: str
     """A checkpoint folder; may also be the first word of the command line."""
-
     out: str
     """The .ckpt file to write."""
-
     clip: Literal["include", "omit"] = "include"
     """Whether the whole CLIP model goes into the file, as in the published ones, where tools that
     load strictly expect it. It has to be downloaded (or cached) for that."""

@@ -23,16 +23,12 @@ class ImportConfig:
 
     checkpoint: str
     """The published .ckpt file; may also be the first word of the command line."""
-
     out: str
     """The checkpoint folder to write."""
-
     labels: str | None = None
     """A text file with one label a line, to be kept as the labels of the checkpoint."""
-
     keep_text: bool = False
     """Also keep the file's CLIP text tower (125 to 250 MB), for use where there is no network."""
-
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
     """The regularizer, for a file that has one and does not say which."""
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import boto3
@@ -51,7 +51,9 @@ def local_s3(folder: Path, buckets: tuple[str, ...]) -> Iterator[str]:
     keys = {"accessKey": secrets.token_hex(8), "secretKey": secrets.token_hex(16)}
     identities = folder / "identities.json"
     identities.touch(mode=0o600)
-    identities.write_text(json.dumps({"identities": [_identity(keys)]}))
+    actions = ["Admin", "Read", "List", "Tagging", "Write"]
+    identity = {"name": "local", "credentials": [keys], "actions": actions}
+    identities.write_text(json.dumps({"identities": [identity]}))
     log = (folder / "server.log").open("ab")
     process = subprocess.Popen(
         _command(binary, folder / "data", identities, port), stdout=log, stderr=subprocess.STDOUT
@@ -110,11 +112,6 @@ def _command(binary: str, data: Path, identities: Path, port: int) -> list[str]:
     ]
 
 
-def _identity(keys: dict[str, str]) -> dict[str, object]:
-    actions = ["Admin", "Read", "List", "Tagging", "Write"]
-    return {"name": "local", "credentials": [keys], "actions": actions}
-
-
 def _wait(
     process: subprocess.Popen[bytes],
     log: Path,
@@ -134,29 +131,19 @@ def _wait(
     )
     deadline = time.monotonic() + START_TIMEOUT_S
     missing = list(buckets)
+    there = (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou)
     while missing:
         try:
-            client.create_bucket(Bucket=missing[0])
+            with suppress(*there):
+                client.create_bucket(Bucket=missing[0])
             missing.pop(0)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in (
-                "BucketAlreadyExists",
-                "BucketAlreadyOwnedByYou",
-            ):
-                missing.pop(0)
-                continue
-            _check_alive(process, log, deadline, error)
-        except BotoCoreError as error:
-            _check_alive(process, log, deadline, error)
-
-
-def _check_alive(
-    process: subprocess.Popen[bytes], log: Path, deadline: float, error: Exception
-) -> None:
-    if process.poll() is not None or time.monotonic() > deadline:
-        tail = log.read_text(errors="replace").splitlines()[-3:]
-        raise UserError(f"the local S3 server did not start ({error}): {log} ends with {tail}")
-    time.sleep(0.3)
+        except (BotoCoreError, ClientError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = log.read_text(errors="replace").splitlines()[-3:]
+                raise UserError(
+                    f"the local S3 server did not start ({error}): {log} ends with {tail}"
+                ) from error
+            time.sleep(0.3)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

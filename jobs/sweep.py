@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from jobs.cli import REPOSITORY, main, parse, start_ray
 from jobs.mistakes import options, read_recipe, read_value
 from pipeline.errors import UserError

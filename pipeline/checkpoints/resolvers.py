@@ -77,8 +77,10 @@ def fetch_registered(uri: str) -> Path:
         FileNotFoundError: The version holds no checkpoint.
         ModelError: There is no such model, version or alias, or the registry does not answer.
     """
+    from mlflow import MlflowClient
+
     with _registry_errors(uri):
-        source = _source(uri)
+        source = MlflowClient().get_model_version_download_uri(*_version(uri))
         scheme = urlsplit(source).scheme
         if scheme == "s3":
             return fetch_s3(source)
@@ -130,8 +132,8 @@ def mlflow_variables() -> dict[str, str]:
     that holds a login itself, must be in the environment of the nodes; the workers of a Ray that
     this process starts inherit its own.
     """
-    names = ("MLFLOW_TRACKING_URI",)
-    return _without_secrets({name: os.environ[name] for name in names if name in os.environ})
+    name = "MLFLOW_TRACKING_URI"
+    return _without_secrets({name: os.environ[name]} if name in os.environ else {})
 
 
 def _without_secrets(variables: dict[str, str]) -> dict[str, str]:
@@ -151,13 +153,6 @@ def _registry_errors(uri: str) -> Iterator[None]:
             f"{uri}: could not be fetched from the registry {registry}: {redact_text(str(error))}: "
             "check name, version and alias, and MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI"
         ) from error
-
-
-def _source(uri: str) -> str:
-    """Asks the registry where a version's files lie."""
-    from mlflow import MlflowClient
-
-    return MlflowClient().get_model_version_download_uri(*_version(uri))
 
 
 def _version(uri: str) -> tuple[str, str]:

@@ -39,13 +39,10 @@ class Delivery:
     def __init__(
         self, journal: Journal, uri: str, artifacts: str = "", own: MlflowRun | None = None
     ) -> None:
-        """Prepares without any call.
+        """Prepares without any call; the journal is open, or to be opened before `send`.
 
-        Args:
-            journal: Open, or to be opened before `send`.
-            uri: Tracking URI, complete.
-            artifacts: Root for the artifacts of a new experiment.
-            own: The run of this process, which is marked as running again.
+        The complete URI and the root for artifacts are for other runs than `own`, which is that of
+        this process and is marked as running again.
         """
         self.final: Record | None = None
         """How this process ended `own`."""
@@ -53,9 +50,8 @@ class Delivery:
         """The runs found or created so far, by key; cleared to look for them again."""
         self.counts = ReplayCounts()
         """What was sent and refused so far."""
-        self._journal = journal
+        self._journal, self._own = journal, own
         self._uri, self._artifacts = uri, artifacts
-        self._own = own
 
     def run_of(self, identity: RunIdentity) -> MlflowRun:
         """The run on the server, found or created there."""

@@ -45,8 +45,7 @@ class Journal:
             identity: The run whose records are appended; None for a reader of what others wrote.
             max_in_memory: Most records kept while the disk takes none; enforced by `flush`.
         """
-        self.path = path
-        self.identity = identity
+        self.path, self.identity = path, identity
         self.lost = 0
         """Records that neither the disk nor the memory could keep."""
         self.reached_end = False
@@ -132,11 +131,11 @@ class Journal:
                 except (OSError, JournalClosed):  # The sender has said so.
                     pass
                 # The oldest go: what a run did last says more about why it ended.
-                excess = max(0, len(self._memory) - self._max_in_memory)
-                for _ in range(excess):
-                    self._memory.popleft()
-                self.lost += excess
-                if excess:
+                excess = len(self._memory) - self._max_in_memory
+                if excess > 0:
+                    for _ in range(excess):
+                        self._memory.popleft()
+                    self.lost += excess
                     logger.error("tracking: the disk takes nothing, %d records are lost", excess)
                 return
 

@@ -20,12 +20,7 @@ class JournalCopy:
     """The files of a run's tracking in a folder of a storage."""
 
     def __init__(self, folder: str, name: str) -> None:
-        """Prepares without any call.
-
-        Args:
-            folder: The run's folder, `s3://bucket/runs/mine`.
-            name: Name of the journal.
-        """
+        """Prepares without any call; the folder is the run's, `s3://bucket/runs/mine`."""
         self.uri = f"{folder}/{name}"
         self.is_known = False
         """Whether what an earlier process left is in the journal: only then it may be replaced."""
@@ -37,26 +32,19 @@ class JournalCopy:
 
     def read(self) -> tuple[RunIdentity | None, bytes]:
         """Returns what an earlier process of the run left, perhaps on another node."""
-        found = []
         try:
-            storage = open_storage(self._folder)
-            for name in (self._identity, self._lines):
-                found.append(storage.read(name) if storage.exists(name) else b"")
+            storage, names = open_storage(self._folder), (self._identity, self._lines)
+            identity, lines = (storage.read(n) if storage.exists(n) else b"" for n in names)
         except Exception as error:  # The run does not depend on it.
             logger.warning("%s cannot be read: %s", self.uri, error)
             return None, b""
-        self.is_known, self._is_stored = True, bool(found[1])
-        return identity_from(found[0]), found[1]
+        self.is_known, self._is_stored = True, bool(lines)
+        return identity_from(identity), lines
 
     def begin(self, identity: RunIdentity, lines: bytes | None = None) -> bool:
-        """Starts to store the identity and the lines.
+        """Starts to store the identity and the lines; not while an earlier copy is on its way.
 
-        Args:
-            identity: The run.
-            lines: What MLflow lacks; empty: deletes the copied lines; None: leaves them alone.
-
-        Returns:
-            Whether it started: not while an earlier copy is on its way.
+        The lines are what MLflow lacks; empty: deletes the copied lines; None: leaves them alone.
         """
         if not self.is_known or (self._thread is not None and self._thread.is_alive()):
             return False

@@ -224,13 +224,13 @@ class MlflowRun:
         return True
 
     def _send(self, batch: Sequence[Record]) -> None:
-        if batch[0].kind == "artifact":
-            self._send_artifact(batch[0])
-        elif batch[0].kind == "text":
-            record = batch[0]
+        record = batch[0]
+        if record.kind == "artifact":
+            self._send_artifact(record)
+        elif record.kind == "text":
             self._client.log_text(self.identity.run_id, record.text, record.artifact_path)
-        elif batch[0].kind == "status":
-            self.end(str(batch[0].values["status"]), batch[0].time_ms)
+        elif record.kind == "status":
+            self.end(str(record.values["status"]), record.time_ms)
         else:
             self._send_values(batch)
 
@@ -244,21 +244,18 @@ class MlflowRun:
     def _send_values(self, batch: Sequence[Record]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [
-            Metric(name_for_mlflow(key), float(value), record.time_ms, record.step)
-            for record in batch
-            if record.kind == "metrics"
-            for key, value in record.values.items()
-        ]
+        metrics: list[Metric] = []
         params: dict[str, str] = {}
         tags: dict[str, str] = {}
         for record in batch:
-            if record.kind == "tags":
-                tags |= {
-                    key: str(value)[:MAX_RUN_TAG_CHARS] for key, value in record.values.items()
-                }
-            elif record.kind == "params":
-                params |= {name_for_mlflow(key): str(value) for key, value in record.values.items()}
+            for key, value in record.values.items():
+                if record.kind == "tags":
+                    tags[key] = str(value)[:MAX_RUN_TAG_CHARS]
+                elif record.kind == "params":
+                    params[name_for_mlflow(key)] = str(value)
+                else:
+                    name = name_for_mlflow(key)
+                    metrics.append(Metric(name, float(value), record.time_ms, record.step))
         # MLflow refuses to change a parameter. A resumed run that does so keeps the first value,
         # and says the new one in a tag.
         for key in params.keys() & self._params.keys():

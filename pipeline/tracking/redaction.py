@@ -39,23 +39,15 @@ def is_secret_key(key: str) -> bool:
     return _SECRET_KEY.search(key) is not None
 
 
-def _environment_secrets() -> list[str]:
-    """Values of the secret environment variables, longest first."""
-    values = {
-        value
-        for key, value in os.environ.items()
-        if len(value) >= _MIN_ENV_SECRET_CHARS and _SECRET_VARIABLE.search(key)
-    }
-    return sorted(values, key=len, reverse=True)
-
-
 def redact_text(text: str) -> str:
     """Masks the credentials inside a text; the rest stays as it is."""
     text = _USERINFO.sub(rf"\g<1>{MASK}@", text)
     text = _QUERY.sub(rf"\g<1>{MASK}", text)
     text = _AWS_KEY_ID.sub(MASK, text)
-    for secret in _environment_secrets():
-        text = text.replace(secret, MASK)
+    secrets = [value for key, value in os.environ.items() if _SECRET_VARIABLE.search(key)]
+    for secret in sorted(secrets, key=len, reverse=True):  # One may be a part of another.
+        if len(secret) >= _MIN_ENV_SECRET_CHARS:
+            text = text.replace(secret, MASK)
     return text
 
 

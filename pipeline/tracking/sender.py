@@ -31,12 +31,9 @@ class Sender:
     """Sends one run's journal from a thread of its own."""
 
     def __init__(self, run: MlflowRun, journal: Journal, copy: JournalCopy | None = None) -> None:
-        """Prepares; `start` starts.
+        """Prepares; from `start` on the run belongs to the thread.
 
-        Args:
-            run: The run, not yet opened; belongs to the thread from `start` on.
-            journal: The run's, not yet opened.
-            copy: Where copies of the journal go, for a node that may vanish.
+        Neither it nor the journal is open yet. Copies are for a node that may vanish.
         """
         self._run = run
         self._journal = journal

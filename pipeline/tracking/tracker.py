@@ -131,14 +131,11 @@ class Tracker:
         self._put_parts("tags", redact_values(tags, MAX_PARAM_CHARS), MAX_TEXTS)
 
     def log_artifact(self, path: Path, artifact_path: str = "") -> None:
-        """Logs a file or folder, which must stay where it is until it is sent.
+        """Logs a local file or folder, which must stay where it is until it is sent.
 
-        Args:
-            path: Local file or folder; its content is not searched for secrets.
-            artifact_path: Folder in the run.
+        Its content is not searched for secrets; `artifact_path` is the folder in the run.
         """
-        place = str(Path(path).absolute())
-        self._put("artifact", path=place, artifact_path=artifact_path)
+        self._put("artifact", path=str(Path(path).absolute()), artifact_path=artifact_path)
 
     def log_text(self, text: str, artifact_path: str) -> None:
         """Logs a text as the file `artifact_path` of the run; credentials are masked."""
@@ -154,12 +151,7 @@ class Tracker:
         self.log_text(text, artifact_path)
 
     def close(self, status: Status = "FINISHED", timeout_s: float = 10.0) -> None:
-        """Sends what is left; what cannot be sent in time stays in the journal.
-
-        Args:
-            status: How the run ended.
-            timeout_s: Longest wait in s for the server.
-        """
+        """Sends what is left; what cannot be sent in `timeout_s` stays in the journal."""
         atexit.unregister(self.close)
         self._sender.stop(status, timeout_s)
 

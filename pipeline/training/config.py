@@ -6,6 +6,7 @@ Units are in the names: `_px` pixels, `_s` seconds. Counts of steps are optimise
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,6 +14,13 @@ from model.config import ModelConfig
 from pipeline.data.ingest.config import DataConfig
 from pipeline.errors import UserError
 from pipeline.tracking.config import TrackingConfig
+
+
+def _require(group: str, given: Any, names: str, holds: Callable[[Any], bool], rule: str) -> None:
+    """Refuses the first of some settings of a group that breaks a rule."""
+    for name in names.split():
+        if not holds(value := getattr(given, name)):
+            raise UserError(f"{group}.{name}={value}: must {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +44,7 @@ class RunConfig:
                 f"run.name={self.name!r}: must be letters, digits, '.', '_' and '-' and begin with "
                 "a letter or digit, since it names a folder"
             )
-        if self.seed < 0:
-            raise UserError(f"run.seed={self.seed}: must be >= 0")
+        _require("run", self, "seed", lambda v: v >= 0, "be >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +63,7 @@ class OtherConfig:
     """The word is drawn from these."""
 
     def __post_init__(self) -> None:
-        for name in ("share", "drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"train.other.{name}={getattr(self, name)}: must lie between 0 and 1"
-                )
+        _require("train.other", self, "share drop", lambda v: 0 <= v <= 1, "lie between 0 and 1")
         if self.share and not self.words:
             raise UserError("train.other.words=[]: give at least one word, or set share to 0")
 
@@ -79,8 +82,7 @@ class DistractorConfig:
     """Classes of the taxonomy that are never asked: those of a later zero-shot evaluation."""
 
     def __post_init__(self) -> None:
-        if self.count < 0:
-            raise UserError(f"train.distractors.count={self.count}: must be 0 or more")
+        _require("train.distractors", self, "count", lambda v: v >= 0, "be 0 or more")
 
 
 DEFAULT_STEPS = 100_000
@@ -175,27 +177,18 @@ class TrainConfig:
                 f"{getattr(self, given[1])} also says how long the run is: give exactly one of "
                 "train.steps, train.images and train.passes, and set the others to 0"
             )
-        for name in ("steps", "images", "passes"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"train.{name}={getattr(self, name)}: must be above 0")
+        length, shares = "steps images passes", "momentum ema_decay"
         positive = (
             "batch_size accumulate log_every checkpoint_every keep_checkpoints "
             "max_nonfinite_steps lr"
         )
-        for name in positive.split():
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"train.{name}={getattr(self, name)}: must be above 0, and finite")
         not_negative = (
             "weight_decay warmup_steps clip_norm validate_every val_images storage_patience_s"
         )
-        for name in not_negative.split():
-            if not getattr(self, name) >= 0:
-                raise UserError(f"train.{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("momentum", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(
-                    f"train.{name}={getattr(self, name)}: must be at least 0 and below 1"
-                )
+        _require("train", self, length, lambda v: 0 <= v < math.inf, "be above 0")
+        _require("train", self, positive, lambda v: 0 < v < math.inf, "be above 0, and finite")
+        _require("train", self, not_negative, lambda v: v >= 0, "be 0 or more")
+        _require("train", self, shares, lambda v: 0 <= v < 1, "be at least 0 and below 1")
         if self.keep_best and not re.fullmatch(r"val/(\w+/)?(miou|pixel_accuracy)", self.keep_best):
             raise UserError(
                 f"train.keep_best={self.keep_best!r}: must be a metric of the validation: write "
@@ -250,23 +243,15 @@ class ClusterConfig:
     checkpoint; 0 never looks."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise UserError(f"cluster.num_workers={self.num_workers}: must be at least 1")
+        _require("cluster", self, "num_workers", lambda v: v >= 1, "be at least 1")
         if not 0 <= self.min_workers <= self.num_workers:
             raise UserError(
                 f"cluster.min_workers={self.min_workers}: must be between 0 and "
                 f"cluster.num_workers={self.num_workers}"
             )
-        if not self.resize_every_s > 0:
-            raise UserError(f"cluster.resize_every_s={self.resize_every_s}: must be above 0")
-        if self.preemption_every < 0:
-            raise UserError(f"cluster.preemption_every={self.preemption_every}: must be >= 0")
-        if self.max_failures < -1:
-            raise UserError(
-                f"cluster.max_failures={self.max_failures}: must be >= 0, or -1 for no limit"
-            )
-        if not self.cpus_per_worker > 0:
-            raise UserError(f"cluster.cpus_per_worker={self.cpus_per_worker}: must be above 0")
+        _require("cluster", self, "resize_every_s cpus_per_worker", lambda v: v > 0, "be above 0")
+        _require("cluster", self, "preemption_every", lambda v: v >= 0, "be >= 0")
+        _require("cluster", self, "max_failures", lambda v: v >= -1, "be >= 0, or -1 for no limit")
 
 
 @dataclass(frozen=True, kw_only=True)

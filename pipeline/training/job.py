@@ -1,6 +1,5 @@
 """What the driver hands to the workers of a run, and the MLflow run that both write to."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,26 +47,18 @@ def open_tracker(
 ) -> Tracker:
     """Opens the MLflow run of a training run, which is found again by name and storage.
 
-    Args:
-        config: The configuration, with absolute paths.
-        tags: Provenance of the run.
-        parent_run_id: MLflow run to nest a new one in.
+    The configuration has absolute paths, the tags are the run's provenance, and a new MLflow run is
+    nested in the one of `parent_run_id`.
     """
     storage = config.run.storage
-    params = json.loads(json.dumps(plain(config)))
+    # Beside the checkpoints; for a run in S3, in a folder of this machine, with copies there.
+    folder = Path.home() / ".lseg" if "://" in storage else Path(storage) / config.run.name
     return Tracker.start(
         config.tracking,
         run_name=config.run.name,
-        spill_path=_spill_path(config),
+        spill_path=folder / f"tracking-{config.run.name}.jsonl",
         tags=tags,
-        params=params,
+        params=plain(config),
         parent_run_id=parent_run_id,
         copy_to=f"{storage}/{config.run.name}" if "://" in storage else "",
     )
-
-
-def _spill_path(config: TrainMixConfig) -> Path:
-    """Beside the checkpoints; for a run in S3, in a folder of this machine, with copies there."""
-    storage = config.run.storage
-    folder = Path(storage) / config.run.name if "://" not in storage else Path.home() / ".lseg"
-    return folder / f"tracking-{config.run.name}.jsonl"

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.lseg import LSeg, build_lseg
-from model.text import build_text_encoder
+from model.lseg import LSeg
 from pipeline.data.taxonomy import universal
 from pipeline.progress import duration
 from pipeline.ray_internals import fake_tensors
 from pipeline.training.config import TrainMixConfig, in_steps
+from pipeline.training.driver.preflight import check_model
 from pipeline.training.plan import RunPlan
 from pipeline.training.state.optimizer import build_optimizer
 
@@ -92,10 +92,7 @@ def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
         config, num_labels, images = plan.config, len(plan.labels), plan.mixture.rows_per_epoch
         if plan.is_few_shot:  # A step asks for the classes of its own images alone.
             num_labels = min(num_labels, config.train.batch_size + 1)
-    backbone = replace(config.model.backbone, pretrained=False)
-    dim = build_text_encoder(config.model.text).dim
-    with torch.device("meta"):
-        lseg = build_lseg(replace(config.model, backbone=backbone), dim).train()
+    lseg = check_model(config.model).train()
     # Not on the meta device itself, for which there is no autocast.
     with fake_tensors():
         lseg.to_empty(device="cpu")
@@ -106,16 +103,16 @@ def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
         optimizer.step()
 
     num_parameters = sum(p.numel() for p in lseg.parameters())
-    moments = sum(value.numel() for state in optimizer.state.values() for value in _tensors(state))
-    copies = 2 + (1 if config.train.ema_decay else 0)
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    moments = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
+    copies = 2 + bool(config.train.ema_decay)
     bf16 = config.train.precision == "bf16" or (
         config.train.precision == "auto" and config.cluster.use_gpu
     )
-    fp64 = config.train.precision == "fp64"
     activations = sum(kept) * (0.5 if bf16 else 1.0)
     memory = 4 * (copies * num_parameters + moments) + activations
-    if fp64:  # Weights and moments too. The estimate of the time is that of fp32.
-        memory *= 2
+    if config.train.precision == "fp64":
+        memory *= 2  # Weights and moments too. The estimate of the time is that of fp32.
     per_image = flops.get_total_flops() / config.rows_per_pass
     speed = (GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS) * 1e12
     seconds = per_image / (speed * config.cluster.num_workers)
@@ -152,7 +149,3 @@ def _kept_bytes() -> Iterator[list[int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield sizes
-
-
-def _tensors(state: dict[str, object]) -> list[torch.Tensor]:
-    return [value for value in state.values() if isinstance(value, torch.Tensor)]

@@ -15,10 +15,7 @@ from model.checkpoint import is_uri
 from pipeline.checkpoints.environment import git_commit, library_versions, ray_job_id
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import mlflow_variables, pinned, worker_runtime_env
-from pipeline.data.ingest.stream import (
-    configure_context,
-    execution_options,
-)
+from pipeline.data.ingest.stream import configure_context, execution_options
 from pipeline.errors import UserError
 from pipeline.storage.places import local_state_dir, resolve_location
 from pipeline.training.config import TrainMixConfig
@@ -174,8 +171,7 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
             cannot be written to.
     """
     run = replace(config.run, storage=resolve_location("run.storage", config.run.storage))
-    if run.start_from:
-        start = run.start_from
+    if start := run.start_from:
         start = pinned(start) if is_uri(start) else resolve_location("run.start_from", start)
         run = replace(run, start_from=start)
     data = config.data

@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 
 from model.config import ModelConfig
-from model.lseg import build_lseg
+from model.lseg import LSeg, build_lseg
 from model.text import build_text_encoder
 
 
-def check_model(config: ModelConfig) -> None:
-    """Builds the network without its memory and without weights.
+def check_model(config: ModelConfig) -> LSeg:
+    """Builds the network on the meta device: without its memory and without weights.
 
     The weights are looked for where they are used, on the workers: this machine may have no way
     to them.
@@ -21,4 +21,4 @@ def check_model(config: ModelConfig) -> None:
     backbone = replace(config.backbone, pretrained=False)
     dim = build_text_encoder(config.text).dim
     with torch.device("meta"):
-        build_lseg(replace(config, backbone=backbone), dim)
+        return build_lseg(replace(config, backbone=backbone), dim)

@@ -48,10 +48,8 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
             f"train.label_sets={train.label_sets}: must be own for few-shot pairs, whose pictures "
             "tell their own class from all others: set it"
         )
-    for key, value in (
-        ("other.share", train.other.share),
-        ("distractors.count", train.distractors.count),
-    ):
+    extras = {"other.share": train.other.share, "distractors.count": train.distractors.count}
+    for key, value in extras.items():
         if value:
             raise UserError(
                 f"train.{key}={value}: has no meaning with few-shot pairs: leave it out"
@@ -67,13 +65,7 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
 
 
 class EpisodeQuestions:
-    """The label sets of the steps of a few-shot run, with the interface of `Questions`.
-
-    Args:
-        labels: The label space of the run.
-        encoder: Text encoder.
-        device: Where the training runs.
-    """
+    """The label sets of the steps of a few-shot run, with the interface of `Questions`."""
 
     def __init__(self, labels: LabelSpace, encoder: TextEncoder, device: torch.device) -> None:
         self.text_KC = encoder.encode(labels.texts).to(device)

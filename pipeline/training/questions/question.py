@@ -23,23 +23,13 @@ class Question:
     """(D, K) bool, which labels compete in an image of each dataset; None: all in all."""
 
     def target(self, label_BHW: Tensor, dataset_B: Tensor) -> Tensor:
-        """Ids as positions in `text_KC`: (B, H, W) int64.
-
-        Args:
-            label_BHW: (B, H, W) uint8.
-            dataset_B: (B,) int64, the dataset of each image.
-        """
+        """Ids (uint8) as positions in `text_KC` (int64); `dataset_B` (int64) is each image's."""
         if self.lut.dim() == 1:
             return self.lut[label_BHW.long()]
         return self.lut[dataset_B[:, None, None], label_BHW.long()]
 
     def mask(self, logits_BKhw: Tensor, dataset_B: Tensor) -> Tensor:
-        """Takes the labels that do not compete out of the logits, (B, K, h, w).
-
-        Args:
-            logits_BKhw: (B, K, h, w) float.
-            dataset_B: (B,) int64, the dataset of each image.
-        """
+        """Takes the labels that do not compete out of the logits; `dataset_B` as in `target`."""
         if self.allowed_DK is None:
             return logits_BKhw
         return logits_BKhw.masked_fill(~self.allowed_DK[dataset_B][:, :, None, None], NEVER)
@@ -47,11 +37,7 @@ class Question:
     def chance_loss(self, datasets: Sequence[int]) -> float:
         """The loss of a network that cannot distinguish labels, as a mean over images.
 
-        Args:
-            datasets: The dataset of each image.
-
-        Returns:
-            ln K, where K is how many labels compete in an image.
+        That is ln K, where K is how many labels compete in an image; `datasets` names its dataset.
         """
         if self.allowed_DK is None:
             return math.log(len(self.text_KC))

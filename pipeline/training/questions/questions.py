@@ -21,10 +21,6 @@ class Questions:
     Frozen text is encoded here, once, and never in a step.
 
     Args:
-        config: The configuration of the run.
-        labels: The label space of the run.
-        encoder: The text encoder.
-        device: Where the training runs.
         own: (K,) bool by dataset, in the order of the mixture: the labels that it shows. Used
             where `train.label_sets` is `own`.
     """

@@ -47,8 +47,6 @@ class BestModel:
     never waits. A model counts as stored only when it is.
 
     Args:
-        config: Settings of the run.
-        storage: Storage of the run.
         upload: Copies a folder to the storage under a name; tries again by itself.
         folders: Where the models wait.
     """
@@ -78,13 +76,7 @@ class BestModel:
             return value > max([self._stored, *under_way])  # Not so for NaN.
 
     def keep(self, step: int, value: float, folder: Path) -> None:
-        """Stores a model soon, instead of the one that waits.
-
-        Args:
-            step: Steps done.
-            value: Value of the metric.
-            folder: One of `folders`, which is removed afterwards.
-        """
+        """Stores a model soon, instead of the one that waits; its local folder is then removed."""
         with self._lock:
             before, self._waiting = self._waiting, _Candidate(step, value, folder)
             if self._sending is None:

@@ -31,15 +31,9 @@ def provenance_of(
 ) -> Provenance:
     """Collects what a checkpoint of a run says of itself.
 
-    Args:
-        config: Settings of the run.
-        labels: Label space that it trains on.
-        metrics: Step and metrics of the report that comes with the checkpoint.
-        tags: Versions and fingerprints that identify code and data.
+    The metrics are those of the report that comes with it; the tags identify code and data.
     """
-    return Provenance(
-        tuple(labels.names), plain(config), tags, texts=tuple(labels.texts), metrics=metrics
-    )
+    return Provenance(labels.names, plain(config), tags, texts=labels.texts, metrics=metrics)
 
 
 def save(folder: Path, state: TrainingState, provenance: Provenance) -> None:

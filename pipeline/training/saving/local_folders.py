@@ -22,11 +22,7 @@ _NAME_LENGTH = 60
 
 
 class LocalFolders:
-    """The folders of one run, below `TMPDIR`.
-
-    Args:
-        run: The run; one of the same name in another storage is another run.
-    """
+    """The folders of one run, below `TMPDIR`; the same name in another storage is another run."""
 
     def __init__(self, run: RunConfig) -> None:
         digest = hashlib.sha256(f"{run.storage}\n{run.name}".encode()).hexdigest()[:8]

@@ -73,15 +73,14 @@ class Saver:
         report = {"step": step, **metrics, "order": order.summary(self._state.order)}
         # Written before it is reported: Ray copies the folder while the next steps change the
         # state.
-        folder = None
+        local = None
         if self._rank == 0 and not self._backlog_full(required or bypass_backlog):
             folder = self._write_local(report, required)
-        # Counted before Ray's thread can start: it counts down when the upload has ended.
-        local = None
-        if folder is not None:
-            local = ray.train.Checkpoint.from_directory(folder)
-            with self._lock:
-                self._on_their_way += 1
+            if folder is not None:
+                local = ray.train.Checkpoint.from_directory(folder)
+                # Counted before Ray's thread can start: it counts down when the upload has ended.
+                with self._lock:
+                    self._on_their_way += 1
         # Last, and by every worker, with a checkpoint or without: Ray waits for the reports of all.
         # A report without a checkpoint would wait for those before it too, if it were not ASYNC.
         ray.train.report(

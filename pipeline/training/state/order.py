@@ -18,12 +18,7 @@ from pipeline.data.ingest.stream import Corpus
 
 
 class StreamOrder:
-    """The rows of the stream, by step.
-
-    Args:
-        mixture: The stream.
-        corpus: Where its samples lie; for their keys.
-    """
+    """The rows of the stream, by step; the corpus gives their keys."""
 
     def __init__(self, mixture: Mixture, corpus: Corpus) -> None:
         self._mixture = mixture
@@ -71,8 +66,7 @@ def write(path: Path, digests: Sequence[int]) -> None:
 
 def read(path: Path) -> list[int]:
     """Reads what `write` wrote."""
-    values = np.array([int(line, 16) for line in path.read_text().split()], np.uint64)
-    return values.astype(np.int64).tolist()
+    return [wrapped(int(line, 16)) for line in path.read_text().split()]
 
 
 def summary(digests: Sequence[int]) -> str:

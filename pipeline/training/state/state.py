@@ -42,11 +42,7 @@ def build_state(
 ) -> TrainingState:
     """The state of a run before its first step, the same on every worker.
 
-    Args:
-        config: The configuration of the run.
-        embed_dim: Length of the text vectors.
-        device: Where it goes.
-        resumes: Its weights will be replaced: those of `run.start_from` need not be fetched.
+    The weights of one that `resumes` will be replaced: those of `run.start_from` are not fetched.
     """
     torch.manual_seed(config.run.seed)
     if config.run.start_from:

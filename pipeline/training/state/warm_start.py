@@ -18,22 +18,14 @@ from pipeline.errors import UserError
 from pipeline.tracking.redaction import leaves
 from pipeline.training.config import TrainMixConfig, plain
 
-_FREE = (
-    "backbone.pretrained",
-    "activation_checkpointing",
-    "regularizer.init",
-    "text.templates",
-)
+_FREE = ("backbone.pretrained", "activation_checkpointing", "regularizer.init", "text.templates")
 """Settings of the network that do not decide whether weights fit."""
 
 
 def build_warm(config: TrainMixConfig, embed_dim: int, resumes: bool) -> LSeg:
     """The network with the weights of `run.start_from`, on the CPU.
 
-    Args:
-        config: The configuration of the run.
-        embed_dim: Length of the text vectors.
-        resumes: Leaves the weights random: a checkpoint of the run itself will replace them.
+    One that `resumes` keeps random weights: a checkpoint of the run itself will replace them.
 
     Raises:
         UserError: There is no such checkpoint, or it does not fit the network.
@@ -70,8 +62,7 @@ def check_start(config: TrainMixConfig) -> None:
             f"run.start_from={config.run.start_from}: holds no {WEIGHTS}: name the folder of a "
             "checkpoint"
         )
-    before = read_model_config(folder)
-    if difference := model_difference(before, config.model):
+    if difference := model_difference(read_model_config(folder), config.model):
         raise UserError(
             f"run.start_from={config.run.start_from}: is a network with another {difference}: "
             "restore the setting, or train afresh"

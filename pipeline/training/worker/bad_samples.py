@@ -15,17 +15,11 @@ FEW = 3
 
 
 class BadSamples:
-    """Counts the bad samples among those that this worker got.
-
-    Args:
-        max_share: `data.max_bad_share`.
-    """
+    """Counts the bad samples among those that this worker got."""
 
     def __init__(self, max_share: float) -> None:
         self._max_share = max_share
-        self._num_read = 0
-        self._num_bad = 0
-        self._last = ""
+        self._num_read, self._num_bad, self._last = 0, 0, ""
 
     def add(self, batch: dict[str, Any]) -> None:
         """Counts the rows of a batch of the ingest, and logs the bad ones with their reason."""

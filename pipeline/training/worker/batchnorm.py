@@ -38,8 +38,7 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
         # In float64: the variance is a difference of sums, whose rounding would depend on how the
         # batch is dealt to the workers, and training amplifies it.
         sums = [part.sum((0, 2, 3), dtype=torch.float64) for part in (input, input.square())]
-        local = torch.cat(sums)
-        local = torch.cat([local, local.new_tensor([float(count)])])
+        local = torch.cat([*sums, sums[0].new_tensor([float(count)])])
         total: Any = _SumOverWorkers.apply(local)
         channels, num = input.shape[1], total[-1].detach()
         mean = total[:channels] / num

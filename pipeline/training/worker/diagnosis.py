@@ -22,13 +22,7 @@ def diagnose(
 ) -> str:
     """Describes where the numbers break, and what helps.
 
-    Args:
-        state: The state, with the gradients of the last skipped step.
-        config: The configuration of the run.
-        order: The samples of each step.
-        loss: Mean loss of that step.
-        norm: Its gradient norm.
-        in_a_row: Steps skipped in a row.
+    The state has the gradients of the last skipped step; loss (a mean) and norm are of that step.
     """
     named = list(state.lseg.named_parameters())
     bad_weights = [name for name, p in named if not torch.isfinite(p).all()]
@@ -54,8 +48,6 @@ def diagnose(
     samples = ", ".join(order.name_of(row) for row in rows[:_SHOWN])
     if len(rows) > _SHOWN:
         samples += f" and {len(rows) - _SHOWN} more"
-    first = state.step - in_a_row + 1
-    source = f"the last checkpoint, which is from before step {first + 1}"
     return (
         f"train.max_nonfinite_steps={train.max_nonfinite_steps}: {in_a_row} steps in a row "
         f"without a finite gradient, the last is step {state.step + 1}: {cause}. "
@@ -64,5 +56,6 @@ def diagnose(
         f"{len(bad_gradients)} of {len(named)} gradients are not finite"
         + (f", the first is {bad_gradients[0]}" if bad_gradients else "")
         + f"; rows {rows[0].t} to {rows[-1].t} of the stream: {samples}. The same command with the "
-        f"change goes on from {source}; unchanged it would meet the same samples"
+        "change goes on from the last checkpoint, which is from before step "
+        f"{state.step - in_a_row + 2}; unchanged it would meet the same samples"
     )

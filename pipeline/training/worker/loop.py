@@ -62,9 +62,8 @@ def train_worker(settings: dict[str, Any]) -> EarlyEnd:
     with ExitStack() as stack:
         tracker = stop = None
         if context.get_world_rank() == 0:
-            lineage = job.lineage
-            tags = {**job.tags, **lineage.tags}
-            tracker = stack.enter_context(open_tracker(config, tags, lineage.parent_run_id))
+            tags = job.tags | job.lineage.tags
+            tracker = stack.enter_context(open_tracker(config, tags, job.lineage.parent_run_id))
             stop = StopListener(job.stop) if job.stop else None
         ended = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
         if tracker and ended != EarlyEnd():
@@ -261,14 +260,7 @@ class Loop:
         """Scores the validation split over all workers; the same figures on each."""
         if self.plan.validation is None:
             return {}
-        result = validate(
-            self.state.evaluated,
-            self.questions,
-            self.plan.labels,
-            self.plan.validation,
-            self.config,
-            self.amp,
-        )
+        result = validate(self.state.evaluated, self.questions, self.plan, self.amp)
         metrics, done = result.metrics(), self.state.step
         if self.tracker:
             self.tracker.log_metrics(metrics, done)

@@ -32,11 +32,8 @@ class BlockDealer:
     workers in turn since the first step of this attempt.
 
     Args:
-        config: The configuration of the run.
         order: The rows that must come.
         first_step: Steps done before this attempt.
-        rank: Rank of this worker.
-        world: Workers there are.
         bad: Counts the samples that could not be read.
     """
 
@@ -71,9 +68,9 @@ class BlockDealer:
         turn = (step - self._first_step) * self._accumulate * per_part + first
         mine = [i for i in range(per_part) if (turn + i) % self._world == self._rank]
         blocks = [next(batches) for _ in mine]
-        plan = [self._order.rows(step)[(first + i) * rows : (first + i + 1) * rows] for i in mine]
+        stream, starts = self._order.rows(step), [(first + i) * rows for i in mine]
+        planned = [row for start in starts for row in stream[start : start + rows]]
         found = [int(t) for block in blocks for t in block["t"]]
-        planned = [row for block in plan for row in block]
         if found != [row.t for row in planned]:
             raise RuntimeError(
                 f"worker {self._rank} got rows {found} of the stream at step {step}, not "

@@ -8,12 +8,7 @@ logger = logging.getLogger(__name__)
 
 
 class PreemptionNotice:
-    """Looks now and then whether a node of the run is announced to leave.
-
-    Args:
-        every: Steps between two looks; 0 never looks.
-        rank: Rank of this worker; the first one logs.
-    """
+    """Looks every so many steps (0: never) whether a node of the run is announced to leave."""
 
     def __init__(self, every: int, rank: int) -> None:
         self._every, self._rank, self._told = every, rank, False
@@ -21,9 +16,7 @@ class PreemptionNotice:
     def is_new(self, step: int, look: bool = False) -> bool:
         """Whether the first notice has just come; asks all workers together, after each step.
 
-        Args:
-            step: Steps done.
-            look: Not only now and then: what comes next takes long.
+        With `look` it asks out of turn as well, because what comes next takes long.
         """
         if self._told or not self._every or (step % self._every and not look):
             return False

@@ -20,13 +20,7 @@ class Speed:
 
 
 class SpeedMeter:
-    """Measures the speed between two lines of log.
-
-    Args:
-        step: Steps done before.
-        total: Steps of the whole run.
-        batch_size: Images of a step over all workers.
-    """
+    """Measures the speed between two lines of log; a batch is that of all workers."""
 
     def __init__(self, step: int, total: int, batch_size: int) -> None:
         self._step, self._total, self._batch_size = step, total, batch_size

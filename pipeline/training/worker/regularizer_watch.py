@@ -19,13 +19,9 @@ BIAS_METRIC = "train/regularizer_bias"
 
 
 class RegularizerWatch:
-    """Measures the label-spread gain, on the worker that has the tracker.
+    """Measures the label-spread gain every `interval` steps, where there is a tracker: on rank 0.
 
-    Args:
-        lseg: The network; one without a regulariser is not measured.
-        tracker: The tracker of rank 0; `None` on the other workers, which do nothing.
-        interval: Steps between two measurements.
-        amp: Context for the forward pass.
+    A network without a regulariser is not measured.
     """
 
     def __init__(self, lseg: LSeg, tracker: Tracker | None, interval: int, amp: Any) -> None:
@@ -37,12 +33,8 @@ class RegularizerWatch:
         """Measures before the first step it sees, and then at every `interval`-th.
 
         One point in MLflow each; a line of log at the start, and a warning that names the cause
-        whenever the block turns out dead that was not. One host synchronisation.
-
-        Args:
-            step: Steps done.
-            image_BHWC: (B, H, W, 3) uint8, of which the first image is used.
-            text_KC: (K, C) float32.
+        whenever the block turns out dead that was not. One host synchronisation. Of the images,
+        (B, H, W, 3) uint8, the first one is used.
         """
         regularizer = self._lseg.regularizer
         due = not self._started or step % self._interval == 0

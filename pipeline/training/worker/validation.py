@@ -14,12 +14,11 @@ from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
 from model.sliding import AS_IT_IS
 from pipeline.data.ingest.augment import whole_view
-from pipeline.data.ingest.stream import Corpus, SampleReader, open_cache
+from pipeline.data.ingest.stream import SampleReader, open_cache
 from pipeline.data.pixels.decode import BadSample
 from pipeline.scoring import evenly, predict, read_ahead, space_of
-from pipeline.training.config import TrainMixConfig
+from pipeline.training.plan import RunPlan
 from pipeline.training.questions.episodes import EpisodeQuestions
-from pipeline.training.questions.labels import LabelSpace
 from pipeline.training.questions.questions import Questions
 
 logger = logging.getLogger(__name__)
@@ -76,9 +75,7 @@ class Validation:
 def validate(
     lseg: LSeg,
     questions: Questions | EpisodeQuestions,
-    labels: LabelSpace,
-    corpus: Corpus,
-    config: TrainMixConfig,
+    plan: RunPlan,
     amp: Any,
 ) -> Validation:
     """Scores up to `train.val_images` images of each dataset.
@@ -88,12 +85,12 @@ def validate(
 
     Args:
         lseg: The network; its mode is restored afterwards.
-        questions: The text vectors of `labels`, and which of them compete in each dataset.
-        labels: What to predict among.
-        corpus: The validation split.
-        config: Number of images, and the scale (`data.augment.base_px`).
+        questions: The text vectors of the labels, and which of them compete in each dataset.
+        plan: Labels, validation split, number of images, and the scale (`data.augment.base_px`).
         amp: Context for the forward pass.
     """
+    labels, corpus, config = plan.labels, plan.validation, plan.config
+    assert corpus is not None
     rank, world = dist.get_rank(), dist.get_world_size()
     reader = SampleReader(corpus, open_cache(config.data, corpus.uri))
     was_training = lseg.training

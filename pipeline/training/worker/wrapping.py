@@ -17,11 +17,7 @@ def wrap(lseg: LSeg, train: TrainConfig, device: torch.device, world: int) -> nn
     Names and values of parameters and buffers stay as they are: checkpoints and validation use
     `lseg` itself.
 
-    Args:
-        lseg: On its device.
-        train: Which ways to make a step cheaper.
-        device: The device of this worker.
-        world: Workers of the run; with more than one, their process group must exist.
+    With more than one worker their process group must exist.
 
     Returns:
         A module that is called as `lseg` is; with more than one worker it has `no_sync`.
