@@ -40,7 +40,7 @@ pipeline.training.config
 
 # Libraries that a room and everything in it does without.
 WITHOUT = {
-    "pipeline.data": {"torch", "torchvision", "timm", "mlflow"},
+    "pipeline.data": {"torch", "torchvision", "timm", "mlflow", "model"},
     "pipeline.storage": {"ray", "torch"},
     "model": {"ray", "mlflow", "boto3"},
 }
