@@ -131,6 +131,12 @@ class Workers(Generic[Item, Result]):
         running: dict[Any, tuple[int, int | None]] = {
             actor.ready.remote(): (worker, None) for worker, actor in enumerate(self._actors)
         }
+        idle: list[int] = []
+
+        def hand_out(worker: int) -> None:
+            following = waiting.popleft()
+            running[self._actors[worker].work.remote(items[following])] = (worker, following)
+
         while left:
             (reference, *_), _ = ray.wait(list(running))
             worker, index = running.pop(reference)
@@ -141,7 +147,8 @@ class Workers(Generic[Item, Result]):
                 deaths[index] += 1
                 if never_lived(error) or deaths[None] > MAX_EARLY_DEATHS:
                     raise
-                # A new process first: the item may have to go to it.
+                # The new process may wait for a place for ever, if its node is gone; an item that
+                # is to be done again goes to a worker that is idle, if there is one.
                 self._actors[worker] = self._kind.remote(self._make)
                 running[self._actors[worker].ready.remote()] = (worker, None)
                 if index is not None:
@@ -149,6 +156,8 @@ class Workers(Generic[Item, Result]):
                     death = Death(index, deaths[index], self._deaths[worker], reason)
                     if self._on_death(death):
                         waiting.appendleft(index)
+                        if idle:
+                            hand_out(idle.pop())
                     else:
                         left -= 1
                 continue
@@ -158,9 +167,9 @@ class Workers(Generic[Item, Result]):
                 raise RuntimeError(value)
             # The next item goes out before this result is dealt with, which may take a while.
             if waiting:
-                following = waiting.popleft()
-                reference = self._actors[worker].work.remote(items[following])
-                running[reference] = (worker, following)
+                hand_out(worker)
+            else:
+                idle.append(worker)
             if index is not None:
                 left -= 1
                 yield index, cast(Result, value)

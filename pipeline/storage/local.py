@@ -13,7 +13,7 @@ from filelock import FileLock
 from pipeline.errors import UserError
 from pipeline.storage.base import Entry, Storage
 
-_PARTIAL = ".partial"
+_PARTIAL, _LOCK = ".partial", ".lock"
 _COPY_BYTES = 1 << 20
 
 
@@ -59,7 +59,7 @@ class LocalStorage(Storage):
         target = self._root / path
         if target.read_bytes() != expected:
             return False
-        with FileLock(_lock_of(target)):
+        with FileLock(_lock_of(target), fallback_to_soft=False):
             if target.read_bytes() != expected:
                 return False
             self._write(path, data)
@@ -109,14 +109,14 @@ class LocalStorage(Storage):
         return (self._entry(f"{prefix}/{name}" if prefix else name) for name in names)
 
     def _scan(self, folder: str) -> list[str]:
-        """The names in a folder without half-written files; none if it is missing."""
+        """The names in a folder without half-written files and locks; none if it is missing."""
         try:
             with os.scandir(self._root / folder) as scan:
                 # "/" after a folder's name: its files then sort as S3 sorts whole keys.
                 names = sorted(i.name + "/" * i.is_dir() for i in scan if i.is_dir() or i.is_file())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [n for n in names if not (n.startswith(".") and n.endswith(_PARTIAL))]
+        return [n for n in names if not (n.startswith(".") and n.endswith((_PARTIAL, _LOCK)))]
 
     def _entry(self, path: str) -> Entry:
         return Entry(path, os.stat(self._root / path).st_size)
@@ -129,7 +129,8 @@ class LocalStorage(Storage):
         target = self._root / path
         target.unlink(missing_ok=True)
         if (lock := _lock_of(target)).exists():
-            with FileLock(lock):  # A process that waits for it sees that the file is gone.
+            with FileLock(lock, fallback_to_soft=False):
+                # A process that waits for it sees that the file is gone.
                 lock.unlink(missing_ok=True)
 
     @contextmanager
@@ -150,4 +151,4 @@ class LocalStorage(Storage):
 
 def _lock_of(target: Path) -> Path:
     """The file that `_replace` locks; not the object's own, which a write changes for another."""
-    return target.with_name(f".{target.name}.lock{_PARTIAL}")
+    return target.with_name(f".{target.name}{_LOCK}")

@@ -76,7 +76,9 @@ class Journal:
             if self.path is None or self._file is not None:
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file_lock = FileLock(f"{self.path}.lock", timeout=0, thread_local=False)
+            self._file_lock = FileLock(
+                f"{self.path}.lock", timeout=0, thread_local=False, fallback_to_soft=False
+            )
             try:
                 self._file_lock.acquire()
                 self._set_apart(self.path)
@@ -89,7 +91,9 @@ class Journal:
         """Renames a file that holds another run's records."""
         try:
             with open(path, "rb") as file:
-                other, _ = from_line(file.readline())
+                line = file.readline()
+                # The mark of the cursor replaces the first character of a line that was sent.
+                other, _ = from_line(b"{" + line[1:] if line.startswith(_SENT) else line)
         except (FileNotFoundError, ValueError):
             return
         if self.identity is not None and other.run_key != self.identity.run_key:

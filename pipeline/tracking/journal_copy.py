@@ -69,7 +69,8 @@ class JournalCopy:
             self._thread.join(_LAST_COPY_S / 2)
             if not self._thread.is_alive() and not self._failed:
                 return self.uri
-        logger.warning("%s: not up to date, the storage does not answer", self.uri)
+        reason = "does not answer" if self.is_known else "could not be read"
+        logger.warning("%s: not up to date, the storage %s", self.uri, reason)
         return ""
 
     def _store(self, identity: RunIdentity, lines: bytes | None) -> None:

@@ -53,7 +53,7 @@ def redact_text(text: str) -> str:
 
 def reason_of(error: BaseException) -> str:
     """The first line of an error, without credentials."""
-    return redact_text(f"{type(error).__name__}: {error}".splitlines()[0])
+    return redact_text(f"{type(error).__name__}: {error}".splitlines()[0])[:200]
 
 
 def redact_tree(tree: Any) -> Any:

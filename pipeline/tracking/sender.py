@@ -110,9 +110,16 @@ class Sender:
                 if self._failures == 0 or self._failures >= _CLOSING_ATTEMPTS:
                     return
             # Last: nobody waits for it, and what was sent just now need not be copied.
-            elif self._copy is not None and not self._failures:
+            elif self._copy is None:
+                continue
+            elif not self._copy.is_known:
+                # The storage did not answer at the start; without a look nothing may be replaced.
+                if time.monotonic() >= self._next_copy:
+                    self._next_copy = time.monotonic() + _COPY_EVERY_S
+                    self._open_journal()
+            elif not self._failures:
                 self._copy.drop(self._run.identity)
-            elif self._copy is not None and time.monotonic() >= self._next_copy:
+            elif time.monotonic() >= self._next_copy:
                 rest = self._journal.rest()
                 if rest and self._copy.begin(self._run.identity, rest):
                     self._next_copy = time.monotonic() + _COPY_EVERY_S
@@ -142,7 +149,8 @@ class Sender:
         lines = b""
         if self._copy is not None:
             copied, lines = self._copy.read()
-            self._take_over(copied)
+            if not self.opened.is_set():  # A run that is open stays the one that is written to.
+                self._take_over(copied)
         try:
             self._journal.open()
             if lines:

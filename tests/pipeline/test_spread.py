@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from pipeline.errors import UserError
-from pipeline.spread import Death, Workers
+from pipeline.spread import Death, Workers, _Worker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -21,6 +22,10 @@ def make(folder: Path) -> Callable[[Any], Any]:
 
     def work(item: Any) -> Any:
         what, number = item
+        if what == "waits":
+            while not (folder / "go").exists():
+                time.sleep(0.05)
+            what = "dies"
         if what == "dies":
             # The first `number` times.
             deaths = len(list(folder.glob("death-*")))
@@ -96,3 +101,18 @@ def test_workers_without_a_place_in_the_cluster_hold_nothing_back(tmp_path):
     with Workers(partial(make, tmp_path), 8, on_death=never) as workers:
         assert dict(workers.run(items)) == {n: n * n for n in range(16)}
     assert len(list(tmp_path.glob("process-*"))) <= 4
+
+
+def test_an_idle_worker_takes_over_from_one_whose_place_is_gone(tmp_path):
+    """As when a node leaves: the new process waits for a place that never comes."""
+    items = [("square", 2), ("waits", 1), ("meets", 2)]
+
+    def again(death: Death) -> bool:
+        return death.of_item == 1
+
+    with Workers(partial(make, tmp_path), 2, num_cpus=0.5, on_death=again) as workers:
+        results = workers.run(items)
+        found = dict([next(results), next(results)])
+        workers._kind = ray.remote(_Worker).options(num_cpus=10_000)
+        (tmp_path / "go").touch()
+        assert found | dict(results) == {0: 4, 1: 1, 2: 4}

@@ -287,3 +287,15 @@ def test_a_sealed_journal_is_touched_by_nobody(tmp_path):
             late()
     assert sorted((path, path.read_bytes()) for path in tmp_path.iterdir()) == before
     journal.close()
+
+
+def test_another_runs_lines_are_set_apart_also_behind_its_cursor(tmp_path):
+    path = tmp_path / "spill.jsonl"
+    other = RunIdentity(experiment="lseg", run_name="old", run_key="k0")
+    sent, left = to_line(other, _metrics(0)), to_line(other, _metrics(1))
+    path.write_bytes(b"#" + sent[1:] + left)
+    journal = _journal(path)
+    _append(journal, 5)
+    assert _steps(journal.read(9)) == [5]
+    assert (tmp_path / "spill-k0.jsonl").read_bytes() == b"#" + sent[1:] + left
+    journal.close()

@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
+from boto3.session import Session
 
 from jobs.track import ReplayConfig, replay_job
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
-from pipeline.tracking import journal_copy
+from pipeline.tracking import journal_copy, sender
 from pipeline.tracking.records import Record, RunIdentity, from_line, to_line
 from pipeline.tracking.replay import replay, replay_all
 from pipeline.tracking.tracker import Tracker, TrackingConfig
@@ -550,3 +551,17 @@ def test_a_storage_that_fails_holds_nothing_up(dead, tmp_path, monkeypatch, capl
     assert time.monotonic() - begin < 20
     assert len(_spilled(tmp_path / "tracking-a.jsonl")) == 4
     assert f"--replay {tmp_path}/tracking-a.jsonl" in caplog.text
+
+
+def test_a_storage_that_answers_later_gets_its_copy(
+    dead, tmp_path, s3_endpoint, monkeypatch, caplog
+):
+    monkeypatch.setattr(sender, "_COPY_EVERY_S", 0.2)
+    tracker = _outage(dead, tmp_path, "s3://made-later", 0, 3)
+    _wait_until(lambda: "tracking-a.jsonl cannot be read" in caplog.text)
+    Session().client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="made-later")
+    storage = open_storage("s3://made-later")
+    _wait_until(lambda: storage.exists("a/tracking-a.jsonl"))
+    tracker.close("KILLED", timeout_s=20)
+    assert storage.exists("a/tracking-a.run.json")
+    assert storage.read("a/tracking-a.jsonl") == (tmp_path / "tracking-a.jsonl").read_bytes()
