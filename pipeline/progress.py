@@ -35,9 +35,10 @@ class Progress:
             return
         self._logged = now
         rate = self._done / max(now - self._began, 1e-9)
+        speed = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
         eta = duration((self._total - self._done) / max(rate, 1e-9))
         logger.info(
-            f"{self._done}/{self._total} {self._unit}  {rate:.1f} {self._unit}/s  ETA {eta}  {note}"
+            f"{self._done}/{self._total} {self._unit}  {speed} {self._unit}/s  ETA {eta}  {note}"
         )
 
 
