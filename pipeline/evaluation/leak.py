@@ -54,7 +54,7 @@ class LeakReport:
     known: bool
     """Whether the checkpoint records what it was trained on."""
     reasons: list[str] = field(default_factory=list)
-    seen_classes: dict[str, list[str]] = field(default_factory=dict)
+    seen_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the classes that were trained, by part."""
     num_classes: dict[str, int] = field(default_factory=dict)
     seen_images: dict[str, int | None] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def check_leaks(config: EvaluateConfig, plan: ProtocolPlan, provenance: Provenan
     trained = {form for label in provenance.labels for form in _forms(label)}
     for part in plan.parts:
         tested = _tested(plan, part)
-        seen = [n for n, words in tested.items() if any(_forms(w) & trained for w in words)]
+        seen = tuple(n for n, words in tested.items() if any(_forms(w) & trained for w in words))
         report.seen_classes[part.name] = seen
         report.num_classes[part.name] = len(tested)
         report.num_images[part.name] = len(part.source)

@@ -83,7 +83,8 @@ class EvaluationReport:
             "precision": self.config.precision,
             "figures": self.values(),
             "zero_shot": self.leak.zero_shot,
-            "leak": vars(self.leak),
+            "leak": vars(self.leak)
+            | {"seen_classes": {part: list(seen) for part, seen in self.leak.seen_classes.items()}},
             "notes": list(self.plan.notes),
             "published": [vars(row) for row in published_rows(self.config.protocol)],
             "unreadable": {k: list(map(list, c.unreadable)) for k, c in self.counts.items()},
