@@ -177,7 +177,7 @@ def run_as_machine(world: World, place: str, results: Any) -> None:
     """The target of a process that believes to be on a machine of its own."""
     import pipeline.storage.lease as lease_module
 
-    lease_module._place = lambda: place
+    lease_module._host_id = lambda: place
     run_and_tell(world, results)
 
 
