@@ -1,5 +1,7 @@
 """Kills, stops and other numbers of workers on real processes; see `same_weights`."""
 
+import os
+
 import pytest
 
 from tests.integration.same_weights import SAME, SAME_ACROSS_WORKERS, Comparison
@@ -7,7 +9,7 @@ from tests.integration.training_runs import compare
 
 STEPS = 60
 
-# Slow: trainings in processes of their own, four of them in all.
+# Slow: trainings in processes of their own, two of them, or all four with LONG_TESTS=1.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
@@ -19,7 +21,17 @@ def comparison(tmp_path_factory) -> Comparison:
     return found
 
 
-@pytest.mark.parametrize("scenario", ["killed", "job_stopped", "other_workers"])
+LONG = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param("killed", marks=LONG),
+        pytest.param("job_stopped", marks=LONG),
+        "other_workers",
+    ],
+)
 def test_the_same_weights_whatever_happens(comparison, scenario):
     comparison.failed = False
     getattr(comparison, scenario)()
