@@ -14,6 +14,7 @@ from boto3.session import Session
 from moto.server import ThreadedMotoServer
 
 from tests.support.mini_shards import mini_shards as mini_shards
+from tests.support.mlflow_process import same_mlflow_afterwards as same_mlflow_afterwards
 from tests.support.ray_fixtures import local_ray as local_ray
 
 # Two processes test at once: more threads than these would wait for each other.

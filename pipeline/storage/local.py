@@ -3,8 +3,8 @@
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -90,7 +90,10 @@ class LocalStorage(Storage):
     def _list(self, prefix: str, parents: tuple[tuple[int, int], ...] = ()) -> Iterator[Entry]:
         if not (names := self._scan(prefix)):
             return
-        status = os.stat(self._root / prefix)
+        try:
+            status = os.stat(self._root / prefix)
+        except FileNotFoundError:  # Another process deleted it since the scan.
+            return
         identity = (status.st_dev, status.st_ino)
         if identity in parents:  # a symbolic link to a folder that holds it
             return
@@ -99,14 +102,14 @@ class LocalStorage(Storage):
             if name.endswith("/"):
                 yield from self._list(path.removesuffix("/"), (*parents, identity))
             else:
-                yield self._entry(path)
+                yield from self._entries([path])
 
     def _folders(self, prefix: str) -> Iterator[str]:
         return (name.removesuffix("/") for name in self._scan(prefix) if name.endswith("/"))
 
     def _files(self, prefix: str) -> Iterator[Entry]:
         names = (name for name in self._scan(prefix) if not name.endswith("/"))
-        return (self._entry(f"{prefix}/{name}" if prefix else name) for name in names)
+        return self._entries(f"{prefix}/{name}" if prefix else name for name in names)
 
     def _scan(self, folder: str) -> list[str]:
         """The names in a folder without half-written files and locks; none if it is missing."""
@@ -118,8 +121,11 @@ class LocalStorage(Storage):
             return []
         return [n for n in names if not (n.startswith(".") and n.endswith((_PARTIAL, _LOCK)))]
 
-    def _entry(self, path: str) -> Entry:
-        return Entry(path, os.stat(self._root / path).st_size)
+    def _entries(self, paths: Iterable[str]) -> Iterator[Entry]:
+        for path in paths:
+            # What another process deleted since the scan is no longer there to be listed.
+            with suppress(FileNotFoundError):
+                yield Entry(path, os.stat(self._root / path).st_size)
 
     def _version(self, path: str) -> str:
         status = os.stat(self._root / path)

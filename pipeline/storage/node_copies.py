@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -119,5 +120,9 @@ def _delete_unused(folder: Path) -> None:
     oldest = time.time() - _KEPT_S
     for path in folder.iterdir():
         # Lock files stay: deleting one that is held would let two processes in.
-        if path.suffix != _LOCK and path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        if path.suffix == _LOCK:
+            continue
+        # Another process may finish or delete its own file in between: that one is not unused.
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()

@@ -151,6 +151,19 @@ def test_local_listing_skips_partial_files_and_link_cycles(tmp_path: Path):
     assert not any("partial" in path or "dangling" in path for path in paths)
 
 
+def test_a_listing_leaves_out_what_was_deleted_meanwhile(tmp_path: Path):
+    storage = open_storage(str(tmp_path))
+    for path in ("a/1", "a/2", "a/3", "b/4", "c/5"):
+        storage.write(path, b"x")
+    below, beside = storage.list(), storage.files("a")
+    assert [next(below).path, next(beside).path] == ["a/1", "a/1"]
+    storage.delete("a/2")
+    storage.delete("b/4")
+    (tmp_path / "b").rmdir()
+    assert [entry.path for entry in below] == ["a/3", "c/5"]
+    assert [entry.path for entry in beside] == ["a/3"]
+
+
 def test_local_write_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     storage = open_storage(str(tmp_path))
     storage.write("x", b"old")

@@ -380,6 +380,14 @@ def test_copies_that_nobody_used_for_long_are_deleted(tmp_path: Path, temporary:
     assert new.read_bytes() == b"new"
 
 
+def test_a_file_that_another_process_takes_away_meanwhile(temporary: Path):
+    spool.spooled("old", "old", iter([b"old"]))
+    (folder,) = temporary.iterdir()
+    # A name that is listed and has no file behind it any more.
+    (folder / "theirs.partial").symlink_to(folder / "gone")
+    assert spool.spooled("new", "new", iter([b"new"])).read_bytes() == b"new"
+
+
 def test_a_copy_that_fails_leaves_nothing(temporary: Path):
     def chunks():
         yield b"some"
