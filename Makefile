@@ -50,9 +50,10 @@ demo: $(STAMP)
 sweep-demo: $(STAMP)
 	$(BIN)/python jobs/sweep_demo.py --seed $(SEED)
 
-# In two processes: many tests wait for processes that start. tests/conftest.py groups the tests.
+# In three processes on two cores: many tests wait, for a process that starts or for a lock that
+# expires. tests/conftest.py groups the tests.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadgroup $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup $(ARGS)

@@ -26,15 +26,25 @@ botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
 _BUCKET_NUMBERS = itertools.count()
 
 
+# First, since xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says what `-n 2 --dist loadgroup` keeps together: a file, and all tests on the one Ray.
+    """Says what `-n 3 --dist loadgroup` keeps together: a file, and the tests that share a Ray.
 
-    So one process alone starts that Ray and makes the shards that the tests on it share.
+    So one process alone makes the shards that many tests on Ray share; another has the Ray for
+    those that convert shards of their own.
     """
     for item in items:
-        on_ray = "local_ray" in getattr(item, "fixturenames", ())
-        group = "ray" if on_ray else item.location[0]
+        fixtures = getattr(item, "fixturenames", ())
+        on_ray = "mini_shards" if "mini_shards" in fixtures else "local_ray"
+        group = on_ray if "local_ray" in fixtures else item.location[0]
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Ends a run whose groups got lost: two processes would each start a Ray, at double the time."""
+    if getattr(session.config.option, "loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "pytest-xdist ignores the groups"
 
 
 @pytest.fixture(scope="session")

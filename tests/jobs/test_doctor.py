@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import sys
 import tarfile
 import zlib
@@ -202,12 +203,20 @@ def test_wrong_usage_ends_in_one_message(tmp_path, monkeypatch, capsys, argument
         assert word in message
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory, local_ray) -> Path:
+    """Shards of eight samples; not to be written to."""
+    folder = tmp_path_factory.mktemp("doctor")
+    write_cityscapes(folder / "city", num_train=6, num_val=2)
+    given = RootsConfig(cityscapes=str(folder / "city"))
+    prepare(PrepareConfig(roots=given, out=str(folder / "out"), samples_per_shard=2))
+    return folder / "out"
+
+
 @pytest.fixture
-def shards(tmp_path, local_ray) -> Path:
-    write_cityscapes(tmp_path / "city", num_train=6, num_val=2)
-    given = RootsConfig(cityscapes=str(tmp_path / "city"))
-    prepare(PrepareConfig(roots=given, out=str(tmp_path / "out"), samples_per_shard=2))
-    return tmp_path / "out"
+def shards(converted, tmp_path) -> Path:
+    """A test's own copy of them, to damage."""
+    return Path(shutil.copytree(converted, tmp_path / "out"))
 
 
 def edit_manifest(shards: Path, edit) -> None:
