@@ -17,6 +17,7 @@ import simplejpeg
 from isal import isal_zlib
 
 from pipeline.data.pixels.checks import BadSample, check_size
+from pipeline.data.pixels.scans import check_scans
 
 # Loader processes run side by side; OpenCV's own threads would only fight each other.
 cv2.setNumThreads(1)
@@ -68,6 +69,7 @@ def decode_jpeg(
     except ValueError as error:
         raise BadSample(f"the jpg does not decode: {error}") from None
     check_size("the jpg", width, height, MAX_STORED_PIXELS)
+    check_scans("the jpg", jpeg)
     if (height, width) != size:
         raise BadSample(f"jpg is {(height, width)} but png is {size} (height, width)")
     # The decoder takes the smallest of its sizes that reaches both of these.

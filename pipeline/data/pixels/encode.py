@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.scans import check_scans
 
 _PNG_LEVEL = 3  # In zlib 1.2.13 the fastest to decode, and the last before writing gets slow.
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1  # Second bytes of JPEG markers; the first is 0xFF.
@@ -76,6 +77,8 @@ def _open_image(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
     is_jpeg = header.format in ("JPEG", "MPO")
     if is_jpeg and data.find(bytes((0xFF, _EOI)), _scan_start(data)) < 0:
         raise BadSample("the image is a JPEG cut short")
+    if is_jpeg:
+        check_scans("the image", data)
     return header, is_jpeg
 
 

@@ -1,0 +1,65 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.decode import decode_jpeg
+from pipeline.data.pixels.encode import decode_image, keep_jpeg
+from pipeline.data.pixels.scans import MAX_SCANS, check_scans, count_scans
+from pipeline.inference.photos import decode_photo
+from tests.support.jpeg_scans import with_scans
+from tests.support.tiny_roots import noise
+
+
+def saved(**options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(40, 60, seed=1)).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def test_the_scans_of_common_files():
+    assert count_scans(saved(), 99) == 1
+    assert count_scans(saved(progressive=True), 99) == 10  # libjpeg's own script
+    assert count_scans(saved(restart_marker_blocks=1), 99) == 1
+    # A thumbnail in EXIF and a second image behind the first are none of this image's.
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xda" * 80
+    assert count_scans(saved(exif=exif), 99) == 1
+    assert count_scans(saved() + saved() * 80, 99) == 1
+    check_scans("x", saved() + saved() * 80)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [decode_image, decode_photo, lambda data: keep_jpeg(data, 1080)],
+    ids=["decode_image", "decode_photo", "keep_jpeg"],
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_too_many_scans_are_refused_by_every_decoder(decoder, progressive):
+    bomb = with_scans(saved(progressive=progressive), 2000)
+    assert count_scans(bomb, 10_000) == 2000
+    with pytest.raises(BadSample, match="more than 50 scans"):
+        decoder(bomb)
+    # As many as are allowed.
+    assert decoder(with_scans(saved(progressive=progressive), MAX_SCANS)) is not None
+
+
+def test_a_stored_sample_is_checked_too():
+    with pytest.raises(BadSample, match="more than 50 scans"):
+        decode_jpeg(with_scans(saved(), MAX_SCANS + 1), (40, 60))
+
+
+def test_scans_cannot_hide_behind_markers_without_a_length():
+    """A decoder passes over stray markers in a scan; a length read there would jump over scans."""
+    plain = saved()
+    last = plain.rfind(b"\xff\xd9")
+    stray = plain[:last] + b"\xff\x02\xff\xbf\xff\xd3" + plain[last:]
+    assert count_scans(with_scans(stray, 60), 99) == 60
+
+
+def test_any_bytes_end():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        count_scans(b"\xff\xd8" + rng.choice([255, 218, 217, 0, 7], 300).astype("u1").tobytes(), 9)
