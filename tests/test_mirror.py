@@ -30,7 +30,6 @@ TESTED_ELSEWHERE = {
     "pipeline.data.inspect.roots": "jobs/test_doctor.py",
     "pipeline.data.inspect.samples": "jobs/test_preview.py",
     "pipeline.data.inspect.shards": "jobs/test_doctor.py",
-    "pipeline.data.pixels.decode": "pipeline/data/ingest/test_augment.py",
     "pipeline.data.pixels.palette": "pipeline/inference/test_overlay.py",
     "pipeline.data.prepare.config": "jobs/test_prepare_shards.py",
     "pipeline.data.prepare.run": "jobs/test_prepare_shards.py",
