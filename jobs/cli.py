@@ -17,7 +17,7 @@ from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set
 
 from jobs.mistakes import check_settings
 from model.errors import ModelError
-from pipeline.errors import Terminated, UserError
+from pipeline.errors import Terminated, UserError, printable
 
 Config = TypeVar("Config")
 
@@ -26,6 +26,7 @@ logger = logging.getLogger("jobs.cli")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 _WAIT = "LSEG_CLUSTER_WAIT_S"
+_OURS = ("pipeline", "model", "jobs")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -99,18 +100,29 @@ def main(
         interrupted by Ctrl-C and 143 by SIGTERM. Any other exception is a defect and keeps its
         traceback.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for ours in ("pipeline", "model", "jobs"):
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
+    for ours in _OURS:
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
         run(parse(config_class, argv, description, bare))
     except (UserError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return 0
+
+
+class _OneLine(logging.Formatter):
+    """Keeps what names of files may hold, such as codes for the terminal, out of our lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.name.partition(".")[0] in _OURS:
+            record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def start_ray(num_cpus: float, num_gpus: int = 0) -> None:

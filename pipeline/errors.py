@@ -1,4 +1,4 @@
-"""The exceptions that end a job without a traceback, and "did you mean"."""
+"""The exceptions that end a job without a traceback, and what their messages are made of."""
 
 import difflib
 from collections.abc import Iterable
@@ -25,3 +25,15 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """Names from outside, as one line that no terminal, table or log takes for a command.
+
+    Every control character, line break, unpaired surrogate and invisible mark is written as its
+    escape: a file may be called `a<newline>b`, or hold the codes that clear a screen.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

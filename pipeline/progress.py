@@ -3,6 +3,8 @@
 import logging
 import time
 
+from pipeline.errors import printable
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +40,8 @@ class Progress:
         speed = f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
         eta = duration((self._total - self._done) / max(rate, 1e-9))
         logger.info(
-            f"{self._done}/{self._total} {self._unit}  {speed} {self._unit}/s  ETA {eta}  {note}"
+            f"{self._done}/{self._total} {self._unit}  {speed} {self._unit}/s  ETA {eta}  "
+            + printable(note)
         )
 
 

@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Ends a run whose groups got lost: two processes would each start a Ray, at double the time."""
+    """Ends a run whose groups got lost: two processes would each start a Ray, at twice the time."""
     if getattr(session.config.option, "loadgroup", False):
         assert all("@" in item.nodeid for item in session.items), "pytest-xdist ignores the groups"
 

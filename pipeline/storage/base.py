@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import UserError
+from pipeline.storage.names import why_unusable
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Entry:
 
 class DamagedFile(ValueError):
     """One object's bytes are not what they must be, though the storage itself works."""
+
+
+class ObjectError(UserError):
+    """One object cannot be read, though its storage answers: access is denied, for example."""
 
 
 class Storage(ABC):
@@ -139,15 +144,19 @@ class Storage(ABC):
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Yields every object below a folder, at any depth, in the order of the paths' characters.
 
-        A folder that does not exist yields nothing. Half-written files are not listed.
+        A folder that does not exist yields nothing. Half-written files are not listed. Objects are
+        listed whatever they are called, also where `why_unusable` says that none can be read.
         """
         with self._in(prefix) as folder:
             yield from self._list(folder)
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
-        """Returns the names of the folders directly in a folder, sorted; none if it is missing."""
+        """Returns the names of the folders directly in a folder, sorted; none if it is missing.
+
+        Folders whose names are no parts of a path are not among them.
+        """
         with self._in(prefix) as folder:
-            return tuple(sorted(self._folders(folder)))
+            return tuple(sorted(name for name in self._folders(folder) if not why_unusable(name)))
 
     def files(self, prefix: str = "") -> Iterator[Entry]:
         """Yields the objects directly in a folder, in the order of their names."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from typing import BinaryIO
 from filelock import FileLock
 
 from pipeline.errors import UserError
-from pipeline.storage.base import Entry, Storage
+from pipeline.storage.base import Entry, ObjectError, Storage
 
 _PARTIAL, _LOCK = ".partial", ".lock"
 _COPY_BYTES = 1 << 20
@@ -26,12 +27,21 @@ class LocalStorage(Storage):
         self.uri = str(self._root)
 
     def _read(self, path: str) -> bytes:
-        return (self._root / path).read_bytes()
+        with self._opened(path) as file:
+            return file.read()
 
     def _read_range(self, path: str, offset: int, length: int) -> bytes:
-        with (self._root / path).open("rb") as file:
+        with self._opened(path) as file:
             file.seek(offset)
             return file.read(length)
+
+    def _opened(self, path: str) -> BinaryIO:
+        # To open a pipe would wait for its writer, and a device has no end.
+        descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise self._missing(path)
+        return os.fdopen(descriptor, "rb")
 
     def _write(self, path: str, data: bytes) -> None:
         self._store(path, lambda partial: partial.write_bytes(data))
@@ -116,7 +126,7 @@ class LocalStorage(Storage):
         try:
             with os.scandir(self._root / folder) as scan:
                 # "/" after a folder's name: its files then sort as S3 sorts whole keys.
-                names = sorted(i.name + "/" * i.is_dir() for i in scan if i.is_dir() or i.is_file())
+                names = sorted(item.name + end for item in scan for end in _ending(item))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [n for n in names if not (n.startswith(".") and n.endswith((_PARTIAL, _LOCK)))]
@@ -150,9 +160,17 @@ class LocalStorage(Storage):
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise self._missing(path) from error
         except PermissionError as error:
-            raise UserError(
+            raise ObjectError(
                 f"{self.uri}/{path}: permission denied: give this user access to the directory"
             ) from error
+
+
+def _ending(item: os.DirEntry[str]) -> tuple[str, ...]:
+    """What ends the name of a folder or a file; nothing for pipes, devices and dead links."""
+    try:
+        return ("/",) if item.is_dir() else ("",) if item.is_file() else ()
+    except OSError:  # A link to itself leads nowhere, as a dead one.
+        return ()
 
 
 def _lock_of(target: Path) -> Path:

@@ -26,7 +26,7 @@ from botocore import exceptions as aws
 from botocore.config import Config
 
 from pipeline.errors import UserError
-from pipeline.storage.base import Entry, Storage
+from pipeline.storage.base import Entry, ObjectError, Storage
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ _TRANSFER = TransferConfig(max_concurrency=4)
 """Each of the concurrent parts is held in memory: 8 MiB."""
 _LOST_UPLOAD = ("NoSuchUpload", "InvalidPart", "InvalidPartOrder", "RequestTimeout")
 _NOT_OFFERED = ("NotImplemented", "MethodNotAllowed", "501", "405")
+_OF_ONE_OBJECT = ("AccessDenied", "403", "Forbidden", "InvalidObjectState", "KeyTooLongError")
+"""Refusals that say nothing of the bucket's other objects; the fourth: it lies in an archive."""
 _VARIABLES = (
     "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, "
     "AWS_DEFAULT_REGION, AWS_PROFILE"
@@ -267,7 +269,7 @@ class S3Storage(Storage):
                 f"an answering server ({type(error).__name__}): start it, or correct the address"
             ) from error
         except aws.ParamValidationError as error:
-            raise UserError(f"{self.uri}/{path}: not a valid S3 name: {error}") from error
+            raise ObjectError(f"{self.uri}/{path}: not a valid S3 name: {error}") from error
         except ValueError as error:
             if not str(error).startswith("Invalid endpoint"):
                 raise
@@ -284,7 +286,8 @@ class S3Storage(Storage):
             return self._no_bucket()
         if code in ("NoSuchKey", "404"):
             return self._missing(path)
-        return UserError(
+        of_object = code in _OF_ONE_OBJECT and error.operation_name in ("GetObject", "HeadObject")
+        return (ObjectError if of_object else UserError)(
             f"{self.uri}/{path}: {_endpoint()} answers {error.operation_name} with {code}: the "
             f"credentials must allow it; check the environment variables {_VARIABLES}"
         )
