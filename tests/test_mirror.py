@@ -41,7 +41,6 @@ TESTED_ELSEWHERE = {
     "pipeline.evaluation.held_out": "pipeline/data/datasets/held_out/test_readers.py",
     "pipeline.evaluation.page": "pipeline/evaluation/test_evaluate.py",
     "pipeline.evaluation.published": "pipeline/evaluation/test_evaluate.py",
-    "pipeline.evaluation.record": "pipeline/evaluation/test_evaluate.py",
     "pipeline.evaluation.report": "pipeline/evaluation/test_evaluate.py",
     "pipeline.inference.config": "jobs/test_predict.py",
     "pipeline.inference.run": "jobs/test_predict.py",

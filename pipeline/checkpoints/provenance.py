@@ -18,6 +18,20 @@ from pipeline.storage.open import open_storage
 
 
 @dataclass(frozen=True)
+class TrainedSize:
+    """How large a training saw images."""
+
+    base_px: int = 520
+    """Long side of an image at scale 1."""
+    crop_px: int = 480
+    """Side of the crops."""
+
+
+PUBLISHED_SIZE = TrainedSize()
+"""The sizes of LSeg as published."""
+
+
+@dataclass(frozen=True)
 class Provenance:
     """The text files of a checkpoint folder."""
 
@@ -53,6 +67,25 @@ class Provenance:
     def step(self) -> int:
         """Optimiser steps, 0 where unknown."""
         return int(self.tags.get("step", 0) or 0)
+
+    @property
+    def trained_size(self) -> TrainedSize:
+        """How large the training saw images; the published sizes where the checkpoint is silent.
+
+        The one answer for prediction, evaluation and service.
+
+        Raises:
+            UserError: It says something that is no size.
+        """
+        said = self.group("data", "augment")
+        sizes = {key: said[key] for key in ("base_px", "crop_px") if key in said}
+        for key, value in sizes.items():
+            if type(value) is not int or value < 1:
+                raise UserError(
+                    f"{CONFIG}: data.augment.{key}={str(value)[:40]!r}: must be a whole number of "
+                    "pixels: mend the checkpoint's file"
+                )
+        return TrainedSize(**sizes)
 
     def group(self, *names: str) -> dict[str, Any]:
         """Returns a group of settings of `config`, such as `data`, `augment`; empty without one."""

@@ -69,17 +69,20 @@ class Geometry:
 
     mode: Mode = "whole"
     """How the network sees an image: as a whole, in windows, as published, or squashed."""
-    base_px: int = 520
-    """Long side of the image at scale 1; 0 with `whole` keeps the image's size."""
-    window_px: int = 480
-    """Side of a window, or of the square to which `squash` resizes."""
+    base_px: int | None = None
+    """Long side of the image at scale 1; 0 with `whole` keeps the image's size; null: as in the
+    checkpoint's training (520 where it does not say), or as the protocol publishes."""
+    window_px: int | None = None
+    """Side of a window, or of the square to which `squash` resizes; null: as in the checkpoint's
+    training (480 where it does not say), or as the protocol publishes."""
 
     def __post_init__(self) -> None:
-        if self.base_px < 16 and not (self.base_px == 0 and self.mode == "whole"):
+        base_px, window_px = self.base_px, self.window_px
+        if base_px is not None and base_px < 16 and not (base_px == 0 and self.mode == "whole"):
             raise UserError(
                 f"geometry.base_px={self.base_px}: must be at least 16, or 0 with mode whole"
             )
-        if self.window_px < 16:
+        if window_px is not None and window_px < 16:
             raise UserError(f"geometry.window_px={self.window_px}: must be at least 16")
 
 
@@ -144,7 +147,8 @@ class EvaluateConfig:
     other: OtherPolicy | None = None
     """How pixels of none of the classes are predicted; null: as the protocol prescribes."""
     geometry: Geometry | None = None
-    """How the network sees images; null: as the protocol prescribes."""
+    """How the network sees images; null: as the protocol publishes, else as a whole at the size of
+    the checkpoint's training."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward pass."""
     max_bad_share: float = 0.001

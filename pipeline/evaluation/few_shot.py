@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.checkpoints.provenance import TrainedSize
 from pipeline.data.datasets.few_shot import Episode, FewShotSet, open_few_shot
 from pipeline.data.datasets.few_shot.training import OTHERS
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
-from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
+from pipeline.evaluation.config import EvaluateConfig, OtherPolicy
 from pipeline.evaluation.items import Item, ItemSource, digest
 from pipeline.evaluation.plan import Part, ProtocolPlan
+from pipeline.evaluation.views import View, view_of
 from pipeline.scoring import AnswerSpace, evenly
 
 
@@ -43,7 +45,7 @@ class EpisodeItems(ItemSource):
         return Item(key, *connection.read(episode), self.texts[stratum], stratum)
 
 
-def few_shot_plan(config: EvaluateConfig) -> ProtocolPlan:
+def few_shot_plan(config: EvaluateConfig, size: TrainedSize) -> ProtocolPlan:
     """Plans the episodes of the configured folds.
 
     Raises:
@@ -55,7 +57,7 @@ def few_shot_plan(config: EvaluateConfig) -> ProtocolPlan:
             f"roots.{name}: not set, and protocol {name} reads an official download: set it"
         )
     few_shot = open_few_shot(name, config.roots[name], config.splits)
-    geometry = config.geometry or Geometry(mode="squash")
+    geometry = view_of(config, size)
     policy = config.other or OtherPolicy(policy="prompts", prompts=(OTHERS,))
     if policy.policy != "prompts":
         raise UserError(
@@ -76,7 +78,7 @@ def few_shot_plan(config: EvaluateConfig) -> ProtocolPlan:
         strata = tuple(names[i] for i in ids)
         parts.append(Part(part_name, source, space, geometry, strata))
     notes = list(few_shot.notes)
-    if geometry != Geometry(mode="squash"):
+    if geometry != View(mode="squash"):
         notes.append(f"geometry {geometry.mode}; published: squash to 480")
     if policy.prompts != (OTHERS,):
         notes.append(f"other: {policy}; published: {OTHERS}")

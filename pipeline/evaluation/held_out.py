@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.checkpoints.provenance import TrainedSize
 from pipeline.data.datasets.held_out import HELD_OUT_SETS, held_out_table, open_held_out
 from pipeline.data.datasets.held_out.readers import HeldOutReader, HeldOutSource
 from pipeline.data.taxonomy import IGNORE, label_text, universal
 from pipeline.errors import UserError, did_you_mean
-from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
+from pipeline.evaluation.config import EvaluateConfig, OtherPolicy
 from pipeline.evaluation.items import Item, ItemSource
 from pipeline.evaluation.plan import Part, ProtocolPlan, with_policy
+from pipeline.evaluation.views import view_of
 from pipeline.scoring import DROPPED, AnswerSpace, evenly, space_of
 
 
@@ -48,7 +50,7 @@ def held_out_space(dataset: str) -> AnswerSpace:
     return space_of(names, texts, lut, text_class, rest)
 
 
-def held_out_plan(config: EvaluateConfig) -> ProtocolPlan:
+def held_out_plan(config: EvaluateConfig, size: TrainedSize) -> ProtocolPlan:
     """Plans the held-out sets whose roots are given.
 
     Raises:
@@ -69,7 +71,7 @@ def held_out_plan(config: EvaluateConfig) -> ProtocolPlan:
         )
     parts, notes = [], []
     policy = config.other or OtherPolicy()
-    geometry = config.geometry or Geometry()
+    geometry = view_of(config, size)
     for name in chosen:
         reader = open_held_out(name, config.roots[name])
         sources = reader.sources()

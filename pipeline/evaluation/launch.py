@@ -21,7 +21,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.figures import figures_of
 from pipeline.evaluation.leak import check_leaks
 from pipeline.evaluation.page import write_page
-from pipeline.evaluation.protocols import make_plan
+from pipeline.evaluation.protocols import make_plan, size_remarks
 from pipeline.evaluation.record import open_run, record
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.evaluation.runner import Runner, resolve_workers
@@ -96,7 +96,9 @@ def _evaluate(
     work: Path,
     start_ray: StartRay | None,
 ) -> dict[str, Any]:
-    plan = make_plan(config, provenance.labels)
+    plan = make_plan(config, provenance.labels, provenance.trained_size)
+    for part in plan.parts:
+        logger.info("%s is seen %s", part.name, part.geometry)
     leak = check_leaks(config, plan, provenance)
     if start_ray is not None:
         least = max(1, config.workers.num_workers)
@@ -120,7 +122,16 @@ def _evaluate(
     with Runner(config, plan.parts, out) as runner:
         counts = runner.run()
         figures, bytes_of = figures_of(plan, counts), checkpoint_fingerprint(checkpoint)
-        report = EvaluationReport(config, plan, figures, counts, leak, runner.fingerprint, bytes_of)
+        report = EvaluationReport(
+            config,
+            plan,
+            figures,
+            counts,
+            leak,
+            runner.fingerprint,
+            bytes_of,
+            size_remarks(plan, provenance.trained_size),
+        )
         report.write(work)
         write_page(report, runner.examples, work)
         runner.clean()
@@ -131,7 +142,7 @@ def _evaluate(
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
     for table in report.tables():
         console.print(table)
-    for line in (*leak.reasons, *plan.notes):
+    for line in (*leak.reasons, *plan.notes, *report.remarks):
         logger.info("note: %s", line)
     return report.to_dict()
 

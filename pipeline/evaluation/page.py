@@ -99,7 +99,7 @@ def _row(part: Part, score: ItemScore, answer: tuple[Item, Any, Any]) -> Compare
 
 
 def _warnings(report: EvaluationReport) -> list[str]:
-    lines = [*report.leak.reasons, *report.plan.notes]
+    lines = [*report.leak.reasons, *report.plan.notes, *report.remarks]
     if report.leak.zero_shot != "yes":
         lines.insert(0, f"Zero-shot: {report.leak.zero_shot}.")
     if not lines:

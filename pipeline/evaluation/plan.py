@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field, replace
 
-from pipeline.evaluation.config import Geometry, OtherPolicy
+from pipeline.evaluation.config import OtherPolicy
 from pipeline.evaluation.items import ItemSource
+from pipeline.evaluation.views import View
 from pipeline.scoring import AnswerSpace
 
 
@@ -14,7 +15,7 @@ class Part:
     name: str
     source: ItemSource
     space: AnswerSpace
-    geometry: Geometry
+    geometry: View
     strata: tuple[str, ...] = ("",)
     """Names of the separate confusion matrices: the classes of a fold, else one for all."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import pipeline.data.taxonomy as taxonomy_module
+from pipeline.checkpoints.provenance import PUBLISHED_SIZE, TrainedSize
 from pipeline.data.datasets import open_reader
 from pipeline.data.datasets.few_shot import FEW_SHOT_SETS
 from pipeline.data.ingest.stream import Corpus, open_corpus
@@ -33,17 +34,25 @@ from pipeline.data.taxonomy import (
     universal,
 )
 from pipeline.errors import UserError, did_you_mean
-from pipeline.evaluation.config import EvaluateConfig, Geometry, OtherPolicy
+from pipeline.evaluation.config import EvaluateConfig, OtherPolicy
 from pipeline.evaluation.items import ItemSource, RootItems, ShardItems
 from pipeline.evaluation.plan import Part, ProtocolPlan, with_policy
+from pipeline.evaluation.views import View, size_remark, view_of
 from pipeline.scoring import DROPPED, AnswerSpace, evenly, space_of
 
 ANYTHING_ELSE = "(other)"
 """The class of all pixels that a zero-shot question does not name; itself not scored."""
 
 
-def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> ProtocolPlan:
-    """Builds the parts of the configured protocol for a checkpoint trained on some labels.
+def make_plan(
+    config: EvaluateConfig, trained: Sequence[str], size: TrainedSize = PUBLISHED_SIZE
+) -> ProtocolPlan:
+    """Builds the parts of the configured protocol for a checkpoint.
+
+    Args:
+        config: The protocol, and what departs from it.
+        trained: The labels that the checkpoint was trained on.
+        size: How large its training saw images.
 
     Raises:
         UserError: Data that the protocol needs is missing, or a setting does not go with it.
@@ -51,13 +60,13 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> ProtocolPlan:
     if config.protocol in FEW_SHOT_SETS:
         from pipeline.evaluation.few_shot import few_shot_plan
 
-        return few_shot_plan(config)
+        return few_shot_plan(config, size)
     if config.protocol == "held-out":
         from pipeline.evaluation.held_out import held_out_plan
 
-        return held_out_plan(config)
+        return held_out_plan(config, size)
     if config.protocol == "ade20k-150":
-        return _ade20k(config)
+        return _ade20k(config, size)
     native = config.protocol != "unified"
     if native and config.labels != "all":
         raise UserError(
@@ -85,12 +94,18 @@ def make_plan(config: EvaluateConfig, trained: Sequence[str]) -> ProtocolPlan:
         taxonomy = _taxonomy(sources)
         names = _unified_names(config, trained, sources, taxonomy)
         spaces = {n: _unified_space(config, s, names, taxonomy) for n, s in sources.items()}
-    geometry = config.geometry or Geometry()
+    geometry = view_of(config, size)
     parts = [Part(n, s, with_policy(spaces[n], policy), geometry) for n, s in sources.items()]
     unscored = frozenset({ANYTHING_ELSE} if unseen else ())
     return ProtocolPlan(
         tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=tuple(notes)
     )
+
+
+def size_remarks(plan: ProtocolPlan, trained: TrainedSize) -> tuple[str, ...]:
+    """Remarks on parts whose images are seen at another size than in training, each once."""
+    remarks = (size_remark(part.geometry, trained) for part in plan.parts)
+    return tuple(dict.fromkeys(filter(None, remarks)))
 
 
 def native_classes(dataset: str) -> tuple[tuple[int, str], ...]:
@@ -294,14 +309,14 @@ def published_ade20k_labels() -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
-def _ade20k(config: EvaluateConfig) -> ProtocolPlan:
+def _ade20k(config: EvaluateConfig, size: TrainedSize) -> ProtocolPlan:
     labels = published_ade20k_labels()
     source = _sources(replace(config, datasets=("ade20k",)), native=True)["ade20k"]
     lut = np.full(256, IGNORE, np.uint8)
     lut[1:151] = np.arange(150)
     notes = []
-    geometry = config.geometry or Geometry(mode="published")
-    if geometry != Geometry(mode="published"):
+    geometry = view_of(config, size)
+    if geometry != View(mode="published"):
         notes.append(f"geometry {geometry.mode} at {geometry.base_px} px, not the published one")
     if config.split != "val" or len(source) != 2000:
         notes.append(f"{len(source)} images of split {config.split}; published: 2000 of val")

@@ -52,6 +52,8 @@ class EvaluationReport:
     leak: LeakReport
     fingerprint: str
     checkpoint_fingerprint: str
+    remarks: tuple[str, ...] = ()
+    """What a reader of the figures should know beside the plan's departures."""
 
     def values(self) -> dict[str, float]:
         """All figures by name: `miou`, `fold0/miou`, `ade20k/pixel_accuracy`, ..."""
@@ -69,6 +71,10 @@ class EvaluationReport:
         """How "other" was handled, by part."""
         return {part.name: part.space.policy for part in self.plan.parts}
 
+    def seen(self) -> str:
+        """How the network saw the images, in words."""
+        return "; ".join(dict.fromkeys(str(part.geometry) for part in self.plan.parts))
+
     def to_dict(self) -> dict[str, Any]:
         """The content of report.json."""
         policies = sorted(set(self.policies().values()))
@@ -85,7 +91,7 @@ class EvaluationReport:
             "zero_shot": self.leak.zero_shot,
             "leak": vars(self.leak)
             | {"seen_classes": {part: list(seen) for part, seen in self.leak.seen_classes.items()}},
-            "notes": list(self.plan.notes),
+            "notes": [*self.plan.notes, *self.remarks],
             "published": [vars(row) for row in published_rows(self.config.protocol)],
             "unreadable": {k: list(map(list, c.unreadable)) for k, c in self.counts.items()},
         }
@@ -138,6 +144,7 @@ class EvaluationReport:
         checkpoint = "/".join(self.config.checkpoint.rstrip("/").split("/")[-2:])
         title = f"{self.config.variant}: {checkpoint}"
         caption = f"other: {self.to_dict()['other']}   zero-shot: {self.leak.zero_shot}"
+        caption = "\n".join((f"{caption}   {self.seen()}", *self.remarks))
         yield _table(title, ["", *(TITLES[n] for n in names)], self.figure_rows(names), caption)
         if published := self.published_rows():
             yield _table("published", published[0], published[1:])

@@ -1,17 +1,65 @@
 """How an image goes through the network: resized as a whole, squashed, or in windows."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from model.sliding import AS_IT_IS, PUBLISHED, SINGLE_SCALE, SlidingConfig
-from pipeline.evaluation.config import Geometry
+from pipeline.checkpoints.provenance import TrainedSize
+from pipeline.evaluation.config import DEFAULT_MODES, EvaluateConfig, Mode
 from pipeline.evaluation.items import Item
 
+FAR = 1.5
+"""Images that are so many times larger or smaller than in training are remarked."""
 
-def network_input(image: np.ndarray, geometry: Geometry) -> np.ndarray:
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A geometry (see `pipeline.evaluation.config.Geometry`) whose sizes are known."""
+
+    mode: Mode = "whole"
+    base_px: int = 520
+    window_px: int = 480
+
+    def __str__(self) -> str:
+        if self.mode == "squash":
+            return f"squashed to {self.window_px} px"
+        size = f"at {self.base_px} px" if self.base_px else "at their own size"
+        if self.mode == "whole":
+            return f"whole {size}"
+        return f"{self.mode} {size} in windows of {self.window_px} px"
+
+
+def view_of(config: EvaluateConfig, trained: TrainedSize) -> View:
+    """How the network sees images: as configured, as the protocol publishes, else as trained."""
+    usual = DEFAULT_MODES.get(config.protocol)
+    given = config.geometry
+    mode: Mode = given.mode if given else usual or "whole"  # type: ignore[assignment]
+    known = View() if mode == usual else View(base_px=trained.base_px, window_px=trained.crop_px)
+    base_px, window_px = (given.base_px, given.window_px) if given else (None, None)
+    return View(
+        mode=mode,
+        base_px=known.base_px if base_px is None else base_px,
+        window_px=known.window_px if window_px is None else window_px,
+    )
+
+
+def size_remark(view: View, trained: TrainedSize) -> str:
+    """What to say of images that are seen at another size than in training; else nothing."""
+    side_px = view.window_px if view.mode == "squash" else view.base_px
+    if not side_px:
+        return f"images are seen at their own size; the training saw them at {trained.base_px} px"
+    if 1 / FAR <= side_px / trained.base_px <= FAR:
+        return ""
+    return (
+        f"images are seen at {side_px} px, and the training saw them at {trained.base_px} px: the "
+        "figures are not those that this network reaches at the size it was trained for"
+    )
+
+
+def network_input(image: np.ndarray, geometry: View) -> np.ndarray:
     """Resizes an image for the modes of one forward pass.
 
     Args:
@@ -34,7 +82,7 @@ def network_input(image: np.ndarray, geometry: Geometry) -> np.ndarray:
     return image
 
 
-def scored_target(target: np.ndarray, geometry: Geometry) -> np.ndarray:
+def scored_target(target: np.ndarray, geometry: View) -> np.ndarray:
     """Resizes a label to the size at which it is scored: its own, but for `squash`.
 
     Args:
@@ -49,7 +97,7 @@ def scored_target(target: np.ndarray, geometry: Geometry) -> np.ndarray:
     return target[rows[:, None], columns[None, :]]
 
 
-def scored_size(item: Item, geometry: Geometry) -> tuple[int, int]:
+def scored_size(item: Item, geometry: View) -> tuple[int, int]:
     """Height and width at which an image is scored."""
     if geometry.mode == "squash":
         return geometry.window_px, geometry.window_px
@@ -64,7 +112,7 @@ def nearest(source: int, target: int) -> np.ndarray:
     return np.minimum(positions, source - 1)
 
 
-def sliding_config(geometry: Geometry) -> SlidingConfig:
+def sliding_config(geometry: View) -> SlidingConfig:
     """The views that the network takes of what `network_input` gives it."""
     if geometry.mode in ("whole", "squash"):
         return AS_IT_IS

@@ -178,9 +178,9 @@ def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
     from model.sliding import PUBLISHED, SINGLE_SCALE
     from pipeline.checkpoints.provenance import read_provenance
 
-    trained = read_provenance(checkpoint).group("data", "augment")
-    base_px = None if config.full_size else config.base_px or trained.get("base_px", 520)
-    window_px = config.window_px or trained.get("crop_px", 480)
+    trained = read_provenance(checkpoint).trained_size
+    base_px = None if config.full_size else config.base_px or trained.base_px
+    window_px = config.window_px or trained.crop_px
     return replace(
         PUBLISHED if config.view == "published" else SINGLE_SCALE,
         base_px=base_px,

@@ -61,8 +61,8 @@ def evaluate_behaviours(
     lseg = LSeg.load(checkpoint, device)
     asker = Asker(lseg, build_text_encoder(lseg.config.text))
     behaviours = FourBehaviours(vocabulary, SUPER_CLASSES, config.seed)
-    side_px = int(provenance.group("data", "augment").get("base_px", 520))
     samples = []
+    side_px = provenance.trained_size.base_px
     for sample in asker.samples(corpus, config.max_images or IMAGES, side_px):
         behaviours.add(asker, sample)
         samples.append(sample)

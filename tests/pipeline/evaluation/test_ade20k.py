@@ -17,6 +17,7 @@ from pipeline.evaluation.config import EvaluateConfig, Geometry
 from pipeline.evaluation.figures import figures_of
 from pipeline.evaluation.protocols import make_plan, published_ade20k_labels
 from pipeline.evaluation.scoring import Scorer
+from pipeline.evaluation.views import View
 
 WINDOW, BASE, STRIDE = 48, 52, 32
 SIZES = [(40, 61), (90, 33), (52, 52), (17, 120)]
@@ -143,7 +144,7 @@ def test_the_published_geometry_is_the_default(tiny_checkpoint, root):
         checkpoint=str(tiny_checkpoint), protocol="ade20k-150", roots={"ade20k": str(root)}
     )
     plan = make_plan(config, ())
-    assert plan.parts[0].geometry == Geometry(mode="published", base_px=520, window_px=480)
+    assert plan.parts[0].geometry == View(mode="published", base_px=520, window_px=480)
     assert plan.mean_over == "all"
     assert plan.notes == ("4 images of split val; published: 2000 of val",)
     cheap = make_plan(replace(config, geometry=Geometry(mode="single")), ())
