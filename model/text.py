@@ -6,6 +6,7 @@ training step ever runs the text tower. Real encoders are imported when they are
 Shapes: K labels, C embedding.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,6 +25,10 @@ from model.stand_in import STAND_IN_DIM, stand_in_vectors
 from model.weights import require_hub_file
 
 SENTENCE_PREFIX = "sentence-transformers/"
+
+_MOST_SHOWN = 5
+
+logger = logging.getLogger(__name__)
 
 
 class TextEncoder(ABC):
@@ -71,6 +76,7 @@ class TextEncoder(ABC):
     def _embed(self, labels: list[str]) -> Tensor:
         templates = _templates(self.config.templates)
         texts = [template.replace("{}", label) for label in labels for template in templates]
+        self._warn_of_cut(texts)
         chunks = [
             functional.normalize(self._forward(texts[start : start + self.chunk_size]).float())
             for start in range(0, len(texts), self.chunk_size)
@@ -81,6 +87,34 @@ class TextEncoder(ABC):
     @abstractmethod
     def _forward(self, texts: list[str]) -> Tensor:
         """Encodes one chunk: (len(texts), dim), of any length."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that the encoder reads, those of start and end included; 0: all."""
+        return 0
+
+    def num_tokens(self, text: str) -> int:
+        """Counts the tokens of a text, those of start and end included."""
+        return 0
+
+    def _warn_of_cut(self, texts: Sequence[str]) -> None:
+        """Names the texts of which the encoder reads only the beginning."""
+        most = self.max_tokens
+        # A token holds at least a byte, so that short texts need no counting.
+        long = [text for text in texts if most and len(text.encode(errors="replace")) > most // 2]
+        counts = [(text, count) for text in long if (count := self.num_tokens(text)) > most]
+        if not counts:
+            return
+        shown = [f"{count} in {_short(text)!r}" for text, count in counts[:_MOST_SHOWN]]
+        if len(counts) > _MOST_SHOWN:
+            shown.append(f"and {len(counts) - _MOST_SHOWN} more texts")
+        logger.warning(
+            "labels: %s reads %d tokens of a text and not the rest, so that labels which differ "
+            "there alone are the same to it; tokens: %s: shorten them",
+            self.config.encoder,
+            most,
+            "; ".join(shown),
+        )
 
 
 class StandInEncoder(TextEncoder):
@@ -105,10 +139,26 @@ class OpenClipEncoder(TextEncoder):
         """The CLIP model without its image tower, frozen."""
         return load_open_clip(self.config).to(self.device)
 
-    def _forward(self, texts: list[str]) -> Tensor:
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that belongs to the model."""
         import open_clip
 
-        tokens = open_clip.get_tokenizer(self.config.encoder)(texts)
+        return open_clip.get_tokenizer(self.config.encoder)
+
+    @property
+    def max_tokens(self) -> int:
+        """The context of the text tower: 77 for OpenAI's."""
+        return int(self.tokenizer.context_length or 0)
+
+    def num_tokens(self, text: str) -> int:
+        """Counts the tokens of a text, those of start and end included."""
+        if hasattr(self.tokenizer, "encode"):  # OpenAI's byte pairs; others come from transformers.
+            return len(self.tokenizer.encode(text)) + 2
+        return len(self.tokenizer.tokenizer(text).input_ids)
+
+    def _forward(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts)
         return cast(Any, self.tower).encode_text(tokens.to(self.device))
 
 
@@ -140,6 +190,15 @@ class SentenceEncoder(TextEncoder):
         width = getattr(self._model, "get_embedding_dimension", None)
         self.dim = int((width or self._model.get_sentence_embedding_dimension)())
 
+    @property
+    def max_tokens(self) -> int:
+        """The model's own limit."""
+        return int(self._model.max_seq_length or 0)
+
+    def num_tokens(self, text: str) -> int:
+        """Counts the tokens of a text, those of start and end included."""
+        return len(self._model.tokenizer(text)["input_ids"])
+
     def _forward(self, texts: list[str]) -> Tensor:
         return torch.as_tensor(self._model.encode(texts, convert_to_tensor=True))
 
@@ -159,6 +218,10 @@ def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -
     if config.encoder.startswith(SENTENCE_PREFIX):
         return SentenceEncoder(config, device)
     return OpenClipEncoder(config, device)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _templates(name: str) -> list[str]:

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.label_twins import label_twins
 from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
-from model.text import build_text_encoder
+from model.text import TextEncoder, build_text_encoder
+from pipeline.errors import UserError
 from pipeline.evaluation.items import Item, UnreadableItem
 from pipeline.evaluation.plan import Part
 from pipeline.evaluation.views import network_input, scored_size, scored_target, sliding_config
-from pipeline.scoring import predict, read_ahead
+from pipeline.scoring import DROPPED, predict, read_ahead
 
 Prepared = tuple[int, Item, np.ndarray]
 """Position, item, and the image as the network gets it."""
@@ -79,6 +81,32 @@ class Counts:
         return cls(matrices, scores, [(key, reason) for key, reason in notes["unreadable"]])
 
 
+def check_texts(part: Part, encoder: TextEncoder) -> None:
+    """Refuses classes whose texts are the same to the text encoder: rounding would choose one.
+
+    Texts that are equal letter by letter are a protocol's own, and its figures count them so.
+
+    Raises:
+        UserError: Two texts that differ in spelling alone stand for two classes.
+    """
+    space = part.space
+    asked = {space.texts} if space.texts else {*getattr(part.source, "texts", ())}
+    for texts in asked:
+        for first, later in label_twins(encoder.encode(texts).numpy()):
+            classes = space.text_class[first], space.text_class[later]
+            if texts[first] == texts[later] or classes[0] == classes[1] or DROPPED in classes:
+                continue
+            what = f"{texts[first]!r} and {texts[later]!r} are the same to the text encoder"
+            if space.none in classes:
+                raise UserError(
+                    f"other.prompts: {what}, and stand for a class and for none: drop the prompt"
+                )
+            raise UserError(
+                f"{part.name}: {what}, and stand for two classes, so that rounding would choose "
+                "one: name them by other words"
+            )
+
+
 class Scorer:
     """A loaded network, and the parts that it may be asked about.
 
@@ -99,6 +127,8 @@ class Scorer:
         self._parts, self._device, self._batch_images = parts, device, batch_images
         self._amp = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         self._open: dict[int, Callable[[int], Item]] = {}
+        for part in parts:
+            check_texts(part, self._encoder)
 
     def score(self, part_number: int, positions: Sequence[int]) -> Counts:
         """Counts some images of a part."""

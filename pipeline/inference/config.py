@@ -1,15 +1,21 @@
 """The configuration of `jobs/predict.py`, and what it means for one checkpoint."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from model.label_twins import label_twins
 from pipeline.data.pixels.palette import PaletteName
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from model.sliding import SlidingConfig
+
+logger = logging.getLogger(__name__)
 
 MAX_LABELS = 65_535
 """What an index PNG of 16 bits can tell apart, with one more for no label."""
@@ -170,6 +176,44 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
     if both:
         raise UserError(f"other={both[0]}: is one of the labels too: drop it from one of them")
     return labels
+
+
+def check_vectors(
+    labels: Sequence[str], other: Other, text_TC: np.ndarray, where: str, is_trained: bool
+) -> None:
+    """Refuses labels that are the same to the text encoder, of which rounding would choose one.
+
+    Args:
+        labels: The label set.
+        other: The policy, whose texts compete too.
+        text_TC: (T, C) vectors of the labels, then of the texts.
+        where: The setting that holds the labels.
+        is_trained: The label set is that of the checkpoint, which may hold such labels.
+
+    Raises:
+        UserError: Names the first such pair.
+    """
+    names = [*labels, *other.texts]
+    for first, later in label_twins(text_TC):
+        if later < len(labels):
+            if is_trained:
+                logger.warning(
+                    "%s: %r is the same to the text encoder as %r, which was trained too: "
+                    "rounding decides which of them wins",
+                    where,
+                    names[later],
+                    names[first],
+                )
+                continue
+            raise UserError(
+                f"{where}: {names[first]!r} and {names[later]!r} are the same to the text encoder, "
+                "so that rounding would choose one: drop one, or choose other words"
+            )
+        if first < len(labels):
+            raise UserError(
+                f"other={names[later]}: is the same to the text encoder as the label "
+                f"{names[first]!r}: drop it from one of them"
+            )
 
 
 def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":

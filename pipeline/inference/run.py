@@ -20,7 +20,13 @@ from model.checkpoint import is_uri, local
 from model.lseg import LSeg
 from pipeline.checkpoints.resolvers import pinned, worker_runtime_env
 from pipeline.errors import UserError
-from pipeline.inference.config import PredictConfig, parse_other, read_labels, sliding_of
+from pipeline.inference.config import (
+    PredictConfig,
+    check_vectors,
+    parse_other,
+    read_labels,
+    sliding_of,
+)
 from pipeline.inference.photos import Photo, find_photos, is_batch
 from pipeline.inference.segmenter import PhotoOutcome, Segmenter, SegmentTask
 from pipeline.progress import Progress
@@ -112,11 +118,14 @@ def _task(config: PredictConfig) -> SegmentTask:
         raise UserError(f"checkpoint={config.checkpoint}: {error}") from None
     labels = read_labels(config, lseg.labels)
     other = parse_other(config.other)
+    text_TC = lseg.embed_text([*labels, *other.texts]).cpu().numpy()
+    where = f"labels_file={config.labels_file}" if config.labels_file else "labels"
+    check_vectors(labels, other, text_TC, where, labels == tuple(lseg.labels))
     return SegmentTask(
         # Workers on other machines fetch it for themselves; a folder must be one that they see.
         checkpoint=config.checkpoint if is_uri(config.checkpoint) else str(folder.resolve()),
         labels=labels,
-        text_TC=lseg.embed_text([*labels, *other.texts]).cpu().numpy(),
+        text_TC=text_TC,
         none_name=other.texts[0] if len(other.texts) == 1 else "none of these",
         threshold=other.threshold,
         sliding=sliding,

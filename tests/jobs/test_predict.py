@@ -16,9 +16,17 @@ from model.checkpoint import save_checkpoint
 from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.lseg import LSeg, build_lseg
 from model.sliding import PUBLISHED, SlidingConfig, sliding_logits
+from model.stand_in import stand_in_vectors
 from pipeline.data.pixels.palette import label_colours
 from pipeline.errors import UserError
-from pipeline.inference.config import PredictConfig, parse_other, read_labels, sliding_of
+from pipeline.inference.config import (
+    Other,
+    PredictConfig,
+    check_vectors,
+    parse_other,
+    read_labels,
+    sliding_of,
+)
 from pipeline.inference.segmenter import encode_index, seen_image
 from pipeline.storage.open import open_storage
 
@@ -221,6 +229,10 @@ def test_the_command_from_anywhere(checkpoint, photos, tmp_path):
     ("options", "words"),
     [
         ({"labels": "tree,tree"}, "twice"),
+        ({"labels": "Road, road"}, "'Road' and 'road' are the same to the text encoder"),
+        ({"labels": "sky, traffic light, traffic_light"}, "'traffic light' and 'traffic_light'"),
+        ({"labels": "other, road", "other": "Other"}, "other=Other: is the same"),
+        ({"labels": "road", "other": "dog, ROAD"}, "other=ROAD: is the same"),
         ({"labels": " , "}, "names nothing"),
         ({"labels": "tree", "other": "tree"}, "one of the labels too"),
         ({"labels": "tree", "other": "1.5"}, "other=1.5"),
@@ -255,6 +267,19 @@ def test_labels_of_a_file_and_of_the_checkpoint(checkpoint, tmp_path):
     assert len(read_labels(PredictConfig(checkpoint="x"), ["screen", "screen"])) == 2
     with pytest.raises(UserError, match="names 0 labels"):
         read_labels(PredictConfig(checkpoint="x"), [])
+
+
+def test_trained_labels_that_are_the_same_are_warned_of(caplog):
+    # A checkpoint may have been trained on both; only then they are no mistake of the caller's.
+    texts = ("Bottle-X", "bottle x", "sky")
+    vectors = stand_in_vectors(texts)
+    check_vectors(texts, Other(), vectors, "labels", is_trained=True)
+    assert "'bottle x' is the same to the text encoder as 'Bottle-X'" in caplog.text
+    with pytest.raises(UserError, match="labels_file=x: 'Bottle-X' and 'bottle x'"):
+        check_vectors(texts, Other(), vectors, "labels_file=x", is_trained=False)
+    # Words for "none" may be the same as each other.
+    both = stand_in_vectors(("sky", "other", "others"))
+    check_vectors(("sky",), Other(texts=("other", "others")), both, "labels", is_trained=False)
 
 
 def test_sizes_come_from_the_training(checkpoint, tmp_path):

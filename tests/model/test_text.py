@@ -8,7 +8,7 @@ import torch
 from model.config import TextConfig
 from model.errors import ModelError
 from model.stand_in import stand_in_semantics, stand_in_vectors
-from model.text import StandInEncoder, build_text_encoder
+from model.text import OpenClipEncoder, StandInEncoder, build_text_encoder
 
 FIRST_RED_CIRCLE = [0.499796, 0.367177, -0.027422]
 
@@ -72,6 +72,25 @@ def test_labels_are_encoded_once_in_chunks_and_normalised():
     torch.testing.assert_close(first, torch.from_numpy(stand_in_vectors(labels)))
     encoder.encode(labels[::-1])
     assert len(encoder.chunks) == 6
+
+
+def test_texts_beyond_the_context_are_named_with_their_tokens(caplog):
+    encoder = OpenClipEncoder(TextConfig(encoder="ViT-B-32"))
+    long = " ".join(f"word{number}" for number in range(40))
+    assert encoder.max_tokens == 77
+    assert encoder.num_tokens("dog") == 3  # With start and end.
+    encoder._warn_of_cut(["dog", "a quite long label that fits " * 2, "cat " * 75])
+    assert not caplog.messages
+    encoder._warn_of_cut(["dog", "cat " * 76, long])
+    (line,) = caplog.messages
+    assert "ViT-B-32 reads 77 tokens" in line
+    assert "78 in 'cat cat" in line
+    assert f"{encoder.num_tokens(long)} in 'word0" in line
+    # In every script, of which a character may be several tokens.
+    caplog.clear()
+    encoder._warn_of_cut(["道" * 60])
+    assert encoder.num_tokens("道" * 60) > 77
+    assert len(caplog.messages) == 1
 
 
 def test_templates_wrap_the_label_and_are_averaged():

@@ -1,11 +1,13 @@
 """Label sets of training steps: the labels of the run, fewer of them, or extra negatives."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from model.label_twins import label_twins
 from model.text import TextEncoder
 from pipeline.data.ingest.mixture import Row
 from pipeline.data.taxonomy import label_text
@@ -13,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.training.config import DistractorConfig, TrainMixConfig
 from pipeline.training.questions.labels import LabelSpace, ask_for_fewer
 from pipeline.training.questions.question import Question
+
+logger = logging.getLogger(__name__)
 
 
 class Questions:
@@ -36,6 +40,8 @@ class Questions:
         self._seed, self._train, self._device = config.run.seed, config.train, device
         self.text_KC = encoder.encode(labels.texts).to(device)
         """(K, C) float32, text vectors of all labels of the run."""
+        for line in twin_warnings(labels.texts, self.text_KC.cpu().numpy()):
+            logger.warning(line)
         self._lut = torch.from_numpy(labels.lut.astype(np.int64)).to(device)
         words = self._train.other.words if self._train.other.share else ()
         self._words = {word: encoder.encode([word]).to(device) for word in words}
@@ -71,6 +77,18 @@ class Questions:
         if own is None:
             return torch.arange(len(self.text_KC), device=self._device)
         return torch.from_numpy(np.flatnonzero(own)).to(self._device)
+
+
+def twin_warnings(texts: Sequence[str], text_KC: np.ndarray) -> list[str]:
+    """What to say of labels that are the same to the text encoder, which train against each other.
+
+    Prediction and evaluation refuse such labels.
+    """
+    return [
+        f"labels: {texts[first]!r} and {texts[later]!r} are the same to the text encoder, so that "
+        "they train against each other: make them one class, or name them by other words"
+        for first, later in label_twins(text_KC)
+    ]
 
 
 def _widened(allowed_DK: Tensor, count: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from model.config import TextConfig
 from model.text import build_text_encoder
-from pipeline.data.taxonomy import IGNORE, label_text, universal
+from pipeline.data.taxonomy import IGNORE, Taxonomy, label_text, universal
 from pipeline.errors import UserError
 from pipeline.evaluation.behaviours.classes import HELD_OUT
 from pipeline.training.config import DistractorConfig, OtherConfig, TrainConfig, TrainMixConfig
@@ -40,6 +40,17 @@ def test_as_published_every_step_asks_all_labels():
         for position, name in enumerate(NAMES):
             assert lut[universal().id_of(name)] == position
         assert (lut == IGNORE).sum() == 256 - len(NAMES)
+
+
+def test_labels_that_are_the_same_are_warned_of(caplog):
+    taxonomy = Taxonomy("own", ("Bottle-X", "shelf", "bottle-x"))
+    space = label_space(taxonomy.classes, taxonomy)
+    Questions(TrainMixConfig(), space, ENCODER, torch.device("cpu"))
+    (line,) = caplog.messages
+    assert "'Bottle-X' and 'bottle-x' are the same to the text encoder" in line
+    caplog.clear()
+    questions()
+    assert not caplog.messages
 
 
 def test_dropped_labels_become_other():
