@@ -29,9 +29,10 @@ def run(config: PredictConfig) -> None:
 
     summary = segment_photos(config, start_ray)
     skipped = f", {summary.skipped} were there already" if summary.skipped else ""
-    print(
-        f"{summary.done} segmented in {duration(summary.seconds)}{skipped}; results: {config.out}"
-    )
+    if summary.remark:
+        logger.info("%s", summary.remark)
+    done = f"{summary.done} segmented in {duration(summary.seconds)}{skipped}"
+    print(f"{done}; results: {summary.folder}")
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ def _evaluate(
     start_ray: StartRay | None,
 ) -> dict[str, Any]:
     plan = make_plan(config, provenance.labels, provenance.trained_size)
-    for part in plan.parts:
-        logger.info("%s is seen %s", part.name, part.geometry)
+    for seen in dict.fromkeys(part.geometry for part in plan.parts):
+        logger.info("images are seen %s", seen)
     leak = check_leaks(config, plan, provenance)
     if start_ray is not None:
         least = max(1, config.workers.num_workers)

@@ -21,6 +21,7 @@ from pipeline.data.pixels.palette import (
     label_textures,
     texture_mask,
 )
+from pipeline.inference.shares import percent
 
 LONG_SIDE_PX = (900, 1600)
 """Photos are shown enlarged or shrunk to a long side within these bounds."""
@@ -162,14 +163,14 @@ def _legend(
     font, margin, swatch = text_font(size), size, int(1.3 * size)
     entries, left_out = entries[:MAX_ENTRIES], entries[MAX_ENTRIES:]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    lines = [(shorten(measure, e.name, font, width // 2), _percent(e.share)) for e in entries]
+    lines = [(shorten(measure, e.name, font, width // 2), percent(e.share)) for e in entries]
     column = max((measure.textlength(f"{name}  {share}", font) for name, share in lines), default=0)
     column = int(column + swatch + 2.5 * size)
     num_columns = max(1, min(len(entries), (width - margin) // column))
     num_rows = -(-len(entries) // num_columns)
     notes = []
     if left_out:
-        notes.append(f"and {len(left_out)} more, {_percent(sum(e.share for e in left_out))}")
+        notes.append(f"and {len(left_out)} more, {percent(sum(e.share for e in left_out))}")
     if missing:
         notes.append(f"not found: {', '.join(missing)}")
     wrapped = [part for note in notes for part in _wrap(measure, note, font, width - 2 * margin)]
@@ -198,10 +199,6 @@ def draw_swatch(number: int, side: int, style: Style) -> Image.Image:
     mask = texture_mask(int(style.textures[number]), (side, side), 10)
     colour[mask] = colour[mask] * 0.25 + 190
     return Image.fromarray((0.42 * 175 + 0.58 * colour).astype(np.uint8))
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}" if share >= 0.001 else "<0.1%"
 
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, room: int) -> str:

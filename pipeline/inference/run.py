@@ -5,8 +5,10 @@ to Ray workers: chunks of images' places, each worker with a network of its own;
 outcomes travel.
 """
 
+import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +21,7 @@ import torch
 from model.checkpoint import is_uri, local
 from model.lseg import LSeg
 from pipeline.checkpoints.resolvers import pinned, worker_runtime_env
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.inference.config import (
     PredictConfig,
     check_vectors,
@@ -27,8 +29,10 @@ from pipeline.inference.config import (
     read_labels,
     sliding_of,
 )
-from pipeline.inference.photos import Photo, find_photos, is_batch
-from pipeline.inference.segmenter import PhotoOutcome, Segmenter, SegmentTask
+from pipeline.inference.photos import Photo
+from pipeline.inference.search import find_photos
+from pipeline.inference.segmenter import PhotoOutcome, Segmenter, SegmentTask, writing_errors
+from pipeline.inference.shares import ShareTotals, in_words
 from pipeline.progress import Progress
 from pipeline.spread import Death, Workers
 from pipeline.storage.base import Storage
@@ -40,7 +44,11 @@ SETTINGS = "prediction.json"
 LABELS = "labels.txt"
 WORKER_DEATHS = 4
 """A chunk of images whose worker died so often ends the segmentation."""
+LABEL_SETTINGS = {"labels", "other", "no_label_id"}
+"""Settings that make another label set."""
 _SHOWN_REASONS = 5
+_SHOWN_SHARES = 10
+"""Images whose shares of labels are shown one by one; of more only the mean."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,10 @@ class PredictionSummary:
     skipped: int
     """Images that an earlier run had done."""
     seconds: float
+    folder: str
+    """Where the results lie: `out`, or a folder in it that belongs to the label set."""
+    remark: str = ""
+    """What of the folders was not segmented, and why."""
 
 
 def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) -> PredictionSummary:
@@ -67,45 +79,65 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
         ModelError: The checkpoint cannot be loaded.
     """
     began = time.monotonic()
-    photos = find_photos(config.images)
+    search = find_photos(config.images)
     out = open_storage(config.out)
     # Results of an earlier call are no images to segment.
-    found, photos = photos, [photo for photo in photos if not _is_in(photo.uri, out.uri)]
+    photos = [photo for photo in search.photos if not _is_in(photo.uri, out.uri)]
     if not photos:
+        first = search.photos[0].uri
         raise UserError(
-            f"out={config.out}: {found[0].uri} lies in it, where results go: give another folder"
+            f"out={config.out}: {first} lies in it, where results go: give another folder"
         )
     config = replace(config, checkpoint=pinned(config.checkpoint))
     task = _task(config)
-    _claim(out, task)
+    with writing_errors(config.out):
+        task = _claim(out, task)
+    out = open_storage(task.out)
     there = {entry.path for entry in out.list()}
     todo = [photo for photo in photos if f"{photo.name}.png" not in there]
     if len(todo) < len(photos):
         logger.info("%d of %d are done already", len(photos) - len(todo), len(photos))
-    failed: list[PhotoOutcome] = []
-    if todo:
-        progress = Progress(len(todo), "images")
-        by_ray = config.workers is not None or is_batch(config.images)
-        by_ray = by_ray or len(todo) > config.ray_from
-        size = config.batch_images
-        chunks = [todo[first : first + size] for first in range(0, len(todo), size)]
-        for outcomes in _by_ray(task, chunks, start_ray) if by_ray else _here(task, chunks):
-            progress.add(len(outcomes), outcomes[-1].name if outcomes else "")
-            for outcome in outcomes:
-                if outcome.error:
-                    logger.warning("%s: %s", outcome.uri, outcome.error)
-                    failed.append(outcome)
+    failed = _segment_all(task, todo, search.is_batch, start_ray) if todo else []
     failures = [{"image": bad.uri, "reason": bad.error} for bad in failed]
-    out.write("failed.json", (json.dumps(failures, indent=1) + "\n").encode())
+    with writing_errors(config.out):
+        out.write("failed.json", (json.dumps(failures, indent=1) + "\n").encode())
+    remark = search.remark(lambda uri: _is_in(uri, config.out))
     if failed:
-        shown = "; ".join(f"{bad.uri}: {bad.error}" for bad in failed[:_SHOWN_REASONS])
+        shown = "; ".join(printable(f"{bad.uri}: {bad.error}") for bad in failed[:_SHOWN_REASONS])
         more = f"; and {len(failed) - _SHOWN_REASONS} more" if len(failed) > _SHOWN_REASONS else ""
         raise UserError(
             f"images: {len(failed)} of {len(photos)} could not be read ({shown}{more}): the others "
-            f"are in {config.out}, these in its failed.json: fix or remove them and start again"
+            f"are in {task.out}, these in its failed.json: fix or remove them and start again"
+            + (f"; {remark}" if remark else "")
         )
     seconds = round(time.monotonic() - began, 1)
-    return PredictionSummary(len(todo), len(photos) - len(todo), seconds)
+    return PredictionSummary(len(todo), len(photos) - len(todo), seconds, task.out, remark)
+
+
+def _segment_all(
+    task: SegmentTask, todo: list[Photo], is_batch: bool, start_ray: Callable[[float], None]
+) -> list[PhotoOutcome]:
+    """Segments images here or on Ray workers; returns those that could not be read."""
+    config, size = task.config, task.config.batch_images
+    progress, totals = Progress(len(todo), "images"), ShareTotals()
+    failed: list[PhotoOutcome] = []
+    by_ray = config.workers is not None or is_batch or len(todo) > config.ray_from
+    chunks = [todo[first : first + size] for first in range(0, len(todo), size)]
+    for outcomes in _by_ray(task, chunks, start_ray) if by_ray else _here(task, chunks):
+        progress.add(len(outcomes), outcomes[-1].name if outcomes else "")
+        for outcome in outcomes:
+            if outcome.error:
+                logger.warning("%s: %s", printable(outcome.uri), printable(outcome.error))
+                failed.append(outcome)
+                continue
+            totals.add(outcome.shares)
+            if len(todo) <= _SHOWN_SHARES:
+                found = in_words(outcome.shares, task.labels, task.none_name)
+                logger.info("%s: %s", printable(outcome.name), found)
+    if totals.num_images > _SHOWN_SHARES:
+        found = in_words(totals.means(), task.labels, task.none_name)
+        logger.info("mean over %d images: %s", totals.num_images, found)
+    return failed
 
 
 def _task(config: PredictConfig) -> SegmentTask:
@@ -120,6 +152,12 @@ def _task(config: PredictConfig) -> SegmentTask:
     other = parse_other(config.other)
     text_TC = lseg.embed_text([*labels, *other.texts]).cpu().numpy()
     where = f"labels_file={config.labels_file}" if config.labels_file else "labels"
+    if not config.labels_file and not config.labels.strip():
+        logger.info(
+            "labels: none given, so that the %d of the checkpoint's training are asked (%s)",
+            len(labels),
+            ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else ""),
+        )
     check_vectors(labels, other, text_TC, where, labels == tuple(lseg.labels))
     return SegmentTask(
         # Workers on other machines fetch it for themselves; a folder must be one that they see.
@@ -140,10 +178,38 @@ def _is_in(uri: str, folder: str) -> bool:
     return uri.startswith(f"{folder.rstrip('/')}/")
 
 
-def _claim(out: Storage, task: SegmentTask) -> None:
-    """Notes how the results are made, and refuses a folder of results made otherwise."""
+def _claim(out: Storage, task: SegmentTask) -> SegmentTask:
+    """Notes how the results are made, and keeps them apart from results made otherwise.
+
+    Where the folder holds results for other labels, these ones get a folder of their own in it.
+
+    Raises:
+        UserError: The folder holds results for these labels that were made otherwise.
+    """
+    config, settings = task.config, _settings(task)
+    different = _different(config.out, out, settings)
+    if LABEL_SETTINGS & {*different}:
+        folder = f"{out.uri}/{_label_folder(task.labels, settings['other'])}"
+        logger.info("%s holds results for other labels: these go to %s", config.out, folder)
+        out = open_storage(folder)
+        task = replace(task, out=folder)
+        different = _different(folder, out, settings)
+    if different:
+        before = json.loads(out.read(SETTINGS))
+        key = different[0]
+        raise UserError(
+            f"out={config.out}: holds results with another {key} ({_cut(before.get(key))}, "
+            f"now {_cut(settings[key])}): give another folder, or delete that one"
+        )
+    if not out.exists(SETTINGS):
+        out.write(LABELS, "".join(f"{label}\n" for label in task.labels).encode())
+        out.write(SETTINGS, (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode())
+    return task
+
+
+def _settings(task: SegmentTask) -> dict[str, Any]:
     config = task.config
-    settings: dict[str, Any] = {
+    return {
         "checkpoint": config.checkpoint,
         "labels": list(task.labels),
         "other": str(parse_other(config.other)),
@@ -155,26 +221,29 @@ def _claim(out: Storage, task: SegmentTask) -> None:
         ],
         "no_label_id": 255 if len(task.labels) <= 255 else 65_535,
     }
-    if out.exists(SETTINGS):
-        try:
-            before = json.loads(out.read(SETTINGS))
-            different = [key for key in settings if before.get(key) != settings[key]]
-        except (ValueError, AttributeError):
-            raise UserError(
-                f"out={config.out}: its {SETTINGS} is damaged: delete the folder, or give another"
-            ) from None
-        if different:
-            key = different[0]
-            raise UserError(
-                f"out={config.out}: holds results with another {key} ({_short(before.get(key))}, "
-                f"now {_short(settings[key])}): give another folder, or delete that one"
-            )
-        return
-    out.write(LABELS, "".join(f"{label}\n" for label in task.labels).encode())
-    out.write(SETTINGS, (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _short(value: object) -> str:
+def _different(name: str, out: Storage, settings: dict[str, Any]) -> list[str]:
+    """The settings in which the results of a folder were made otherwise; none in a new folder."""
+    if not out.exists(SETTINGS):
+        return []
+    try:
+        before = json.loads(out.read(SETTINGS))
+        return [key for key in settings if before.get(key) != settings[key]]
+    except (ValueError, AttributeError):
+        raise UserError(
+            f"out={name}: its {SETTINGS} is damaged: delete the folder, or give another"
+        ) from None
+
+
+def _label_folder(labels: Sequence[str], other: str) -> str:
+    """A folder's name that says the first labels, and is another for every label set."""
+    words = re.sub(r"[^\w]+", "-", "-".join(labels[:4])).strip("-")[:40]
+    digest = hashlib.sha256(json.dumps([*labels, other]).encode()).hexdigest()[:6]
+    return f"labels-{words}-{digest}".replace("--", "-")
+
+
+def _cut(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

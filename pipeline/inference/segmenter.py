@@ -9,7 +9,8 @@ import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from pipeline.errors import UserError
 from pipeline.inference.config import PredictConfig
 from pipeline.inference.overlay import draw_photo
 from pipeline.inference.photos import Photo, decode_photo
+from pipeline.inference.shares import shares_of
+from pipeline.storage.names import why_unusable
 from pipeline.storage.open import open_storage
 
 MAX_BATCH_MPX = 24
@@ -62,6 +65,8 @@ class PhotoOutcome:
     name: str
     error: str = ""
     """Why there is no result; empty when there is one."""
+    shares: dict[int, float] = field(default_factory=dict)
+    """Share of its pixels of each label that it shows, see `shares_of`."""
 
 
 class Segmenter:
@@ -85,11 +90,15 @@ class Segmenter:
             else:
                 whole.append((photo, image))
         for batch in _of_one_size(whole):
-            self._segment([photo for photo, _ in batch], [image for _, image in batch])
-            outcomes += [PhotoOutcome(photo.uri, photo.name) for photo, _ in batch]
+            with writing_errors(self._task.config.out):
+                found = self._segment([photo for photo, _ in batch], [image for _, image in batch])
+            outcomes += [
+                PhotoOutcome(photo.uri, photo.name, shares=shares)
+                for (photo, _), shares in zip(batch, found, strict=True)
+            ]
         return outcomes
 
-    def _segment(self, photos: list[Photo], images: list[np.ndarray]) -> None:
+    def _segment(self, photos: list[Photo], images: list[np.ndarray]) -> list[dict[int, float]]:
         task, config = self._task, self._task.config
         size = (images[0].shape[0], images[0].shape[1])
         seen = np.stack([seen_image(image, task.sliding) for image in images])
@@ -115,6 +124,7 @@ class Segmenter:
                     self._out.write(f"{photo.name}.overlay.jpg", drawn)
                 index = encode_index(ids[number], len(task.labels), config.palette)
                 self._out.write(f"{photo.name}.png", index)
+            return [shares_of(ids[number]) for number in range(len(photos))]
 
     def _with_probabilities(
         self, batch: torch.Tensor, size: tuple[int, int], files: Sequence[Path]
@@ -191,11 +201,26 @@ def encode_index(ids: np.ndarray, num_labels: int, palette: PaletteName) -> byte
     return buffer.getvalue()
 
 
+@contextmanager
+def writing_errors(out: str) -> Iterator[None]:
+    """Turns what a full or broken disk answers into one message."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"out={out}: results cannot be written there or to the temporary folder ({reason}): "
+            "make room, or set TMPDIR; the same command goes on, and what is done is kept"
+        ) from error
+
+
 def _decode(photo: Photo) -> np.ndarray | str:
     """The decoded image, or why it could not be read."""
+    if reason := why_unusable(photo.path):
+        return reason
     try:
         return decode_photo(photo.read())
-    except (BadSample, FileNotFoundError, UserError) as error:
+    except (BadSample, OSError, UserError) as error:
         return str(error)
 
 

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -170,9 +171,54 @@ def test_it_goes_on_where_it_stopped(checkpoint, photos, tmp_path, capsys):
     after = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
     changed = [path.name for path in after if after[path] != before[path]]
     assert changed == ["b.png"]
-    capsys.readouterr()
-    assert job(*words[:1], "--labels", "tree,sky", *words[3:]) == 2
-    assert "another labels" in capsys.readouterr().err
+    # Results made otherwise are kept apart by the user.
+    assert job(*words, "--view", "whole") == 2
+    assert "another sliding" in capsys.readouterr().err
+
+
+def test_other_labels_get_a_folder_of_their_own(checkpoint, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def ask(*words) -> Path:
+        last = ("--checkpoint", checkpoint, "--out", out, "--overlay", "false")
+        assert job(photos / "a.png", *words, *last) == 0
+        return Path(capsys.readouterr().out.splitlines()[-1].rpartition("results: ")[2])
+
+    assert ask("--labels", "tree,road") == out
+    sky = ask("--labels", "tree, a sky/with: dots")
+    assert sky.parent == out
+    assert sky.name.startswith("labels-tree-a-sky-with-dots-")
+    assert (sky / "labels.txt").read_text().splitlines() == ["tree", "a sky/with: dots"]
+    other = ask("--labels", "tree,road", "--other", "dog")
+    assert len({out, sky, other}) == 3
+    for folder in (out, sky, other):
+        assert (folder / "a.png").is_file()
+    # The same words find their folder again.
+    assert ask("--labels", "tree, a sky/with: dots") == sky
+    assert ask("--labels", "tree,road") == out
+
+
+def test_shares_and_trained_labels_are_told(checkpoint, photos, tmp_path, caplog):
+    words = (photos / "a.png", "--checkpoint", checkpoint, "--out", tmp_path / "o")
+    with caplog.at_level("INFO", "pipeline"):
+        assert job(*words) == 0
+    assert "the 2 of the checkpoint's training are asked (wall, sky)" in caplog.text
+    ids = index(tmp_path / "o/a.png")
+    share = (ids == 0).mean()
+    assert 0 < share <= 1
+    assert any(line.startswith("a: ") and f"wall {share:.0%}" in line for line in caplog.messages)
+
+
+def test_a_full_disk_is_one_message(checkpoint, photos, tmp_path, capsys, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipeline.storage.local.os.replace", full)
+    words = (photos, "--labels", "tree,road", "--checkpoint", checkpoint, "--out", tmp_path / "o")
+    assert job(*words) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "No space left on device" in error.splitlines()[-1]
 
 
 def test_bad_pictures_are_told_and_the_others_done(checkpoint, photos, tmp_path, capsys):

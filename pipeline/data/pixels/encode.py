@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.formats import decoded_formats, unread_reason
 from pipeline.data.pixels.scans import check_scans
 
 _PNG_LEVEL = 3  # In zlib 1.2.13 the fastest to decode, and the last before writing gets slow.
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1  # Second bytes of JPEG markers; the first is 0xFF.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")  # Others run programs or hold no photos.
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -70,8 +70,10 @@ def keep_jpeg(data: bytes, short_side_px: int) -> tuple[bytes, tuple[int, int]] 
 
 def _open_image(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
     """The header of an image whose size is allowed, and whether it is a JPEG, which is whole."""
+    if reason := unread_reason(data):
+        raise BadSample(f"the image is {reason}")
     with bad_sample_errors("the image"):
-        header = Image.open(io.BytesIO(data), formats=_FORMATS)
+        header = Image.open(io.BytesIO(data), formats=decoded_formats())
     check_size("the image", *header.size, max_pixels)
     # A stereo or phone JPEG (MPO) is a JPEG with more images behind the first.
     is_jpeg = header.format in ("JPEG", "MPO")

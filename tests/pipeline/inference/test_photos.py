@@ -1,14 +1,12 @@
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from pipeline.data.pixels.checks import BadSample
-from pipeline.errors import UserError
-from pipeline.inference.photos import decode_photo, find_photos, is_batch
-from pipeline.storage.open import open_storage
+from pipeline.data.pixels.formats import decoded_formats
+from pipeline.inference.photos import decode_photo
 
 
 def corners() -> Image.Image:
@@ -94,71 +92,22 @@ def test_too_large_pictures_are_refused_by_their_header():
         decode_photo(saved(corners(), "PNG"), max_pixels=900)
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    for name in ("a.jpg", "b.PNG", "notes.txt", "in/a.jpg", "in/deep/c.webp", "odd[1].jpg"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.mark.parametrize("kind", ["GIF", "AVIF"])
+def test_more_formats_than_datasets_use(kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    assert seen(decode_photo(saved(corners(), kind))) == "rgbw"
 
 
-def names(sources) -> list[str]:
-    return [photo.name for photo in find_photos(sources)]
+def test_avif_is_turned_too():
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert seen(decode_photo(saved(corners(), "AVIF", exif=exif))) == "brwg"
 
 
-def test_files_folders_and_patterns(folder):
-    assert names(["a.jpg"]) == ["a"]
-    assert names([str(folder)]) == ["a", "b", "in/a", "in/deep/c", "odd[1]"]
-    assert names(["*.jpg"]) == ["a", "odd[1]"]
-    assert names(["**/*.jpg"]) == ["a", "in/a", "odd[1]"]
-    assert names(["in/*"]) == ["a"]
-    assert names(["odd[1].jpg"]) == ["odd[1]"]
-    assert names(["b.PNG", "in/deep"]) == ["b", "c"]
-    assert names(["notes.txt"]) == ["notes"]  # named, so tried
-    (photo,) = find_photos(["in/a.jpg"])
-    assert photo.uri == str(folder / "in/a.jpg")
-    assert photo.read() == b"x"
-
-
-def test_a_picture_is_taken_once(folder):
-    assert names(["a.jpg", "./a.jpg", "*.jpg"]) == ["a", "odd[1]"]
-
-
-def test_equal_names_are_told_apart_by_their_suffix(folder):
-    (folder / "a.png").write_bytes(b"y")
-    (folder / "A.webp").write_bytes(b"z")
-    assert names(["a.jpg", "a.png", "A.webp", "b.PNG"]) == ["a.jpg", "a.png", "A.webp", "b"]
-    with pytest.raises(UserError, match=r"both be written as a\.jpg"):
-        find_photos(["a.jpg", "in/a.jpg"])
-
-
-@pytest.mark.parametrize("source", ["missing.jpg", "*.gif", "empty"])
-def test_a_source_without_pictures_is_an_error(folder, source):
-    (folder / "empty").mkdir()
-    with pytest.raises(UserError, match="no image"):
-        find_photos(["a.jpg", source])
-
-
-def test_s3_objects_prefixes_and_patterns(s3_bucket):
-    storage = open_storage(s3_bucket)
-    for name in ("in/a.jpg", "in/b.png", "in/deep/c.jpg", "in/x.txt", "out/d.jpg"):
-        storage.write(name, name.encode())
-    assert names([f"{s3_bucket}/in/a.jpg"]) == ["a"]
-    assert names([f"{s3_bucket}/in"]) == ["a", "b", "deep/c"]
-    assert names([f"{s3_bucket}/in/"]) == ["a", "b", "deep/c"]
-    assert names([s3_bucket]) == ["in/a", "in/b", "in/deep/c", "out/d"]
-    assert names([f"{s3_bucket}/in/*.jpg"]) == ["a"]
-    assert names([f"{s3_bucket}/**/*.jpg"]) == ["in/a", "in/deep/c", "out/d"]
-    assert names([f"{s3_bucket}/*/[!a]*.jpg"]) == ["out/d"]
-    (photo,) = find_photos([f"{s3_bucket}/out/d.jpg"])
-    assert photo.read() == b"out/d.jpg"
-    with pytest.raises(UserError, match="no image"):
-        find_photos([f"{s3_bucket}/nothing"])
-
-
-def test_only_prefixes_of_object_storage_are_batches():
-    assert is_batch(["a.jpg", "s3://photos/2024"])
-    assert is_batch(["s3://photos/*.jpg"])
-    assert not is_batch(["s3://photos/a.jpg", "folder"])
+def test_heic_is_named_where_it_cannot_be_read():
+    box = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+    with pytest.raises(BadSample, match="HEIC" if "HEIF" not in decoded_formats() else ""):
+        decode_photo(box)
