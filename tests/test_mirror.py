@@ -37,8 +37,6 @@ TESTED_ELSEWHERE = {
     "pipeline.data.taxonomy.labelling": "pipeline/data/prepare/test_convert.py",
     "pipeline.evaluation.behaviours.classes": "pipeline/demo/test_world.py",
     "pipeline.evaluation.behaviours.run": "pipeline/demo/test_report.py",
-    "pipeline.evaluation.few_shot": "pipeline/evaluation/test_few_shot_figures.py",
-    "pipeline.evaluation.held_out": "pipeline/data/datasets/held_out/test_readers.py",
     "pipeline.evaluation.page": "pipeline/evaluation/test_evaluate.py",
     "pipeline.evaluation.published": "pipeline/evaluation/test_evaluate.py",
     "pipeline.evaluation.report": "pipeline/evaluation/test_evaluate.py",

@@ -1,0 +1,52 @@
+import io
+
+import pytest
+from PIL import Image, features
+
+from pipeline.data.pixels import formats
+from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.encode import decode_image
+from pipeline.data.pixels.formats import SUFFIXES, decoded_formats, unread_reason
+
+
+def container(major: bytes, *others: bytes) -> bytes:
+    brands = b"".join(others)
+    size = (16 + len(brands)).to_bytes(4, "big")
+    return size + b"ftyp" + major + bytes(4) + brands + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (container(b"heic", b"mif1"), "HEIC"),
+        (container(b"mif1", b"heix"), "HEIC"),
+        (container(b"avif", b"mif1", b"miaf"), "AVIF"),
+        (container(b"mif1", b"avif"), "AVIF"),
+        (container(b"isom", b"mp41"), ""),  # A film is no picture.
+        (b"\xff\xd8\xff\xe0" + bytes(50), ""),
+        (b"", ""),
+    ],
+)
+def test_what_cannot_be_decoded_here_is_named(monkeypatch, data, kind):
+    monkeypatch.setattr(formats, "decoded_formats", lambda: ("JPEG",))
+    assert unread_reason(data).partition(",")[0] == kind
+    # Where they can be, no reason is given.
+    monkeypatch.setattr(formats, "decoded_formats", lambda: ("JPEG", "AVIF", "HEIF"))
+    assert unread_reason(data) == ""
+
+
+def test_every_format_that_is_decoded_has_a_suffix():
+    Image.init()
+    known = Image.registered_extensions()
+    assert {known[suffix] for suffix in SUFFIXES & known.keys()} - {"HEIF"} <= {
+        *decoded_formats(),
+        "MPO",
+    }
+
+
+def test_programs_are_no_images():
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "EPS")
+    with pytest.raises(BadSample):
+        decode_image(buffer.getvalue())
+    assert ("AVIF" in decoded_formats()) == features.check("avif")
