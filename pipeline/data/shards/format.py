@@ -15,9 +15,11 @@ import hashlib
 import json
 import posixpath
 import re
+import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, BinaryIO
 
 from isal.isal_zlib import crc32
@@ -215,6 +217,26 @@ def shard_name(dataset: str, split: str, index: int) -> str:
     return f"{dataset}-{split}-{index:06d}.tar"
 
 
+@cache
+def _tar_writer() -> Any:
+    """Returns webdataset's TarWriter, imported as where there is no torch.
+
+    webdataset imports torch if it can, for loaders that a writer does without: two seconds and 450
+    MB for each process of a conversion. A later import of webdataset gives one with loaders.
+    """
+    if "torch" in sys.modules or "webdataset" in sys.modules:
+        from webdataset.writer import TarWriter
+
+        return TarWriter
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        from webdataset.writer import TarWriter
+    finally:
+        for name in [n for n in sys.modules if n == "torch" or n.split(".")[0] == "webdataset"]:
+            del sys.modules[name]
+    return TarWriter
+
+
 class ShardWriter:
     """Writes one shard into a temporary file, then uploads it as a whole.
 
@@ -229,11 +251,8 @@ class ShardWriter:
         self._keys: set[str] = set()
 
     def __enter__(self) -> "ShardWriter":
-        # Here, because it imports torch, for which the many readers of shards should not pay.
-        from webdataset.writer import TarWriter
-
         self._file = tempfile.TemporaryFile()  # Without a name: gone however the process ends.
-        self._tar = TarWriter(
+        self._tar = _tar_writer()(
             self._file, encoder=False, mtime=0, user=_OWNER, group=_OWNER, mode=0o444
         )
         return self

@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -112,6 +114,22 @@ def test_byte_ranges_tile_the_shard(tmp_path):
     assert [record.offset for record in shard.samples] == [0, *ends[:-1]]
     data = (tmp_path / "idd/train" / shard.name).read_bytes()
     assert not any(data[ends[-1] :])  # Only the end-of-archive blocks follow.
+
+
+def test_writing_needs_no_torch_and_leaves_webdataset_whole(tmp_path):
+    # In a process of its own: this one has both.
+    program = f"""
+import sys
+from pipeline.data.shards.format import ShardWriter
+from pipeline.storage.open import open_storage
+
+with ShardWriter(open_storage({str(tmp_path)!r}), "ade20k", "train", 0):
+    assert "torch" not in sys.modules
+import torch.utils.data, webdataset
+
+assert issubclass(webdataset.WebDataset, torch.utils.data.IterableDataset)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a b", "/a", ".", "a\\b", "x" * 95])
