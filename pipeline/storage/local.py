@@ -1,5 +1,6 @@
 """A local directory as storage."""
 
+import errno
 import os
 import shutil
 import stat
@@ -37,7 +38,12 @@ class LocalStorage(Storage):
 
     def _opened(self, path: str) -> BinaryIO:
         # To open a pipe would wait for its writer, and a device has no end.
-        descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # A link to itself, or a socket.
+                raise self._missing(path) from error
+            raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise self._missing(path)

@@ -142,6 +142,7 @@ def load_crop(
     config: AugmentConfig,
     image_out: np.ndarray,
     label_out: np.ndarray,
+    num_classes: int = IGNORE,
 ) -> None:
     """Decodes one stored sample and cuts its crop into a batch.
 
@@ -152,11 +153,12 @@ def load_crop(
         config: Sizes and probabilities.
         image_out: (crop_px, crop_px, 3) uint8, all 0; receives the crop at its top left.
         label_out: (crop_px, crop_px) uint8, all IGNORE; the same.
+        num_classes: The classes that stored ids are positions in.
 
     Raises:
-        BadSample: It does not decode; nothing was written then.
+        BadSample: It does not decode, or has an id of no class; nothing was written then.
     """
-    label = decode_label(png)
+    label = decode_label(png, num_classes)
     window = draw_window(label.shape[0], label.shape[1], seed, config)
     image = decode_jpeg(jpeg, label.shape, window.shrink, _scratch(label.size * 3))
     cut_window(image, label, window, image_out, label_out)

@@ -23,7 +23,7 @@ from ray.data import DataContext, Dataset, ExecutionOptions
 from pipeline.data.ingest.augment import load_crop
 from pipeline.data.ingest.config import DataConfig as DataConfig
 from pipeline.data.ingest.mixture import Mixture, Row, capped, resolve_weights
-from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.checks import BadSample, bad_sample_errors
 from pipeline.data.shards.cache import ShardCache, default_folder
 from pipeline.data.shards.corpus import Corpus as Corpus
 from pipeline.data.shards.corpus import SampleReader as SampleReader
@@ -172,8 +172,14 @@ class CropLoader:
         except BadSample as error:
             return 0, str(error)
         try:
-            load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, image, label)
+            # Whatever a decoder raises: another attempt would only meet the same sample again.
+            with bad_sample_errors("the sample"):
+                num_classes = self._reader.num_classes(name)
+                crop = image, label, num_classes
+                load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, *crop)
         except BadSample as error:
+            # A surprise may have come when a part of the crop was written.
+            image[:], label[:] = 0, IGNORE
             return 0, f"{self._reader.name_of(name, row.sample)}: {error}"
         label[:] = self._reader.translated(name, label)
         return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.checks import BadSample, bad_sample_errors
 from pipeline.data.pixels.decode import decode
 from pipeline.data.pixels.encode import encode_jpeg
 from pipeline.data.shards.format import (
@@ -20,6 +20,7 @@ from pipeline.data.shards.format import (
     load_manifest,
     read_sample,
 )
+from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError, did_you_mean
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -100,8 +101,8 @@ def load_chapters(
     return chapters
 
 
-_Decoded = tuple[StoredSample, np.ndarray, np.ndarray]
-"""A sample, its image (H, W, 3) uint8 RGB and its label (H, W) uint8."""
+_Decoded = tuple[StoredSample, np.ndarray, np.ndarray, tuple[int, ...]]
+"""A sample, its image (H, W, 3) uint8 RGB, its label (H, W) uint8, and the ids in that."""
 
 
 def _choose(storage: Storage, manifest: Manifest, count: int, seed: int) -> list[_Decoded]:
@@ -114,9 +115,9 @@ def _choose(storage: Storage, manifest: Manifest, count: int, seed: int) -> list
     shown: Counter[int] = Counter()
     chosen: list[_Decoded] = []
     while left and len(chosen) < count:
-        gains = [sum(1 / (1 + shown[i]) ** 2 for i in s.meta.get("classes", ())) for s, *_ in left]
+        gains = [sum(1 / (1 + shown[i]) ** 2 for i in ids) for *_, ids in left]
         best = left.pop(int(np.argmax(gains)))
-        shown.update(best[0].meta.get("classes", ()))
+        shown.update(best[-1])
         chosen.append(best)
     return chosen
 
@@ -126,14 +127,20 @@ def _read(
 ) -> _Decoded | None:
     try:
         stored = read_sample(storage, manifest.dataset, manifest.split, shard, record)
-        return stored, *decode(stored.jpeg, stored.png)
-    except (ShardError, BadSample) as error:
+        with bad_sample_errors("the sample"):
+            image, label = decode(stored.jpeg, stored.png, len(manifest.class_names))
+        return stored, image, label, tuple(i for i in np.unique(label).tolist() if i != IGNORE)
+    except (ShardError, BadSample, FileNotFoundError) as error:
         logger.warning("%s, %s: left out of the page: %s", shard.name, record.key, error)
         return None
 
 
 def _shrink(
-    stored: StoredSample, image: np.ndarray, label: np.ndarray, long_side_px: int
+    stored: StoredSample,
+    image: np.ndarray,
+    label: np.ndarray,
+    ids: tuple[int, ...],
+    long_side_px: int,
 ) -> PreviewImage:
     height, width = label.shape
     scale = min(1.0, long_side_px / max(height, width))
@@ -142,8 +149,15 @@ def _shrink(
     return PreviewImage(
         key=stored.key,
         source=str(stored.meta.get("source", "")),
-        original_size=tuple(stored.meta.get("original_size", (height, width))),
+        original_size=_original_size(stored) or (height, width),
         jpeg=encode_jpeg(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _JPEG_QUALITY),
         label=cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT),
-        classes=tuple(map(int, stored.meta.get("classes", ()))),
+        classes=ids,
     )
+
+
+def _original_size(stored: StoredSample) -> tuple[int, int] | None:
+    match stored.meta.get("original_size"):
+        case [int(height), int(width)]:
+            return height, width
+    return None

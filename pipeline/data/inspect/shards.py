@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
 from pipeline.data.inspect.report import CheckReport, Finding, Section
-from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.checks import BadSample, bad_sample_errors
 from pipeline.data.pixels.decode import decode
 from pipeline.data.shards.format import (
     MANIFEST_NAME,
@@ -128,9 +128,10 @@ def _check_shard(task: _ShardTask) -> tuple[list[Finding], np.ndarray]:
         name = f"{path}, key {record.key}"
         try:
             stored = read_sample(storage, task.dataset, task.split, task.shard, record)
-            _, label = decode(stored.jpeg, stored.png)
-            if stored.native_png is not None:
-                decode(stored.jpeg, stored.native_png)
+            with bad_sample_errors("the sample"):
+                _, label = decode(stored.jpeg, stored.png)
+                if stored.native_png is not None:
+                    decode(stored.jpeg, stored.native_png)
         except (ShardError, BadSample, UserError) as error:
             if isinstance(error, UserError) and not findings:
                 raise  # The shard's own size was right, so it is the storage that fails.

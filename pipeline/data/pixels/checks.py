@@ -5,9 +5,15 @@ from contextlib import contextmanager
 
 from PIL import UnidentifiedImageError
 
+from pipeline.errors import printable
+
 MAX_PIXELS = 80_000_000
 """Default limit of a label's or image's size, before it is decoded. The largest real ones have
 about 22 million pixels. Kept below the size at which Pillow warns of decompression bombs."""
+
+
+_MAX_REASON = 300
+"""Characters of a library's own words that a reason quotes; some quote the whole file."""
 
 
 class BadSample(ValueError):
@@ -22,10 +28,20 @@ def bad_sample_errors(path: str) -> Iterator[None]:
     except BadSample:
         raise
     except Exception as error:  # Decoders raise a dozen kinds of them.
-        reason = "no image format that is known"
-        if not isinstance(error, UnidentifiedImageError):  # It names an object in memory.
-            reason = str(error)
-        raise BadSample(f"{path}: cannot be read: {reason}") from error
+        raise BadSample(f"{path}: cannot be read: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What a surprise of a decoder or a parser says to a user, in a few words."""
+    if isinstance(error, UnidentifiedImageError):  # It names an object in memory.
+        return "no image format that is known"
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    return printable(str(error))[:_MAX_REASON] or type(error).__name__
 
 
 def check_size(path: str, width: int, height: int, max_pixels: int) -> None:

@@ -5,6 +5,7 @@ more. Labels as this project writes them (8-bit grey PNG, filter NONE) need only
 which takes a quarter of a PNG decoder's time; other PNGs go to OpenCV.
 """
 
+import io
 import os
 import struct
 
@@ -15,9 +16,11 @@ import cv2
 import numpy as np
 import simplejpeg
 from isal import isal_zlib
+from PIL import Image
 
-from pipeline.data.pixels.checks import BadSample, check_size
+from pipeline.data.pixels.checks import BadSample, check_size, reason_of
 from pipeline.data.pixels.scans import check_scans
+from pipeline.data.taxonomy import IGNORE
 
 # Loader processes run side by side; OpenCV's own threads would only fight each other.
 cv2.setNumThreads(1)
@@ -31,17 +34,17 @@ _IDAT = 33
 """Where the first chunk after the IHDR begins."""
 
 
-def decode(jpeg: bytes, png: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes one stored sample.
+def decode(jpeg: bytes, png: bytes, num_classes: int = IGNORE) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes one stored sample, whose label has ids of this many classes.
 
     Returns:
         image: (H, W, 3) uint8 RGB.
         label: (H, W) uint8, universal ids or IGNORE.
 
     Raises:
-        BadSample: Either does not decode, or their sizes differ.
+        BadSample: Either does not decode, their sizes differ, or an id is that of no class.
     """
-    label = decode_label(png)
+    label = decode_label(png, num_classes)
     return decode_jpeg(jpeg, label.shape), label
 
 
@@ -64,10 +67,7 @@ def decode_jpeg(
     """
     if not jpeg:
         raise BadSample("the jpg is empty")
-    try:
-        height, width = map(int, simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2])
-    except ValueError as error:
-        raise BadSample(f"the jpg does not decode: {error}") from None
+    height, width = _size_of(jpeg)
     check_size("the jpg", width, height, MAX_STORED_PIXELS)
     check_scans("the jpg", jpeg)
     if (height, width) != size:
@@ -78,18 +78,43 @@ def decode_jpeg(
         return simplejpeg.decode_jpeg(
             jpeg, "RGB", min_height=least[0], min_width=least[1], buffer=buffer
         )
-    except ValueError:
-        # The file may be odd but whole, as with stray bytes: OpenCV, which wrote the shards, sees
-        # whether pixels are missing.
+    except Exception:
+        # The file may be odd but whole, as with stray bytes or a sampling that has no name: OpenCV,
+        # which wrote the shards, sees whether pixels are missing.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        return shrink_image(_decode_by_opencv("the jpg", jpeg, flags), shrink)
+        pixels = _decode_by_opencv("the jpg", jpeg, flags)
+    if pixels.shape[:2] != size:
+        raise BadSample(f"the jpg decodes to {pixels.shape[:2]}, not {size} (height, width)")
+    return shrink_image(pixels, shrink)
+
+
+def has_usual_sampling(jpeg: bytes) -> bool:
+    """Whether the fast decoder knows how a JPEG's colours are sampled; others take a slow one."""
+    try:
+        simplejpeg.decode_jpeg_header(jpeg, strict=False)
+    except Exception:  # A KeyError for one sampling, a ValueError for the next.
+        return False
+    return True
+
+
+def _size_of(jpeg: bytes) -> tuple[int, int]:
+    """Height and width in a JPEG's header."""
+    try:
+        height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
+        return int(height), int(width)
+    except Exception:  # As it does for a sampling that it has no name for.
+        try:
+            with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as header:
+                return header.height, header.width
+        except Exception as error:
+            raise BadSample(f"the jpg does not decode: {reason_of(error)}") from None
 
 
 def _decode_by_opencv(what: str, data: bytes, flags: int) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise BadSample(f"{what} does not decode: {error}") from None
+    except Exception as error:
+        raise BadSample(f"{what} does not decode: {reason_of(error)}") from None
     if pixels is None:
         raise BadSample(f"{what} does not decode")
     return pixels
@@ -112,22 +137,27 @@ def shrink_image(image: np.ndarray, shrink: int) -> np.ndarray:
     return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def decode_label(png: bytes) -> np.ndarray:
-    """Decodes a label.
+def decode_label(png: bytes, num_classes: int = IGNORE) -> np.ndarray:
+    """Decodes a label with ids of this many classes; by default with any.
 
     Returns:
         (H, W) uint8, universal ids or IGNORE; read-only, and its rows may have gaps.
 
     Raises:
-        BadSample: It does not decode, or is not 8-bit grey.
+        BadSample: It does not decode, is not 8-bit grey, or has an id of no class.
     """
     if not png:
         raise BadSample("the png is empty")
-    if (label := _inflate_plain(png)) is not None:
-        return label
-    label = _decode_by_opencv("the png", png, cv2.IMREAD_UNCHANGED)
-    if label.ndim != 2 or label.dtype != np.uint8:
-        raise BadSample(f"the png is {label.dtype} of shape {label.shape}, not 8-bit grey")
+    label = _inflate_plain(png)
+    if label is None:
+        label = _decode_by_opencv("the png", png, cv2.IMREAD_UNCHANGED)
+        if label.ndim != 2 or label.dtype != np.uint8:
+            raise BadSample(f"the png is {label.dtype} of shape {label.shape}, not 8-bit grey")
+    # One more than each id, so that IGNORE wraps to 0; np.unique is for the bad ones alone.
+    if num_classes < IGNORE and (label + np.uint8(1)).max() > num_classes:
+        ids = [i for i in np.unique(label).tolist() if num_classes <= i < IGNORE]
+        shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+        raise BadSample(f"the png has ids {shown}: those of the {num_classes} classes end before")
     return label
 
 

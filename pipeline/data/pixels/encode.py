@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.decode import has_usual_sampling
 from pipeline.data.pixels.formats import decoded_formats, unread_reason
 from pipeline.data.pixels.scans import check_scans
 
@@ -61,7 +62,13 @@ def keep_jpeg(data: bytes, short_side_px: int) -> tuple[bytes, tuple[int, int]] 
         BadSample: The image cannot be used; see `decode_image`.
     """
     header, is_jpeg = _open_image(data, MAX_PIXELS)
-    if not is_jpeg or header.mode != "RGB" or min(header.size) > short_side_px:
+    # Others than the usual samplings are compressed anew: few readers of shards decode them.
+    if (
+        not is_jpeg
+        or not has_usual_sampling(data)
+        or header.mode != "RGB"
+        or min(header.size) > short_side_px
+    ):
         return None
     # An eighth of the size: all of the data is read, but most of the arithmetic left out.
     _decode_by_opencv(header, data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
@@ -86,7 +93,8 @@ def _open_image(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
 
 def _decode_by_opencv(header: Image.Image, data: bytes, flags: int) -> np.ndarray:
     flags |= cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    with bad_sample_errors("the image"):
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise BadSample(f"the image is a {header.format} that does not decode")
     return pixels

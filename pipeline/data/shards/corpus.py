@@ -11,7 +11,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.checks import BadSample, bad_sample_errors
 from pipeline.data.pixels.decode import decode
 from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.format import (
@@ -22,12 +22,13 @@ from pipeline.data.shards.format import (
     StoredSample,
     find_manifests,
     folder,
+    misplaced,
     parse_sample,
 )
 from pipeline.data.shards.union import ids_in, union_of
 from pipeline.data.taxonomy import Taxonomy
 from pipeline.errors import UserError
-from pipeline.storage.base import Storage
+from pipeline.storage.base import ObjectError, Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 
@@ -102,10 +103,15 @@ class SampleReader:
         """
         stored = self.read_stored(dataset, index)
         try:
-            image, label = decode(stored.jpeg, stored.png)
+            with bad_sample_errors("the sample"):
+                image, label = decode(stored.jpeg, stored.png, self.num_classes(dataset))
         except BadSample as error:
             raise BadSample(f"{self.name_of(dataset, index)}: {error}") from None
         return image, self.translated(dataset, label)
+
+    def num_classes(self, dataset: str) -> int:
+        """How many classes the stored ids of a dataset are positions in."""
+        return len(self._corpus.manifests[dataset].class_names)
 
     def translated(self, dataset: str, label: np.ndarray) -> np.ndarray:
         """Stored ids, (H, W) uint8, as ids in `Corpus.taxonomy`; itself where they are the same."""
@@ -122,6 +128,8 @@ class SampleReader:
         shard, record = self._places[dataset][index]
         path = f"{folder(dataset, self._corpus.split)}/{shard.name}"
         where = self.name_of(dataset, index)
+        if reason := misplaced(shard, record):
+            raise BadSample(f"{where}: {reason}")
         if self._cache:
             data = self._cache.read(self._storage, path, shard, record.offset, record.length)
             if data is not None:
@@ -139,11 +147,19 @@ class SampleReader:
                 reason = f"{where}: there is no such shard"
             except ShardError as error:
                 reason = str(error)
+            except ObjectError as error:
+                raise BadSample(f"{where}: {error}") from None
             except UserError:
-                if self._storage.size(path) >= record.offset + record.length:
+                if not self._is_short(path, record):
                     raise
                 reason = f"{where}: the shard is cut short"
         raise BadSample(reason)
+
+    def _is_short(self, path: str, record: SampleRecord) -> bool:
+        try:
+            return self._storage.size(path) < record.offset + record.length
+        except FileNotFoundError:  # A link that leads to itself, for example.
+            return True
 
     def name_of(self, dataset: str, index: int) -> str:
         """Shard and key of a sample, for messages."""

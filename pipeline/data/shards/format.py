@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from isal.isal_zlib import crc32
 
 from pipeline.data.taxonomy import universal
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import UserError, did_you_mean, printable
 from pipeline.storage.base import Storage
 
 FORMAT_VERSION = 2
@@ -35,6 +35,8 @@ _READABLE_VERSIONS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 MAX_SHARD_BYTES = 1 << 40
 """No shard is larger; a byte range beyond it is a damaged manifest."""
+MAX_SAMPLE_BYTES = 1 << 30
+"""No sample is larger; a length beyond it is a damaged manifest."""
 
 _OWNER = "lseg"
 _MAX_KEY_BYTES = 90
@@ -116,6 +118,22 @@ class Manifest:
     classes: tuple[str, ...] = ()
     """The taxonomy's classes where it is not the universal one; see `class_names`."""
 
+    def _check(self) -> None:
+        """Raises ValueError where a value is of a kind that would end a program that works with it."""
+        texts = ("dataset", "split", "taxonomy", "taxonomy_fingerprint", "source_fingerprint")
+        for name in texts:
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is no text")
+        if not isinstance(self.settings, dict):
+            raise ValueError("settings are no object")
+        if not all(0 <= count < 1 << 62 for count in self.class_pixels):
+            raise ValueError("class_pixels holds what is no number of pixels")
+        if len(self.class_names) != len(self.class_pixels):
+            raise ValueError(
+                f"class_pixels has {len(self.class_pixels)} entries for {len(self.class_names)} "
+                "classes"
+            )
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes that the stored ids are positions in; numbers for an unknown taxonomy."""
@@ -164,7 +182,7 @@ class Manifest:
         try:
             values = json.loads(text)
             version = values["format_version"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise UserError(
                 f"{where}: not a manifest of shards: convert the dataset again"
             ) from None
@@ -180,10 +198,13 @@ class Manifest:
             values["left_out"] = tuple((str(n), str(r)) for n, r in values["left_out"])
             values["notes"] = tuple(map(str, values.get("notes", ())))
             values["classes"] = tuple(map(str, values.get("classes", ())))
-            return cls(**values)
-        except (ValueError, TypeError, KeyError) as error:
+            manifest = cls(**values)
+            manifest._check()
+            return manifest
+        except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
+            what = printable(str(error))[:200]
             raise UserError(
-                f"{where}: damaged ({type(error).__name__}: {error}): delete it and convert the "
+                f"{where}: damaged ({type(error).__name__}: {what}): delete it and convert the "
                 "dataset again"
             ) from None
 
@@ -336,10 +357,22 @@ def read_sample(
     name = shard if isinstance(shard, str) else shard.name
     path = f"{folder(dataset, split)}/{name}"
     where = f"{storage.uri}/{path}, key {record.key}"
-    size = MAX_SHARD_BYTES if isinstance(shard, str) else shard.size
-    if not 0 <= record.offset < record.offset + record.length <= size:
-        raise ShardError(f"{where}: bytes {record.offset}+{record.length} cannot be a sample")
+    if reason := misplaced(None if isinstance(shard, str) else shard, record):
+        raise ShardError(f"{where}: {reason}")
     return parse_sample(storage.read_range(path, record.offset, record.length), where, record)
+
+
+def misplaced(shard: ShardRecord | None, record: SampleRecord) -> str:
+    """Why a sample cannot lie where a manifest says; an empty text if it can.
+
+    Checked before any byte is read: offsets and lengths of a damaged manifest may be anything.
+    """
+    size = MAX_SHARD_BYTES if shard is None else min(shard.size, MAX_SHARD_BYTES)
+    if not 0 <= record.offset < record.offset + record.length <= size:
+        return f"bytes {record.offset}+{record.length} cannot be a sample"
+    if record.length > MAX_SAMPLE_BYTES:
+        return f"{record.length} bytes are more than a sample can have ({MAX_SAMPLE_BYTES})"
+    return ""
 
 
 def parse_sample(data: bytes, where: str, record: SampleRecord) -> StoredSample:
@@ -352,7 +385,7 @@ def parse_sample(data: bytes, where: str, record: SampleRecord) -> StoredSample:
         raise ShardError(f"{where}: its bytes are not those that were written (checksum)")
     try:
         members = _members(data)
-    except (tarfile.HeaderError, ValueError) as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         raise ShardError(f"{where}: no tar members at offset {record.offset} ({error})") from None
     wanted = {f"{record.key}.{extension}" for extension in ("jpg", "json", "png")}
     if not wanted <= members.keys() or any(
@@ -361,8 +394,10 @@ def parse_sample(data: bytes, where: str, record: SampleRecord) -> StoredSample:
         raise ShardError(f"{where}: the bytes there are those of {', '.join(sorted(members))}")
     try:
         meta = json.loads(members[f"{record.key}.json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{where}: its .json does not parse ({error})") from None
+    if not isinstance(meta, dict):
+        raise ShardError(f"{where}: its .json holds no object")
     return StoredSample(
         record.key,
         members[f"{record.key}.jpg"],
