@@ -240,6 +240,7 @@ def test_bad_pictures_are_told_and_the_others_done(checkpoint, photos, tmp_path,
     assert json.loads((out / "failed.json").read_text()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_prefix_goes_through_ray_with_the_same_results(checkpoint, photos, tmp_path, s3_bucket):
     storage = open_storage(s3_bucket)

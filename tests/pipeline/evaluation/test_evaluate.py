@@ -77,6 +77,7 @@ def independent_unified(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     return figures
 
 
+@pytest.mark.slow
 def test_unified_figures_are_an_independent_programs_and_any_number_of_workers(
     base_config, unified
 ):
@@ -149,6 +150,7 @@ class CountingStorage:
         self._stored.append(path)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(base_config, unified, monkeypatch):
     def store_in(stored: list[str], most: int | None = None) -> None:
         def opened(uri: str) -> Any:

@@ -4,11 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from pipeline.evaluation.launch import evaluate
 from pipeline.registry.registry import CHAMPION, Registry
 from tests.support.mlflow_process import mlflow_is
 
 
+@pytest.mark.slow
 def test_the_champion_scores_as_its_folder_does(base_config, unified, tiny_checkpoint, mini_shards):
     uri = mini_shards.tracking_uri
     with mlflow_is(uri):

@@ -92,6 +92,7 @@ def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "killed", max_failures=1)
     with killer(config.run) as killed:
@@ -104,6 +105,7 @@ def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
     assert_same_training(undisturbed[1], outcome)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
 @pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbed, tmp_path):
@@ -116,6 +118,7 @@ def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbe
     assert snapshot.latest_step(config.run) == STEPS
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_do(undisturbed):
     config, outcome = undisturbed
     folder = Path(outcome.checkpoint)
@@ -136,6 +139,7 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed):
     assert again.metrics["step"] == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -22,6 +22,7 @@ def start_weights(config: TrainMixConfig) -> dict[str, torch.Tensor]:
     return build_lseg(config.model, 512).state_dict()
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_one_does(mini_shards, tmp_path):
     # With "other", and with crops that are partly padding: labelled pixels differ by worker.
     settings = {"steps": 3, "other": OtherConfig(share=0.7), "clip_norm": 1.0}
