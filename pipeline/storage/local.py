@@ -17,6 +17,7 @@ from pipeline.storage.base import Entry, ObjectError, Storage
 
 _PARTIAL, _LOCK = ".partial", ".lock"
 _COPY_BYTES = 1 << 20
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class LocalStorage(Storage):
@@ -63,13 +64,17 @@ class LocalStorage(Storage):
     def _create(self, path: str, data: bytes) -> bool:
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial_of(target)
         try:
-            with target.open("xb") as file:
-                return file.write(data) == len(data)
+            partial.write_bytes(data)
+            _link(partial, target)
+            return True
         except FileExistsError:
             if target.is_dir():
                 raise
             return False
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
         target = self._root / path
@@ -90,7 +95,7 @@ class LocalStorage(Storage):
     def _store(self, path: str, fill: Callable[[Path], object]) -> None:
         target = self._root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{uuid.uuid4().hex}{_PARTIAL}")
+        partial = _partial_of(target)
         try:
             fill(partial)
             os.replace(partial, target)
@@ -177,6 +182,23 @@ def _ending(item: os.DirEntry[str]) -> tuple[str, ...]:
         return ("/",) if item.is_dir() else ("",) if item.is_file() else ()
     except OSError:  # A link to itself leads nowhere, as a dead one.
         return ()
+
+
+def _partial_of(target: Path) -> Path:
+    """A file beside it, to be filled before it takes the place."""
+    return target.with_name(f".{uuid.uuid4().hex}{_PARTIAL}")
+
+
+def _link(partial: Path, target: Path) -> None:
+    """Gives a whole file a place that is free: a process killed meanwhile leaves all or nothing."""
+    try:
+        os.link(partial, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # On such a file system, as FAT is one, the place is taken before it is filled.
+        with target.open("xb") as file:
+            file.write(partial.read_bytes())
 
 
 def _lock_of(target: Path) -> Path:

@@ -47,11 +47,28 @@ def write(storage: Storage, result: Result) -> None:
 
 
 def read(storage: Storage, name: str) -> Result | None:
-    """The result of a trial; None where it has none yet, or a torn one."""
+    """The result of a trial; None where it has none yet, or a torn or damaged one."""
     try:
-        return Result(**json.loads(storage.read(f"{FOLDER}/{name}.json")))
-    except (FileNotFoundError, ValueError, TypeError):
+        result = Result(**json.loads(storage.read(f"{FOLDER}/{name}.json")))
+        return result if _is_whole(result) else None
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
+
+
+def _is_whole(result: Result) -> bool:
+    """Whether the fields that others compute with hold what they must."""
+    texts = (result.name, result.status, result.checkpoint, result.error)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and isinstance(result.params, dict)
+        and isinstance(result.settings, dict)
+        and isinstance(result.metrics, dict)
+        and all(_is_number(value) for value in (*result.metrics.values(), result.seconds))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_all(storage: Storage) -> dict[str, Result]:

@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import socket
@@ -10,6 +11,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.storage import s3 as storage_s3
 from pipeline.storage.base import Entry, Storage
+from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 
 
@@ -319,3 +321,24 @@ def test_clean_aborts_uploads_that_never_ended(s3_bucket: str):
     assert storage.clean("a") == 1
     left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
     assert [upload["Key"] for upload in left] == ["out/ab/x"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_local_file_is_created_whole_and_once(tmp_path, monkeypatch, has_links):
+    storage = LocalStorage(tmp_path)
+    link = os.link
+
+    def look(source, target):
+        # What another process would find if this one were killed now.
+        assert Path(source).read_bytes() == b"first"
+        assert not Path(target).exists()
+        if not has_links:
+            raise PermissionError(errno.EPERM, "no links here")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", look)
+    assert storage.create("a/lock", b"first")
+    monkeypatch.setattr(os, "link", link)
+    assert not storage.create("a/lock", b"second")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["lock"]
+    assert storage.read("a/lock") == b"first"

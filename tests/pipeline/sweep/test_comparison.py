@@ -181,3 +181,15 @@ def test_results_are_kept_and_a_torn_one_counts_as_none(tmp_path):
     assert read_all(storage) == {"a": result}
     assert result.value(METRIC) == 0.5
     assert math.isnan(result.value("other"))
+
+
+@pytest.mark.parametrize(
+    "field", ['"metrics": null', '"metrics": {"miou": {}}', '"seconds": "1"', '"params": [1]']
+)
+def test_a_damaged_result_counts_as_none(tmp_path, field):
+    storage = open_storage(str(tmp_path))
+    write(storage, Result("a", {}, 1, "finished", {"miou": 0.5}))
+    text = (tmp_path / "results" / "a.json").read_text()
+    (tmp_path / "results" / "a.json").write_text(text.rstrip().rstrip("}") + f", {field}}}")
+    assert read(storage, "a") is None
+    assert read_all(storage) == {}

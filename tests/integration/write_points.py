@@ -1,0 +1,496 @@
+"""Kills each job at its writes, one after the other, and lets the same command go on.
+
+    python -m tests.integration.write_points predict --folder /tmp/points
+    python -m tests.integration.write_points prepare --points 8 --kinds kill empty ENOSPC
+
+First the job runs undisturbed, and its writes are counted. Then, for each point and each kind of
+fault (`tests/support/write_faults.py`), it runs in a folder of its own and is killed or refused at
+that write; an error must end in one message and exit code 2. The same command afterwards must
+finish with the same result. Jobs run as a user starts them, in processes that are forked from one
+that has loaded the libraries, on one Ray.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from pipeline.demo.layouts import write_mini_seven
+from tests.integration.training_runs import RECIPE, REPOSITORY
+from tests.support import write_faults
+from tests.support.mini_shards import paint_vectors
+
+RUN_S = 240
+"""Seconds after which a run that does not end is a failure."""
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run of a job ended."""
+
+    code: int
+    """Exit code; minus the signal of one that was killed."""
+    text: str
+    """All that it printed."""
+
+    def problem(self, expected: Sequence[int]) -> str:
+        """What is wrong with the end; empty if nothing is."""
+        if self.code not in expected:
+            return f"exit code {self.code} instead of {expected}: {self.last}"
+        if "Traceback (most recent call last)" in self.text and self.code != 0:
+            return f"a traceback: {self.last}"
+        if self.code == 2 and len(re.findall(r"(?m)^error: ", self.text)) != 1:
+            return f"not one message: {self.last}"
+        return ""
+
+    @property
+    def last(self) -> str:
+        """The last line."""
+        lines = [line for line in self.text.splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "no word"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job on a world, its command in a folder of its own, and what must come of it."""
+
+    words: Callable[["World", Path], list[str]]
+    result: Callable[[Path], object]
+    """All that must be the same after a fault as without one."""
+    prepare: Callable[["World", Path], None] = lambda world, place: None
+    on_ray: bool = True
+
+
+@dataclass
+class World:
+    """The data that the jobs work on, below a folder, and the Ray that they run on."""
+
+    folder: Path
+    faults: Path
+    env: dict[str, str]
+    runs: int = 0
+
+    def make(self) -> None:
+        """Writes images, shards, a recipe and a checkpoint, unless they are there."""
+        if (self.folder / "made").is_file():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_mini_seven(self.folder / "raw", paint_vectors(), 5, 6, 2, ("cityscapes",))
+        images = sorted((self.folder / "raw").rglob("*leftImg8bit.png"))[:3]
+        (self.folder / "photos").mkdir(exist_ok=True)
+        for number, path in enumerate(images):
+            shutil.copy(path, self.folder / f"photos/{number}.png")
+        text = RECIPE.format(
+            storage="runs", shards=self.folder / "shards", steps=STEPS, batch=4, every=2,
+            precision="fp32",
+        )  # fmt: skip
+        (self.folder / "recipe.yaml").write_text(text.replace("num_workers: 2", "num_workers: 1"))
+        for name in ("prepare", "train"):
+            place = self.folder / f"made-{name}"
+            shutil.rmtree(place, ignore_errors=True)
+            ended = self.run(JOBS[name], place)
+            if ended.code:
+                raise RuntimeError(f"{name}: {ended.text[-3000:]}")
+            if name == "prepare":
+                shutil.copytree(place / "out", self.folder / "shards", dirs_exist_ok=True)
+        (self.folder / "made").touch()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The one that the training made."""
+        return self.folder / f"made-train/runs/one/step_{STEPS:08d}"
+
+    def start(self, job: Job, place: Path) -> tuple[int, Path]:
+        """Starts a job in a folder; its process and what it prints."""
+        place.mkdir(parents=True, exist_ok=True)
+        job.prepare(self, place)
+        self.runs += 1
+        log = self.folder / f"run-{self.runs}.log"
+        process = os.fork()
+        if not process:
+            self._be(job, place, log)
+        return process, log
+
+    def run(self, job: Job, place: Path) -> Ended:
+        """Runs a job to its end."""
+        return self.wait(*self.start(job, place))
+
+    def wait(self, process: int, log: Path) -> Ended:
+        """Waits for a process, and ends it when it takes too long."""
+        deadline = time.monotonic() + RUN_S
+        while True:
+            done, status = os.waitpid(process, os.WNOHANG)
+            if done:
+                text = log.read_text(errors="replace")
+                return Ended(os.waitstatus_to_exitcode(status), text)
+            if time.monotonic() > deadline:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+                return Ended(-99, f"{log.read_text(errors='replace')}\nnot ended in {RUN_S} s")
+            time.sleep(0.05)
+
+    def _be(self, job: Job, place: Path, log: Path) -> None:
+        """The child: becomes the job, and never returns."""
+        code = 1
+        try:
+            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            os.environ.update(self.env)
+            os.chdir(place)
+            write_faults.drive(self.faults)
+            write_faults.install()
+            name, *words = job.words(self, place)
+            sys.argv = [name, *words]
+            runpy.run_path(str(REPOSITORY / "jobs" / name), run_name="__main__")
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+@contextlib.contextmanager
+def world(folder: Path) -> Iterator[World]:
+    """The world below a folder, and a Ray whose workers know of the faults."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="wf-") as temporary:
+        faults = Path(temporary) / "faults"
+        env = write_faults.plan(faults, ())
+        env |= {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+        env |= {"RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        os.environ.update({"RAY_AUTH_MODE": "disabled", **env})
+        reading, writing = os.pipe()
+        stop_reading, stop_writing = os.pipe()
+        # In a process of its own: what is forked for the jobs must hold no connection.
+        keeper = os.fork()
+        if not keeper:
+            os.close(stop_writing)
+            context = ray.init(
+                address="local", num_cpus=4, include_dashboard=False, log_to_driver=False
+            )
+            os.write(writing, context.address_info["address"].encode() + b"\n")
+            os.read(stop_reading, 1)
+            ray.shutdown()
+            os._exit(0)
+        os.close(writing)
+        os.close(stop_reading)
+        with os.fdopen(reading) as lines:
+            env["RAY_ADDRESS"] = lines.readline().strip()
+        try:
+            made = World(folder.resolve(), faults, env)
+            made.make()
+            yield made
+        finally:
+            os.close(stop_writing)
+            os.waitpid(keeper, 0)
+
+
+def files_of(folder: Path, but: str = r"$^") -> dict[str, bytes]:
+    """The files below a folder but locks, half-written ones, and those that match a pattern."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    named = {str(path.relative_to(folder)): path for path in files}
+    ignored = re.compile(rf"(^|/)\.[^/]*\.(partial|lock)$|\.lock$|{but}")
+    return {name: named[name].read_bytes() for name in sorted(named) if not ignored.search(name)}
+
+
+def rows(place: Path, query: str) -> list[tuple[Any, ...]]:
+    """What MLflow's database says."""
+    with contextlib.closing(sqlite3.connect(place / "mlflow.db")) as database:
+        return database.execute(query).fetchall()
+
+
+_RUNS = "select name, status, count(*) from runs group by name, status order by name"
+
+
+def _weights(folder: Path) -> dict[str, float]:
+    tensors = load_file(folder / "model.safetensors")
+    return {name: float(t.double().norm()) for name, t in sorted(tensors.items())}
+
+
+def _trained(place: Path) -> object:
+    folder = place / f"runs/one/step_{STEPS:08d}"
+    names = sorted(path.name for path in folder.iterdir())
+    order = (folder / "order.txt").read_text()
+    kept = sorted(p.name for p in (place / "runs/one").glob("step_*"))[-1]
+    return names, order, _weights(folder), kept, rows(place, _RUNS)
+
+
+def _evaluated(place: Path) -> object:
+    (report,) = (place / "out").glob("*/report.json")
+    content = json.loads(report.read_text())
+    names = sorted(files_of(place / "out", r"tracking-"))
+    figures = {key: content[key] for key in content if key in ("parts", "figures", "metrics")}
+    return names, json.dumps(figures, sort_keys=True), rows(place, _RUNS)
+
+
+def _registered(place: Path) -> object:
+    return rows(place, "select name, version, status from model_versions"), rows(
+        place, "select alias, version from registered_model_aliases"
+    )
+
+
+def _swept(place: Path) -> object:
+    content = json.loads((place / "sweeps/two/report/comparison.json").read_text())
+    trials = sorted((t["name"], t["status"]) for t in content["trials"])
+    return trials, sorted(files_of(place / "sweeps/two/report"))
+
+
+def _retrained(place: Path) -> object:
+    decisions = sorted((place / "runs/retrain/lseg/decisions").glob("*.json"))
+    kinds = [json.loads(path.read_text())["kind"] for path in decisions]
+    return _registered(place), kinds
+
+
+def _with_run(world: World, place: Path) -> None:
+    """A copy of the training's folder, which the job adds to."""
+    if not (place / "runs").exists():
+        shutil.copytree(world.folder / "made-train/runs", place / "runs")
+        shutil.copy(world.folder / "made-train/mlflow.db", place / "mlflow.db")
+
+
+def _train_words(world: World, place: Path) -> list[str]:
+    return ["--config", str(world.folder / "recipe.yaml"), *_tracking(place)]
+
+
+def _tracking(place: Path) -> list[str]:
+    return ["--tracking.uri", f"sqlite:///{place}/mlflow.db"]
+
+
+_CHECKPOINT = f"runs/one/step_{STEPS:08d}"
+_WORKERS = ("num_workers=1", "cpus_per_worker=0.5", "use_gpu=false")
+
+
+def _sweep_words(world: World, place: Path) -> list[str]:
+    import yaml
+
+    content = {
+        "name": "two", "base": str(world.folder / "recipe.yaml"), "storage": str(place / "sweeps"),
+        "grid": {"train.lr": [0.01, 0.02]}, "metric": "val/pixel_accuracy", "max_concurrent": 1,
+        "overrides": {"train.validate_every": STEPS},
+        "tracking": {"uri": f"sqlite:///{place}/mlflow.db"},
+    }  # fmt: skip
+    file = world.folder / f"{place.name}.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return ["sweep.py", "--config", str(file)]
+
+
+JOBS: dict[str, Job] = {
+    "prepare": Job(
+        lambda world, place: [
+            "prepare_shards.py", f"--roots.cityscapes={world.folder}/raw/cityscapes",
+            f"--out={place}/out", "--samples_per_shard=4", "--workers=1",
+        ],
+        lambda place: files_of(place / "out"),
+    ),
+    "predict": Job(
+        lambda world, place: [
+            "predict.py", str(world.folder / "photos"), "--labels=road, sky", "--overlay=true",
+            f"--checkpoint={world.checkpoint}", f"--out={place}/out",
+        ],
+        lambda place: files_of(place / "out"),
+        on_ray=False,
+    ),
+    "registry": Job(
+        lambda world, place: [
+            "registry.py", "register", str(place / _CHECKPOINT), "--alias=candidate",
+            *_tracking(place),
+        ],
+        _registered,
+        _with_run,
+        on_ray=False,
+    ),
+    "evaluate": Job(
+        lambda world, place: [
+            "evaluate.py", f"--checkpoint={place / _CHECKPOINT}", "--protocol=unified",
+            f"--shards={world.folder}/shards", f"--out={place}/out", "--examples=1",
+            *(f"--workers.{word}" for word in _WORKERS), *_tracking(place),
+        ],
+        _evaluated,
+        _with_run,
+    ),
+    "train": Job(
+        lambda world, place: [
+            "train_mix.py", *_train_words(world, place), f"--run.storage={place}/runs",
+            "--run.name=one",
+        ],
+        _trained,
+    ),
+    "sweep": Job(_sweep_words, _swept),
+    "retrain": Job(
+        lambda world, place: [
+            "retrain.py", *_train_words(world, place), f"--run.storage={place}/runs",
+            "--run.name=night", "--train.validate_every=4",
+            *(f"--comparison.workers.{word}" for word in _WORKERS),
+        ],
+        _retrained,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A point at which something is wrong."""
+
+    at: int
+    kind: str
+    write: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"    write {self.at} ({self.kind}, {self.write}): {self.what}"
+
+
+def count(world: World, job: Job, place: Path) -> tuple[list[str], object]:
+    """The writes of an undisturbed run, and its result."""
+    write_faults.plan(world.faults, [place])
+    ended = world.run(job, place)
+    if problem := ended.problem([0]):
+        raise RuntimeError(f"undisturbed: {problem}\n{ended.text[-3000:]}")
+    return write_faults.writes(world.faults), job.result(place)
+
+
+def spread(number: int, points: int) -> list[int]:
+    """Numbers from 1 on, all of them or as many as are asked for, first and last among them."""
+    if points <= 0 or points >= number:
+        return list(range(1, number + 1))
+    if points == 1:
+        return [max(1, number // 2)]
+    return sorted({1 + round(i * (number - 1) / (points - 1)) for i in range(points)})
+
+
+def try_point(
+    world: World, job: Job, place: Path, at: int, kind: str, wanted: object
+) -> tuple[str, str]:
+    """Faults one write; what was hit, and what is wrong afterwards (empty if nothing is)."""
+    shutil.rmtree(place, ignore_errors=True)
+    write_faults.plan(world.faults, [place], at, kind)
+    ended = world.run(job, place)
+    killing = kind in ("kill", "empty")
+    written = write_faults.writes(world.faults)
+    hit = " ".join(written[at - 1].split()[2:]) if len(written) >= at else "not reached"
+    hit = hit.replace(f"{place}/", "")
+    if hit == "not reached":
+        expected = [0]
+    else:
+        expected = [-signal.SIGKILL] if killing else [2, 0]
+    if problem := ended.problem(expected):
+        return hit, problem
+    write_faults.plan(world.faults, [place])
+    again = world.run(job, place)
+    if problem := again.problem([0]):
+        return hit, f"the same command again: {problem}"
+    try:
+        found = job.result(place)
+    except Exception as error:
+        return hit, f"afterwards there is no result: {type(error).__name__}: {error}"
+    if found != wanted:
+        return hit, f"afterwards the result differs: {_difference(found, wanted)}"
+    shutil.rmtree(place, ignore_errors=True)
+    return hit, ""
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        return f"in {keys[:5]}"
+    if isinstance(found, tuple) and isinstance(wanted, tuple):
+        pairs = [(f, w) for f, w in zip(found, wanted, strict=True) if f != w]
+        return _difference(*pairs[0])
+    return f"{str(found)[:300]} instead of {str(wanted)[:300]}"
+
+
+def try_points(
+    world: World, name: str, points: int, kinds: Sequence[str], only: int = 0
+) -> list[Failure]:
+    """Tries a job's points, and prints what came of it."""
+    job = JOBS[name]
+    place = world.folder / f"try-{name}"
+    shutil.rmtree(place, ignore_errors=True)
+    written, wanted = count(world, job, place)
+    print(f"{name}: {len(written)} writes", flush=True)
+    failures, tried = [], Counter[str]()
+    for kind in kinds:
+        for at in [only] if only else spread(len(written), points):
+            hit, problem = try_point(world, job, place, at, kind, wanted)
+            tried[kind] += 1
+            if problem:
+                failures.append(Failure(at, kind, hit, problem))
+                print(failures[-1], flush=True)
+    counts = ", ".join(f"{kind} {number}" for kind, number in tried.items())
+    print(f"{name}: tried {counts}: {len(failures)} wrong", flush=True)
+    return failures
+
+
+def try_two(world: World, name: str) -> str:
+    """Starts a job twice at once on one output; what is wrong (empty if nothing is)."""
+    job = JOBS[name]
+    place = world.folder / f"two-{name}"
+    shutil.rmtree(place, ignore_errors=True)
+    write_faults.plan(world.faults, [])
+    _, wanted = count(world, job, place)
+    shutil.rmtree(place)
+    started = [world.start(job, place) for _ in range(2)]
+    ended = [world.wait(*one) for one in started]
+    if all(one.code for one in ended):
+        return f"both failed: {ended[0].last}; {ended[1].last}"
+    for one in ended:
+        if problem := one.problem([0, 2]):
+            return problem
+    if problem := world.run(job, place).problem([0]):
+        return f"the same command again: {problem}"
+    found = job.result(place)
+    return "" if found == wanted else f"the result differs: {_difference(found, wanted)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the points of the jobs that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", nargs="+", choices=[*JOBS, "all"])
+    parser.add_argument("--points", type=int, default=0, help="A spread of so many; 0: all.")
+    parser.add_argument("--at", type=int, default=0, help="Only the write of this number.")
+    parser.add_argument("--kinds", nargs="+", choices=write_faults.KINDS, default=["kill"])
+    parser.add_argument("--two", action="store_true", help="Two at once instead.")
+    parser.add_argument("--folder", type=Path, help="Keeps the world for the next call.")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    names = list(JOBS) if "all" in given.job else given.job
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="points-") as temporary:
+        with world(given.folder or Path(temporary)) as made:
+            for name in names:
+                if given.two:
+                    problem = try_two(made, name)
+                    print(f"{name}, two at once: {problem or 'ok'}", flush=True)
+                    wrong += bool(problem)
+                else:
+                    wrong += len(try_points(made, name, given.points, given.kinds, given.at))
+    print(f"{wrong} wrong" if wrong else "ok")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Kills a job, or lets its disk refuse, at its write number N: a point of the code, not of time.
+
+A folder holds the plan (`plan.json`), the count of writes over all processes of a job (`count`) and
+what each was (`log`). Processes load this by `write_faults_start/sitecustomize.py`, and only those
+of tests have it on their PYTHONPATH. What counts as a write is what Python tells its audit hooks:
+files that are opened for writing, renamed, linked, removed, and folders that are made, below the
+plan's places. Before the write of the plan's number the process
+
+    kill    ends by SIGKILL, and takes the job's first process along,
+    empty   does the same after it has made or emptied the file, as a crash before a flush does,
+    ENOSPC, EROFS, EACCES, EIO    gets this error, there and at each later write, as of a full disk.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = "LSEG_TEST_WRITE_FAULTS"
+"""The environment variable that names the folder."""
+KINDS = ("kill", "empty", "ENOSPC", "EROFS", "EACCES", "EIO")
+
+_WRITES = {"os.rename": 1, "os.link": 1, "os.remove": 0, "os.mkdir": 0, "os.symlink": 1}
+"""Event -> which of its arguments is the path that changes."""
+_IGNORED = (".lock", ".log", ".db", ".db-journal", ".db-wal")
+"""Lock files hold nothing; databases are written by a library with a journal of its own."""
+
+_busy = False
+
+
+def install() -> None:
+    """Watches this process from now on."""
+    sys.addaudithook(_on_event)
+
+
+def plan(folder: Path, places: Sequence[Path], at: int = 0, kind: str = "kill") -> dict[str, str]:
+    """Begins a new count, and says what happens at which write; 0 only counts.
+
+    Returns:
+        The environment of the processes; the same for all plans of a folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"places": [str(p.resolve()) for p in places], "at": at, "kind": kind}
+    files = {"plan.json": json.dumps(content), "count": "0", "log": "", "driver": ""}
+    for name, text in files.items():
+        (folder / f"{name}.new").write_text(text)
+        os.replace(folder / f"{name}.new", folder / name)
+    here = Path(__file__).resolve()
+    paths = [str(here.parent / "write_faults_start"), str(here.parents[2])]
+    paths += os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {
+        FOLDER: str(folder),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, paths))),
+    }
+
+
+def drive(folder: Path) -> None:
+    """Makes this process the one that a kill takes along."""
+    (folder / "driver").write_text(str(os.getpid()))
+
+
+def writes(folder: Path) -> list[str]:
+    """What the processes wrote since the plan was made, in order."""
+    return (folder / "log").read_text().splitlines()
+
+
+def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
+    global _busy
+    if _busy or (event != "open" and event not in _WRITES):
+        return
+    if event == "open":
+        path, _, flags = arguments
+        if not (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+    else:
+        path, flags = arguments[_WRITES[event]], 0
+    if not isinstance(path, str | bytes | os.PathLike):
+        return
+    _busy = True
+    try:
+        _write(event, os.path.abspath(os.fsdecode(path)), flags)
+    finally:
+        _busy = False
+
+
+def _write(event: str, path: str, flags: int) -> None:
+    folder = os.environ.get(FOLDER, "")
+    try:
+        with open(f"{folder}/plan.json") as file:
+            given = json.load(file)
+    except OSError:
+        return
+    if not any(path.startswith(f"{place}/") or path == place for place in given["places"]):
+        return
+    if path.endswith(_IGNORED) or _changes_nothing(event, path):
+        return
+    number = _count(folder, f"{os.getpid()} {event} {path}")
+    if not given["at"] or number < given["at"]:
+        return
+    if given["kind"] in ("kill", "empty"):
+        if number > given["at"]:
+            return
+        if given["kind"] == "empty" and event == "open" and not flags & os.O_APPEND:
+            how = os.O_WRONLY | os.O_CREAT | (flags & os.O_EXCL) | (flags & os.O_TRUNC)
+            os.close(os.open(path, how))
+        # The first process first: a job whose worker alone died would go on with another.
+        with open(f"{folder}/driver") as file:
+            os.kill(int(file.read() or os.getpid()), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if given["kind"] == "ENOSPC" and event == "os.remove":
+        return
+    code = getattr(errno, given["kind"])
+    raise OSError(code, os.strerror(code), path)
+
+
+def _changes_nothing(event: str, path: str) -> bool:
+    return (event == "os.mkdir" and os.path.isdir(path)) or (
+        event == "os.remove" and not os.path.lexists(path)
+    )
+
+
+def _count(folder: str, text: str) -> int:
+    with open(f"{folder}/count", "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        number = int(file.read() or 0) + 1
+        file.seek(0)
+        file.write(str(number))
+        file.flush()
+        with open(f"{folder}/log", "a") as log:
+            log.write(f"{number} {text}\n")
+    return number

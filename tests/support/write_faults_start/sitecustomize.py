@@ -1,0 +1,8 @@
+"""Loads the faults of writes into every Python process that has this folder on its PYTHONPATH."""
+
+import os
+
+if os.environ.get("LSEG_TEST_WRITE_FAULTS"):
+    from tests.support.write_faults import install
+
+    install()
