@@ -1,6 +1,7 @@
 """The configuration of `jobs/predict.py`, and what it means for one checkpoint."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,7 +170,7 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
         labels = tuple(trained)
     if not 0 < len(labels) <= MAX_LABELS:
         raise UserError(f"{where}: names {len(labels)} labels: must be 1 to {MAX_LABELS}")
-    twice = sorted({label for label in labels if labels.count(label) > 1})
+    twice = sorted(label for label, number in Counter(labels).items() if number > 1)
     if twice and labels != tuple(trained):
         raise UserError(f"{where}: names {twice[0]!r} twice: the second would never win: drop it")
     both = [text for text in parse_other(config.other).texts if text in labels]

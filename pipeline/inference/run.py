@@ -186,7 +186,7 @@ def _claim(out: Storage, task: SegmentTask) -> SegmentTask:
     Raises:
         UserError: The folder holds results for these labels that were made otherwise.
     """
-    config, settings = task.config, _settings(task)
+    config, settings, given = task.config, _settings(task), (out, task)
     different = _different(config.out, out, settings)
     if LABEL_SETTINGS & {*different}:
         folder = f"{out.uri}/{_label_folder(task.labels, settings['other'])}"
@@ -201,9 +201,11 @@ def _claim(out: Storage, task: SegmentTask) -> SegmentTask:
             f"out={config.out}: holds results with another {key} ({_cut(before.get(key))}, "
             f"now {_cut(settings[key])}): give another folder, or delete that one"
         )
-    if not out.exists(SETTINGS):
+    content = (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode()
+    if not out.exists(SETTINGS) and not out.create(SETTINGS, content):
+        return _claim(*given)  # Another call, perhaps with other settings, came first just now.
+    if not out.exists(LABELS):  # Nor did a call that was killed in between write them.
         out.write(LABELS, "".join(f"{label}\n" for label in task.labels).encode())
-        out.write(SETTINGS, (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode())
     return task
 
 

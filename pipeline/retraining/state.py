@@ -83,7 +83,7 @@ class StateFile:
             values = json.loads(self._storage.read(STATE))
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             values = {}
         try:
             if values["format"] not in _READ:

@@ -202,7 +202,7 @@ def _parse(content: bytes) -> dict[str, Any]:
     """A lock's fields; none when it is not readable, such as one that is just being written."""
     try:
         fields = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
 

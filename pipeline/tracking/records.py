@@ -63,7 +63,7 @@ def identity_from(data: bytes) -> RunIdentity | None:
     """Reads what `identity_bytes` wrote; None if it is something else."""
     try:
         return RunIdentity(**json.loads(data))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 
@@ -96,7 +96,10 @@ def from_line(line: bytes) -> tuple[RunIdentity, Record]:
     Raises:
         ValueError: The line is no record (torn by a crash, or written by something else).
     """
-    fields = json.loads(line)
+    try:
+        fields = json.loads(line)
+    except RecursionError:
+        raise ValueError(f"no tracking record: {line[:80]!r}") from None
     if not isinstance(fields, dict) or fields.get("kind") not in get_args(Kind):
         raise ValueError(f"no tracking record: {line[:80]!r}")
     names = RunIdentity.__dataclass_fields__

@@ -72,7 +72,9 @@ def test_an_attempt_is_read_as_it_was_written(tmp_path, phase):
         b'{"format": 3, "attempt": {}}',
         b'{"format": 2, "attempt": {}}',
         b'{"format": 1, "attempt": {"id": "a"}}',
+        b"[" * 100_000,
     ],
+    ids=len,
 )
 def test_a_damaged_state_is_told(tmp_path, content):
     storage = open_storage(str(tmp_path))

@@ -43,7 +43,16 @@ def test_nan_and_infinity_survive():
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"{}\n", b'{"kind": "metr', b"[1]\n", b'{"kind": "metrics", "surprise": 1}\n']
+    "line",
+    [
+        b"",
+        b"{}\n",
+        b'{"kind": "metr',
+        b"[1]\n",
+        b'{"kind": "metrics", "surprise": 1}\n',
+        b"[" * 100_000,
+    ],
+    ids=len,
 )
 def test_what_is_no_record_is_a_value_error(line):
     with pytest.raises(ValueError, match=r"."):
