@@ -43,6 +43,9 @@ class FaultProxy:
         self.faults: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         """By method."""
+        self.dies_after: int | None = None
+        """Writes (PUT, POST and DELETE) after which every connection is reset, as of a dead server;
+        None: never. Then nothing else befalls a request."""
         self._asked: Counter[str] = Counter()
         self._turn = threading.Lock()
 
@@ -52,6 +55,9 @@ class FaultProxy:
         stable = f"{method} {path.split('uploadId=')[0]} {length}"
         with self._turn:
             self.requests[method] += 1
+            if self.dies_after is not None:
+                writes = sum(self.requests[m] for m in ("PUT", "POST", "DELETE"))
+                return "reset" if writes > self.dies_after else ""
             self._asked[stable] += 1
             text = f"{self.seed} {stable} {self._asked[stable]}"
         draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
