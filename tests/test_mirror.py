@@ -46,7 +46,6 @@ TESTED_ELSEWHERE = {
     "pipeline.registry.actions": "pipeline/retraining/test_runner.py",
     "pipeline.registry.facts": "pipeline/registry/test_registry.py",
     "pipeline.storage.archives.table": "pipeline/storage/archives/test_archive.py",
-    "pipeline.storage.local": "pipeline/storage/test_storage.py",
     "pipeline.storage.node_copies": "pipeline/storage/archives/test_archive.py",
     "pipeline.storage.retry": "pipeline/training/driver/test_failures.py",
     "pipeline.sweep.trial_runs": "pipeline/sweep/test_sweeps.py",

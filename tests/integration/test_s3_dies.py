@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from jobs.cli import main
 from jobs.predict import BARE, run
 from pipeline.inference.config import PredictConfig
@@ -10,6 +12,9 @@ from pipeline.storage.open import open_storage
 from tests.support.fault_proxy import fault_proxy
 from tests.support.fuzz_targets import pillow, write_checkpoint
 from tests.support.tiny_roots import noise
+
+# Five dead servers, and eleven runs of the job.
+pytestmark = pytest.mark.slow
 
 
 def predict(folder: Path, out: str) -> int:

@@ -84,3 +84,19 @@ def test_points_are_spread_from_first_to_last():
     assert spread(5, 0) == spread(5, 9) == [1, 2, 3, 4, 5]
     assert spread(101, 3) == [1, 51, 101]
     assert spread(9, 1) == [4]
+
+
+def test_commits_of_changes_are_writes_where_they_are_asked_for(place):
+    (place.parent / "script.py").write_text(
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1] + '/x.db')\n"
+        "for statement in ('create table a (b)', 'insert into a values (1)', 'select * from a'):\n"
+        "    connection.execute(statement)\n"
+        "    connection.commit()\n"
+    )
+    for at, code in ((0, 0), (1, -9), (2, 0)):
+        faults = write_faults.plan(place.parent / "faults", [place], at, databases=True)
+        command = [sys.executable, str(place.parent / "script.py"), str(place)]
+        assert subprocess.run(command, env=os.environ | faults, check=False).returncode == code
+        assert [line.split("/")[0] for line in written(place)] == ["commit "]
+        (place / "x.db").unlink()

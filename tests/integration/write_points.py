@@ -76,7 +76,8 @@ class Job:
     result: Callable[[Path], object]
     """All that must be the same after a fault as without one."""
     prepare: Callable[["World", Path], None] = lambda world, place: None
-    on_ray: bool = True
+    databases: bool = False
+    """Whether it writes to MLflow's database alone, so that its commits are the points."""
 
 
 @dataclass
@@ -313,7 +314,6 @@ JOBS: dict[str, Job] = {
             f"--checkpoint={world.checkpoint}", f"--out={place}/out",
         ],
         lambda place: files_of(place / "out"),
-        on_ray=False,
     ),
     "registry": Job(
         lambda world, place: [
@@ -322,7 +322,7 @@ JOBS: dict[str, Job] = {
         ],
         _registered,
         _with_run,
-        on_ray=False,
+        databases=True,
     ),
     "evaluate": Job(
         lambda world, place: [
@@ -367,7 +367,7 @@ class Failure:
 
 def count(world: World, job: Job, place: Path) -> tuple[list[str], object]:
     """The writes of an undisturbed run, and its result."""
-    write_faults.plan(world.faults, [place])
+    write_faults.plan(world.faults, [place], databases=job.databases)
     ended = world.run(job, place)
     if problem := ended.problem([0]):
         raise RuntimeError(f"undisturbed: {problem}\n{ended.text[-3000:]}")
@@ -388,7 +388,7 @@ def try_point(
 ) -> tuple[str, str]:
     """Faults one write; what was hit, and what is wrong afterwards (empty if nothing is)."""
     shutil.rmtree(place, ignore_errors=True)
-    write_faults.plan(world.faults, [place], at, kind)
+    write_faults.plan(world.faults, [place], at, kind, job.databases)
     ended = world.run(job, place)
     killing = kind in ("kill", "empty")
     written = write_faults.writes(world.faults)

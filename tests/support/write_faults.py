@@ -4,7 +4,9 @@ A folder holds the plan (`plan.json`), the count of writes over all processes of
 what each was (`log`). Processes load this by `write_faults_start/sitecustomize.py`, and only those
 of tests have it on their PYTHONPATH. What counts as a write is what Python tells its audit hooks:
 files that are opened for writing, renamed, linked, removed, and folders that are made, below the
-plan's places. Before the write of the plan's number the process
+plan's places; where the plan asks for them, also the commits of SQLite's databases there.
+
+Before the write of the plan's number the process
 
     kill    ends by SIGKILL, and takes the job's first process along,
     empty   does the same after it has made or emptied the file, as a crash before a flush does,
@@ -16,6 +18,7 @@ import fcntl
 import json
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,9 +39,23 @@ _busy = False
 def install() -> None:
     """Watches this process from now on."""
     sys.addaudithook(_on_event)
+    connect = sqlite3.dbapi2.connect
+
+    def watched(database: Any, *arguments: Any, **options: Any) -> sqlite3.Connection:
+        made = connect(database, *arguments, **options)
+        made.set_trace_callback(_Commits(os.path.abspath(os.fsdecode(database))))
+        return made
+
+    sqlite3.connect = sqlite3.dbapi2.connect = watched
 
 
-def plan(folder: Path, places: Sequence[Path], at: int = 0, kind: str = "kill") -> dict[str, str]:
+def plan(
+    folder: Path,
+    places: Sequence[Path],
+    at: int = 0,
+    kind: str = "kill",
+    databases: bool = False,
+) -> dict[str, str]:
     """Begins a new count, and says what happens at which write; 0 only counts.
 
     Returns:
@@ -46,6 +63,7 @@ def plan(folder: Path, places: Sequence[Path], at: int = 0, kind: str = "kill") 
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {"places": [str(p.resolve()) for p in places], "at": at, "kind": kind}
+    content["databases"] = databases
     files = {"plan.json": json.dumps(content), "count": "0", "log": "", "driver": ""}
     for name, text in files.items():
         (folder / f"{name}.new").write_text(text)
@@ -88,6 +106,22 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
         _busy = False
 
 
+class _Commits:
+    """Hears of each statement of a connection before it runs; a commit of changes is a write."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._has_changes = False
+
+    def __call__(self, statement: str) -> None:
+        word = statement.lstrip()[:6].upper()
+        if word == "COMMIT" and self._has_changes:
+            _write("commit", self._path, 0)
+        self._has_changes = word in ("INSERT", "UPDATE", "DELETE") or (
+            self._has_changes and word not in ("COMMIT", "ROLLBA")
+        )
+
+
 def _write(event: str, path: str, flags: int) -> None:
     folder = os.environ.get(FOLDER, "")
     try:
@@ -97,7 +131,10 @@ def _write(event: str, path: str, flags: int) -> None:
         return
     if not any(path.startswith(f"{place}/") or path == place for place in given["places"]):
         return
-    if path.endswith(_IGNORED) or _changes_nothing(event, path):
+    is_commit = event == "commit"
+    if is_commit and not (given["databases"] and given["kind"] == "kill"):
+        return
+    if not is_commit and (path.endswith(_IGNORED) or _changes_nothing(event, path)):
         return
     number = _count(folder, f"{os.getpid()} {event} {path}")
     if not given["at"] or number < given["at"]:
