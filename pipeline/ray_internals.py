@@ -6,7 +6,7 @@ changes it; `pyproject.toml` bounds the versions to those that the tests have se
 are imported inside the functions, because jobs start without them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -22,6 +22,18 @@ CLEANER_LOGGER = "ray.train.v2._internal.execution.controller.placement_group_cl
 
 SAVED_VIEW_TAG = "mlflow.sharedViewState."
 """Prefix of an experiment's tags in which MLflow's UI keeps saved views; the client has no call."""
+
+
+def guard_scoring_server(guard: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Puts a guard around the function with which MLflow's scoring server handles a request.
+
+    It parses the body before any code of a model, answers with tracebacks, and has no setting for
+    either. A guard that stands there already, marked by its attribute `guards`, is replaced.
+    """
+    from mlflow.pyfunc import scoring_server
+
+    plain = getattr(scoring_server.invocations, "guards", scoring_server.invocations)
+    scoring_server.invocations = guard(plain)
 
 
 def limit_waiting_blocks(context: Any, most: int) -> None:

@@ -2,17 +2,20 @@
 
 Saved as code (`served_entry`) beside the checkpoint's safetensors and this project's packages, so
 that loading it unpickles nothing and needs no installation of the project. What comes over the wire
-is not trusted: images are bytes, never paths or addresses, and sizes have limits
-(`Limits`, MLflow's `model_config`).
+is not trusted: images are bytes, never paths or addresses, and size, time and number of calls have
+limits (`Limits`, MLflow's `model_config`). Images are decoded one after the other.
 """
 
 import base64
 import io
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,10 +36,19 @@ from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, sliding_label_ids
 from pipeline.checkpoints.files import USABLE
 from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.encode import image_size
 from pipeline.errors import UserError
-from pipeline.inference.config import Other, PredictConfig, parse_other, sliding_of
+from pipeline.inference.config import (
+    Other,
+    PredictConfig,
+    check_vectors,
+    parse_other,
+    sliding_of,
+)
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.segmenter import encode_index, seen_image
+from pipeline.inference.served_limits import Limits, Turns, guarded
+from pipeline.ray_internals import guard_scoring_server
 
 CHECKPOINT = "checkpoint"
 """Name of the artifact that is the checkpoint's folder."""
@@ -65,26 +77,11 @@ REQUIRED = (
 """Distributions that serving imports; their versions are those of the process that saves."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of one call; a larger value is refused before any work."""
-
-    max_images: int = 32
-    max_image_mib: float = 32
-    """Size of one file."""
-    max_image_mpx: float = 24
-    """Megapixels of one image, read from its header."""
-    max_labels: int = 1000
-    max_label_chars: int = 200
-    max_base_px: int = 2048
-    """Largest `base_px`; half of it with `view` = `whole`, whose memory grows with its square."""
-
-
 class SegmentationModel(PythonModel):
     """Segments images with any labels.
 
-    Input: a table with the column `image`: bytes of a JPEG, PNG, WebP, TIFF, BMP or PPM (base64
-    over REST). Parameters and outputs: see `signature`.
+    Input: a table with the column `image`: bytes of a JPEG, PNG, WebP, TIFF, BMP, PPM or GIF
+    (base64 over REST). Parameters and outputs: see `signature`.
     """
 
     def load_context(self, context: Any) -> None:
@@ -97,6 +94,10 @@ class SegmentationModel(PythonModel):
         self._folder = Path(context.artifacts[CHECKPOINT])
         self._lseg = LSeg.load(self._folder, device).eval()
         self._lseg.embed_text(["other"])
+        self._turns = Turns(self._limits)
+        # Of all parts of the work the forward pass of a window comes most often.
+        self._lseg.backbone.register_forward_pre_hook(self._turns.check)
+        guard_scoring_server(partial(guarded, turns=self._turns, limits=self._limits))
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -105,11 +106,20 @@ class SegmentationModel(PythonModel):
 
         Raises:
             MlflowException: INVALID_PARAMETER_VALUE; the message says which row or parameter.
+                DEADLINE_EXCEEDED or TEMPORARILY_UNAVAILABLE where the call's time is over.
         """
         try:
-            images = self._decode(model_input)
-            labels, other, sliding = self._asked(params or {})
-            return [self._answer(image, labels, other, sliding) for image in images]
+            with self._turns.one():
+                files = self._files(model_input)
+                labels, other, sliding = self._asked(params or {})
+                answers = []
+                for number in range(len(files)):
+                    self._turns.check()
+                    image = self._decode(number, files[number])
+                    files[number] = b""
+                    answers.append(self._answer(image, labels, other, sliding))
+                    del image  # Before the next one is decoded.
+                return answers
         except (UserError, ModelError) as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
@@ -159,8 +169,8 @@ class SegmentationModel(PythonModel):
             "width": ids.shape[1],
         }
 
-    def _decode(self, table: pd.DataFrame) -> list[np.ndarray]:
-        """Decodes the images of a table, once all of it is known to be within the limits."""
+    def _files(self, table: pd.DataFrame) -> list[bytes]:
+        """The files of a table, all of which are within the limits by their sizes and headers."""
         limits = self._limits
         rows = table["image"].tolist()
         if not 0 < len(rows) <= limits.max_images:
@@ -181,22 +191,50 @@ class SegmentationModel(PythonModel):
                     f"{limits.max_image_mib:g} MiB: shrink it"
                 )
             files.append(data)
-        images = []
-        for number, data in enumerate(files):
-            try:
-                images.append(decode_photo(data, int(limits.max_image_mpx * 1e6)))
-            except BadSample as error:
-                raise UserError(
-                    f"image[{number}]: {error}: must be a JPEG, PNG, WebP, TIFF, BMP or PPM of at "
-                    f"most {limits.max_image_mpx:g} megapixels"
-                ) from None
-        return images
+        total_mib = sum(map(len, files)) / 2**20
+        if total_mib > limits.max_call_mib:
+            raise UserError(
+                f"image: {total_mib:.1f} MiB in {len(files)} rows: must be at most "
+                f"{limits.max_call_mib:g} MiB in one call: send more calls"
+            )
+        total_px = sum(math.prod(self._size(number, data)) for number, data in enumerate(files))
+        if total_px > limits.max_call_mpx * 1e6:
+            raise UserError(
+                f"image: {total_px / 1e6:.1f} megapixels in {len(files)} rows: must be at most "
+                f"{limits.max_call_mpx:g} in one call: send more calls"
+            )
+        return files
+
+    def _size(self, number: int, data: bytes) -> tuple[int, int]:
+        with self._bad_rows(number):
+            return image_size(data, int(self._limits.max_image_mpx * 1e6))
+
+    def _decode(self, number: int, data: bytes) -> np.ndarray:
+        with self._bad_rows(number):
+            return decode_photo(data, int(self._limits.max_image_mpx * 1e6))
+
+    @contextmanager
+    def _bad_rows(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except BadSample as error:
+            raise UserError(
+                f"image[{number}]: {error}: must be a JPEG, PNG, WebP, TIFF, BMP, PPM or GIF of at "
+                f"most {self._limits.max_image_mpx:g} megapixels"
+            ) from None
 
     def _asked(self, params: Mapping[str, Any]) -> tuple[tuple[str, ...], Other, SlidingConfig]:
         """Labels, policy and geometry of the parameters."""
-        other = parse_other(str(params.get("other", "none")))
+        given = {"other": "none", "view": "single", "base_px": 0, **params}
+        for name in ("other", "view", "base_px"):
+            # numpy's numbers are what MLflow makes of some requests.
+            wanted = (int, np.integer) if name == "base_px" else str
+            if not isinstance(given[name], wanted):
+                kind = "whole number" if name == "base_px" else "text"
+                raise UserError(f"{name}={given[name]!r}: must be a {kind}: correct it")
+        other = parse_other(_text("other", given["other"]))
         labels = self._labels(params.get("labels", ()), other)
-        view, base_px = str(params.get("view", "single")), int(params.get("base_px", 0))
+        view, base_px = given["view"], int(given["base_px"])
         if view not in ("single", "published", "whole"):
             raise UserError(f"view={view}: must be single, published or whole: correct it")
         largest = self._limits.max_base_px // (2 if view == "whole" else 1)
@@ -209,8 +247,12 @@ class SegmentationModel(PythonModel):
 
     def _labels(self, given: Any, other: Other) -> tuple[str, ...]:
         limits = self._limits
-        labels = tuple(" ".join(str(label).split()) for label in given)
-        if not labels:
+        labels = tuple(
+            " ".join(_text(f"labels[{number}]", label).split())
+            for number, label in enumerate(given)
+        )
+        is_trained = not labels
+        if is_trained:
             if not self._lseg.labels:
                 raise UserError("labels: none given, and the model brings none: name some")
             labels = self._lseg.labels
@@ -238,7 +280,20 @@ class SegmentationModel(PythonModel):
         both = [text for text in other.texts if text in labels]
         if both:
             raise UserError(f"other={both[0]}: is one of the labels too: drop it from one of them")
+        vectors = self._lseg.embed_text([*labels, *other.texts]).cpu().numpy()
+        check_vectors(labels, other, vectors, "labels", is_trained)
         return labels
+
+
+def _text(where: str, value: Any) -> str:
+    """A parameter that must be text which can be encoded."""
+    if not isinstance(value, str):
+        raise UserError(f"{where}={value!r}: must be a text: drop it, or write it in quotes")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}={value!r}: holds half a character: correct it") from None
+    return value
 
 
 def signature() -> Any:

@@ -179,3 +179,35 @@ def test_artifacts_of_a_uri_are_listed_and_downloaded(tmp_path):
     (tmp_path / "to").mkdir()
     fetched = repository.download_artifacts("below/file.json", str(tmp_path / "to"))
     assert Path(fetched).read_text() == "1"
+
+
+def test_requests_to_the_scoring_server_go_through_the_guard(monkeypatch):
+    from mlflow.pyfunc import scoring_server
+    from starlette.testclient import TestClient
+
+    plain = scoring_server.invocations
+    monkeypatch.setattr(scoring_server, "invocations", plain)
+    seen = []
+
+    def guard_of(name):
+        def guard(invocations):
+            assert invocations is plain  # Not the guard before.
+
+            def answer(data, content_type, model, input_schema):
+                seen.append((name, data, content_type))
+                return scoring_server.InvocationsResponse("{}", 200, "application/json")
+
+            answer.guards = invocations
+            return answer
+
+        return guard
+
+    class Model:
+        class metadata:
+            get_input_schema = staticmethod(lambda: None)
+
+    client = TestClient(scoring_server.init(Model()))
+    for name in ("first", "second"):
+        ray_internals.guard_scoring_server(guard_of(name))
+        client.post("/invocations", content=b"x", headers={"content-type": "text/csv"})
+    assert seen == [("first", b"x", "text/csv"), ("second", b"x", "text/csv")]

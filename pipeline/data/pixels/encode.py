@@ -47,6 +47,16 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return _decode_other(header)
 
 
+def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of an image, from its header, in the orientation of the file.
+
+    Raises:
+        BadSample: It is none, is too large, or is cut short as far as that shows without decoding.
+    """
+    header, _ = _open_image(data, max_pixels)
+    return header.height, header.width
+
+
 def keep_jpeg(data: bytes, short_side_px: int) -> tuple[bytes, tuple[int, int]] | None:
     """Checks an image that can be stored as it is, for half the cost of `decode_image`.
 

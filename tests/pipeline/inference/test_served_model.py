@@ -6,7 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
@@ -15,8 +19,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.model import PythonModelContext
 from PIL import Image
+from starlette.testclient import TestClient
 
 from model.checkpoint import save_checkpoint
 from model.lseg import LSeg, build_lseg
@@ -25,6 +31,7 @@ from pipeline.inference.segmenter import seen_image
 from pipeline.inference.served_model import SegmentationModel, requirements, save_served
 from pipeline.registry.registry import CHAMPION, Registry
 from tests.pipeline.evaluation.conftest import spread_predictions
+from tests.support.jpeg_scans import with_scans
 from tests.support.mini_shards import tiny_model
 from tests.support.mlflow_process import mlflow_is
 from tests.support.mlflow_server import MlflowServer
@@ -51,6 +58,7 @@ def served(checkpoint, tmp_path_factory) -> mlflow.pyfunc.PyFuncModel:
     folder = tmp_path_factory.mktemp("pyfunc") / "model"
     save_served(checkpoint, folder)
     limits = {"max_images": 3, "max_image_mib": 0.05, "max_image_mpx": 0.01, "max_labels": 300}
+    limits |= {"max_call_mib": 0.06, "max_call_mpx": 0.015}
     return mlflow.pyfunc.load_model(str(folder), model_config={"device": "cpu", **limits})
 
 
@@ -140,6 +148,9 @@ def test_arrays_are_for_python_callers(served, checkpoint):
 
 
 PNG = encoded(picture(1))
+LARGE = encoded(np.zeros((80, 100, 3), np.uint8))
+PADDED = PNG + bytes(40_000)
+SCANS = with_scans(encoded(picture(1), "JPEG"), 60)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +165,12 @@ PNG = encoded(picture(1))
         ([PNG + bytes(60_000)], {}, r"image\[0\]: 0\.1 MiB: must be at most 0\.05 MiB"),
         ([encoded(np.zeros((120, 100, 3), np.uint8))], {}, r"image\[0\]: .*0\.01 megapixels"),
         ([PNG], {"labels": ["dog", " dog "]}, r"labels\[1\]='dog': is named twice"),
+        ([PNG], {"labels": ["Road", "sky", "road"]}, r"'Road' and 'road' are the same to the text"),
+        ([PNG], {"labels": ["dog"], "other": "Dog"}, r"other=Dog: is the same"),
+        ([PNG], {"base_px": 2**40}, r"base_px=1099511627776: must be 8 to 2048"),
+        ([LARGE, LARGE, LARGE], {}, r"image: 0\.0 megapixels in 3 rows: must be at most 0\.015"),
+        ([PADDED, PADDED], {}, r"image: 0\.1 MiB in 2 rows: must be at most 0\.06 MiB"),
+        ([SCANS], {}, r"image\[0\]: .*more than 50 scans"),
         ([PNG], {"labels": ["dog", "  "]}, r"labels\[1\]: 0 characters"),
         ([PNG], {"labels": ["x" * 201]}, r"labels\[0\]: 201 characters"),
         ([PNG], {"labels": [f"{i}" for i in range(301)]}, r"labels: 301 given"),
@@ -169,6 +186,93 @@ def test_what_is_refused_and_how_it_is_told(served, files, params, message):
     with pytest.raises(MlflowException, match=message) as caught:
         served.predict(table(*files), params=params)
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_pictures_are_decoded_one_after_the_other(served, monkeypatch):
+    """The second is decoded when the first is segmented and gone."""
+    model = served.unwrap_python_model()
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = []
+    decode = type(model)._decode
+
+    def watched(self: Any, number: int, data: bytes) -> np.ndarray:
+        most.append(sum(ref() is not None for ref in alive))
+        image = decode(self, number, data)
+        alive.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(type(model), "_decode", watched)
+    assert len(model.predict(None, table(*[encoded(picture(n)) for n in range(3)]))) == 3
+    assert most == [0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def client(served) -> Iterator[TestClient]:
+    """MLflow's own scoring server around the model."""
+    with TestClient(scoring_server.init(served), raise_server_exceptions=False) as client:
+        yield client
+    scoring_server.invocations = scoring_server.invocations.guards
+
+
+def posted(client: TestClient, content: Any, kind: str | None = "application/json") -> Any:
+    headers = {"content-type": kind} if kind else {}
+    return client.post("/invocations", content=content, headers=headers)
+
+
+def request_of(**params: Any) -> str:
+    row = [base64.b64encode(PNG).decode()]
+    return json.dumps({"dataframe_split": {"columns": ["image"], "data": [row]}, "params": params})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"dataframe_split":' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        (request_of(labels=["dog", "\ud800"]), "labels[1]="),
+        (request_of(labels=["dog", None]), "labels[1]=None: must be a text"),
+        (request_of(other="\udfff"), "half a character"),
+        (request_of(base_px=None), "base_px=None: must be a whole number"),
+        (request_of(view=None), "view=None: must be a text"),
+        (request_of(labels=[["dog"]]), "labels"),
+        (b"\xff\xfe", "JSON"),
+        ("null", "JSON"),
+        ('{"dataframe_split": 5}', "dictionary"),
+        (" " * 3_000_000, "MiB"),
+    ],
+)
+def test_no_request_gets_a_traceback(client, content, words):
+    answer = posted(client, content)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert words in answer.json()["message"]
+    assert "Traceback" not in answer.text
+    assert "site-packages" not in answer.text
+    assert str(Path(__file__).parents[3]) not in answer.text
+    assert len(answer.text) < 3000
+
+
+def test_a_defect_is_told_in_the_log_alone(client, served, monkeypatch, caplog):
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret of the house")
+
+    monkeypatch.setattr(type(served.unwrap_python_model()), "_asked", broken)
+    answer = posted(client, request_of())
+    assert answer.status_code == 400
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+    assert "secret of the house" in caplog.text
+    assert posted(client, request_of(), kind=None).status_code == 400
+
+
+def test_a_call_ends_when_its_time_is_over(client, served, monkeypatch):
+    model = served.unwrap_python_model()
+    assert posted(client, request_of()).status_code == 200
+    monkeypatch.setattr(model._turns, "_limits", replace(model._limits, max_call_s=1e-9))
+    answer = posted(client, request_of())
+    assert answer.status_code == 504
+    assert "longer than" in answer.json()["message"]
+    # A caller in Python waits as long as it takes.
+    assert len(served.predict(table(PNG))) == 1
 
 
 def test_a_string_is_no_picture_for_python_callers_either(served):

@@ -1,0 +1,80 @@
+"""Turns and time of the calls to the served model, and what an answer may say of an error."""
+
+import threading
+import time
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from pipeline.inference.served_limits import Limits, Turns, guarded
+
+
+def test_so_many_calls_at_once():
+    turns = Turns(Limits(max_parallel=2))
+    running, most, lock = 0, 0, threading.Lock()
+
+    def call() -> None:
+        nonlocal running, most
+        # A turn within a turn is the same one.
+        with turns.one(is_timed=True), turns.one():
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.02)
+            with lock:
+                running -= 1
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 2
+
+
+def test_whoever_waits_too_long_is_sent_away():
+    turns = Turns(Limits(max_parallel=1, max_call_s=0.05))
+    codes = []
+
+    def call() -> None:
+        try:
+            with turns.one(is_timed=True):
+                codes.append("turn")
+        except MlflowException as error:
+            codes.append(error.error_code)
+
+    with turns.one():
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    call()
+    assert codes == ["TEMPORARILY_UNAVAILABLE", "turn"]
+
+
+def test_the_end_of_a_call():
+    turns = Turns(Limits(max_call_s=0.01))
+    turns.check()  # Outside of any call.
+    with turns.one(is_timed=True):
+        turns.check()
+        time.sleep(0.02)
+        with pytest.raises(MlflowException, match=r"longer than 0\.01 s") as caught:
+            turns.check()
+        assert caught.value.get_http_status_code() == 504
+    turns.check()
+    with turns.one():
+        time.sleep(0.02)
+        turns.check()
+
+
+@pytest.mark.parametrize(("server_s", "seconds"), [("20", 20), ("600", 50), ("", 50), ("x", 50)])
+def test_nobody_waits_longer_than_the_server(monkeypatch, server_s, seconds):
+    monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", server_s)
+    assert Limits().seconds == seconds
+
+
+def test_bodies_are_bounded_before_they_are_parsed():
+    limits = Limits(max_call_mib=1)
+    answer = guarded(lambda *_: "done", Turns(limits), limits)
+    assert answer(b"x" * 2_400_000, "application/json", None, None) == "done"
+    with pytest.raises(MlflowException, match=r"must be at most 2\.5 MiB"):
+        answer(b"x" * 2_700_000, "application/json", None, None)
