@@ -1,13 +1,14 @@
 """Sheets of compared segmentations: image, ground truth, prediction and legend side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.data.pixels.palette import NO_LABEL_COLOUR
+from pipeline.data.pixels.palette import NO_LABEL_COLOUR, name_colours
+from pipeline.inference.fonts import shown_name, text_font
 from pipeline.inference.overlay import (
     FAINT,
     INK,
@@ -18,7 +19,6 @@ from pipeline.inference.overlay import (
     resize_ids,
     resize_image,
     shorten,
-    text_font,
 )
 
 MAX_LEGEND = 12
@@ -48,7 +48,8 @@ class ComparedImage:
 
 def draw(lines: Sequence[ComparedImage], path: Path) -> None:
     """Writes one PNG with a line for each image."""
-    drawn = [_line(line) for line in lines]
+    colours = _colours(lines)
+    drawn = [_line(line, colours) for line in lines]
     sheet = Image.new("RGB", (drawn[0].width, sum(image.height for image in drawn)), PAPER)
     top = 0
     for image in drawn:
@@ -57,7 +58,7 @@ def draw(lines: Sequence[ComparedImage], path: Path) -> None:
     sheet.save(path)
 
 
-def _line(line: ComparedImage) -> Image.Image:
+def _line(line: ComparedImage, colours: Mapping[str, np.ndarray]) -> Image.Image:
     count = len(line.labels)
     height, width = _content(line.image)
     image = line.image[:height, :width]
@@ -67,9 +68,8 @@ def _line(line: ComparedImage) -> Image.Image:
         for ids in (line.truth, line.prediction)
     )
     shown = _shown(truth, prediction, count)
-    style = Style(count)
-    # Those that are shown come first, where colours lie farthest apart.
-    style.colours[[*shown, *np.setdiff1d(np.arange(count), shown)]] = style.colours[:count].copy()
+    style = Style(line.labels)
+    style.colours[:count] = [colours[name] for name in line.labels]
     if line.has_other:
         style.colours[count - 1] = NO_LABEL_COLOUR
     zoom = min(PANEL[0] / width, PANEL[1] / height)
@@ -87,7 +87,8 @@ def _line(line: ComparedImage) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     for number, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         middle = _GAP + number * (PANEL[0] + _GAP) + PANEL[0] // 2
-        pen.text((middle, head - 5), title, INK, text_font(_SIZE), anchor="md", align="center")
+        font = text_font(_SIZE, title)
+        pen.text((middle, head - 5), title, INK, font, anchor="md", align="center")
         sheet.paste(Image.fromarray(panel), (middle - size[0] // 2, head))
     # The largest, in the order of the labels: a longer legend would run out of its line.
     areas = {i: int((truth == i).sum() + (prediction == i).sum()) for i in shown}
@@ -98,9 +99,27 @@ def _line(line: ComparedImage) -> Image.Image:
         y, side = top + row * pitch, pitch - 5
         sheet.paste(draw_swatch(number, side, style), (left, y))
         pen.rectangle((left, y, left + side - 1, y + side - 1), outline=FAINT)
-        name = shorten(pen, line.labels[number], text_font(_SIZE), _LEGEND_PX - side - 2 * _GAP)
-        pen.text((left + side + _GAP, y + side // 2), name, INK, text_font(_SIZE), anchor="lm")
+        name = shown_name(line.labels[number], number)
+        font = text_font(_SIZE, name)
+        name = shorten(pen, name, font, _LEGEND_PX - side - 2 * _GAP)
+        pen.text((left + side + _GAP, y + side // 2), name, INK, font, anchor="lm")
     return sheet
+
+
+def _colours(lines: Sequence[ComparedImage]) -> dict[str, np.ndarray]:
+    """The colour of each label, the same in all lines; those that are shown lie farthest apart."""
+    shown: dict[str, None] = {}
+    every: dict[str, None] = {}
+    for line in lines:
+        count = len(line.labels)
+        truth, prediction = (
+            np.where((ids >= 0) & (ids < count), ids, count)
+            for ids in (line.truth, line.prediction)
+        )
+        shown |= dict.fromkeys(line.labels[i] for i in _shown(truth, prediction, count))
+        every |= dict.fromkeys(line.labels)
+    names = [*shown, *(name for name in every if name not in shown)]
+    return dict(zip(names, name_colours(names), strict=True))
 
 
 def _shown(truth: np.ndarray, prediction: np.ndarray, count: int) -> list[int]:
@@ -113,4 +132,6 @@ def _shown(truth: np.ndarray, prediction: np.ndarray, count: int) -> list[int]:
 def _content(image: np.ndarray) -> tuple[int, int]:
     """Height and width of an image without the black padding at the right and bottom."""
     rows, columns = np.nonzero(image.max(axis=2))
+    if not len(rows):  # A picture that is black as a whole has none.
+        return image.shape[0], image.shape[1]
     return int(rows.max()) + 1, int(columns.max()) + 1

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from rich import box
 from rich.table import Table
 
@@ -24,6 +25,7 @@ from pipeline.evaluation.leak import LeakReport
 from pipeline.evaluation.plan import ProtocolPlan
 from pipeline.evaluation.published import PublishedRow, published_rows
 from pipeline.evaluation.scoring import Counts
+from pipeline.inference.fonts import font_path, shown_name
 
 MAX_CONFUSED = 40
 """Classes that the confusion image shows: those with the most pixels."""
@@ -189,7 +191,8 @@ class EvaluationReport:
         axes = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
         for axis, part in zip(axes, parts, strict=True):
             counts = self.counts[part.name].matrices.sum(0)
-            names = [*part.space.classes, "(none of them)"]
+            every = [*part.space.classes, "(none of them)"]
+            names = [shown_name(name, number) for number, name in enumerate(every)]
             largest = np.argsort(-counts.sum(1), kind="stable")[:MAX_CONFUSED]
             shown = np.sort(largest[counts.sum(1)[largest] > 0])
             columns = np.append(shown, len(names) - 1) if counts[:, -1].any() else shown
@@ -197,7 +200,8 @@ class EvaluationReport:
             image = axis.imshow(share, vmin=0, vmax=1, cmap="viridis", aspect="auto")
             axis.set_xticks(range(len(columns)), [names[i] for i in columns], rotation=90)
             axis.set_yticks(range(len(shown)), [names[i] for i in shown])
-            axis.tick_params(labelsize=7)
+            for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
+                label.set_fontproperties(FontProperties(fname=font_path(label.get_text()), size=7))
             axis.set_xlabel("predicted")
             axis.set_ylabel("labelled")
             left = int((counts.sum(1) > 0).sum()) - len(shown)

@@ -7,20 +7,19 @@ asked and not found.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.pixels.palette import (
     NO_LABEL_COLOUR,
     PaletteName,
-    label_colours,
     label_textures,
+    name_colours,
     texture_mask,
 )
+from pipeline.inference.fonts import shown_name, shown_together, text_font
 from pipeline.inference.shares import percent
 
 LONG_SIDE_PX = (900, 1600)
@@ -31,6 +30,9 @@ MIN_NAMED_SHARE = 0.01
 
 MAX_ENTRIES = 60
 """Entries of a legend; what is left is counted in its last one."""
+
+_FRAME = "not found: and more, 0123456789%<…"
+"""What the last lines of a legend are written with, beside names."""
 
 INK, FAINT, PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
 
@@ -63,18 +65,18 @@ def draw_photo(
     height, width = ids.shape
     ids = np.where((ids >= 0) & (ids < len(names)), ids, len(names))
     counts = np.bincount(ids.ravel(), minlength=len(names) + 1)
-    all_names = [*names, none_name]
+    all_names = [shown_name(name, number) for number, name in enumerate([*names, none_name])]
     order = np.argsort(-counts, kind="stable")
     entries = [
         _Entry(all_names[i], int(i), float(counts[i] / ids.size)) for i in order if counts[i]
     ]
     zoom = np.clip(1.0, *(bound / max(height, width) for bound in LONG_SIDE_PX))
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-    style = Style(len(names), palette)
+    style = Style(names, palette)
     shown = resize_ids(ids, size)
     painted = Image.fromarray(paint(resize_image(image, size), shown, style))
     _write_names(painted, shown, entries)
-    missing = [name for name, count in zip(names, counts, strict=False) if not count]
+    missing = [name for name, count in zip(all_names, counts[:-1], strict=False) if not count]
     legend = _legend(max(size[0], 480), entries, missing, style)
     sheet = Image.new("RGB", (legend.width, painted.height + legend.height), PAPER)
     sheet.paste(painted, ((legend.width - painted.width) // 2, 0))
@@ -85,9 +87,9 @@ def draw_photo(
 class Style:
     """Colours and textures of the labels and, last, of no label."""
 
-    def __init__(self, count: int, palette: PaletteName = "distinct") -> None:
-        self.colours = np.vstack([label_colours(count, palette), [NO_LABEL_COLOUR]])
-        self.textures = np.append(label_textures(count, palette), 0)
+    def __init__(self, names: Sequence[str], palette: PaletteName = "distinct") -> None:
+        self.colours = np.vstack([name_colours(names, palette), [NO_LABEL_COLOUR]])
+        self.textures = np.append(label_textures(len(names), palette), 0)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -135,7 +137,7 @@ def _write_names(painted: Image.Image, shown: np.ndarray, entries: Sequence[_Ent
         y, x = np.unravel_index(int(depth.argmax()), depth.shape)
         radius = float(depth[y, x])
         size = int(min(2.2 * smallest, max(smallest, radius / 2)))
-        font = text_font(size)
+        font = text_font(size, entry.name)
         half = draw.textlength(entry.name, font) / 2
         if radius < 0.8 * size or half > 2.5 * radius:
             continue
@@ -160,11 +162,20 @@ def _legend(
 ) -> Image.Image:
     """Draws columns of swatches with names and shares, and a last line for what was not found."""
     size = max(15, width // 58)
-    font, margin, swatch = text_font(size), size, int(1.3 * size)
+    margin, swatch = size, int(1.3 * size)
+    fonts = [text_font(size, entry.name) for entry in entries]
+    font = text_font(size, " ".join([_FRAME, *shown_together(missing, _FRAME)]))
     entries, left_out = entries[:MAX_ENTRIES], entries[MAX_ENTRIES:]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    lines = [(shorten(measure, e.name, font, width // 2), percent(e.share)) for e in entries]
-    column = max((measure.textlength(f"{name}  {share}", font) for name, share in lines), default=0)
+    lines = [
+        (shorten(measure, e.name, own, width // 2), percent(e.share))
+        for e, own in zip(entries, fonts, strict=False)
+    ]
+    widths = (
+        measure.textlength(f"{name}  {share}", own)
+        for (name, share), own in zip(lines, fonts, strict=False)
+    )
+    column = max(widths, default=0)
     column = int(column + swatch + 2.5 * size)
     num_columns = max(1, min(len(entries), (width - margin) // column))
     num_rows = -(-len(entries) // num_columns)
@@ -172,7 +183,10 @@ def _legend(
     if left_out:
         notes.append(f"and {len(left_out)} more, {percent(sum(e.share for e in left_out))}")
     if missing:
-        notes.append(f"not found: {', '.join(missing)}")
+        written = shown_together(missing, _FRAME)
+        left = len(missing) - len(written)
+        more = [f"{left} more"] if left else []
+        notes.append(f"not found: {', '.join([*written, *more])}")
     wrapped = [part for note in notes for part in _wrap(measure, note, font, width - 2 * margin)]
     pitch = int(1.8 * size)
     height = 2 * margin + pitch * (num_rows + len(wrapped))
@@ -184,9 +198,9 @@ def _legend(
         sheet.paste(draw_swatch(entry.number, swatch, style), (x, y))
         draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), outline=FAINT)
         x, y = x + swatch + size // 2, y + swatch // 2
-        draw.text((x, y), name, INK, font, anchor="lm")
-        after = x + draw.textlength(f"{name}  ", font)
-        draw.text((after, y), share, FAINT, font, anchor="lm")
+        draw.text((x, y), name, INK, fonts[position], anchor="lm")
+        after = x + draw.textlength(f"{name}  ", fonts[position])
+        draw.text((after, y), share, FAINT, text_font(size), anchor="lm")
     for number, line in enumerate(wrapped):
         y = margin + (num_rows + number) * pitch + swatch // 2
         draw.text((margin, y), line, FAINT, font, anchor="lm")
@@ -224,10 +238,3 @@ def _wrap(
     if len(lines) > 3:
         lines = [*lines[:2], shorten(draw, f"{lines[2]} …", font, room)]
     return [shorten(draw, line, font, room) for line in lines]
-
-
-@lru_cache(maxsize=64)
-def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """The font in which everything is written."""
-    # The font that comes with matplotlib, which knows most alphabets and is there on every machine.
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

@@ -25,7 +25,7 @@ from model.lseg import LSeg
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, Views, sliding_label_ids, window_grid
 from pipeline.data.pixels.checks import BadSample
-from pipeline.data.pixels.palette import NO_LABEL_COLOUR, PaletteName, label_colours
+from pipeline.data.pixels.palette import NO_LABEL_COLOUR, PaletteName, name_colours
 from pipeline.errors import UserError
 from pipeline.inference.config import PredictConfig
 from pipeline.inference.overlay import draw_photo
@@ -122,7 +122,7 @@ class Segmenter:
                 if config.overlay:
                     drawn = self._overlay(images[number], ids[number])
                     self._out.write(f"{photo.name}.overlay.jpg", drawn)
-                index = encode_index(ids[number], len(task.labels), config.palette)
+                index = encode_index(ids[number], task.labels, config.palette)
                 self._out.write(f"{photo.name}.png", index)
             return [shares_of(ids[number]) for number in range(len(photos))]
 
@@ -183,16 +183,16 @@ def seen_image(image: np.ndarray, sliding: SlidingConfig) -> np.ndarray:
     return cv2.resize(image, (grid.width, grid.height), interpolation=cv2.INTER_AREA)
 
 
-def encode_index(ids: np.ndarray, num_labels: int, palette: PaletteName) -> bytes:
-    """Writes label ids (H, W), integers 0..num_labels-1 or NO_LABEL, as a PNG.
+def encode_index(ids: np.ndarray, labels: Sequence[str], palette: PaletteName) -> bytes:
+    """Writes label ids (H, W), integers, positions in `labels` or NO_LABEL, as a PNG.
 
     Up to 255 labels it has 8 bits with a palette, 255 for no label; beyond, 16 bits, 65535.
     """
-    buffer = io.BytesIO()
+    buffer, num_labels = io.BytesIO(), len(labels)
     if num_labels <= 255:
         image = Image.fromarray(np.where(ids == NO_LABEL, 255, ids).astype(np.uint8), "P")
         colours = np.zeros((256, 3), np.uint8)
-        colours[:num_labels] = label_colours(num_labels, palette)
+        colours[:num_labels] = name_colours(labels, palette)
         colours[255] = NO_LABEL_COLOUR
         image.putpalette(colours.tobytes())
     else:

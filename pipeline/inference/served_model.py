@@ -158,7 +158,7 @@ class SegmentationModel(PythonModel):
         ids = self.segment(image, labels, other, sliding)
         counts = np.bincount(ids.ravel() + 1, minlength=len(labels) + 1)
         shares = (counts / ids.size).round(6).tolist()
-        mask = encode_index(ids, len(labels), "distinct")
+        mask = encode_index(ids, labels, "distinct")
         return {
             "mask": base64.b64encode(mask).decode("ascii"),
             "labels": list(labels),

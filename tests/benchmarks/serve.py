@@ -11,7 +11,6 @@ import argparse
 import base64
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -49,9 +48,7 @@ def main() -> None:
         save_served(options.checkpoint or tiny_checkpoint(Path(scratch) / "tiny"), served)
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(served)]
         command += ["-p", str(PORT), "--env-manager", "local"]
-        with subprocess.Popen(
-            command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        ) as it:
+        with subprocess.Popen(command) as it:
             try:
                 measure(psutil.Process(it.pid), options.calls)
             finally:

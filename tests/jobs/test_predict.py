@@ -18,7 +18,7 @@ from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.lseg import LSeg, build_lseg
 from model.sliding import PUBLISHED, SlidingConfig, sliding_logits
 from model.stand_in import stand_in_vectors
-from pipeline.data.pixels.palette import label_colours
+from pipeline.data.pixels.palette import name_colours
 from pipeline.errors import UserError
 from pipeline.inference.config import (
     Other,
@@ -121,7 +121,8 @@ def test_a_folder_with_all_outputs(checkpoint, photos, tmp_path, capsys):
     np.testing.assert_allclose(np.linalg.norm(features.astype(float), axis=0), 1, atol=2e-3)
     stored = Image.open(out / "a.png")
     assert stored.mode == "P"
-    np.testing.assert_array_equal(np.array(stored.getpalette()[:9]).reshape(3, 3), label_colours(3))
+    palette = np.array(stored.getpalette()[:9]).reshape(3, 3)
+    np.testing.assert_array_equal(palette, name_colours(LABELS))
     assert (out / "labels.txt").read_text().splitlines() == LABELS
     settings = json.loads((out / "prediction.json").read_text())
     assert settings["other"] == "none"
@@ -361,7 +362,11 @@ def test_large_pictures_are_shrunk_by_areas_first():
 
 def test_an_index_of_many_labels_has_16_bits():
     ids = np.array([[0, 255, 300, -1]])
-    stored = np.asarray(Image.open(io.BytesIO(encode_index(ids, 400, "distinct"))))
+    stored = np.asarray(
+        Image.open(io.BytesIO(encode_index(ids, [f"label {n}" for n in range(400)], "distinct")))
+    )
     np.testing.assert_array_equal(stored, [[0, 255, 300, 65_535]])
-    few = Image.open(io.BytesIO(encode_index(np.array([[0, 254, -1]]), 255, "distinct")))
+    few = Image.open(
+        io.BytesIO(encode_index(np.array([[0, 254, -1]]), [str(n) for n in range(255)], "distinct"))
+    )
     np.testing.assert_array_equal(np.asarray(few), [[0, 254, 255]])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.inspect.samples import Chapter, PreviewImage
-from pipeline.data.pixels.palette import label_colours
+from pipeline.data.pixels.palette import name_colours
 from pipeline.data.taxonomy import IGNORE
 
 _FOLDER = Path(__file__).parent
@@ -83,7 +83,7 @@ def _chapter(chapter: Chapter) -> str:
     )
     cells = "".join(f"<div><b>{value}</b>{name}</div>" for value, name in facts)
     names = manifest.class_names
-    colours = _colours(len(names))
+    colours = _colours(names)
     return f"""<section id="{_anchor(chapter)}">
 <h2>{escape(_name(chapter))}</h2>
 <div class="facts">{cells}</div>
@@ -177,5 +177,5 @@ def _anchor(chapter: Chapter) -> str:
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)
 
 
-def _colours(count: int) -> list[str]:
-    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in label_colours(count)]
+def _colours(names: Sequence[str]) -> list[str]:
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in name_colours(names)]

@@ -4,6 +4,8 @@ Distances are in CIELAB. The colour-blind-safe colours are those of Okabe and It
 eight labels they come again under a texture, which needs no colour vision at all.
 """
 
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -28,6 +30,51 @@ OKABE_ITO = (
 
 NUM_TEXTURES = 5
 
+KNOWN_COLOURS = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+"""Cityscapes' own colours of its classes, which people know from other tools and papers."""
+
+_SAME_CLASS = {
+    "street": "road",
+    "pavement": "sidewalk",
+    "sidewalk pavement": "sidewalk",
+    "house": "building",
+    "traffic sign front": "traffic sign",
+    "tree": "vegetation",
+    "trees": "vegetation",
+    "plant": "vegetation",
+    "grass": "terrain",
+    "pedestrian": "person",
+    "people": "person",
+    "human": "person",
+    "rider other": "rider",
+    "motorbike": "motorcycle",
+    "bike": "bicycle",
+}
+"""Words that a known class has elsewhere."""
+
+_NEAR = 25.0
+"""Distance in CIELAB below which another label's colour could be taken for a known one."""
+
 _FIRST = ((31, 119, 206), (240, 128, 30), (44, 160, 60))
 """What the distinct colours start from: blue, orange, green."""
 
@@ -37,6 +84,30 @@ def label_colours(count: int, palette: PaletteName = "distinct") -> np.ndarray:
     if palette == "colour-blind":
         return np.array([OKABE_ITO[i % len(OKABE_ITO)] for i in range(count)], np.uint8)
     return _distinct(count)
+
+
+def name_colours(names: Sequence[str], palette: PaletteName = "distinct") -> np.ndarray:
+    """Colours of labels by their names: (len(names), 3) uint8 RGB.
+
+    Frequent classes have the same well-known colour everywhere, once in a list. The others get the
+    distinct ones in turn, without those that could be taken for a known one of the list.
+    """
+    if palette == "colour-blind":
+        return label_colours(len(names), palette)
+    known: dict[str, int] = {}
+    for position, name in enumerate(names):
+        words = " ".join(re.split(r"[\s_\-]+", name.strip().lower()))
+        known.setdefault(_SAME_CLASS.get(words, words), position)
+    fixed = {position: KNOWN_COLOURS[w] for w, position in known.items() if w in KNOWN_COLOURS}
+    others = label_colours(len(names) + 4 * len(fixed))
+    if fixed:
+        taken = to_lab(np.array([*fixed.values()], np.uint8))
+        distance = np.linalg.norm(to_lab(others)[:, None] - taken, axis=2).min(1)
+        # Of very many labels too few would be left; then those that are near come last.
+        others = np.concatenate([others[distance >= _NEAR], others[distance < _NEAR]])
+    rest = iter(others)
+    colours = [fixed.get(position) or next(rest) for position in range(len(names))]
+    return np.array(colours, np.uint8).reshape(len(names), 3)
 
 
 def label_textures(count: int, palette: PaletteName = "distinct") -> np.ndarray:

@@ -1,5 +1,7 @@
 """Sheets of compared segmentations: the same colour for a label in truth, prediction and legend."""
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
@@ -48,6 +50,29 @@ def test_a_label_has_one_colour_and_none_is_paler(tmp_path):
     swatches = [0.42 * 175 + 0.58 * colour.astype(float) for colour in label_colours(3)]
     there = [bool((np.abs(legend - swatch).max(1) < 2).any()) for swatch in swatches]
     assert there == [True, True, False]
+
+
+def test_a_black_picture_is_drawn(tmp_path):
+    line = compared()
+    draw([replace(line, image=np.zeros_like(line.image))], tmp_path / "black.png")
+    image, truth, _ = panels(np.asarray(Image.open(tmp_path / "black.png")))
+    assert (image == 0).all()
+    assert truth.max() > 0
+
+
+def test_a_label_keeps_its_colour_in_every_line(tmp_path):
+    """Whatever else a line shows, and wherever the label stands in it."""
+    one = replace(compared(), labels=("road", "b", "c", "d", "e", "f", "g", "my thing"))
+    other = replace(compared(), labels=("my thing", "h", "i", "j", "k", "l", "m", "sky"))
+    draw([one, other], tmp_path / "two.png")
+    draw([one], tmp_path / "one.png")
+    height = Image.open(tmp_path / "one.png").height
+    sheet = np.asarray(Image.open(tmp_path / "two.png"))
+    _, first, _ = panels(sheet[:height])
+    _, second, _ = panels(sheet[height:])
+    np.testing.assert_array_equal(first[100, 280], second[100, 40])
+    assert np.abs(first[100, 40] - painted(np.array((128, 64, 128)))).max() < 2
+    assert np.abs(second[100, 280] - painted(np.array((70, 130, 180)))).max() < 2
 
 
 def test_other_is_grey_and_lines_stand_below_each_other(tmp_path):

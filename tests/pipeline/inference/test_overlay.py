@@ -2,14 +2,17 @@ import numpy as np
 import pytest
 
 from pipeline.data.pixels.palette import (
+    KNOWN_COLOURS,
     NO_LABEL_COLOUR,
     NUM_TEXTURES,
     OKABE_ITO,
     label_colours,
     label_textures,
+    name_colours,
     texture_mask,
     to_lab,
 )
+from pipeline.data.taxonomy import universal
 from pipeline.inference.overlay import draw_photo
 
 # Machado, Oliveira and Fernandes (2009), severity 1, for linear RGB.
@@ -43,6 +46,27 @@ def test_distinct_colours_are_far_apart(count, least):
     np.testing.assert_array_equal(colours[:5], label_colours(5))
 
 
+def test_frequent_classes_have_their_well_known_colours_everywhere():
+    some = name_colours(["my thing", "Road", "sky", "tree"]).tolist()
+    assert some[1:] == [[128, 64, 128], [70, 130, 180], [107, 142, 35]]
+    universal_names = universal().classes
+    every = dict(zip(universal_names, name_colours(universal_names).tolist(), strict=True))
+    for name, shown in (
+        ("sidewalk_pavement", "sidewalk"),
+        ("traffic_sign", "traffic sign"),
+        ("vegetation", "vegetation"),
+        ("rider_other", "rider"),
+    ):
+        assert every[name] == [*KNOWN_COLOURS[shown]]
+    assert every["road"] == some[1]
+    # Two words of one class stay apart, and nothing else comes near to a known colour.
+    both = name_colours(["tree", "vegetation", "a", "b", "c", "sky"])
+    assert closest(both) > 25
+    assert len({*map(tuple, every.values())}) == len(every)
+    assert name_colours([]).shape == (0, 3)
+    np.testing.assert_array_equal(name_colours(["a", "b"], "colour-blind"), OKABE_ITO[:2])
+
+
 @pytest.mark.parametrize("kind", COLOUR_BLIND)
 def test_the_safe_palette_stays_apart_in_colour_blind_eyes(kind):
     linear = (np.array(OKABE_ITO) / 255) ** 2.2
@@ -69,7 +93,7 @@ def test_the_picture_shows_colours_in_place_and_a_legend():
     sheet = np.asarray(draw_photo(image, ids, ["dog", "grass", "sky"], "other"))
     assert sheet.shape[1] == 900
     assert sheet.shape[0] > 540  # the image, enlarged, and the legend below it
-    colours = label_colours(3).astype(float)
+    colours = name_colours(["dog", "grass", "sky"]).astype(float)
     # Away from the names, which stand in the middle of the regions.
     assert np.abs(sheet[20, 20] - (0.42 * 144 + 0.58 * colours[0])).max() < 2
     assert np.abs(sheet[20, 880] - (0.42 * 144 + 0.58 * colours[1])).max() < 2
