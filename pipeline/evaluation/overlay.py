@@ -132,6 +132,6 @@ def _shown(truth: np.ndarray, prediction: np.ndarray, count: int) -> list[int]:
 def _content(image: np.ndarray) -> tuple[int, int]:
     """Height and width of an image without the black padding at the right and bottom."""
     rows, columns = np.nonzero(image.max(axis=2))
-    if not len(rows):  # A picture that is black as a whole has none.
+    if not len(rows):  # An image that is black as a whole has none.
         return image.shape[0], image.shape[1]
     return int(rows.max()) + 1, int(columns.max()) + 1

@@ -25,7 +25,7 @@ _MOST_TRIED = 400
 
 
 def shown_name(name: str, number: int) -> str:
-    """A label as a picture shows it: itself, or `#` and its number where no font can write it."""
+    """A label as an image shows it: itself, or `#` and its number where no font can write it."""
     if font_path(name):
         return name
     _warn_once(printable(name))
@@ -97,7 +97,7 @@ def _characters(path: str) -> frozenset[int]:
 def _warn_once(name: str) -> None:
     if _warn_once.cache_info().currsize == 0:
         logger.warning(
-            "overlay: no font of this machine has all characters of the label %r: pictures show "
+            "overlay: no font of this machine has all characters of the label %r: images show "
             "the numbers of such labels (#0 is the first): install a font, such as Noto Sans CJK",
             name,
         )

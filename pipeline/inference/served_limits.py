@@ -1,7 +1,7 @@
 """What one call to the served model may cost: sizes, time, and how many are worked on at once.
 
 MLflow's scoring server reads each body whole, answers after a timeout while the work goes on, and
-sends the traceback of an error to the caller. `guarded` mends the three for the process that
+sends the traceback of an error to the caller. `guarded` corrects the three for the process that
 serves; it changes nothing where no server runs.
 """
 
@@ -73,7 +73,7 @@ class Turns:
         """Waits for a turn; within another of the same thread it is that one.
 
         Args:
-            is_timed: The call has an end, as one over the network has: nobody waits any longer.
+            is_timed: The call has an end, as one over the network has.
 
         Raises:
             MlflowException: TEMPORARILY_UNAVAILABLE: none came within the time of a call.
@@ -117,8 +117,8 @@ def guarded(
 
     Args:
         invocations: `mlflow.pyfunc.scoring_server.invocations`.
-        turns: Those of the served model.
-        limits: Its limits.
+        turns: Turns of the served model.
+        limits: Limits of the served model.
     """
     most = int(limits.max_call_mib * 2**20 * MAX_BODY_FACTOR) + 2**20
 
