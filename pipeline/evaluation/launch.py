@@ -20,7 +20,7 @@ from pipeline.checkpoints.resolvers import pinned
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.figures import figures_of
 from pipeline.evaluation.leak import check_leaks
-from pipeline.evaluation.page import write_page
+from pipeline.evaluation.page import link_run, write_page
 from pipeline.evaluation.protocols import make_plan, size_remarks
 from pipeline.evaluation.record import open_run, record
 from pipeline.evaluation.report import EvaluationReport
@@ -76,9 +76,10 @@ def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evalu
     else:
         content = _evaluate(config, checkpoint, provenance, out, work, start_ray)
     tracker = open_run(config, provenance, work)
-    record(tracker, config, content, provenance.step, work)
     tracker.wait_for_run(30)
     hint = tracker.ui_hint()
+    link_run(work, hint)
+    record(tracker, config, content, provenance.step, work)
     tracker.close("FINISHED", 60.0)
     if "://" in out:
         storage = open_storage(out)

@@ -147,9 +147,10 @@ class EvaluationReport:
         title = f"{self.config.variant}: {checkpoint}"
         caption = f"other: {self.to_dict()['other']}   zero-shot: {self.leak.zero_shot}"
         caption = "\n".join((f"{caption}   {self.seen()}", *self.remarks))
-        yield _table(title, ["", *(TITLES[n] for n in names)], self.figure_rows(names), caption)
+        heads = [TITLES[n] + ("" if n in COUNTS else " %") for n in names]
+        yield _table(title, ["", *heads], self.figure_rows(names), caption)
         if published := self.published_rows():
-            yield _table("published", published[0], published[1:])
+            yield _table("published, %", published[0], published[1:])
 
     def _columns(self) -> list[str]:
         """Names of the figures that the terminal shows, without repetitions."""

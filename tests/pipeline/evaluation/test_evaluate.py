@@ -1,6 +1,7 @@
 """Whole evaluations on a real Ray: any number of workers, killed and restarted, all files."""
 
 import csv
+import html
 import json
 import shutil
 from dataclasses import replace
@@ -109,6 +110,14 @@ def test_the_files_and_the_mlflow_run(unified, mini_shards, base_config):
     assert {r["seen_in_training"] for r in rows if r["class"] == "wall"} == {"yes"}
     page = (folder / "page.html").read_text()
     assert "Zero-shot: no." in page
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+    assert "mIoU (%)" in page
+    assert page.index("ade20k-best.png") < page.index("By class") < page.index("confusion.png")
+    assert f"MLflow run: <code>{html.escape(outcome.ui_hint)}</code>" in page
+    assert "seen whole at 64 px" in page
+    (wall,) = [r for r in rows if r["class"] == "wall" and r["part"] == "ade20k"]
+    assert f"<td>wall</td><td>{100 * float(wall['iou']):.2f}</td>" in page
     assert not (folder / "partial").exists() or not list((folder / "partial").rglob("*.npz"))
 
     from mlflow import MlflowClient
