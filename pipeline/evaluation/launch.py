@@ -30,6 +30,9 @@ from pipeline.storage.places import ensure_writable_dir
 
 logger = logging.getLogger(__name__)
 
+MANY_SCORES = 40_000
+"""Images times labels above which the cost is said before it is paid, where there is no GPU."""
+
 
 class StartRay(Protocol):
     """Connects to Ray, or starts it, and waits for what a job needs at once."""
@@ -114,6 +117,15 @@ def _evaluate(
         config.workers.num_workers,
         "GPUs" if config.workers.use_gpu else "CPU workers",
     )
+    asked = max(len(part.space.texts) for part in plan.parts)
+    if asked * total > MANY_SCORES and not config.workers.use_gpu:
+        logger.warning(
+            "each of %d images is asked %d labels without a GPU, which takes a second or more of a "
+            "core for each%s; --max_images N takes fewer images",
+            total,
+            asked,
+            "; --labels checkpoint asks those that were trained" if config.labels == "all" else "",
+        )
     if any(part.geometry.mode == "published" for part in plan.parts) and not config.workers.use_gpu:
         logger.warning(
             "six scales and flips on CPUs take some fifty forward passes for each image; "

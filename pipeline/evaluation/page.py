@@ -68,8 +68,8 @@ def write_page(
     body = [
         f"<h1>{html.escape(report.config.protocol)}</h1>",
         f"<p>Checkpoint <code>{html.escape(report.config.checkpoint)}</code>, "
-        f"other: {html.escape(str(report.to_dict()['other']))}, split {report.config.split}; images "
-        f"were seen {html.escape(report.seen())}.</p>",
+        f"other: {html.escape(str(report.to_dict()['other']))}, split {report.config.split}; "
+        f"images were seen {html.escape(report.seen())}.</p>",
         RUN_PLACE,
         *_warnings(report),
         _table(["", *heads], report.figure_rows(names)),

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "prediction.json"
 LABELS = "labels.txt"
+MANY_SCORES = 40_000
+"""Images times labels above which the cost is said before it is paid, where there is no GPU."""
 WORKER_DEATHS = 4
 """A chunk of images whose worker died so often ends the segmentation."""
 LABEL_SETTINGS = {"labels", "other", "no_label_id"}
@@ -123,6 +125,13 @@ def _segment_all(
     failed: list[PhotoOutcome] = []
     by_ray = config.workers is not None or is_batch or len(todo) > config.ray_from
     chunks = [todo[first : first + size] for first in range(0, len(todo), size)]
+    if not by_ray and len(task.labels) * len(todo) > MANY_SCORES and not torch.cuda.is_available():
+        logger.warning(
+            "each of %d images is asked %d labels without a GPU, which takes a second or more of a "
+            "core for each: fewer labels are cheaper, and --workers takes more cores",
+            len(todo),
+            len(task.labels),
+        )
     for outcomes in _by_ray(task, chunks, start_ray) if by_ray else _here(task, chunks):
         progress.add(len(outcomes), outcomes[-1].name if outcomes else "")
         for outcome in outcomes:

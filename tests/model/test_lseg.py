@@ -225,6 +225,18 @@ def test_vectors_of_length_zero_give_finite_scores_and_gradients(tiny_config):
     assert all(torch.isfinite(p.grad).all() for p in lseg.parameters() if p.grad is not None)
 
 
+def test_pixel_features_can_be_kept_smaller(tiny_lseg):
+    with torch.inference_mode():
+        (full,) = tiny_lseg.pixel_features(images((40, 30)))
+        (some,) = tiny_lseg.pixel_features(images((40, 30)), stride=4, dtype=torch.float16)
+    assert some.dtype == torch.float16
+    assert some.shape[1:] == (5, 4)
+    torch.testing.assert_close(some, full[:, ::4, ::4].half())
+    assert some.untyped_storage().nbytes() == some.numel() * 2  # Nothing of the rest is kept.
+    with pytest.raises(ModelError, match="stride=0"):
+        tiny_lseg.pixel_features(images((40, 30)), stride=0)
+
+
 def test_pixel_features_carry_gradients(tiny_lseg):
     first, second = tiny_lseg.pixel_features(images((64, 64), (40, 30)))
     assert (first.shape, second.shape) == ((512, 32, 32), (512, 20, 15))
