@@ -34,9 +34,11 @@ def run(config: ExportConfig) -> None:
         UserError: A file is missing.
         ModelError: The published form cannot hold this network, or CLIP could not be fetched.
     """
+    from model.config import STAND_IN
     from model.lseg import LSeg
     from model.official import export_official
     from model.open_clip_tower import load_open_clip
+    from model.text import SENTENCE_PREFIX
     from pipeline.storage.places import ensure_writable_dir
 
     out = Path(config.out)
@@ -48,6 +50,12 @@ def run(config: ExportConfig) -> None:
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
     clip = None
+    encoder = lseg.config.text.encoder
+    if config.clip == "include" and encoder.startswith((STAND_IN, SENTENCE_PREFIX)):
+        raise UserError(
+            f"clip=include: the text encoder of this checkpoint is {encoder}, which is no CLIP "
+            "model, so there is none to include: set --clip omit"
+        )
     if config.clip == "include":
         clip = load_open_clip(lseg.config.text, keep_image_tower=True).state_dict()
     export_official(lseg, config.out, clip)

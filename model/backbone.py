@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from model.backbone_weights import require_backbone_weights, watched_loading
 from model.config import BackboneConfig
 from model.errors import ModelError
-from model.weights import require_hub_file
+from model.settings_file import shown
 
 LEVEL_STRIDES = (4, 8, 16, 32)
 """Pixels between neighbours in the four levels, finest first."""
@@ -154,7 +155,7 @@ class PyramidBackbone(nn.Module):
         super().__init__()
         if config.hooks is not None:
             raise ModelError(
-                f"backbone.hooks={list(config.hooks)}: {config.name} is a CNN, which has no "
+                f"backbone.hooks={shown(config.hooks)}: {config.name} is a CNN, which has no "
                 "blocks to tap: leave it out"
             )
         self.net = cast(Any, _create(config, {"features_only": True, **config.kwargs}))
@@ -211,44 +212,51 @@ def _probe(name: str) -> nn.Module:
 
 def _create(config: BackboneConfig, kwargs: dict[str, Any]) -> nn.Module:
     if not timm.is_model(config.name):
-        name = config.name.split(".")[0]
-        close = timm.list_models(f"*{name}*")[:3] or get_close_matches(name, timm.list_models())
+        name = config.name.split(".")[0][:80]
+        # A name in a file may hold what is a pattern to `list_models`.
+        pattern = f"*{name}*" if name.replace("_", "").isalnum() else "none"
+        close = timm.list_models(pattern)[:3] or get_close_matches(name, timm.list_models())
         hint = f"one of {close}?" if close else "see timm.list_models()"
-        raise ModelError(f"backbone.name={config.name!r}: is no timm model: {hint}")
+        raise ModelError(f"backbone.name={shown(config.name)}: is no timm model: {hint}")
     try:
-        if config.pretrained:
-            _require_weights(config)
-        return timm.create_model(config.name, pretrained=config.pretrained, **kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ModelError(
-            f"backbone.kwargs={kwargs}: timm's {config.name} refuses them: {error}"
-        ) from error
+        if not config.pretrained:
+            return timm.create_model(config.name, pretrained=False, **kwargs)
+        require_backbone_weights(config)
+        with watched_loading(config):
+            return timm.create_model(config.name, pretrained=True, **kwargs)
+    except ModelError:
+        raise
     except RuntimeError as error:
-        if "Invalid pretrained tag" not in str(error):
+        if "Invalid pretrained tag" in str(error):
+            tags = timm.list_pretrained(f"{config.name.split('.')[0]}*")
+            raise ModelError(
+                f"backbone.name={config.name!r}: timm knows no such tag of it: one of {tags[:6]}?"
+            ) from error
+        if config.pretrained:  # Whatever a download raises.
             raise
-        tags = timm.list_pretrained(f"{config.name.split('.')[0]}*")
-        raise ModelError(
-            f"backbone.name={config.name!r}: timm knows no such tag of it: one of {tags[:6]}?"
-        ) from error
+        raise _refused(config, kwargs, error) from error
+    except _WRONG_SETTINGS as error:
+        raise _refused(config, kwargs, error) from error
 
 
-def _require_weights(config: BackboneConfig) -> None:
-    published = timm.get_pretrained_cfg(config.name)
-    if published is None or not (published.hf_hub_id or published.url or published.file):
-        raise ModelError(
-            f"backbone.pretrained=true: timm has no weights for {config.name}: set it to false, "
-            f"or choose one of {timm.list_pretrained(config.name.split('.')[0] + '*')[:4]}"
-        )
-    own_file = {"pretrained_cfg", "pretrained_cfg_overlay"} & config.kwargs.keys()
-    if published.hf_hub_id and not own_file:
-        named = published.hf_hub_filename
-        require_hub_file(
-            published.hf_hub_id,
-            (named,) if named else ("model.safetensors", "pytorch_model.bin"),
-            where=f"backbone.name={config.name}",
-            otherwise="or name the file: backbone.kwargs={pretrained_cfg_overlay: {file: PATH}}; "
-            "or train from scratch: backbone.pretrained=false",
-        )
+_WRONG_SETTINGS = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+    NotImplementedError,
+)
+"""What timm raises over arguments that a model cannot be built with."""
+
+
+def _refused(config: BackboneConfig, kwargs: dict[str, Any], error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return ModelError(
+        f"backbone.kwargs={shown(kwargs)}: timm's {config.name} refuses them: {reason}"
+    )
 
 
 def quarter_ends(depth: int) -> tuple[int, ...]:
@@ -269,4 +277,14 @@ def _hooks(config: BackboneConfig, depth: int) -> tuple[int, ...]:
 
 def _normalisation(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     cfg = model.pretrained_cfg if hasattr(model, "pretrained_cfg") else model.default_cfg
-    return tuple(cfg["mean"]), tuple(cfg["std"])
+    mean, std = cfg["mean"], cfg["std"]
+    for values, lowest in ((mean, -1e3), (std, 1e-6)):
+        numbers = isinstance(values, list | tuple) and all(
+            isinstance(v, int | float) for v in values
+        )
+        if not numbers or len(values) != 3 or not all(lowest <= value <= 1e3 for value in values):
+            raise ModelError(
+                f"backbone.kwargs: mean {shown(mean)}, std {shown(std)}: must be three numbers "
+                "each, std above 0: correct pretrained_cfg_overlay"
+            )
+    return tuple(mean), tuple(std)

@@ -1,31 +1,37 @@
 """Our checkpoints: a directory with `model.safetensors`, `config.yaml`, `labels.txt`, `texts.txt`.
 
-Only trained weights are stored; the text encoder is named in the configuration. Nothing in the
-directory can run code when it is read. A trainer may add files and top-level keys to
+Only trained weights are stored; the text encoder is named in the configuration, and what may be
+named there is in `model.named_text`. Nothing in the directory can run code when it is read, nor
+take more memory or time than its files are worth. A trainer may add files and top-level keys to
 `config.yaml`; the network's settings are its key `model`.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from model.config import ModelConfig, config_from_dict
+from model.config import ModelConfig, TextConfig, config_from_dict
 from model.errors import ModelError
+from model.named_text import TEXT_WEIGHTS, followed
 from model.network import Network
+from model.outline import MAX_EMBED_DIM, stored_tensors
+from model.settings_file import MAX_BYTES, parse_yaml, shown, text_of
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 LABELS = "labels.txt"
 TEXTS = "texts.txt"
-TEXT_WEIGHTS = "text_encoder.safetensors"
+HEAD = "decoder.head.weight"
+"""The tensor (C, features, 1, 1) that says how long the text vectors are."""
+MAX_LABELS = 65_535
+"""Labels of a checkpoint; what an index of 16 bits can tell apart."""
 
 FILES = (CONFIG, WEIGHTS, LABELS, TEXTS, TEXT_WEIGHTS)
 """All that a network is loaded from; none of them is a pickle."""
@@ -55,18 +61,23 @@ def save_checkpoint(
         texts: texts that the text encoder was given for the labels, where these are not the names;
             then they are `LSeg.labels` after loading.
     """
-    if any(len(label.splitlines()) > 1 for label in (*labels, *texts)):
-        raise ModelError("labels: a label must be one line: remove the line break")
+    for label in (*labels, *texts):
+        if not is_one_line(label):
+            raise ModelError(
+                f"labels: {shown(label)}: a label must be one line: remove the line break"
+            )
     if texts and len(texts) != len(labels):
         raise ModelError(f"texts: {len(texts)} for {len(labels)} labels: must be one for each")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(asdict(network.config)))  # Tuples as lists, as YAML knows them.
     config = {**(extra_config or {}), "model": plain}
-    (directory / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    (directory / LABELS).write_text("".join(f"{label}\n" for label in labels))
-    if texts:
-        (directory / TEXTS).write_text("".join(f"{text}\n" for text in texts))
+    settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (directory / CONFIG).write_text(settings, encoding="utf-8")
+    for name, lines in ((LABELS, labels), (TEXTS, texts)):
+        if lines or name == LABELS:
+            content = "".join(f"{line}\n" for line in lines)
+            (directory / name).write_text(content, encoding="utf-8")
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
@@ -75,45 +86,90 @@ def save_checkpoint(
     temporary.replace(directory / WEIGHTS)
 
 
+def is_one_line(label: str) -> bool:
+    """Whether a label survives a file of one label a line, which many characters would end."""
+    return label.splitlines() in ([], [label])
+
+
 @dataclass(frozen=True)
 class Stored:
-    """The content of a checkpoint directory."""
+    """The content of a checkpoint directory, but for the weights themselves."""
 
     config: ModelConfig
     """Settings to build the network by: nothing that the directory holds is fetched again."""
-    weights: dict[str, Tensor]
+    weights: Path
+    """The file of the weights; `model.outline.load_weights` reads it."""
+    embed_dim: int
+    """Length of the text vectors that the network was trained on."""
     labels: tuple[str, ...]
     """Names of the training labels; empty where none are stored."""
     texts: tuple[str, ...]
     """Texts that the text encoder was given for the labels; empty where it was given the names."""
 
 
-def read_checkpoint(source: Path | str) -> Stored:
+def read_checkpoint(source: Path | str, text: TextConfig | None = None) -> Stored:
     """Reads a checkpoint directory, or one behind a URI that `local` can fetch.
+
+    Args:
+        source: the directory or URI.
+        text: the text encoder in place of one that is not followed; see `model.named_text`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ModelError: a file is damaged, or nothing can fetch the URI.
+        ModelError: a file is damaged or names what is not followed, or nothing can fetch the URI.
     """
     directory = require_checkpoint(local(source))
     config = read_model_config(directory)
     # The file brings every weight: the published ones are not to be fetched first.
-    config = replace(config, backbone=replace(config.backbone, pretrained=False))
-    beside = directory / TEXT_WEIGHTS
-    if config.text.pretrained == TEXT_WEIGHTS and beside.is_file():
-        # A text tower that was imported with the network.
-        config = replace(config, text=replace(config.text, pretrained=str(beside)))
-    try:
-        weights = load_file(directory / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+    config = replace(
+        config,
+        backbone=replace(config.backbone, pretrained=False),
+        text=followed(config.text, directory, text),
+    )
+    head, _ = stored_tensors(directory / WEIGHTS).get(HEAD, ((), ""))
+    if len(head) != 4 or not 1 <= head[0] <= MAX_EMBED_DIM:
+        there = f"a {HEAD} of shape {shown(head)}" if head else f"no {HEAD}"
         raise ModelError(
-            f"{directory / WEIGHTS}: is no complete safetensors file ({error}): fetch it again"
-        ) from error
-    return Stored(config, weights, _lines(directory / LABELS), _lines(directory / TEXTS))
+            f"{directory / WEIGHTS}: has {there}: must be the weights of an LSeg, with "
+            f"(1 to {MAX_EMBED_DIM}, features, 1, 1): check the file"
+        )
+    labels, texts = read_labels(directory)
+    return Stored(config, directory / WEIGHTS, head[0], labels, texts)
+
+
+def read_labels(directory: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Reads the names of a checkpoint's labels, and the texts that the encoder was given for them.
+
+    Raises:
+        ModelError: a file is damaged, or the two do not belong together.
+    """
+    labels, texts = (_lines(directory / name) for name in (LABELS, TEXTS))
+    if texts and len(texts) != len(labels):
+        raise ModelError(
+            f"{directory / TEXTS}: has {len(texts)} lines, and {LABELS} has {len(labels)}: must "
+            "have one for each label: fetch both again"
+        )
+    if len(labels) > MAX_LABELS:
+        raise ModelError(
+            f"{directory / LABELS}: has {len(labels)} lines: must be at most {MAX_LABELS} labels: "
+            "fetch it again"
+        )
+    return labels, texts
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    return tuple(path.read_text().splitlines()) if path.is_file() else ()
+    return tuple(text_of(_content(path), str(path)).splitlines()) if path.is_file() else ()
+
+
+def _content(path: Path) -> bytes:
+    """The first bytes of a file, one more than it may have."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error}: make it readable") from None
 
 
 def is_uri(source: Path | str) -> bool:
@@ -149,26 +205,44 @@ def require_checkpoint(directory: Path) -> Path:
     """Returns the directory, if it holds at least weights and a configuration.
 
     Raises:
-        FileNotFoundError: names the file that is missing.
+        FileNotFoundError: names the file that is missing, and the checkpoints below the directory
+            where it is that of a run.
     """
     for path in (directory / WEIGHTS, directory / CONFIG):
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file: name a checkpoint directory")
+            raise FileNotFoundError(
+                f"{path}: no such file: name a checkpoint directory{below_a_run(directory)}"
+            )
     return directory
 
 
+def below_a_run(directory: Path) -> str:
+    """Says which checkpoints lie in a run's directory, for a message; "" for none."""
+    return named_below(path.parent.name for path in directory.glob(f"*/{WEIGHTS}"))
+
+
+def named_below(names: Iterable[str]) -> str:
+    """Says which of some folders are checkpoints of a run, for a message; "" for none."""
+    found = sorted(name for name in names if re.fullmatch(r"(step|best)_\d+", name))
+    if not found:
+        return ""
+    steps = [name for name in found if name.startswith("step_")]
+    newest = f", of which {steps[-1]} is the newest" if steps else ""
+    return f": this is that of a run, with {', '.join(found[-8:])}{newest}: add one to the path"
+
+
 def read_model_config(directory: Path) -> ModelConfig:
-    """Reads the settings of a checkpoint's network.
+    """Reads the settings of a checkpoint's network, as they are written there.
 
     Raises:
         FileNotFoundError: the directory has no such file.
         ModelError: the file is damaged.
     """
     path = directory / CONFIG
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ModelError(f"{path}: is no YAML: {error}") from error
+    content = parse_yaml(_content(path), str(path))
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ModelError(f"{path}: has no mapping `model`: must be a checkpoint's configuration")
-    return config_from_dict(ModelConfig, content["model"], "model")
+    try:
+        return config_from_dict(ModelConfig, content["model"], "model")
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None

@@ -7,14 +7,22 @@ work is refused here, before anything is built.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from model.errors import ModelError
+from model.settings_file import check_plain, shown
 
 Config = TypeVar("Config")
 
 STAND_IN = "stand-in"
 """The name of the text encoder that needs no download."""
+
+MAX_FEATURES, MAX_CHANNELS = 8192, 2**16
+"""Channels of the fusion stages, and of a reassembled map: thirty times those of any ViT."""
+
+MAX_TEXT = 2000
+"""Characters of a name or a template that a file gives."""
 
 NO_TEMPLATE = "none"
 IMAGENET_TEMPLATES = "imagenet"
@@ -148,16 +156,18 @@ class ModelConfig:
     ViTs."""
 
     def __post_init__(self) -> None:
-        if self.features < 1:
+        if not 1 <= self.features <= MAX_FEATURES:
             raise ModelError(
-                f"model.features={self.features}: must be at least 1: 256 as published"
+                f"model.features={shown(self.features)}: must be at least 1, and at most "
+                f"{MAX_FEATURES}: 256 as published"
             )
         if self.reassemble is not None:
             object.__setattr__(self, "reassemble", tuple(self.reassemble))
-            if len(self.reassemble) != 4 or min(self.reassemble) < 1:
+            fits = len(self.reassemble) == 4 and min(self.reassemble) >= 1
+            if not fits or max(self.reassemble) > MAX_CHANNELS:
                 raise ModelError(
-                    f"model.reassemble={list(self.reassemble)}: must be four positive channel "
-                    "counts: leave it out for the published ones"
+                    f"model.reassemble={shown(list(self.reassemble))}: must be four positive "
+                    f"channel counts up to {MAX_CHANNELS}: leave it out for the published ones"
                 )
 
 
@@ -173,19 +183,61 @@ def config_from_dict(config_class: type[Config], values: Mapping[str, Any], wher
         ModelError: an unknown key (names the nearest), or a value that is not allowed.
     """
     known = {entry.name: entry for entry in fields(cast(Any, config_class))}
+    hints = get_type_hints(config_class)
     built: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            close = get_close_matches(str(key), known, n=1)
+            # Cut, since the search takes time that grows with the square of the length.
+            close = get_close_matches(str(key)[:80], known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {sorted(known)}"
-            raise ModelError(f"{where}.{key}={value!r}: is no setting of the model: {hint}")
+            name = str(key) if len(str(key)) <= 80 else shown(key)
+            raise ModelError(f"{where}.{name}={shown(value)}: is no setting of the model: {hint}")
         nested = known[key].default_factory
         if isinstance(nested, type) and is_dataclass(nested):
             if not isinstance(value, Mapping):
-                raise ModelError(f"{where}.{key}={value!r}: must be a mapping: see config.yaml")
+                raise ModelError(
+                    f"{where}.{key}={shown(value)}: must be a mapping: see config.yaml"
+                )
             value = config_from_dict(nested, value, f"{where}.{key}")
+        else:
+            _check_type(value, hints[key], f"{where}.{key}")
         built[key] = value
     try:
         return config_class(**built)
     except TypeError as error:  # a value of another type than its check compares it with
         raise ModelError(f"{where}: has a value of a wrong type ({error}): check it") from error
+
+
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    """Refuses a value that is not of the type of its field, and kwargs of no plain values."""
+    allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return
+    (kind,) = (each for each in allowed if each is not type(None))
+    if get_origin(kind) is Literal:  # The field's own check names what is allowed.
+        kind = str
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        str: "a text",
+        tuple: "a list of whole numbers",
+        dict: "a mapping",
+    }
+    kind = get_origin(kind) or kind
+    fits = isinstance(value, {tuple: list | tuple, dict: Mapping}.get(kind, kind))
+    if kind is int:
+        fits = type(value) is int and abs(value) < 2**53
+    if kind is tuple:
+        numbers = (type(number) is int and abs(number) < 2**53 for number in value) if fits else ()
+        fits = fits and len(value) <= 100 and all(numbers)
+    if not fits:
+        raise ModelError(
+            f"{where}={shown(value)}: has a value of a wrong type: must be {words[kind]}: "
+            "correct it"
+        )
+    if kind is str and len(value) > MAX_TEXT:
+        raise ModelError(
+            f"{where}={shown(value)}: must be at most {MAX_TEXT} characters: shorten it"
+        )
+    if kind is dict:
+        check_plain(value, where)

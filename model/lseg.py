@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbone import LEVEL_STRIDES, TokenBackbone, build_backbone
-from model.checkpoint import CONFIG, WEIGHTS, read_checkpoint
-from model.config import ModelConfig
+from model.checkpoint import CONFIG, read_checkpoint
+from model.config import ModelConfig, TextConfig
 from model.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.errors import ModelError
 from model.network import Trunk
+from model.outline import load_weights, outline_of
 from model.prediction import NO_LABEL, as_batches
 from model.regularizer import Regularizer
 from model.scoring import cosine_scores
@@ -81,7 +82,12 @@ class LSeg(nn.Module):
         self.register_buffer("std_C", torch.tensor(self.backbone.std), persistent=False)
 
     @classmethod
-    def load(cls, source: Path | str, device: torch.device | str = "cpu") -> "LSeg":
+    def load(
+        cls,
+        source: Path | str,
+        device: torch.device | str = "cpu",
+        text: TextConfig | None = None,
+    ) -> "LSeg":
         """Loads a checkpoint of this project.
 
         Args:
@@ -89,27 +95,25 @@ class LSeg(nn.Module):
                 `pipeline.checkpoints.resolvers` was imported, `s3://bucket/folder` or
                 `models:/name@alias` (or `/version`) of an MLflow registry.
             device: where the network goes.
+            text: the text encoder to use where the checkpoint names one by a place (a folder, the
+                hub), which is never followed; None: what LSEG_TEXT_ENCODER and
+                LSEG_TEXT_PRETRAINED name.
 
         Returns:
             The network in evaluation mode; `labels` are those of the checkpoint.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ModelError: the files are damaged or do not fit each other, or nothing can fetch the
-                URI.
+            ModelError: the files are damaged, do not fit each other or name what is not followed;
+                or nothing can fetch the URI.
         """
-        stored = read_checkpoint(source)
-        head = stored.weights.get("decoder.head.weight")
-        if head is None:
-            raise ModelError(
-                f"{source}: {WEIGHTS} has no decoder.head.weight: must be the weights of an LSeg: "
-                "check the file"
-            )
-        lseg = build_lseg(stored.config, embed_dim=head.shape[0])
-        try:
-            lseg.load_state_dict(stored.weights)
-        except RuntimeError as error:
-            raise ModelError(f"{source}: {WEIGHTS} does not fit {CONFIG}: {error}") from error
+        stored = read_checkpoint(source, text)
+        # First without memory: the settings may be those of a network that the file is not.
+        where = str(stored.weights.with_name(CONFIG))
+        outline = outline_of(lambda: build_lseg(stored.config, stored.embed_dim), where)
+        weights = load_weights(stored.weights, outline.state_dict())
+        lseg = build_lseg(stored.config, stored.embed_dim)
+        lseg.load_state_dict(weights)
         lseg.labels = stored.texts or stored.labels
         return lseg.to(device).eval()
 
@@ -190,7 +194,14 @@ class LSeg(nn.Module):
     def embed_text(self, labels: Sequence[str]) -> Tensor:
         """Encodes labels with the encoder that the configuration names: (K, C), on the device."""
         if self._text_encoder is None:
-            self._text_encoder = build_text_encoder(self.config.text)
+            encoder = build_text_encoder(self.config.text)
+            if encoder.dim != self.embed_dim:
+                raise ModelError(
+                    f"text.encoder={self.config.text.encoder}: makes vectors of {encoder.dim} "
+                    f"numbers, and the network was trained on {self.embed_dim}: name the encoder "
+                    "that it was trained with"
+                )
+            self._text_encoder = encoder
         return self._text_encoder.encode(labels).to(self.mean_C.device)
 
     def normalize(self, image_BHWC: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ A file may hold a whole open_clip checkpoint, or only a text tower under OpenAI'
 import of a published LSeg checkpoint leaves it. open_clip itself is imported when it is needed.
 """
 
+import pickle
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +16,22 @@ from torch import Tensor, nn
 
 from model.config import STAND_IN, TextConfig
 from model.errors import ModelError
+from model.settings_file import shown
 from model.weights import require_hub_file
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_NO_WEIGHTS = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    LookupError,
+    TypeError,
+)
+"""What reading a file raises that holds something else, also a pickle that would run code."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -29,12 +43,27 @@ def open_clip_dim(config: TextConfig) -> int:
     """
     import open_clip
 
-    settings = open_clip.get_model_config(config.encoder)
-    if settings is None:
+    if config.encoder == STAND_IN:
+        raise ModelError(
+            f"text.encoder={STAND_IN}: has no weights, and so no CLIP model to load: name an "
+            "open_clip model (see open_clip.list_models())"
+        )
+    try:
+        settings = open_clip.get_model_config(config.encoder)
+        dim = int(settings["embed_dim"]) if settings is not None else None
+    # `local-dir:` and `hf-hub:` read a file that may be missing or hold anything.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"text.encoder={shown(config.encoder)[1:-1]}: cannot be found ({type(error).__name__}: "
+            f"{reason}): must be an open_clip model: name one of open_clip.list_models(), or "
+            "local-dir:FOLDER with its open_clip_config.json"
+        ) from error
+    if dim is None:
         close = get_close_matches(config.encoder, [STAND_IN, *open_clip.list_models()], n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see open_clip.list_models()"
         raise ModelError(f"text.encoder={config.encoder!r}: is no open_clip model: {hint}")
-    return int(settings["embed_dim"])
+    return dim
 
 
 def load_open_clip(config: TextConfig, keep_image_tower: bool = False) -> nn.Module:
@@ -81,9 +110,11 @@ def _load_file(config: TextConfig) -> Any:
         state = state.get("state_dict", state)  # pyright: ignore[reportAssignmentType]
         state = {name.removeprefix("module."): value for name, value in state.items()}
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
+    except _NO_WEIGHTS as error:
+        reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"text.pretrained={path}: is no complete weights file of {config.encoder}: {error}"
+            f"text.pretrained={path}: is no complete weights file of {config.encoder} "
+            f"({type(error).__name__}: {reason}): fetch it again"
         ) from error
     missing = [name for name in missing if not name.startswith(("visual.", "logit_"))]
     if missing or unexpected:

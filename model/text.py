@@ -7,6 +7,7 @@ Shapes: K labels, C embedding.
 """
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,10 +22,13 @@ from torch.nn import functional
 from model.config import IMAGENET_TEMPLATES, NO_TEMPLATE, STAND_IN, TextConfig
 from model.errors import ModelError
 from model.open_clip_tower import load_open_clip, open_clip_dim
+from model.settings_file import shown
 from model.stand_in import STAND_IN_DIM, stand_in_vectors
 from model.weights import require_hub_file
 
 SENTENCE_PREFIX = "sentence-transformers/"
+_REPO = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
+"""`owner/name` on the hub."""
 
 _MOST_SHOWN = 5
 
@@ -179,13 +183,27 @@ class SentenceEncoder(TextEncoder):
             ) from error
         if not Path(name).is_dir():
             repo = name if "/" in name else f"sentence-transformers/{name}"
+            if not _REPO.fullmatch(repo):
+                raise ModelError(
+                    f"text.encoder={config.encoder}: there is no folder {shown(name)}: name one "
+                    "that holds a sentence-transformers model, or a model of the hub: "
+                    f"{SENTENCE_PREFIX}all-MiniLM-L6-v2"
+                )
             require_hub_file(
                 repo,
                 ("config.json",),
                 where=f"text.encoder={config.encoder}",
                 otherwise=f"or name a folder that holds it: {SENTENCE_PREFIX}PATH",
             )
-        self._model = SentenceTransformer(name, device=str(device))
+        try:
+            self._model = SentenceTransformer(name, device=str(device))
+        # Whatever the libraries below it raise over a folder that holds something else.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"text.encoder={config.encoder}: cannot be loaded ({type(error).__name__}: "
+                f"{reason}): must be a sentence-transformers model: name its folder or its name"
+            ) from error
         # Renamed between versions.
         width = getattr(self._model, "get_embedding_dimension", None)
         self.dim = int((width or self._model.get_sentence_embedding_dimension)())

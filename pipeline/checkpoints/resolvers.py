@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from model.checkpoint import CONFIG, WEIGHTS, resolvers
+from model.checkpoint import CONFIG, WEIGHTS, named_below, resolvers
 from model.errors import ModelError
+from model.named_text import text_variables
 from pipeline.checkpoints.files import USABLE
 from pipeline.errors import UserError
 from pipeline.ray_internals import artifact_repository
@@ -54,6 +55,7 @@ def fetch_s3(uri: str) -> Path:
     if missing:
         raise FileNotFoundError(
             f"{uri}: holds no {' and no '.join(missing)}: name the folder of a checkpoint"
+            f"{named_below(storage.folders())}"
         )
     folder, part = _folder(uri), int(PART_MIB * 2**20)
     for name, size in there.items():
@@ -116,12 +118,13 @@ def worker_runtime_env(uri: str) -> dict[str, Any] | None:
         uri: Address of the checkpoint.
 
     Returns:
-        The variables that name the registry, for an address in it; else None. See
-        `mlflow_variables`.
+        The variables that name the registry, for an address in it, and the text encoder that the
+        user named (see `model.named_text`); None where there are none. See `mlflow_variables`.
     """
-    if not uri.startswith("models:"):
-        return None
-    return {"env_vars": mlflow_variables() | _without_secrets({"MLFLOW_REGISTRY_URI": _registry()})}
+    variables = text_variables()
+    if uri.startswith("models:"):
+        variables |= mlflow_variables() | _without_secrets({"MLFLOW_REGISTRY_URI": _registry()})
+    return {"env_vars": variables} if variables else None
 
 
 def mlflow_variables() -> dict[str, str]:

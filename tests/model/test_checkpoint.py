@@ -1,12 +1,16 @@
+import resource
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from model.checkpoint import read_checkpoint, resolvers, save_checkpoint
-from model.config import BackboneConfig, ModelConfig, config_from_dict
+from model.config import BackboneConfig, ModelConfig, TextConfig, config_from_dict
 from model.errors import ModelError
 from model.lseg import LSeg
 
@@ -98,6 +102,125 @@ def test_damage_is_named(saved, damage, error, message):
     damage(saved)
     with pytest.raises(error, match=message):
         LSeg.load(saved)
+
+
+def write_labels(folder: Path, labels: bytes, texts: bytes | None = None) -> None:
+    (folder / "labels.txt").write_bytes(labels)
+    if texts is not None:
+        (folder / "texts.txt").write_bytes(texts)
+
+
+def set_weight(folder: Path, name: str, value: torch.Tensor) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = value
+    save_file(weights, folder / "model.safetensors")
+
+
+def kwargs_of(**values) -> dict:
+    return {"backbone": {"name": "vit_tiny_patch16_224", "kwargs": values}}
+
+
+HEAD = "decoder.head.weight"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        # What the tensors say.
+        lambda f: set_weight(f, "decoder.head.bias", torch.full((512,), float("nan"))),
+        lambda f: set_weight(f, "decoder.fusion.0.out.bias", torch.ones(16, dtype=torch.bool)),
+        lambda f: set_weight(f, "decoder.fusion.0.out.bias", torch.ones(16, dtype=torch.int64)),
+        lambda f: set_weight(f, HEAD, torch.tensor(1.0)),
+        lambda f: set_weight(f, HEAD, torch.zeros(2**50, 0, 1, 1)),
+        lambda f: set_weight(f, HEAD, torch.zeros(0, 16, 1, 1)),
+        lambda f: set_weight(f, "x" * 10_000 + "\n", torch.zeros(1)),
+        # What the settings say.
+        lambda f: change_config(f, features=10**9),
+        lambda f: change_config(f, features=float("nan")),
+        lambda f: change_config(f, features=10**4000),
+        lambda f: change_config(f, features=True),
+        lambda f: change_config(f, reassemble=[10**6] * 4),
+        lambda f: change_config(f, reassemble="1234"),
+        lambda f: change_config(f, activation_checkpointing="no"),
+        lambda f: change_config(f, backbone={"name": 7}),
+        lambda f: change_config(f, backbone={"name": "local-dir:/tmp"}),
+        lambda f: change_config(f, backbone={"name": "hf-hub:evil/x"}),
+        lambda f: change_config(f, backbone={"name": "*" * 1000 + "[" * 1000}),
+        lambda f: change_config(f, backbone={"name": "vit_tiny_patch16_224", "kwargs": [1]}),
+        lambda f: change_config(f, backbone={"name": "vit_tiny_patch16_224", "hooks": ["a"] * 4}),
+        lambda f: change_config(f, **kwargs_of(num_heads=2**50)),
+        lambda f: change_config(f, **kwargs_of(num_heads=0)),
+        lambda f: change_config(f, **kwargs_of(num_heads=[3, 3])),
+        lambda f: change_config(f, **kwargs_of(depth=60_000, embed_dim=3, num_heads=1)),
+        lambda f: change_config(f, **kwargs_of(embed_dim=60_000, mlp_ratio=1e12)),
+        lambda f: change_config(f, **kwargs_of(patch_size=0)),
+        lambda f: change_config(f, **kwargs_of(block_fn="os.system")),
+        lambda f: change_config(f, **kwargs_of(pretrained_cfg_overlay={"std": [0, 0, 0]})),
+        lambda f: change_config(f, **kwargs_of(pretrained_cfg_overlay={"mean": "abc"})),
+        lambda f: change_config(f, text={"encoder": 7}),
+        lambda f: change_config(f, text={"encoder": "local-dir:/no/such"}),
+        lambda f: change_config(f, text={"encoder": "ViT-B-32", "pretrained": "/tmp/evil.pt"}),
+        lambda f: change_config(f, text={"encoder": "stand-in", "templates": ["{}"]}),
+        lambda f: change_config(f, regularizer={"kind": ["none"]}),
+        lambda f: change_config(f, regularizer={"kind": "depthwise", "depth": 10**9}),
+        lambda f: change_config(f, **{"k" * 10_000: [["x"] * 100] * 100}),
+        lambda f: (f / "config.yaml").write_bytes(b"model: \xff"),
+        lambda f: (f / "config.yaml").write_bytes(b"model: 7"),
+        lambda f: (f / "config.yaml").write_bytes(b"model: {1: 2}"),
+        lambda f: (f / "config.yaml").write_bytes(b"#" * 5_000_000),
+        # What the labels say.
+        lambda f: write_labels(f, b"\xff\xfe\n"),
+        lambda f: write_labels(f, b"wall\ntraffic light\n", b"wall\n"),
+        lambda f: write_labels(f, b"wall\n", b"wall\ntraffic light\n"),
+        lambda f: write_labels(f, b"", b"wall\n"),
+        lambda f: write_labels(f, b"x\n" * 70_000),
+        lambda f: write_labels(f, b"x" * 5_000_000),
+    ],
+    ids=range(46),
+)
+def test_whatever_a_folder_holds_ends_in_one_line_at_once(saved, damage, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    damage(saved)
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError) as caught:
+        LSeg.load(saved)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1200
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_the_text_encoder_of_the_caller_takes_the_place_of_one_that_is_not_followed(saved):
+    change_config(saved, text={"encoder": "sentence-transformers//tmp/theirs"})
+    with pytest.raises(ModelError, match="not followed"):
+        LSeg.load(saved)
+    lseg = LSeg.load(saved, text=TextConfig(encoder="stand-in"))
+    assert lseg.embed_text(["wall"]).shape == (1, 512)
+
+
+def test_an_encoder_of_another_length_is_named(saved, tiny_lseg):
+    lseg = LSeg.load(saved)
+    lseg.embed_dim = 500
+    with pytest.raises(ModelError, match=r"makes vectors of 512 numbers.*trained on 500"):
+        lseg.embed_text(["wall"])
+
+
+def test_the_checkpoints_of_a_run_are_named_where_one_is_missing(saved, tmp_path):
+    run = tmp_path / "run"
+    for name in ("step_00000010", "step_00000200", "best_00000010", "other"):
+        shutil.copytree(saved, run / name)
+    with pytest.raises(FileNotFoundError, match=r"best_0.*step_00000200 is the newest") as caught:
+        LSeg.load(run)
+    assert "other" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", "\n \r \v \f \x1c \x1d \x1e \x85 \u2028 \u2029".split(" "))
+def test_every_character_that_ends_a_line_is_refused_in_a_label(tiny_lseg, tmp_path, end):
+    for label in (f"a{end}b", f"a{end}", f"{end}a", end):
+        with pytest.raises(ModelError, match="must be one line"):
+            save_checkpoint(tmp_path, tiny_lseg, [label])
+    save_checkpoint(tmp_path, tiny_lseg, ["", "ü 道路\t🚗"])
+    assert read_checkpoint(tmp_path).labels == ("", "ü 道路\t🚗")
 
 
 def test_configuration_from_plain_values():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from model.backbone_weights import require_own_file
 from model.config import ModelConfig
 from model.lseg import LSeg, build_lseg
 from model.text import build_text_encoder
@@ -12,12 +13,13 @@ from model.text import build_text_encoder
 def check_model(config: ModelConfig) -> LSeg:
     """Builds the network on the meta device: without its memory and without weights.
 
-    The weights are looked for where they are used, on the workers: this machine may have no way
-    to them.
+    Published weights are looked for where they are used, on the workers: this machine may have no
+    way to them. A file that the settings name must be here too.
 
     Raises:
         ModelError: The backbone or the text encoder does not exist, or settings do not fit.
     """
+    require_own_file(config.backbone)
     backbone = replace(config.backbone, pretrained=False)
     dim = build_text_encoder(config.text).dim
     with torch.device("meta"):

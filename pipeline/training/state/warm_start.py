@@ -7,12 +7,12 @@ may differ: the network has no weights of single labels.
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from model.checkpoint import TEXT_WEIGHTS, WEIGHTS, local, read_model_config
+from model.checkpoint import WEIGHTS, below_a_run, local, read_model_config
 from model.config import ModelConfig
+from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
+from model.named_text import TEXT_WEIGHTS
+from model.outline import load_weights
 from pipeline.checkpoints import resolvers  # noqa: F401  # s3:// and models:/
 from pipeline.errors import UserError
 from pipeline.tracking.redaction import leaves
@@ -38,11 +38,10 @@ def build_warm(config: TrainMixConfig, embed_dim: int, resumes: bool) -> LSeg:
         return lseg
     folder = _fetched(config)
     try:
-        lseg.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        lseg.load_state_dict(load_weights(folder / WEIGHTS, lseg.state_dict(), "this run's model"))
+    except ModelError as error:
         raise UserError(
-            f"run.start_from={config.run.start_from}: its weights do not fit this run: {reason}: "
+            f"run.start_from={config.run.start_from}: its weights do not fit this run: {error}: "
             "name another checkpoint, or leave it out"
         ) from None
     return lseg
@@ -60,7 +59,7 @@ def check_start(config: TrainMixConfig) -> None:
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"run.start_from={config.run.start_from}: holds no {WEIGHTS}: name the folder of a "
-            "checkpoint"
+            f"checkpoint{below_a_run(folder)}"
         )
     if difference := model_difference(read_model_config(folder), config.model):
         raise UserError(
