@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from model.backbone_weights import require_backbone_weights, watched_loading
 from model.config import BackboneConfig
 from model.errors import ModelError
 from model.settings_file import shown
+from model.weights import require_backbone_weights, watched_loading
 
 LEVEL_STRIDES = (4, 8, 16, 32)
 """Pixels between neighbours in the four levels, finest first."""

@@ -1,18 +1,35 @@
-"""Whether published weights can be had here: in the local cache, or from the hub.
+"""Whether published weights can be had here, and whether a file of weights fills a backbone.
 
 The libraries that download weights retry for most of a minute where there is no network, and end
 in a message about caches. One short look before that lets the user know at once which file is
-missing and how to bring it.
+missing and how to bring it. And timm loads what fits and tells the rest in a line of its log: a
+file with other names than the network's leaves a random network that trains all the same.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import timm
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
+from torch import nn
 
+from model.config import BackboneConfig
 from model.errors import ModelError
+from model.settings_file import shown
+
+logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 5.0
+
+_FILE = "backbone.kwargs.pretrained_cfg_overlay.file"
+
+LEAST_FILLED = 0.97
+"""Share of a backbone's numbers that a file must fill; some files lack a norm or a classifier."""
 
 
 def require_hub_file(repo: str, filenames: Sequence[str], where: str, otherwise: str) -> None:
@@ -41,3 +58,103 @@ def require_hub_file(repo: str, filenames: Sequence[str], where: str, otherwise:
         f"fetch it where there is a network (`hf download {repo} {filenames[0]}`) and copy that "
         f"machine's Hugging Face cache to {constants.HF_HUB_CACHE} (or set HF_HOME); {otherwise}"
     )
+
+
+def own_file(config: BackboneConfig) -> str:
+    """The weights file that the settings name; "" where timm's published ones are used."""
+    overlay = config.kwargs.get("pretrained_cfg_overlay")
+    return str(overlay.get("file") or "") if isinstance(overlay, Mapping) else ""
+
+
+def require_own_file(config: BackboneConfig) -> None:
+    """Makes sure that a weights file that the settings name is there.
+
+    Raises:
+        ModelError: it is not, or is a folder; names it.
+    """
+    file = own_file(config)
+    if config.pretrained and file and not Path(file).is_file():
+        what = "is a folder" if Path(file).is_dir() else "no such file"
+        raise ModelError(
+            f"{_FILE}={file}: {what}: name a weights file of "
+            f"{config.name} that every worker can read"
+        )
+
+
+def require_backbone_weights(config: BackboneConfig) -> None:
+    """Makes sure that the weights of a backbone can be had here.
+
+    Raises:
+        ModelError: there are none, or they could not be fetched.
+    """
+    require_own_file(config)
+    published = timm.get_pretrained_cfg(config.name)
+    own = {"pretrained_cfg", "pretrained_cfg_overlay"} & config.kwargs.keys()
+    if own_file(config):
+        return
+    if published is None or not (published.hf_hub_id or published.url or published.file):
+        raise ModelError(
+            f"backbone.pretrained=true: timm has no weights for {config.name}: set it to false, "
+            f"or choose one of {timm.list_pretrained(config.name.split('.')[0] + '*')[:4]}"
+        )
+    if published.hf_hub_id and not own:
+        named = published.hf_hub_filename
+        require_hub_file(
+            published.hf_hub_id,
+            (named,) if named else ("model.safetensors", "pytorch_model.bin"),
+            where=f"backbone.name={config.name}",
+            otherwise="or name the file: backbone.kwargs={pretrained_cfg_overlay: {file: PATH}}; "
+            "or train from scratch: backbone.pretrained=false",
+        )
+
+
+@contextmanager
+def watched_loading(config: BackboneConfig) -> Iterator[None]:
+    """Watches what timm loads into a backbone that is built meanwhile: logs the share it fills.
+
+    Raises:
+        ModelError: the weights are those of another network; names examples of both. Or the file
+            cannot be read.
+    """
+    load = nn.Module.load_state_dict
+
+    def noted(module: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        _check_filled(config, module, state_dict)
+        return load(module, state_dict, *args, **kwargs)
+
+    try:
+        # timm has no way to ask what it filled.
+        with patch.object(nn.Module, "load_state_dict", noted):
+            yield
+    except ModelError:
+        raise
+    # torch and timm raise a dozen kinds over files that hold no weights.
+    except Exception as error:
+        if not own_file(config):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{_FILE}={own_file(config)}: cannot be loaded into {config.name} "
+            f"({type(error).__name__}: {reason}): name a weights file of this model"
+        ) from error
+
+
+def _check_filled(config: BackboneConfig, module: nn.Module, state: Mapping[str, Any]) -> None:
+    cfg = getattr(module, "pretrained_cfg", None) or {}
+    names = cfg.get("classifier") or ()
+    # The classifier is cut off afterwards, and its weights are left out on purpose.
+    unused = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    own = {n: value for n, value in module.state_dict().items() if not n.startswith(unused or "\0")}
+    fits = {n for n, v in own.items() if n in state and tuple(state[n].shape) == tuple(v.shape)}
+    share = sum(own[name].numel() for name in fits) / max(1, sum(v.numel() for v in own.values()))
+    source = own_file(config) or "the published weights"
+    logger.info("%s: %s fill %.1f %% of it", config.name, source, 100 * share)
+    if share < LEAST_FILLED:
+        empty = ", ".join(shown(name) for name in [n for n in own if n not in fits][:2])
+        other = ", ".join(shown(name) for name in [n for n in state if n not in fits][:2])
+        where = f"{_FILE}={source}" if own_file(config) else f"backbone.name={config.name}"
+        raise ModelError(
+            f"{where}: fills {100 * share:.1f} % of {config.name} ({len(fits)} of {len(own)} "
+            f"tensors): must fill nearly all: it has {empty}, the file {other or 'nothing else'}: "
+            "name weights of this model, with timm's names and shapes"
+        )

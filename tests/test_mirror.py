@@ -17,7 +17,6 @@ TESTED_ELSEWHERE = {
     "model.dpt": "model/test_lseg.py",
     "model.network": "model/test_lseg.py",
     "model.open_clip_tower": "model/test_text.py",
-    "model.weights": "model/test_text.py",
     "pipeline.data.datasets.few_shot.fss": "pipeline/data/datasets/few_shot/test_training.py",
     "pipeline.data.datasets.matlab": "pipeline/data/datasets/test_sunrgbd_official.py",
     "pipeline.data.datasets.own": "pipeline/training/driver/test_label_spaces.py",

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from model.backbone_weights import require_own_file
 from model.config import ModelConfig
 from model.lseg import LSeg, build_lseg
 from model.text import build_text_encoder
+from model.weights import require_own_file
 
 
 def check_model(config: ModelConfig) -> LSeg:
