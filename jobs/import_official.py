@@ -42,8 +42,7 @@ def run(config: ImportConfig) -> None:
     """
     from safetensors.torch import save_file
 
-    from model.checkpoint import save_checkpoint
-    from model.named_text import TEXT_WEIGHTS
+    from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
     from model.official import import_official
 
     given = config.regularizer if config.regularizer.applications else None

@@ -1,12 +1,17 @@
 """Our checkpoints: a directory with `model.safetensors`, `config.yaml`, `labels.txt`, `texts.txt`.
 
-Only trained weights are stored; the text encoder is named in the configuration, and what may be
-named there is in `model.named_text`. Nothing in the directory can run code when it is read, nor
+Only trained weights are stored; the text encoder is named in the configuration. Nothing in the directory can run code when it is read, nor
 take more memory or time than its files are worth. A trainer may add files and top-level keys to
 `config.yaml`; the network's settings are its key `model`.
+
+Libraries follow the name of a text encoder to folders and to the hub, and import code from there
+where a file beside the weights asks for it. So a checkpoint may name only what cannot lead anywhere
+else: the stand-in, or a model of open_clip's own list with a tag of that list or with the weights
+that lie in its folder. Every other place is taken from the user alone (`followed`).
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +22,8 @@ from typing import Any
 import yaml
 from safetensors.torch import save_file
 
-from model.config import ModelConfig, TextConfig, config_from_dict
+from model.config import STAND_IN, ModelConfig, TextConfig, config_from_dict
 from model.errors import ModelError
-from model.named_text import TEXT_WEIGHTS, followed
 from model.network import Network
 from model.outline import MAX_EMBED_DIM, stored_tensors
 from model.settings_file import MAX_BYTES, parse_yaml, shown, text_of
@@ -28,6 +32,18 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 LABELS = "labels.txt"
 TEXTS = "texts.txt"
+TEXT_WEIGHTS = "text_encoder.safetensors"
+"""The file of a text tower that was imported with a network."""
+
+ENCODER = "LSEG_TEXT_ENCODER"
+"""Variable with the `text.encoder` to use for checkpoints that name one which is not followed."""
+PRETRAINED = "LSEG_TEXT_PRETRAINED"
+"""The same for `text.pretrained`."""
+
+# No "/" and no ":": neither a path, nor an address, nor `hf-hub:NAME`.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
+
 HEAD = "decoder.head.weight"
 """The tensor (C, features, 1, 1) that says how long the text vectors are."""
 MAX_LABELS = 65_535
@@ -112,7 +128,7 @@ def read_checkpoint(source: Path | str, text: TextConfig | None = None) -> Store
 
     Args:
         source: the directory or URI.
-        text: the text encoder in place of one that is not followed; see `model.named_text`.
+        text: the text encoder in place of one that is not followed; see `followed`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -135,6 +151,57 @@ def read_checkpoint(source: Path | str, text: TextConfig | None = None) -> Store
         )
     labels, texts = read_labels(directory)
     return Stored(config, directory / WEIGHTS, head[0], labels, texts)
+
+
+def text_variables() -> dict[str, str]:
+    """The variables that are set, for the workers of a job on other machines."""
+    return {name: os.environ[name] for name in (ENCODER, PRETRAINED) if os.environ.get(name)}
+
+
+def followed(named: TextConfig, folder: Path, own: TextConfig | None = None) -> TextConfig:
+    """Returns the text encoder to use for a checkpoint.
+
+    Args:
+        named: what its config.yaml names.
+        folder: where it lies.
+        own: what the caller uses in place of one that is not followed; None: what the variables
+            name.
+
+    Raises:
+        ModelError: the checkpoint names a place, and the caller names none.
+    """
+    encoder = own.encoder if own else os.environ.get(ENCODER, "")
+    pretrained = own.pretrained if own else os.environ.get(PRETRAINED, "")
+    if not (named.encoder == STAND_IN or _NAME.fullmatch(named.encoder)):
+        if not encoder:
+            raise _refused(folder, "encoder", named.encoder, ENCODER)
+        named = replace(named, encoder=encoder, pretrained=pretrained or named.pretrained)
+        # What the caller named is followed wherever it leads, but the weights only if they are too.
+        if encoder.startswith("sentence-transformers/"):
+            return named
+    if named.encoder == STAND_IN or (pretrained and named.pretrained == pretrained):
+        return named
+    if named.pretrained == TEXT_WEIGHTS:
+        beside = folder / TEXT_WEIGHTS
+        if not beside.is_file():
+            raise ModelError(
+                f"{beside}: no such file: config.yaml names it as the weights of the text encoder: "
+                "fetch the checkpoint again"
+            )
+        return replace(named, pretrained=str(beside))
+    if _NAME.fullmatch(named.pretrained) and not named.pretrained.endswith(_SUFFIXES):
+        return named
+    if not pretrained:
+        raise _refused(folder, "pretrained", named.pretrained, PRETRAINED)
+    return replace(named, pretrained=pretrained)
+
+
+def _refused(folder: Path, key: str, value: str, variable: str) -> ModelError:
+    return ModelError(
+        f"{folder / 'config.yaml'}: model.text.{key}={shown(value)}: is not followed, since it may "
+        f"run code: a checkpoint may name {STAND_IN} or an encoder and a tag of open_clip's own "
+        f"list: if you trust one, name it yourself: {variable}={shown(value)[1:-1]}"
+    )
 
 
 def read_labels(directory: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

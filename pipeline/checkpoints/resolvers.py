@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from model.checkpoint import CONFIG, WEIGHTS, named_below, resolvers
+from model.checkpoint import CONFIG, WEIGHTS, named_below, resolvers, text_variables
 from model.errors import ModelError
-from model.named_text import text_variables
 from pipeline.checkpoints.files import USABLE
 from pipeline.errors import UserError
 from pipeline.ray_internals import artifact_repository
@@ -119,7 +118,7 @@ def worker_runtime_env(uri: str) -> dict[str, Any] | None:
 
     Returns:
         The variables that name the registry, for an address in it, and the text encoder that the
-        user named (see `model.named_text`); None where there are none. See `mlflow_variables`.
+        user named (see `model.checkpoint.followed`); None where there are none. See `mlflow_variables`.
     """
     variables = text_variables()
     if uri.startswith("models:"):

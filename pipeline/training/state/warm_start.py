@@ -7,11 +7,10 @@ may differ: the network has no weights of single labels.
 from dataclasses import replace
 from pathlib import Path
 
-from model.checkpoint import WEIGHTS, below_a_run, local, read_model_config
+from model.checkpoint import TEXT_WEIGHTS, WEIGHTS, below_a_run, local, read_model_config
 from model.config import ModelConfig
 from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
-from model.named_text import TEXT_WEIGHTS
 from model.outline import load_weights
 from pipeline.checkpoints import resolvers  # noqa: F401  # s3:// and models:/
 from pipeline.errors import UserError

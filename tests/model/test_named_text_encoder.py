@@ -2,9 +2,9 @@
 
 import pytest
 
+from model.checkpoint import ENCODER, PRETRAINED, TEXT_WEIGHTS, followed, text_variables
 from model.config import TextConfig
 from model.errors import ModelError
-from model.named_text import ENCODER, PRETRAINED, TEXT_WEIGHTS, followed, text_variables
 
 PLACES = [
     "local-dir:/tmp/evil",
