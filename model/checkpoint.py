@@ -1,8 +1,9 @@
 """Our checkpoints: a directory with `model.safetensors`, `config.yaml`, `labels.txt`, `texts.txt`.
 
-Only trained weights are stored; the text encoder is named in the configuration. Nothing in the directory can run code when it is read, nor
-take more memory or time than its files are worth. A trainer may add files and top-level keys to
-`config.yaml`; the network's settings are its key `model`.
+Only trained weights are stored; the text encoder is named in the configuration. Nothing in the
+directory can run code when it is read, nor take more memory or time than its files are worth. A
+trainer may add files and top-level keys to `config.yaml`; the network's settings are its key
+`model`.
 
 Libraries follow the name of a text encoder to folders and to the hub, and import code from there
 where a file beside the weights asks for it. So a checkpoint may name only what cannot lead anywhere

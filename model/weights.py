@@ -2,7 +2,7 @@
 
 The libraries that download weights retry for most of a minute where there is no network, and end
 in a message about caches. One short look before that lets the user know at once which file is
-missing and how to bring it. And timm loads what fits and tells the rest in a line of its log: a
+missing and how to bring it. And timm loads what fits and names the rest in a line of its log: a
 file with other names than the network's leaves a random network that trains all the same.
 """
 

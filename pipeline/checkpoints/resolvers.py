@@ -118,7 +118,7 @@ def worker_runtime_env(uri: str) -> dict[str, Any] | None:
 
     Returns:
         The variables that name the registry, for an address in it, and the text encoder that the
-        user named (see `model.checkpoint.followed`); None where there are none. See `mlflow_variables`.
+        user named (`model.checkpoint.followed`); None where there are none. See `mlflow_variables`.
     """
     variables = text_variables()
     if uri.startswith("models:"):
