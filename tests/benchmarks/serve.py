@@ -11,6 +11,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,9 @@ def main() -> None:
         save_served(options.checkpoint or tiny_checkpoint(Path(scratch) / "tiny"), served)
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(served)]
         command += ["-p", str(PORT), "--env-manager", "local"]
-        with subprocess.Popen(command) as it:
+        # MLflow starts uvicorn by its name.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        with subprocess.Popen(command, env={**os.environ, "PATH": path}) as it:
             try:
                 measure(psutil.Process(it.pid), options.calls)
             finally:
