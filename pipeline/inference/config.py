@@ -170,6 +170,11 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
         labels = tuple(trained)
     if not 0 < len(labels) <= MAX_LABELS:
         raise UserError(f"{where}: names {len(labels)} labels: must be 1 to {MAX_LABELS}")
+    for label in labels:
+        if label.splitlines() != [label] or not _is_encodable(label):
+            raise UserError(
+                f"{where}: names {label!r}: a label must be one line of text: write it anew"
+            )
     twice = sorted(label for label, number in Counter(labels).items() if number > 1)
     if twice and labels != tuple(trained):
         raise UserError(f"{where}: names {twice[0]!r} twice: the second would never win: drop it")
@@ -231,6 +236,15 @@ def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
         base_px=base_px,
         window_px=None if config.view == "whole" else window_px,
     )
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether a text is whole, as an argument of the command line in another encoding is not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _split(text: str, where: str) -> tuple[str, ...]:

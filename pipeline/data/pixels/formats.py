@@ -4,6 +4,7 @@ HEIC needs the package pillow-heif, AVIF a Pillow that was built with it. A file
 named as what it is where it cannot be decoded.
 """
 
+import re
 from functools import cache
 
 from PIL import features
@@ -19,6 +20,11 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", 
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 
 
+_PPM_HEADER = re.compile(rb"P\d(?:\s+|#[^\r\n]*[\r\n])+\d+(?:\s+|#[^\r\n]*[\r\n])+\d+\s")
+_MAX_PPM_HEADER = 4096
+"""Bytes; Pillow reads a header one byte at a time, and comments in it may be of any length."""
+
+
 @cache
 def decoded_formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are decoded here."""
@@ -32,7 +38,13 @@ def decoded_formats() -> tuple[str, ...]:
 
 
 def unread_reason(data: bytes) -> str:
-    """Why a whole file of a known format cannot be decoded here; empty where nothing is known."""
+    """Why a whole file of a known format is not decoded here; empty where nothing is known."""
+    if data[:1] == b"P" and data[1:2].isdigit():
+        if _PPM_HEADER.match(data[:_MAX_PPM_HEADER]):
+            return ""
+        return (
+            f"a PPM whose header is longer than {_MAX_PPM_HEADER} bytes: save it without comments"
+        )
     if data[4:8] != b"ftyp":
         return ""
     end = min(int.from_bytes(data[:4], "big"), 256)

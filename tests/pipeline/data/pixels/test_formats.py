@@ -1,4 +1,5 @@
 import io
+import time
 
 import pytest
 from PIL import Image, features
@@ -42,6 +43,17 @@ def test_every_format_that_is_decoded_has_a_suffix():
         *decoded_formats(),
         "MPO",
     }
+
+
+def test_a_ppm_of_one_long_comment_is_refused_at_once():
+    plain = b"P6 # made by hand\n#\n4 3\n255\n" + bytes(36)
+    assert decode_image(plain).shape == (3, 4, 3)
+    assert unread_reason(b"P5\n4 3\n255\n" + bytes(12)) == ""
+    bomb = b"P6 #" + b"x" * 8_000_000 + b"\n4 3\n255\n" + bytes(36)
+    began = time.process_time()
+    with pytest.raises(BadSample, match="PPM whose header is longer than 4096 bytes"):
+        decode_image(bomb)
+    assert time.process_time() - began < 0.5
 
 
 def test_programs_are_no_images():
