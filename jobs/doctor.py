@@ -82,7 +82,9 @@ def run(config: DoctorConfig) -> int:
         document = {"lost": lost, "sample": config.sample}
         document |= {report.title: report.to_dict() for report in reports}
         Path(config.out).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    print(f"{lost:,} problems" if lost else "nothing would be lost")
+    remarks = sum(report.remarks for report in reports)
+    ending = f"; {remarks:,} remarks above should be read" if remarks else ""
+    print((f"{lost:,} problems" if lost else "nothing would be lost") + ending)
     return lost
 
 

@@ -33,7 +33,7 @@ class ADE20K(Reader):
 
     def _listing(self, split: Split) -> Listing:
         images = self._files(f"images/{_FOLDERS[split]}", ".jpg")
-        labels = self._files(f"annotations/{_FOLDERS[split]}", ".png")
+        labels = self._files(f"annotations/{_FOLDERS[split]}", ".png", role="label")
         # The official names never differ by case alone.
         return pair(images, labels, lambda name: safe_key(name.lower()))
 

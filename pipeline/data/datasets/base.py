@@ -15,12 +15,19 @@ from typing import Any, ClassVar, Literal
 import cv2
 import numpy as np
 
+from pipeline.data.datasets.found import FoundFiles, Role, summary_of
+from pipeline.data.datasets.found import LeftOut as LeftOut
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.official import decode_index_png
 from pipeline.data.taxonomy import IGNORE, id_table, native_table
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import UserError, did_you_mean, printable
 from pipeline.storage.archives.packed import PackedStorage, Packing
-from pipeline.storage.base import DamagedFile, Storage
+from pipeline.storage.base import DamagedFile, ObjectError, Storage
+
+
+class NoAccess(BadSample):
+    """A file that the storage refuses, which may change without any change of the file."""
+
 
 Masks = dict[int, np.ndarray]
 """Segment -> (H, W) bool."""
@@ -51,15 +58,6 @@ class Source:
     """Path of the label, relative to the reader's root."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the reader needs beside the label file; plain JSON values."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A file that became no sample."""
-
-    name: str
-    """Path of the file, relative to the reader's root."""
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -106,6 +104,8 @@ class Reader(ABC):
     """Folders that a root must hold to be recognised."""
     needs_one_of: ClassVar[tuple[str, ...]] = ()
     """Folders of which a root must hold at least one to be recognised."""
+    unread_is_lost: ClassVar[bool] = False
+    """Whether images that a listing does not use count as samples left out, or are a note."""
     label_modes: ClassVar[tuple[str, ...]] = ("L", "P")
     """The Pillow modes of the label PNGs: grey, or palette indices."""
 
@@ -117,6 +117,7 @@ class Reader(ABC):
         self.root = root
         self.base = base
         self.more_bases = more_bases
+        self._found = FoundFiles()
         self._native = id_table({native_id: native_id for native_id in self._native_ids()})
 
     def _native_ids(self) -> Iterable[int]:
@@ -148,6 +149,7 @@ class Reader(ABC):
         Raises:
             UserError: An index file that the split needs is missing or damaged.
         """
+        self._found = FoundFiles()
         return self._complete(split, self._listing(split))
 
     @abstractmethod
@@ -208,6 +210,8 @@ class Reader(ABC):
             raise BadSample(missing) from error
         except DamagedFile as error:
             raise BadSample(str(error)) from error
+        except ObjectError as error:
+            raise NoAccess(str(error)) from error
 
     def _read_segments(self, path: str) -> bytes:
         return self.read(path, f"{path}: must be there for the relabelling")
@@ -217,7 +221,7 @@ class Reader(ABC):
         return decode_index_png(data, source.label, self.label_modes)
 
     def _complete(self, split: Split, listing: Listing) -> Listing:
-        """Adds to a listing what the archives withhold, and how it differs from the published."""
+        """Adds what the folders and archives withhold, and how a listing differs from others'."""
         refused = self.root.refused if isinstance(self.root, PackedStorage) else ()
         left_out = [
             LeftOut(name, f"the archive's member {reason}")
@@ -234,32 +238,50 @@ class Reader(ABC):
                 f"{split}: {listed} samples with image and label, {published} published: "
                 + (less if listed < published else f"{listed - published} too many")
             )
-        left_out = sorted((*listing.left_out, *left_out), key=lambda item: item.name)
-        return Listing(listing.sources, tuple(left_out), (*listing.notes, *notes))
+        left_out += self._found.explained(listing.left_out, bool(listed)) + self._found.left_out()
+        if self.unread_is_lost:
+            left_out += self._found.unread
+        elif self._found.unread:
+            notes.append(f"{split}: {summary_of(self._found.unread)}")
+        left_out = [LeftOut(printable(bad.name), printable(bad.reason)) for bad in left_out]
+        left_out.sort(key=lambda item: item.name)
+        notes = [printable(note) for note in (*listing.notes, *notes)]
+        return Listing(listing.sources, tuple(left_out), tuple(notes))
+
+    def remarks(self, native_pixels: np.ndarray) -> list[str]:
+        """What is odd about the ids that a split's labels have: (256,) int64, pixels of each."""
+        return []
+
+    def empty_hint(self, split: Split) -> str:
+        """What a user can do where a split has no sample at all."""
+        return "give the folder of the official download, or set splits to those that it has"
 
     def _path(self, *parts: str) -> str:
         """A path below the dataset's own folder, relative to the storage's root."""
         return "/".join(part for part in (self.base, *parts) if part)
 
     def _files(
-        self, folder: str, suffixes: str | tuple[str, ...], base: str | None = None
+        self,
+        folder: str,
+        suffixes: str | tuple[str, ...],
+        base: str | None = None,
+        *,
+        role: Role = "image",
+        also: tuple[str, ...] = (),
     ) -> dict[str, str]:
         """Lists the files with these suffixes below a folder, which is in `self.base` or in `base`.
+
+        Suffixes are compared without case. What cannot be used of the folder is noted for the
+        listing: files of the same name, names that are no paths, and other images; those with a
+        suffix of `also` are expected there.
 
         Returns:
             For each file its path within that folder, without the suffix -> its path in the root.
         """
         path = "/".join(part for part in (self.base if base is None else base, folder) if part)
         suffixes = (suffixes,) if isinstance(suffixes, str) else suffixes
-        files = {}
-        for entry in self.root.list(path):
-            inner = entry.path.removeprefix(f"{path}/")
-            # "._x.jpg" is what macOS writes beside x.jpg into archives: no image.
-            if "/." in f"/{inner}":
-                continue
-            if suffix := next((end for end in suffixes if inner.endswith(end)), ""):
-                files.setdefault(inner.removesuffix(suffix), entry.path)
-        return files
+        paths = (entry.path for entry in self.root.list(path))
+        return self._found.add(path, paths, suffixes, role, also)
 
 
 def pair(

@@ -47,11 +47,11 @@ class BDD100K(Reader):
     def _listing(self, split: Split) -> Listing:
         if _is_2021(self.root, self.base):
             images = self._files(f"images/10k/{split}", ".jpg")
-            colormaps = self._files(f"{_COLORMAPS}/{split}", ".png")
-            labels = colormaps | self._files(f"{_MASKS}/{split}", ".png")
+            colormaps = self._files(f"{_COLORMAPS}/{split}", ".png", role="label")
+            labels = colormaps | self._files(f"{_MASKS}/{split}", ".png", role="label")
         else:
             images = self._files(f"seg/images/{split}", ".jpg")
-            labels = self._files(f"seg/labels/{split}", "_train_id.png")
+            labels = self._files(f"seg/labels/{split}", "_train_id.png", role="label", also=("",))
         return pair(images, labels, safe_key)
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:

@@ -11,11 +11,15 @@ import re
 from collections.abc import Collection
 from typing import ClassVar
 
+import numpy as np
+
 from pipeline.data.datasets.base import Listing, Masks, Reader, Source, Split, pair, safe_key
 from pipeline.data.datasets.polygons import first_names, polygon_masks
+from pipeline.data.taxonomy import IGNORE
 from pipeline.storage.archives.packed import Packing
 from pipeline.storage.base import Storage
 
+_LAST_TRAIN_ID = 18
 _LABEL_FILE = re.compile(r"[^/]+_\d{6}_\d{6}_gtFine_\w+\.(png|json)")
 
 
@@ -39,9 +43,19 @@ class Cityscapes(Reader):
 
     def _listing(self, split: Split) -> Listing:
         images = self._files(f"leftImg8bit/{split}", "_leftImg8bit.png")
-        labels = self._files(f"gtFine/{split}", "_gtFine_labelIds.png")
+        labels = self._files(f"gtFine/{split}", "_gtFine_labelIds.png", role="label", also=("",))
         # A file's name repeats its city, so it is unique without the folder.
         return pair(images, labels, lambda name: safe_key(name.rpartition("/")[2]))
+
+    def remarks(self, native_pixels: np.ndarray) -> list[str]:
+        """Train ids, 0 to 18 and 255, under the name of the raw ids, which never are 255."""
+        seen = np.flatnonzero(native_pixels)
+        if IGNORE not in seen or seen[seen != IGNORE].max(initial=0) > _LAST_TRAIN_ID:
+            return []
+        return [
+            "the labels hold 255 and nothing above 18: they look like train ids, and raw ids 0 to "
+            "33 are read: give the official *_gtFine_labelIds.png"
+        ]
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
         """Pixels by the polygons' `id` or position; see `Reader.segment_masks`."""

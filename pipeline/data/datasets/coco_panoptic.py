@@ -57,7 +57,7 @@ class COCOPanoptic(Reader):
 
     def _listing(self, split: Split) -> Listing:
         images = self._files(f"{split}2017", ".jpg")
-        labels = self._files(f"annotations/panoptic_{split}2017", ".png")
+        labels = self._files(f"annotations/panoptic_{split}2017", ".png", role="label")
         if not images and not labels:
             return Listing((), ())
         return pair(images, labels, safe_key, self._segments(split))

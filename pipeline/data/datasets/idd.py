@@ -61,7 +61,7 @@ class IDD(Reader):
     def _part(self, split: Split, base: str) -> Listing:
         suffixes = ("_leftImg8bit.png", "_leftImg8bit.jpg")
         images = self._files(f"leftImg8bit/{split}", suffixes, base)
-        labels = self._files(f"gtFine/{split}", _LABEL, base)
+        labels = self._files(f"gtFine/{split}", _LABEL, base, role="label", also=("",))
         # The ids repeat from drive to drive; the drives' numbers do not from part to part.
         return pair(images, labels, lambda name: safe_key(split, *name.split("/")))
 

@@ -35,7 +35,8 @@ class Mapillary(Reader):
         folder = _FOLDERS[split]
         images = self._files(f"{folder}/images", ".jpg")
         of_v2 = "labels" in self.root.folders(self._path(folder, "v1.2"))
-        labels = self._files(f"{folder}/v1.2/labels" if of_v2 else f"{folder}/labels", ".png")
+        below = f"{folder}/v1.2/labels" if of_v2 else f"{folder}/labels"
+        labels = self._files(below, ".png", role="label")
         return pair(images, labels, safe_key)
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:

@@ -1,33 +1,46 @@
 """A dataset of the user's own: folders of images and masks, and a table of its classes.
 
-    images/**/<name>.jpg (or .jpeg .png .webp .bmp .tif)
+    images/**/<name>.jpg (or .jpeg .png .webp .bmp .tif, ...)
     masks/**/<name>.png        8-bit grey or palette PNGs of class ids
     classes.csv                id,name and, if wanted, universal
 
-Where `images` holds the folders `train` or `val`, they are the splits; else a share of the images,
-chosen by a hash of their names, is for validation. The column `universal` names the universal class
-of a class; empty, a class of the same name is looked for, and one that is not there extends the
-taxonomy by its own name; "-" leaves the pixels unlabelled, as 255 does. A mask with any other id
-that the table lacks is a bad sample.
+Suffixes may have any case. Where `images` holds folders such as `train`, `training`, `val`, `valid`
+or `validation`, they are the splits; else a share of the images, chosen by a hash of their names,
+is for validation. Nothing reads a folder `test` beside them, which is noted. The column `universal`
+names the universal class of a class; empty, a class of the same name is looked for, and one that is
+not there extends the taxonomy by its own name; "-" leaves the pixels unlabelled, as 255 does. A
+mask with any other id that the table lacks is a bad sample.
 """
 
-import csv
 import hashlib
-import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pipeline.data.datasets.base import SPLITS, Listing, Reader, Split, has_folders, pair, safe_key
-from pipeline.data.taxonomy import DATASETS, IGNORE, VARIANTS, universal
-from pipeline.data.taxonomy.labelling import OwnClass
+import numpy as np
+
+from pipeline.data.datasets.base import Listing, Reader, Split, has_folders, pair, safe_key
+from pipeline.data.datasets.found import LeftOut, Role, looks_like_an_image
+from pipeline.data.datasets.own_classes import read_classes
+from pipeline.data.pixels.formats import SUFFIXES
+from pipeline.data.taxonomy import DATASETS, IGNORE, VARIANTS
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
+from pipeline.storage.names import is_hidden
 from pipeline.storage.open import open_storage
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_IGNORED = "-"
+_IMAGES = (".jpg", *sorted(SUFFIXES - {".jpg"}))
+_NAMES_OF_SPLITS: dict[str, Split | Literal["test"]] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Folders that are splits, in lower case. Nothing reads those of `test`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +85,7 @@ class OwnReader(Reader):
     """Reads a dataset of the user's own."""
 
     layout = "images/, masks/ and classes.csv"
+    unread_is_lost: ClassVar[bool] = True
     inner_folders: ClassVar = ()
 
     def __init__(self, name: str, spec: OwnDataset, root: Storage) -> None:
@@ -82,7 +96,7 @@ class OwnReader(Reader):
         """
         self.name = name  # type: ignore[misc]
         self.spec = spec
-        self.classes = _read_classes(root, spec.classes, f"own.{name}.classes")
+        self.classes = read_classes(root, spec.classes, f"own.{name}.classes")
         super().__init__(root)
 
     def _native_ids(self) -> Iterable[int]:
@@ -90,14 +104,99 @@ class OwnReader(Reader):
 
     def _listing(self, split: Split) -> Listing:
         spec = self.spec
-        divided = any(has_folders(self.root, spec.images, folder) for folder in SPLITS)
-        below = f"/{split}" if divided else ""
-        images = self._files(spec.images + below, _IMAGES)
-        labels = self._files(spec.masks + below, f"{spec.mask_suffix}.png")
-        if not divided:
-            images = {name: path for name, path in images.items() if self._is_in(name, split)}
-            labels = {name: path for name, path in labels.items() if self._is_in(name, split)}
-        return pair(images, labels, lambda name: safe_key(*name.split("/")))
+        folders = _splits_in(self.root.folders(spec.images))
+        images = self._of_split("image", split, bool(folders))
+        labels = self._of_split("label", split, bool(folders))
+        inner = f"{spec.masks}/"
+        if inner.startswith(f"{spec.images}/") and inner != f"{spec.images}/":
+            images = {name: path for name, path in images.items() if not path.startswith(inner)}
+        elif spec.masks == spec.images and (end := spec.mask_suffix):
+            # The masks lie among the images, and may have their suffix too.
+            images = {
+                name: path
+                for name, path in images.items()
+                if not (name.endswith(end) and name.removesuffix(end) in labels)
+            }
+        listing = pair(images, labels, lambda name: safe_key(*name.split("/")))
+        if not folders or split != "train":
+            return listing
+        left_out, notes = self._beside(folders)
+        return Listing(listing.sources, (*listing.left_out, *left_out), tuple(notes))
+
+    def _of_split(self, role: Role, split: Split, divided: bool) -> dict[str, str]:
+        """Name -> path of the images or masks of a split, as `_files` returns them."""
+        spec = self.spec
+        folder = spec.images if role == "image" else spec.masks
+        below = ""
+        if divided:
+            names = _splits_in(self.root.folders(folder)).get(split, [])
+            if len(names) > 1:
+                raise UserError(
+                    f"own.{self.name}: {folder} holds {' and '.join(names)}, which are all names "
+                    f"of the split {split}: keep one of them"
+                )
+            below = f"/{names[0] if names else split}"
+        suffixes = _IMAGES if role == "image" else (f"{spec.mask_suffix}.png",)
+        also = _IMAGES if role == "label" and spec.masks == spec.images else ()
+        files = self._files(folder + below, suffixes, role=role, also=also)
+        if divided:
+            return files
+        return {name: path for name, path in files.items() if self._is_in(name, split)}
+
+    def _beside(self, folders: dict[str, list[str]]) -> tuple[list[LeftOut], list[str]]:
+        """Images beside the folders of the splits: those of no split, and what is said of tests."""
+        used = {name for split in ("train", "val") for name in folders.get(split, ())}
+        num_test = 0
+        left_out = []
+        for entry in self.root.list(self.spec.images):
+            inner = entry.path.removeprefix(f"{self.spec.images}/")
+            top = inner.partition("/")[0] if "/" in inner else ""
+            if top in used or is_hidden(inner) or not looks_like_an_image(inner):
+                continue
+            if top in folders.get("test", ()):
+                num_test += 1
+                continue
+            reason = f"lies in no folder of a split: {', '.join(sorted(used))} are there"
+            left_out.append(LeftOut(entry.path, reason))
+        if not num_test:
+            return left_out, []
+        names = ", ".join(f"{self.spec.images}/{name}" for name in folders["test"])
+        advice = "" if "val" in folders else ": rename it to val to validate on it"
+        note = f"{names}: {num_test} images are not read, since test is no split here{advice}"
+        return left_out, [note]
+
+    def empty_hint(self, split: Split) -> str:
+        """What a user can do where a split has no sample at all."""
+        key = f"own.{self.name}"
+        if folders := _splits_in(self.root.folders(self.spec.images)):
+            there = ", ".join(name for names in folders.values() for name in names)
+            return (
+                f"{self.spec.images} holds the folders {there}: add one called {split}, or set "
+                "splits to those that it has"
+            )
+        share = self.spec.val_fraction
+        return (
+            f"{key}.val_fraction={share:g} chooses by the images' names, and chose none for "
+            f"{split}: {'raise' if split == 'val' else 'lower'} it, or put the images and masks "
+            "into folders train and val"
+        )
+
+    def remarks(self, native_pixels: np.ndarray) -> list[str]:
+        """What is odd about the ids that all masks of a split have together; see `Reader`."""
+        kept = [entry for entry in self.classes if entry.target is not None]
+        unseen = [entry for entry in kept if not native_pixels[entry.native_id]]
+        seen = np.flatnonzero(native_pixels).tolist()
+        if not unseen or not seen:
+            return []
+        shown = ", ".join(f"{entry.name} ({entry.native_id})" for entry in unseen[:10])
+        more = f" and {len(unseen) - 10} more" if len(unseen) > 10 else ""
+        remarks = [f"classes without a pixel in any mask: {shown}{more}"]
+        if IGNORE in seen and len(seen) == 2:
+            remarks.append(
+                f"the masks hold nothing but {seen[0]} and 255, and 255 is read as unlabelled: "
+                f"where it means {unseen[0].name}, write {unseen[0].native_id} in its place"
+            )
+        return remarks
 
     def _is_in(self, name: str, split: Split) -> bool:
         digest = hashlib.sha256(name.encode()).digest()
@@ -122,48 +221,11 @@ def open_own(name: str, spec: OwnDataset) -> OwnReader:
     return OwnReader(name, spec, root)
 
 
-def _read_classes(root: Storage, path: str, key: str) -> tuple[OwnClass, ...]:
-    where = f"{key}={root.uri}/{path}"
-    try:
-        text = root.read(path).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(
-            f"{where}: no such file: write a table with the columns id,name,universal"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"{where}: must be text in UTF-8") from None
-    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    columns = set(rows.fieldnames or ())
-    if not {"id", "name"} <= columns:
-        raise UserError(f"{where}: its first line must name the columns id and name")
-    found: dict[int, OwnClass] = {}
-    for row in rows:
-        line = f"{where}: line {rows.line_num}"
-        number, name = (row["id"] or "").strip(), (row["name"] or "").strip()
-        if not number.isdigit() or int(number) >= IGNORE:
-            raise UserError(f"{line}: id={number!r}: must be a whole number from 0 to 254")
-        if not name:
-            raise UserError(f"{line}: has no name")
-        if int(number) in found:
-            raise UserError(f"{line}: id={number}: comes twice")
-        target = _target(name, (row.get("universal") or "").strip(), line)
-        found[int(number)] = OwnClass(int(number), name, target)
-    if not any(entry.target is not None for entry in found.values()):
-        raise UserError(f"{where}: names no class")
-    return tuple(found[number] for number in sorted(found))
-
-
-def _target(name: str, wanted: str, where: str) -> str | None:
-    """The universal class, a new one, or None for no label."""
-    known = universal().classes
-    if wanted == _IGNORED:
-        return None
-    if not wanted:
-        plain = re.sub(r"[\s\-]+", "_", name.lower())
-        return next((n for n in known if n.replace(" ", "_") == plain), name)
-    try:
-        universal().id_of(wanted)
-    except UserError as error:
-        raise UserError(f"{where}: universal={wanted!r}: {error}; or leave it empty") from None
-    return wanted
+def _splits_in(folders: Sequence[str]) -> dict[str, list[str]]:
+    """The folders that are splits, by split; nothing where none is, or test alone among others."""
+    found: dict[str, list[str]] = {}
+    for name in folders:
+        if split := _NAMES_OF_SPLITS.get(name.lower()):
+            found.setdefault(split, []).append(name)
+    only_test = found.keys() == {"test"} and len(folders) > len(found["test"])
+    return {} if only_test else found

@@ -68,7 +68,7 @@ class SUNRGBD(Reader):
 
     def _listing(self, split: Split) -> Listing:
         if (toolbox := toolbox_folder(self.root, self.base)) is not None:
-            files = self._files("SUNRGBD", ".jpg")
+            files = self._files("SUNRGBD", ".jpg", also=("",))
             images = {n.removeprefix("SUNRGBD/"): path for n, path in files.items()}
             images = {n: path for n, path in images.items() if n.split("/")[-2:-1] == ["image"]}
             return official_listing(self.root, self.base, toolbox, split, images)
@@ -76,11 +76,11 @@ class SUNRGBD(Reader):
         images = by_number(self._files(f"image/{folder}", ".jpg"))
         labels: dict[str, str] = {}
         for candidate in _LABELS:
-            labels = labels or by_number(self._files(f"{candidate}/{folder}", ".png"))
+            labels = labels or by_number(self._files(f"{candidate}/{folder}", ".png", role="label"))
         if not images and not labels:
             images = by_number(self._files(f"SUNRGBD-{folder}_images", ".jpg"))
             for candidate in _NUMBERED_LABELS:
-                labels = labels or by_number(self._files(candidate, ".png"))
+                labels = labels or by_number(self._files(candidate, ".png", role="label"))
             images, labels = over_both_splits(split, images, labels)
         return pair(images, labels, lambda n: safe_key(split, PurePosixPath(images[n]).stem))
 

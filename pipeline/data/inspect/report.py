@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.errors import printable
+
 KINDS = {
     # Roots: what the conversion would leave out, or not find at all.
     "layout": "not the folder of this dataset",
@@ -32,11 +34,12 @@ KINDS = {
     "grey": "grey image (stored as colour)",
     "CMYK": "CMYK image (stored as RGB)",
     "duplicate": "the same image file in two splits",
+    "ids": "the labels of a split as a whole",
     "note": "about the download as a whole",
 }
 """Every kind of finding, and what it means."""
 
-NOTES = frozenset({"rotated", "grey", "CMYK", "duplicate", "note"})
+NOTES = frozenset({"rotated", "grey", "CMYK", "duplicate", "ids", "note"})
 """Kinds by which nothing is lost."""
 
 
@@ -94,6 +97,11 @@ class CheckReport:
         """Findings by which something is lost."""
         return sum(section.lost for section in self.sections)
 
+    @property
+    def remarks(self) -> int:
+        """Findings by which nothing is lost, but which should be read."""
+        return sum(len(section.findings) - section.lost for section in self.sections)
+
     def to_dict(self) -> list[dict[str, Any]]:
         """Plain values for JSON, with every finding."""
         return [
@@ -138,7 +146,7 @@ class CheckReport:
             )
             for kind, examples in _by_kind(section.findings).items():
                 first = examples[0]
-                text = f"{first.name}: {first.detail}" if first.detail else first.name
+                text = printable(f"{first.name}: {first.detail}" if first.detail else first.name)
                 style = "" if kind in NOTES else "red"
                 found.add_row(
                     section.name, f"{len(examples):,}", KINDS[kind], escape(text), style=style

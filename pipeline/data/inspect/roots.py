@@ -18,7 +18,7 @@ from pipeline.data.datasets.base import SPLITS, Reader, Source
 from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
 from pipeline.data.inspect.report import CheckReport, Finding, Section
-from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.checks import BadSample, reason_of
 from pipeline.data.pixels.encode import decode_image
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
@@ -55,23 +55,32 @@ def check_roots(
     """
     report = CheckReport("roots")
     tasks: list[_RootTask] = []
+    readers: dict[str, Reader] = {}
     given: dict[str, OwnDataset | None] = dict.fromkeys(roots) | dict(own or {})
     for dataset, spec in given.items():
         root = spec.root if spec else roots[dataset]
-        for section, chosen in _listed(dataset, root, spec, splits, share):
+        for section, chosen in _listed(dataset, root, spec, splits, share, readers):
             report.sections.append(section)
             for start in range(0, len(chosen), SAMPLES_PER_TASK):
                 part = chosen[start : start + SAMPLES_PER_TASK]
                 place = {"dataset": dataset, "split": section.split, "root": root}
                 tasks.append(_RootTask(**place, samples=part, own=spec))
     first_seen: dict[tuple[str, bytes], tuple[str, str]] = {}
-    for task, digests in run_checks(report, _check_task, tasks, workers):
+    counts: dict[tuple[str, str], np.ndarray] = {}
+    for task, (digests, native_pixels) in run_checks(report, _check_task, tasks, workers):
+        place = task.dataset, task.split
+        counts[place] = counts.get(place, 0) + native_pixels
         for digest, path in digests:
             split, twin = first_seen.setdefault((task.dataset, digest), (task.split, path))
             if split != task.split:
                 (_, first), (later, second) = sorted(((split, twin), (task.split, path)))
                 findings = report.section(task.dataset, later).findings
                 findings.append(Finding("duplicate", second, f"is {first}"))
+    for (dataset, split), native_pixels in counts.items():
+        section = report.section(dataset, split)
+        some = "" if share == 1 else f" (of {section.checked} that were read)"
+        for text in readers[dataset].remarks(native_pixels):
+            section.findings.append(Finding("ids", f"{split}: {text}{some}"))
     return report
 
 
@@ -81,8 +90,12 @@ def _listed(
     own: OwnDataset | None,
     splits: tuple[str, ...] | None,
     share: float,
+    readers: dict[str, Reader],
 ) -> Iterator[tuple[Section, tuple[Source, ...]]]:
-    """A section for each split with what its listing shows, and the samples to read."""
+    """A section for each split with what its listing shows, and the samples to read.
+
+    The reader is added to `readers`.
+    """
     if open_storage(root).is_empty():
         key = f"own.{dataset}.root" if own else f"roots.{dataset}"
         raise UserError(f"{key}={root}: does not exist or is empty; correct the address")
@@ -91,6 +104,7 @@ def _listed(
     except UserError as error:
         yield Section(dataset, "", findings=[Finding("layout", root, str(error))]), ()
         return
+    readers[dataset] = reader
     empty = []
     for split in SPLITS:
         if splits is not None and split not in splits:
@@ -106,7 +120,7 @@ def _listed(
         section.findings += [Finding("pair", bad.name, bad.reason) for bad in listing.left_out]
         section.findings += [Finding("note", text) for text in listing.notes]
         if not listing.sources:
-            section.findings.append(Finding("empty", f"{root} ({split})"))
+            section.findings.append(Finding("empty", f"{root} ({split})", reader.empty_hint(split)))
             empty.append(section)
             continue
         yield section, spread_evenly(listing.sources, share)
@@ -126,11 +140,16 @@ def _open_once(dataset: str, root: str, own: OwnDataset | None) -> tuple[Reader,
     return reader, known
 
 
-def _check_task(task: _RootTask) -> tuple[list[Finding], list[tuple[bytes, str]]]:
-    """What is wrong with the samples, and the content hash and path of each image."""
+_Seen = tuple[list[tuple[bytes, str]], np.ndarray]
+"""The content hash and path of each image, and the pixels of each native id: (256,) int64."""
+
+
+def _check_task(task: _RootTask) -> tuple[list[Finding], _Seen]:
+    """What is wrong with the samples, and what they have together."""
     reader, known = _open_once(task.dataset, task.root, task.own)
     findings: list[Finding] = []
     digests: list[tuple[bytes, str]] = []
+    native_pixels = np.zeros(256, np.int64)
     for source in task.samples:
         size = None
         try:
@@ -138,23 +157,32 @@ def _check_task(task: _RootTask) -> tuple[list[Finding], list[tuple[bytes, str]]
             digests.append((hashlib.sha256(data).digest()[:16], source.image))
             size = decode_image(data).shape[:2]
             findings += _remarks(source.image, data)
+        except BadSample as error:
+            findings.append(Finding("image", source.image, str(error)))
         except UserError:
             raise
-        except ValueError as error:
-            findings.append(Finding("image", source.image, str(error)))
-        findings += _check_label(reader, source, size, known)
-    return findings, digests
+        except Exception as error:  # As in the conversion: one file's surprise ends nothing.
+            findings.append(Finding("image", source.image, reason_of(error)))
+        findings += _check_label(reader, source, size, known, native_pixels)
+    return findings, (digests, native_pixels)
 
 
 def _check_label(
-    reader: Reader, source: Source, size: tuple[int, ...] | None, known: np.ndarray
+    reader: Reader,
+    source: Source,
+    size: tuple[int, ...] | None,
+    known: np.ndarray,
+    native_pixels: np.ndarray,
 ) -> Iterator[Finding]:
+    """What is wrong with a label, whose pixels of each id are added to `native_pixels`."""
     try:
         label = reader.native_label(source)
     except UserError:
         raise
     except Exception as error:  # As in the conversion: one file's surprise ends nothing.
-        text = str(error) if isinstance(error, BadSample) else f"{type(error).__name__}: {error}"
+        text = str(error)
+        if not isinstance(error, BadSample):
+            text = f"{source.label}: {type(error).__name__}: {reason_of(error)}"
         yield Finding("label", source.image, text)
         return
     if size is not None and label.shape != size:
@@ -162,6 +190,7 @@ def _check_label(
         text = f"the image is {sizes[0]} pixels, its label {sizes[1]}"
         yield Finding("size", source.image, text)
     counts = np.bincount(label.ravel(), minlength=256)
+    native_pixels += counts
     if unknown := np.flatnonzero((counts > 0) & ~known).tolist():
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
         text = f"ids {shown} in {int(counts[unknown].sum()):,} pixels"

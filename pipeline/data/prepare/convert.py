@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,10 @@ import cv2
 import numpy as np
 
 from pipeline.data.datasets import open_reader
-from pipeline.data.datasets.base import LeftOut, Reader, Source
+from pipeline.data.datasets.base import LeftOut, NoAccess, Reader, Source
 from pipeline.data.datasets.few_shot.training import PairsOfClass, reopen
 from pipeline.data.datasets.own import OwnDataset, open_own
-from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.checks import BadSample, reason_of
 from pipeline.data.pixels.encode import (
     decode_image,
     encode_jpeg,
@@ -42,9 +43,11 @@ from pipeline.data.shards.format import (
 )
 from pipeline.data.taxonomy import IGNORE
 from pipeline.data.taxonomy.labelling import Labelling
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.spread import Death, Workers
 from pipeline.storage.open import open_storage
+
+logger = logging.getLogger(__name__)
 
 RECORD_SUFFIX = ".json"
 """A finished shard's record is named as the shard, plus this."""
@@ -114,6 +117,8 @@ class UnitResult:
     left_out: tuple[LeftOut, ...]
     relabelled: tuple[int, int] = (0, 0)
     """Decisions of the relabelling that changed pixels, and those that found none."""
+    native_pixels: tuple[int, ...] = ()
+    """Pixels of each of the 256 native ids, where the reader has remarks on them."""
 
     def to_json(self) -> str:
         """The record that lies beside a finished shard."""
@@ -134,6 +139,7 @@ class UnitResult:
             class_pixels=tuple(map(int, values["class_pixels"])),
             left_out=tuple(LeftOut(name, reason) for name, reason in values["left_out"]),
             relabelled=(int(values["relabelled"][0]), int(values["relabelled"][1])),
+            native_pixels=tuple(map(int, values.get("native_pixels", ()))),
         )
 
 
@@ -167,9 +173,11 @@ def fingerprint_sources(sources: Iterable[Source], sizes: dict[str, int], *conte
 
 
 def convert_sample(
-    reader: Reader, source: Source, unit: Unit
+    reader: Reader, source: Source, unit: Unit, native_pixels: np.ndarray | None = None
 ) -> tuple[EncodedSample, np.ndarray, tuple[int, int]]:
     """Reads, checks, maps, shrinks and encodes one sample.
+
+    The pixels of its native ids are added to `native_pixels`, (256,) int64, where that is given.
 
     Returns:
         The sample, the pixels of each of the 256 label ids in it, and what `relabel` returns.
@@ -193,6 +201,8 @@ def convert_sample(
         raise BadSample(
             f"the image is {width}x{height} pixels, its label {label_width}x{label_height}"
         )
+    if native_pixels is not None:
+        native_pixels += count_ids(native)
     label = cv2.LUT(native, unit.labelling.table)
     relabelled = relabel(label, native, reader, source)
     size = shrunk_size(*original, unit.settings.short_side_px)
@@ -238,14 +248,18 @@ def convert_unit(unit: Unit) -> UnitResult:
     out = open_storage(unit.out)
     reader = _open_once(unit.dataset, unit.root, unit.own)
     totals, relabelled = np.zeros(256, np.int64), np.zeros(2, np.int64)
+    native_pixels = np.zeros(256, np.int64) if has_remarks(reader) else None
     left_out: list[LeftOut] = []
+    is_final = True
     with ShardWriter(out, unit.dataset, unit.split, unit.index) as writer:
         for source in unit.sources:
             try:
-                encoded, id_pixels, decisions = convert_sample(reader, source, unit)
+                sample = _converted(reader, source, unit, native_pixels)
             except BadSample as error:
-                left_out.append(LeftOut(source.image, str(error)))
+                left_out.append(LeftOut(printable(source.image), printable(str(error))))
+                is_final = is_final and not isinstance(error, NoAccess)
                 continue
+            encoded, id_pixels, decisions = sample
             writer.write(encoded)
             totals += id_pixels
             relabelled += decisions
@@ -257,9 +271,31 @@ def convert_unit(unit: Unit) -> UnitResult:
         tuple(totals[: len(unit.labelling.taxonomy.classes)].tolist()),
         tuple(left_out),
         (int(relabelled[0]), int(relabelled[1])),
+        () if native_pixels is None else tuple(native_pixels.tolist()),
     )
-    out.write(unit.path + RECORD_SUFFIX, result.to_json().encode())
+    # Access may be given before the next run: the unit is then done again.
+    if is_final:
+        out.write(unit.path + RECORD_SUFFIX, result.to_json().encode())
     return result
+
+
+def has_remarks(reader: Reader) -> bool:
+    """Whether a reader says anything of the ids that all labels of a split have together."""
+    return type(reader).remarks is not Reader.remarks
+
+
+def _converted(
+    reader: Reader, source: Source, unit: Unit, native_pixels: np.ndarray | None
+) -> tuple[EncodedSample, np.ndarray, tuple[int, int]]:
+    """One sample, where any surprise over its files is that of a bad sample."""
+    try:
+        return convert_sample(reader, source, unit, native_pixels)
+    except (BadSample, UserError):
+        raise
+    except Exception as error:
+        # One odd file must not end the whole job; a defect of ours would make too many of them.
+        logger.warning("%s: %s", source.image, type(error).__name__, exc_info=True)
+        raise BadSample(f"{type(error).__name__}: {reason_of(error)}") from error
 
 
 def convert_units(units: list[Unit], workers: int | None) -> Iterator[tuple[Unit, UnitResult]]:
@@ -319,4 +355,5 @@ def _read_label(reader: Reader, source: Source) -> np.ndarray:
     except (BadSample, UserError):
         raise
     except Exception as error:  # A reader's surprise over one file must not end the whole job.
-        raise BadSample(f"{source.label}: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise BadSample(f"{source.label}: {reason}") from error

@@ -99,6 +99,7 @@ def prepare(
     # Every root and table is read before the lock is taken: what is wrong with them is reported
     # at once, even while another run writes there.
     roots = list(_open_roots(config))
+    _check_splits(config, roots)
     relabellings = _relabel(config, roots)
     with Lease(out, LOCK_NAME) as lease:
         jobs = _plan(config, out, roots, relabellings)
@@ -233,12 +234,23 @@ def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Lis
             yield _listed(config, f"few_shot.{benchmark}", root, reader)
 
 
+def _check_splits(config: PrepareConfig, roots: list[tuple[Reader, dict[Split, Listing]]]) -> None:
+    """Refuses a split that was asked for and that no root has; one root may lack it."""
+    for split in config.splits or ():
+        if not any(split in listings for _, listings in roots):
+            hints = dict.fromkeys(reader.empty_hint(split) for reader, _ in roots)
+            raise UserError(
+                f"splits={list(config.splits or ())}: zero usable samples of split {split!r} in "
+                f"any root: {'; '.join(hints)}"
+            )
+
+
 def _listed(
     config: PrepareConfig, key: str, root: str, reader: Reader
 ) -> tuple[Reader, dict[Split, Listing]]:
     """A reader with what it lists for each split that is wanted."""
     listings: dict[Split, Listing] = {}
-    problems = []
+    problems: dict[Split, str] = {}
     for split in reader.splits:
         if config.splits is not None and split not in config.splits:
             continue
@@ -249,12 +261,10 @@ def _listed(
             listings[split] = listing
             continue
         reasons = describe(listing.left_out) or "no file of it"
-        problems.append(f"zero usable samples of split {split!r} ({reasons})")
-    if problems and (config.splits is not None or not listings):
-        raise UserError(
-            f"{key}={root}: {', '.join(problems)}: give the folder of the official "
-            "download, or set splits to those that it has"
-        )
-    for problem in problems:  # The split was not asked for: many downloads have one alone.
-        logger.warning("%s=%s: %s: skipped", key, root, problem)
+        problems[split] = f"zero usable samples of split {split!r} ({reasons})"
+    if problems and not listings:
+        hints = dict.fromkeys(reader.empty_hint(split) for split in problems)
+        raise UserError(f"{key}={root}: {', '.join(problems.values())}: {'; '.join(hints)}")
+    for split, problem in problems.items():  # Many downloads have one split alone.
+        logger.warning("%s=%s: %s: skipped: %s", key, root, problem, reader.empty_hint(split))
     return reader, listings

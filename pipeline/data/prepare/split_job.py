@@ -9,6 +9,8 @@ import logging
 import posixpath
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from pipeline.data.datasets.base import LeftOut, Listing, Reader
 from pipeline.data.datasets.few_shot.training import PairReader
 from pipeline.data.datasets.own import OwnReader
@@ -59,6 +61,7 @@ class SplitJob:
         """Whether an earlier run had finished the split."""
         self._out = out
         self._listing = listing
+        self._reader = reader
         self._max_bad_fraction = config.max_bad_fraction
         self._labelling = labelling_of(config, reader, relabelling is not None)
         self._settings = ConvertSettings(
@@ -158,7 +161,7 @@ class SplitJob:
             shards=tuple(result.shard for result in results if result.shard is not None),
             class_pixels=tuple(map(sum, zip(*(r.class_pixels for r in results), strict=True))),
             left_out=tuple((bad.name, bad.reason) for bad in self.left_out),
-            notes=(*self._listing.notes, *self._relabel_notes(results)),
+            notes=(*self._listing.notes, *self._relabel_notes(results), *self._remarks(results)),
             classes=() if taxonomy == universal() else taxonomy.classes,
         )
         if not any(manifest.class_pixels):
@@ -189,6 +192,16 @@ class SplitJob:
         changed, missed = (sum(r.relabelled[part] for r in results) for part in (0, 1))
         note = f"{self.split}: relabelled {changed} segments"
         return [note + (f"; {missed} decisions found no pixel of their class" if missed else "")]
+
+    def _remarks(self, results: list[UnitResult]) -> list[str]:
+        """What the reader finds odd about the ids of all labels together."""
+        if not all(result.native_pixels for result in results):
+            return []
+        counts = np.sum([result.native_pixels for result in results], axis=0, dtype=np.int64)
+        remarks = [f"{self.split}: {text}" for text in self._reader.remarks(counts)]
+        for remark in remarks:
+            logger.warning("%s: %s", self.name, remark)
+        return remarks
 
     def _take_manifest(self, present: dict[str, int]) -> None:
         """Accepts a finished output, or refuses one that this run would make otherwise."""

@@ -119,7 +119,7 @@ class Manifest:
     """The taxonomy's classes where it is not the universal one; see `class_names`."""
 
     def _check(self) -> None:
-        """Raises ValueError where a value is of a kind that would end a program that works with it."""
+        """Raises ValueError where a value is of a kind that no program can work with."""
         texts = ("dataset", "split", "taxonomy", "taxonomy_fingerprint", "source_fingerprint")
         for name in texts:
             if not isinstance(getattr(self, name), str):

@@ -12,6 +12,9 @@ its labels.
 
 import csv
 import hashlib
+import html
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -164,3 +167,12 @@ def require_dataset(dataset: str) -> None:
 def label_text(universal_name: str) -> str:
     """Returns a class name as words for the text encoder: `chair_other` -> `chair other`."""
     return universal_name.replace("_", " ")
+
+
+def spelling(name: str) -> str:
+    """What a text encoder reads of a class name: equal for names that differ in spelling alone.
+
+    Case, and whether words are parted by spaces, hyphens or underscores, make no label another.
+    """
+    text = unicodedata.normalize("NFKC", html.unescape(name)).casefold()
+    return " ".join(re.sub(r"[\s_-]+", " ", text).split())

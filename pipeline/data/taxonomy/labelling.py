@@ -12,7 +12,15 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.data.taxonomy import IGNORE, Taxonomy, id_table, lookup_table, native_table, universal
+from pipeline.data.taxonomy import (
+    IGNORE,
+    Taxonomy,
+    id_table,
+    lookup_table,
+    native_table,
+    spelling,
+    universal,
+)
 from pipeline.errors import UserError
 
 LabelSpace = Literal["universal", "native"]
@@ -82,6 +90,13 @@ def of_classes(name: str, classes: Iterable["OwnClass"], space: LabelSpace) -> L
     classes = list(classes)
     if space == "native":
         named = [(entry.native_id, entry.name) for entry in classes if entry.target is not None]
+        spelt: dict[str, str] = {}
+        for _, text in named:
+            if (first := spelt.setdefault(spelling(text), text)) != text:
+                raise UserError(
+                    f"own.{name}.classes: {text!r} is the same to the text encoder as {first!r}: "
+                    "give both one name, or name what differs"
+                )
         return _numbered(f"{name}-native", named)
     known = universal().classes
     extra = [e.target for e in classes if e.target is not None and e.target not in known]

@@ -36,8 +36,14 @@ def test_unpaired_files_are_named(put: Put, tmp_path: Path):
     listing = open_reader("ade20k", str(tmp_path)).listing("train")
     assert listing.sources == ()
     assert listing.left_out == (
-        LeftOut(f"{A}/training/ADE_train_00000002.png", "no image"),
-        LeftOut(f"{I}/training/ADE_train_00000001.jpg", "no label"),
+        LeftOut(
+            f"{A}/training/ADE_train_00000002.png",
+            f"no image: {I}/training/ADE_train_00000002.jpg is not there",
+        ),
+        LeftOut(
+            f"{I}/training/ADE_train_00000001.jpg",
+            f"no label: {A}/training/ADE_train_00000001.png is not there",
+        ),
     )
 
 

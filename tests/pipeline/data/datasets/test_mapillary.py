@@ -40,7 +40,8 @@ def test_labels_of_v2_alone_are_not_read(put: Put, tmp_path: Path):
     put(f"validation/v2.0/labels/{NAME}.png", png([[27]], "P"))
     listing = open_reader("mapillary", str(tmp_path)).listing("val")
     assert listing.sources == ()
-    assert listing.left_out == (LeftOut(f"validation/images/{NAME}.jpg", "no label"),)
+    reason = f"no label: validation/labels/{NAME}.png is not there"
+    assert listing.left_out == (LeftOut(f"validation/images/{NAME}.jpg", reason),)
 
 
 def test_keys_that_differ_by_case_or_begin_oddly(put: Put, tmp_path: Path):

@@ -1,0 +1,147 @@
+"""What a listing finds in the folders of a dataset, and why some of it becomes no sample.
+
+Nothing that looks like an image or a mask goes without a word: two files of one name, names that
+are no paths, and formats that are not read are each named with their reason.
+"""
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.data.pixels.formats import SUFFIXES
+from pipeline.storage.names import is_hidden, why_unusable
+
+Role = Literal["image", "label"]
+
+LOOKS_LIKE_AN_IMAGE = frozenset(
+    ".pjpeg .apng .dib .jxl .jp2 .j2k .jpx .pbm .pnm .tga .dng .cr2 .cr3 .nef .arw .raf .orf .psd "
+    ".exr .hdr .npy .npz .svg".split()
+).union(SUFFIXES)
+"""Suffixes of images and masks in formats of all kinds, whether this project reads them or not."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that became no sample."""
+
+    name: str
+    """Path of the file, relative to the reader's root."""
+    reason: str
+
+
+@dataclass
+class _Folder:
+    """One folder, as it was listed for one kind of files."""
+
+    path: str
+    suffixes: tuple[str, ...]
+    role: Role
+    names: dict[str, str] = field(default_factory=dict)
+    """Path in the root -> path within the folder, without the suffix."""
+    twins: dict[str, list[str]] = field(default_factory=dict)
+    """Name -> the paths of all files that have it; two or more."""
+
+
+@dataclass
+class FoundFiles:
+    """The folders of one listing, and what is in them that cannot be used."""
+
+    folders: list[_Folder] = field(default_factory=list)
+    unusable: list[LeftOut] = field(default_factory=list)
+    unread: list[LeftOut] = field(default_factory=list)
+    """Files that look like images, and are not read."""
+
+    def add(
+        self,
+        path: str,
+        paths: Iterable[str],
+        suffixes: tuple[str, ...],
+        role: Role,
+        also: tuple[str, ...] = (),
+    ) -> dict[str, str]:
+        """Takes the files below a folder; see `Reader._files`."""
+        folder = _Folder(path, suffixes, role)
+        self.folders.append(folder)
+        first: dict[str, str] = {}
+        for file in paths:
+            inner = file.removeprefix(f"{path}/")
+            if is_hidden(inner):
+                continue
+            suffix = next((end for end in suffixes if inner.lower().endswith(end.lower())), "")
+            if not suffix and not looks_like_an_image(inner):
+                continue
+            if reason := why_unusable(file):
+                self.unusable.append(LeftOut(file, reason))
+            elif not suffix:
+                if not inner.lower().endswith(tuple(end.lower() for end in also) or "\0"):
+                    self.unread.append(LeftOut(file, _not_read(role, suffixes)))
+            else:
+                name = inner[: -len(suffix)]
+                folder.names[file] = name
+                if first.setdefault(name, file) is not file:
+                    folder.twins.setdefault(name, [first[name]]).append(file)
+        return {name: file for name, file in first.items() if name not in folder.twins}
+
+    def left_out(self) -> list[LeftOut]:
+        """The files that no listing can pair."""
+        twins = [
+            LeftOut(file, f"has the name of {', '.join(other for other in files if other != file)}")
+            for folder in self.folders
+            for files in folder.twins.values()
+            for file in files
+        ]
+        return [*self.unusable, *twins]
+
+    def explained(self, left_out: Iterable[LeftOut], any_paired: bool) -> list[LeftOut]:
+        """Says of a file without its partner what the partner would be, where that helps."""
+        wanted: dict[str, Role] = {"no image": "image", "no label": "label"}
+        return [
+            LeftOut(bad.name, self._why_alone(bad.name, wanted[bad.reason], any_paired))
+            if bad.reason in wanted
+            else bad
+            for bad in left_out
+        ]
+
+    def _why_alone(self, path: str, wanted: Role, any_paired: bool) -> str:
+        name = next((f.names[path] for f in self.folders if path in f.names), None)
+        partners = [f for f in self.folders if f.role == wanted and path not in f.names]
+        if name is None or not partners:
+            return f"no {wanted}"
+        for folder in partners:
+            if twins := folder.twins.get(name):
+                return f"no {wanted} of one meaning: {', '.join(twins)} have one name"
+        expected = " or ".join(
+            posixpath.join(partners[0].path, f"{name}{suffix}")
+            for suffix in partners[0].suffixes[:2]
+        )
+        stems = tuple(posixpath.join(f.path, name) for f in partners)
+        alike = [bad.name for bad in self.unread if bad.name.startswith(stems)]
+        if alike:
+            return f"no {wanted} {expected}; {alike[0]} is there, which is not read"
+        return f"no {wanted}" if any_paired else f"no {wanted}: {expected} is not there"
+
+
+def looks_like_an_image(path: str) -> bool:
+    """Whether a file's suffix is that of an image or a mask in any format."""
+    return posixpath.splitext(path)[1].lower() in LOOKS_LIKE_AN_IMAGE
+
+
+def summary_of(unread: Sequence[LeftOut]) -> str:
+    """One line about files that are not read: how many of which suffix, and the first few."""
+    counts = Counter(posixpath.splitext(bad.name)[1] for bad in unread)
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    names = ", ".join(sorted(bad.name for bad in unread)[:_SHOWN])
+    more = ", ..." if len(unread) > _SHOWN else ""
+    files = (
+        "file looks like an image and is" if len(unread) == 1 else "files look like images and are"
+    )
+    return f"{len(unread)} {files} not read ({kinds}): {names}{more}"
+
+
+def _not_read(role: Role, suffixes: tuple[str, ...]) -> str:
+    kind = "an image" if role == "image" else "a label"
+    names = ", ".join(f"*{suffix}" for suffix in suffixes)
+    return f"is not read: {kind} is called {names} here: convert it, or rename it"

@@ -1,0 +1,246 @@
+"""Datasets of the user's own as people have them: every file is used, or named with its reason."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import doctor
+from pipeline.data.datasets.base import LeftOut
+from pipeline.data.datasets.own import OwnDataset, open_own
+from pipeline.data.taxonomy.labelling import of_classes
+from pipeline.errors import UserError
+from tests.support.tiny_roots import encode, noise, write
+
+TABLE = b"id,name\n0,background\n1,bottle\n"
+
+
+def own(root: Path, **values):
+    """The reader of a dataset in a folder."""
+    return open_own("shop", OwnDataset(root=str(root), **values))
+
+
+def put(root: Path, *names: str) -> Path:
+    """Empty files, and the table: listings read no image."""
+    for name in ("classes.csv", *names):
+        write(root / name, TABLE if name == "classes.csv" else b"")
+    return root
+
+
+def pairs(root: Path, split="train", **values) -> list[tuple[str, str]]:
+    listing = own(root, **{"val_fraction": 0.0} | values).listing(split)
+    return [(source.image, source.label) for source in listing.sources]
+
+
+def left_out(root: Path, **values) -> dict[str, str]:
+    listing = own(root, **{"val_fraction": 0.0} | values).listing("train")
+    return {bad.name: bad.reason for bad in listing.left_out}
+
+
+def test_suffixes_have_any_case(tmp_path):
+    names = ("a.jpg", "b.JPG", "c.Jpeg", "d.PNG", "e.jfif")
+    masks = ("a.PNG", "b.png", "c.Png", "d.png", "e.png")
+    put(tmp_path, *(f"images/{n}" for n in names), *(f"masks/{n}" for n in masks))
+    assert pairs(tmp_path) == [
+        (f"images/{image}", f"masks/{mask}") for image, mask in zip(names, masks, strict=True)
+    ]
+    assert left_out(tmp_path) == {}
+
+
+def test_one_name_twice_is_used_for_neither(tmp_path):
+    put(tmp_path, "images/a.jpg", "images/a.png", "masks/a.png", "images/b.jpg", "masks/b.png")
+    put(tmp_path, "images/c.jpg", "masks/c.png", "masks/c.PNG")
+    assert pairs(tmp_path) == [("images/b.jpg", "masks/b.png")]
+    assert left_out(tmp_path) == {
+        "images/a.jpg": "has the name of images/a.png",
+        "images/a.png": "has the name of images/a.jpg",
+        "masks/a.png": "no image of one meaning: images/a.jpg, images/a.png have one name",
+        "masks/c.png": "has the name of masks/c.PNG",
+        "masks/c.PNG": "has the name of masks/c.png",
+        "images/c.jpg": "no label of one meaning: masks/c.PNG, masks/c.png have one name",
+    }
+
+
+def test_whatever_looks_like_an_image_is_used_or_named(tmp_path):
+    put(tmp_path, "images/a.jpg", "masks/a.png", "images/b.jp2", "images/notes.txt", "masks/c.tif")
+    put(
+        tmp_path, "images/._a.jpg", "images/@eaDir/a.jpg/THUMB_M.jpg", "images/d.jpg", "masks/d.npy"
+    )
+    assert pairs(tmp_path) == [("images/a.jpg", "masks/a.png")]
+    found = left_out(tmp_path)
+    assert sorted(found) == ["images/b.jp2", "images/d.jpg", "masks/c.tif", "masks/d.npy"]
+    assert "is not read: a label is called *.png here" in found["masks/c.tif"]
+    assert found["images/d.jpg"] == "no label masks/d.png; masks/d.npy is there, which is not read"
+
+
+def test_names_that_are_no_paths_are_left_out(tmp_path):
+    put(tmp_path, "images/a.jpg", "masks/a.png", "images/win\\z.jpg", "masks/win\\z.png")
+    bad = os.fsencode(tmp_path / "images") + b"/b\xff\n.jpg"
+    Path(os.fsdecode(bad)).write_bytes(b"")
+    assert pairs(tmp_path) == [("images/a.jpg", "masks/a.png")]
+    found = left_out(tmp_path)
+    assert "backslash" in found["images/win\\z.jpg"]
+    assert "backslash" in found["masks/win\\z.png"]
+    assert "UTF-8" in found["images/b\\udcff\\n.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val"), [("training", "validation"), ("train", "valid"), ("Train", "VAL")]
+)
+def test_folders_that_are_splits(tmp_path, train: str, val: str):
+    for split, names in ((train, "ab"), (val, "c"), ("test", "defg")):
+        put(tmp_path, *(f"images/{split}/{n}.jpg" for n in names))
+        put(tmp_path, *(f"masks/{split}/{n}.png" for n in names))
+    put(tmp_path, "images/loose.jpg")
+    assert [image for image, _ in pairs(tmp_path)] == [f"images/{train}/{n}.jpg" for n in "ab"]
+    assert pairs(tmp_path, "val") == [(f"images/{val}/c.jpg", f"masks/{val}/c.png")]
+    (note,) = own(tmp_path).listing("train").notes
+    assert note == "images/test: 4 images are not read, since test is no split here"
+    assert "lies in no folder of a split" in left_out(tmp_path)["images/loose.jpg"]
+
+
+def test_split_folders_that_do_not_fit(tmp_path):
+    put(tmp_path / "two", "images/val/a.jpg", "images/valid/b.jpg", "masks/val/a.png")
+    with pytest.raises(UserError, match=r"val and valid.*keep one"):
+        own(tmp_path / "two").listing("val")
+    put(tmp_path / "test", "images/train/a.jpg", "masks/train/a.png", "images/test/b.jpg")
+    assert "rename it to val" in own(tmp_path / "test").listing("train").notes[0]
+    assert "add one called val" in own(tmp_path / "test").empty_hint("val")
+    # A folder of any other kind may be called test too.
+    put(tmp_path / "kind", "images/test/a.jpg", "images/day/b.jpg", "masks/test/a.png")
+    assert pairs(tmp_path / "kind") == [("images/test/a.jpg", "masks/test/a.png")]
+    put(tmp_path / "few", "images/a.jpg", "masks/a.png")
+    assert "own.shop.val_fraction=0 " in own(tmp_path / "few", val_fraction=0.0).empty_hint("val")
+
+
+def test_masks_may_lie_among_the_images(tmp_path):
+    put(tmp_path, "images/a.png", "images/a_mask.png", "images/b.jpg", "images/b_mask.png")
+    found = pairs(tmp_path, masks="images", mask_suffix="_mask")
+    assert found == [("images/a.png", "images/a_mask.png"), ("images/b.jpg", "images/b_mask.png")]
+    assert left_out(tmp_path, masks="images", mask_suffix="_mask") == {}
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('id,name\n0,"two\nlines"\n', "line 3: name=two\\nlines: must be one line"),
+        ("id,name\n0,form\ffeed\n", "must be one line"),
+        ("id,name\n0,a\u2028b\n", "must be one line"),
+        ("id,name\n0,a\u0085b\n", "must be one line"),
+        ("id,name\n0,Bottle-X\n1,bottle_x\n", "same to the text encoder as 'Bottle-X'"),
+        ("id,name\n0,\uff22\uff25\uff2c\uff34\n1,belt\n", "same to the text encoder"),
+        ("id,name\n0,big  box\n1,Big Box\n", "same to the text encoder"),
+        ("id,name\n²,a\n", "id='²': must be a whole number"),
+        ("id,name\n" + "9" * 5000 + ",a\n", "must be a whole number from 0 to 254"),
+        ("id,name\n255,a\n", "stands for unlabelled pixels: write another id"),
+        ("id,name\n-1,a\n", "must be a whole number"),
+        ("id,name\n1e2,a\n", "must be a whole number"),
+        ("id,name\n0," + "x" * 200_000 + "\n", "field larger than field limit"),
+        ("id,name\n0," + "x" * 300 + "\n", "at most 200 characters"),
+        ("id,name\n" + "0,a\n" * 400_000, "too large"),
+        ("number,label\n0,a\n", "it is number, label"),
+        ("", "it is nothing"),
+        ("id,name\n0,a\n0,b\n", "id=0: comes twice"),
+        ("id,name\n0,\n", "has no name"),
+        ("id,name,universal\n0,a,rode\n", "universal='rode'"),
+        ("id,name,universal\n0,a,-\n", "names no class"),
+    ],
+    ids=range(21),
+)
+def test_tables_that_are_refused_in_one_line(tmp_path, table: str, words: str):
+    put(tmp_path, "images/a.jpg", "masks/a.png")
+    (tmp_path / "classes.csv").write_text(table, newline="")
+    with pytest.raises(UserError) as caught:
+        own(tmp_path)
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_a_table_of_another_encoding_is_refused(tmp_path):
+    put(tmp_path, "images/a.jpg", "masks/a.png")
+    (tmp_path / "classes.csv").write_bytes("id,name\n0,Straße\n".encode("latin-1"))
+    with pytest.raises(UserError, match="UTF-8"):
+        own(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table", ["ID;Name\n007;Road\n", "\ufeffid\tname\n7\tRoad\n", "name,id\nRoad,7"]
+)
+def test_tables_in_the_forms_that_spreadsheets_write(tmp_path, table: str):
+    put(tmp_path, "images/a.jpg", "masks/a.png")
+    (tmp_path / "classes.csv").write_text(table, encoding="utf-8")
+    (entry,) = own(tmp_path).classes
+    assert (entry.native_id, entry.name, entry.target) == (7, "Road", "road")
+
+
+def test_names_of_one_target_are_twins_in_native_classes_alone(tmp_path):
+    put(tmp_path, "images/a.jpg", "masks/a.png")
+    (tmp_path / "classes.csv").write_text("id,name\n0,Road\n1,road\n")
+    classes = own(tmp_path).classes
+    assert {entry.target for entry in classes} == {"road"}
+    of_classes("shop", classes, "universal")
+    with pytest.raises(UserError, match="'road' is the same to the text encoder as 'Road'"):
+        of_classes("shop", classes, "native")
+
+
+def counts(**pixels: int) -> np.ndarray:
+    table = np.zeros(256, np.int64)
+    for name, count in pixels.items():
+        table[int(name[1:])] = count
+    return table
+
+
+def test_masks_of_two_values_are_remarked(tmp_path):
+    put(tmp_path, "images/a.jpg", "masks/a.png")
+    reader = own(tmp_path)
+    unseen, binary = reader.remarks(counts(i0=9, i255=5))
+    assert unseen == "classes without a pixel in any mask: bottle (1)"
+    assert "nothing but 0 and 255" in binary
+    assert "write 1" in binary
+    assert reader.remarks(counts(i0=9, i1=3, i255=5)) == []
+    assert len(reader.remarks(counts(i0=9))) == 1
+
+
+def write_odd(root: Path) -> Path:
+    """A dataset with one fault of each kind among ten pairs, whose masks have 0 and 255 alone."""
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:9] = 255
+    for number in range(10):
+        write(root / f"images/p{number}.JPG", encode(noise(20, 30, number), ".jpg"))
+        write(root / f"masks/p{number}.png", encode(mask, ".png"))
+    write(root / "images/p0.png", encode(noise(20, 30, 99), ".png"))
+    write(root / "images/win\\z.jpg", b"")
+    write(root / "images/\x1b[2J\n.jp2", b"")
+    write(root / "classes.csv", TABLE)
+    return root
+
+
+def test_the_doctor_names_all_of_it(tmp_path, monkeypatch, capsys):
+    write_odd(tmp_path / "shop")
+    arguments = ["--own.shop.root", str(tmp_path / "shop"), "--own.shop.val_fraction=0"]
+    report = tmp_path / "report.json"
+    arguments += ["--workers=1", "--splits=[train]"]
+    monkeypatch.setattr("sys.argv", ["doctor.py", *arguments, "--out", str(report)])
+    assert doctor.command() == 1
+    captured = capsys.readouterr()
+    text = report.read_text()
+    for words in (
+        "has the name of images/p0.JPG",
+        "no image of one meaning",
+        "backslash",
+        "images/\\\\x1b[2J\\\\n.jp2",
+        "nothing but 0 and 255",
+        "bottle (1)",
+    ):
+        assert words in text, words
+    assert "remarks above should be read" in captured.out
+    assert "\x1b[2J" not in captured.out + captured.err
+
+
+def test_left_out_is_plain_text(tmp_path):
+    write_odd(tmp_path / "shop")
+    listing = own(tmp_path / "shop").listing("train")
+    assert all(bad == LeftOut(bad.name, bad.reason) for bad in listing.left_out)
+    assert all((bad.name + bad.reason).isprintable() for bad in listing.left_out)
