@@ -71,6 +71,12 @@ def parse(
         UserError: A key, a value or a combination is not allowed; names the nearest key.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(
+                f"{ascii(word)}: is not UTF-8 text, which settings and names on the command line "
+                "must be: rename the file, or write the word anew"
+            )
     parser = build_parser(config_class, description, bare)
     # Before the parser, which takes some mistakes silently and explains others in Python's words.
     check_settings(config_class, parser.get_defaults(), words, bare or {})

@@ -283,7 +283,7 @@ def test_the_command_from_anywhere(checkpoint, photos, tmp_path):
         ({"labels": "road", "other": "dog, ROAD"}, "other=ROAD: is the same"),
         ({"labels": " , "}, "names nothing"),
         ({"labels": "sky, two\u2028lines"}, "a label must be one line of text"),
-        ({"labels": "sky, \udce9"}, "a label must be one line of text"),
+        ({"labels": "sky, \udce9"}, "is not UTF-8 text"),
         ({"labels": "tree", "other": "tree"}, "one of the labels too"),
         ({"labels": "tree", "other": "1.5"}, "other=1.5"),
         ({"labels": "tree", "labels_file": "x.txt"}, "labels_file"),
