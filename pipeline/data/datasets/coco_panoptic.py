@@ -17,12 +17,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.data.datasets.base import Listing, Masks, Reader, Source, Split, pair, safe_key
-from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.checks import BadSample, reason_of
 from pipeline.data.pixels.official import decode_rgb_png
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 from pipeline.storage.archives.packed import Packing
 from pipeline.storage.base import Storage
+
+_MAX_SEGMENT = (1 << 24) - 1
+"""The largest number that the three bytes of a colour hold."""
 
 
 class COCOPanoptic(Reader):
@@ -62,29 +65,34 @@ class COCOPanoptic(Reader):
             return Listing((), ())
         return pair(images, labels, safe_key, self._segments(split))
 
-    def _segments(self, split: Split) -> dict[str, dict[str, list[int]]]:
-        """Reads the JSON: name of the image -> its segments, as `Source.extra` holds them."""
+    def _segments(self, split: Split) -> dict[str, dict[str, Any]]:
+        """Reads the JSON: name of the image -> its segments, as `Source.extra` holds them.
+
+        What is wrong with the segments of one image is kept as its `problem`.
+        """
         path = self._path(f"annotations/panoptic_{split}2017.json")
         try:
             index = json.loads(self.root.read(path), object_hook=_only_needed)
-            return {
-                image["file_name"].removesuffix(".png"): {
-                    "segment_ids": [int(segment_id) for segment_id, _ in image["segments_info"]],
-                    "category_ids": [int(category) for _, category in image["segments_info"]],
-                }
-                for image in index["annotations"]
-            }
+            found: dict[str, dict[str, Any]] = {}
+            for position, image in enumerate(index["annotations"]):
+                where = f"annotations[{position}]"
+                name = str(image["file_name"]).removesuffix(".png")
+                segments = _segments_of(image.get("segments_info"), where)
+                if found.get(name, segments) != segments:
+                    segments = _problem(f"{where} and another are both of it, and differ")
+                found[name] = segments
+            return found
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.root.uri}/{path}: must be there beside the panoptic PNGs: unzip "
                 "panoptic_annotations_trainval2017.zip"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
                 f"{self.root.uri}/{path}: must be the JSON of COCO's panoptic annotations "
-                f"({type(error).__name__}: {error}): unzip it again"
+                f"({type(error).__name__}: {reason_of(error)}): unzip it again"
             ) from error
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
@@ -97,6 +105,8 @@ class COCOPanoptic(Reader):
         return rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16
 
     def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        if problem := source.extra.get("problem"):
+            raise BadSample(f"{source.label}: the JSON's {problem}")
         pixels = self._segment_ids(data, source)
         # Segment 0, "nothing here", first: the ids stay sorted and every list has an entry.
         segment_ids = np.array([0, *source.extra["segment_ids"]], dtype=np.uint32)
@@ -116,10 +126,38 @@ class COCOPanoptic(Reader):
         return categories.astype(np.uint8)[position]
 
 
+def _problem(text: str) -> dict[str, Any]:
+    return {"problem": text}
+
+
+def _segments_of(infos: Any, where: str) -> dict[str, Any]:
+    """The segments of one image, or what is wrong with them."""
+    if not isinstance(infos, list):
+        return _problem(f"{where} has no list segments_info")
+    limits = {"id": _MAX_SEGMENT, "category_id": IGNORE - 1}
+    seen: set[int] = set()
+    for position, info in enumerate(infos):
+        place = f"{where}.segments_info[{position}]"
+        if not isinstance(info, tuple):
+            return _problem(f"{place} has no category_id")
+        for value, (key, most) in zip(info, limits.items(), strict=True):
+            if value is None:
+                return _problem(f"{place} has no {key}")
+            if type(value) is not int or not 1 <= value <= most:
+                return _problem(f"{place}.{key}={str(value)[:40]}: not COCO's: must be 1 to {most}")
+        if info[0] in seen:
+            return _problem(f"{place}.id={info[0]}: comes twice in one image")
+        seen.add(info[0])
+    return {
+        "segment_ids": [segment_id for segment_id, _ in infos],
+        "category_ids": [category for _, category in infos],
+    }
+
+
 def _only_needed(item: dict[str, Any]) -> Any:
     """Keeps of each JSON object what a label needs: the train file is 370 MB of text."""
     if "category_id" in item:
-        return item["id"], item["category_id"]
+        return item.get("id"), item["category_id"]
     if "segments_info" in item:
-        return {name: item[name] for name in ("file_name", "segments_info")}
+        return {name: item.get(name) for name in ("file_name", "segments_info")}
     return item if "annotations" in item else None

@@ -88,6 +88,8 @@ def _drawn(data: bytes, path: str) -> np.ndarray:
     canvas = ImageDraw.Draw(label)
     for number, item, points in objects:
         name = item["label"]
+        if not isinstance(name, str):
+            raise BadSample(f"{path}: objects[{number}].label: must be a text")
         if name not in ids:
             name = name.removesuffix("group")  # several at once: "persongroup"
         if name not in ids:

@@ -5,6 +5,7 @@ dataset of references, a struct array a group with one such dataset for each fie
 its matrices column by column, so every one read from HDF5 comes transposed.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,21 @@ import h5py
 import numpy as np
 import scipy.io
 
-from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.checks import (
+    MAX_PIXELS,
+    BadSample,
+    bad_sample_errors,
+    check_size,
+    reason_of,
+)
 from pipeline.errors import UserError
+
+_MAX_CELLS = 1_000_000
+"""Cells of an array; the official files have about 10,000."""
+_MAX_TEXT = 100_000
+_MAX_LETTERS = 100_000_000
+"""Letters of one text, and of all texts of an array."""
+_MAX_ITEM_BYTES = 4096
 
 
 def read_strings(path: Path, variable: str, field: str | None = None) -> list[str] | None:
@@ -31,6 +45,10 @@ def read_strings(path: Path, variable: str, field: str | None = None) -> list[st
         if h5py.is_hdf5(path):
             with h5py.File(path, "r", locking=False) as file:
                 return _hdf5_strings(file, variable, field)
+        # The header of a variable says how large it is before any of it is read.
+        for name, shape, _ in scipy.io.whosmat(path):
+            if name == variable and math.prod(map(int, shape)) > _MAX_CELLS:
+                raise ValueError(f"{variable} has {shape} cells: at most {_MAX_CELLS} are read")
         content = scipy.io.loadmat(
             path, squeeze_me=True, struct_as_record=True, variable_names=[variable]
         )
@@ -54,8 +72,10 @@ class LabelMats:
     def __init__(self, path: Path, variable: str, field: str) -> None:
         with _explained(path):
             self._file = h5py.File(path, "r", locking=False)
-            group: Any = self._file[variable]
-            self._references = np.asarray(group[field]).ravel()
+            group = _member(self._file, variable)
+            if not isinstance(group, h5py.Group):
+                raise ValueError(f"has no struct {variable}")
+            self._references = _cell(_member(group, field), field)
 
     def read(self, index: int) -> np.ndarray:
         """Reads one matrix.
@@ -71,27 +91,70 @@ class LabelMats:
             matrix: Any = self._file[self._references[index]]
             if not isinstance(matrix, h5py.Dataset) or matrix.ndim != 2:
                 raise BadSample(f"{where}: must be a matrix")
-            # Such a dataset's bytes would come from whatever other file it names.
-            if matrix.external or matrix.is_virtual:
+            if _lies_elsewhere(matrix):
                 raise BadSample(f"{where}: its values lie in another file")
             width, height = (int(length) for length in matrix.shape)
             check_size(where, width, height, MAX_PIXELS)
+            if matrix.dtype.kind not in "uif" or matrix.dtype.itemsize > 8:
+                raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
             values = matrix[()]
-        label = np.asarray(values).astype(np.uint8)
-        if values.dtype.kind not in "uif" or (label != values).any():
-            raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
+            label = np.asarray(values).astype(np.uint8)
+            if (label != values).any():
+                raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
         return np.ascontiguousarray(label.T)
 
 
 def _hdf5_strings(file: h5py.File, variable: str, field: str | None) -> list[str] | None:
-    cell: Any = file.get(variable)
+    cell = _member(file, variable)
     if field is not None:
-        cell = cell.get(field) if isinstance(cell, h5py.Group) else None
+        cell = _member(cell, field) if isinstance(cell, h5py.Group) else None
     if cell is None:
         return None
     # Transposed as any matrix: row by row here is MATLAB's column by column.
-    stored: list[Any] = [file[reference] for reference in np.asarray(cell).ravel()]
-    return [_text(item[()]) for item in stored]
+    texts, room = [], _MAX_LETTERS
+    for reference in _cell(cell, field or variable):
+        item: Any = file[reference]
+        texts.append(_text(_stored(item, "a text", min(room, _MAX_TEXT))[()]))
+        room -= len(texts[-1])
+    return texts
+
+
+def _member(group: h5py.Group, name: str) -> Any:
+    """An object of a group; None where there is none.
+
+    Raises:
+        ValueError: The name is a link, which could lead into any other file.
+    """
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{name} is a link: must be stored in the file itself")
+    return group[name]
+
+
+def _cell(cell: Any, name: str) -> np.ndarray:
+    """The references of a cell array: (n,) object."""
+    references = np.asarray(_stored(cell, name, _MAX_CELLS)[()]).ravel()
+    if h5py.check_ref_dtype(cell.dtype) is None:
+        raise ValueError(f"{name} holds {cell.dtype} where references must be")
+    return references
+
+
+def _stored(item: Any, name: str, most: int) -> h5py.Dataset:
+    """A dataset that may be read: its header says that its values are few, and lie in the file."""
+    if not isinstance(item, h5py.Dataset):
+        raise ValueError(f"{name} is no array")
+    if _lies_elsewhere(item):
+        raise ValueError(f"{name} has its values in another file")
+    if item.size is None or item.size > most or item.dtype.itemsize > _MAX_ITEM_BYTES:
+        raise ValueError(f"{name} has {item.size} values of {item.dtype}: at most {most} are read")
+    return item
+
+
+def _lies_elsewhere(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset's bytes would come from whatever other file it names."""
+    return bool(dataset.external) or dataset.is_virtual
 
 
 def _text(item: Any) -> str:
@@ -114,6 +177,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # Two libraries, each with errors of many kinds.
         raise UserError(
-            f"{path}: must be the official MATLAB file ({type(error).__name__}: {error}): "
+            f"{path}: must be the official MATLAB file "
+            f"({type(error).__name__}: {reason_of(error)}): "
             "download it again"
         ) from error

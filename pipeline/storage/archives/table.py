@@ -2,6 +2,7 @@
 
 Archives come from outside. A member whose name could leave the archive, a link, a device, an
 encrypted member and one that would expand beyond reason is refused and reported, never followed.
+A zip whose members share bytes is refused as a whole.
 """
 
 import json
@@ -12,7 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.storage.archives.blob import Blob
 from pipeline.storage.node_copies import spooled
 
@@ -24,6 +25,7 @@ _MAX_MEMBERS = 10_000_000
 _MAX_RATIO = 200
 """The most that a large member may expand. Real ones are images (about 1) and JSON (about 10)."""
 _LARGE_BYTES = 64 << 20
+_LOCAL_HEADER_BYTES = 30
 _HEADER_BUFFER_BYTES = 64 << 10
 
 
@@ -59,8 +61,25 @@ def zip_table(blob: Blob) -> Table:
         if isinstance(error, UserError):
             raise
         raise damaged(blob, "zip", error) from error
+    _check_apart(blob, infos)
     members = ((info.filename, *_zip_member(info, blob.size)) for info in infos)
     return _table(blob.name, members)
+
+
+def _check_apart(blob: Blob, infos: Iterable[zipfile.ZipInfo]) -> None:
+    """Refuses a zip whose members share bytes: that is how a small file unpacks to petabytes."""
+    last_end, last = 0, ""
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.header_offset < last_end:
+            names = " and ".join(printable(name[-80:]) for name in (last, info.filename))
+            raise UserError(
+                f"{blob.name}: must be a .zip whose members lie apart: {names} overlap, as in a "
+                "zip bomb: download it again"
+            )
+        # At least the header, a plain name and the data: the header's extra field is not known.
+        name = info.orig_filename
+        header = _LOCAL_HEADER_BYTES + (len(name) if name.isascii() else 0)
+        last_end, last = info.header_offset + header + info.compress_size, name
 
 
 def _zip_member(info: zipfile.ZipInfo, size: int) -> tuple[str, Member]:

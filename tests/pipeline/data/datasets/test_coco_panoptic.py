@@ -117,3 +117,51 @@ def test_a_missing_index_is_named(put: Put, tmp_path: Path):
     put("train2017/000000000009.jpg")
     with pytest.raises(UserError, match=r"panoptic_train2017\.json"):
         open_reader("coco_panoptic", str(tmp_path)).listing("train")
+
+
+@pytest.mark.parametrize(
+    ("infos", "words"),
+    [
+        ([{"id": -1, "category_id": 1}], r"segments_info\[0\]\.id=-1"),
+        ([{"id": 1 << 40, "category_id": 1}], r"\.id=1099511627776"),
+        ([{"id": float("inf"), "category_id": 1}], r"\.id=inf"),
+        ([{"id": float("nan"), "category_id": 1}], r"\.id=nan"),
+        ([{"id": "1", "category_id": 1}], r"\.id=1: not COCO's"),
+        ([{"id": 1, "category_id": 1e400}], r"\.category_id=inf"),
+        ([{"category_id": 1}], r"segments_info\[0\] has no id"),
+        ([{"id": 1}], r"segments_info\[0\] has no category_id"),
+        ([{"id": 1, "category_id": 1}, {"id": 1, "category_id": 2}], "comes twice"),
+        (5, "has no list segments_info"),
+    ],
+)
+def test_one_odd_annotation_is_one_bad_sample(put: Put, tmp_path: Path, infos, words: str):
+    put_one(put, [[1]], {1: 1})
+    put("val2017/000000000002.jpg")
+    put("annotations/panoptic_val2017/000000000002.png", png(colours([[1]]), "RGB"))
+    good = {"file_name": f"{NAME}.png", "segments_info": [{"id": 1, "category_id": 1}]}
+    odd = {"file_name": "000000000002.png", "segments_info": infos}
+    put(JSON, {"annotations": [good, odd]})
+    reader = open_reader("coco_panoptic", str(tmp_path))
+    first, second = sorted(reader.listing("val").sources, key=lambda source: source.key == NAME)
+    assert reader.native_label(second).tolist() == [[1]]
+    with pytest.raises(
+        BadSample, match=rf"000000000002\.png: the JSON's annotations\[1\].*{words}"
+    ):
+        reader.native_label(first)
+
+
+def test_two_annotations_of_one_image_that_differ(put: Put, tmp_path: Path):
+    put_one(put, [[1]], {1: 1})
+    infos = [[{"id": 1, "category_id": 1}], [{"id": 1, "category_id": 2}]]
+    put(JSON, {"annotations": [{"file_name": f"{NAME}.png", "segments_info": i} for i in infos]})
+    reader = open_reader("coco_panoptic", str(tmp_path))
+    (source,) = reader.listing("val").sources
+    with pytest.raises(BadSample, match="and differ"):
+        reader.native_label(source)
+
+
+def test_an_index_of_many_levels_is_named(put: Put, tmp_path: Path):
+    put_one(put, [[1]], {1: 1})
+    put(JSON, b"[" * 200_000)
+    with pytest.raises(UserError, match=r"panoptic_val2017\.json.*nested too deeply"):
+        open_reader("coco_panoptic", str(tmp_path)).listing("val")

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,12 @@ def test_points_may_lie_outside(put: Put, tmp_path: Path):
         ([box("autorikshaw", 0, 0, 1, 1)], {}, "did you mean 'autorickshaw'"),
         ([box("sky", 0, 0, float("nan"), 1)], {}, "too far"),
         ([box("sky", 0, 0, 1e30, 1)], {}, "too far"),
-        ([{"label": "sky", "polygon": [[0], [1], [2]]}], {}, "cannot be read"),
-        ([{"polygon": [[0, 0], [1, 1], [2, 2]]}], {}, "cannot be read"),
-        (["sky"], {}, "cannot be read"),
+        ([{"label": "sky", "polygon": [[0], [1], [2]]}], {}, "must be a list of points"),
+        ([{"polygon": [[0, 0], [1, 1], [2, 2]]}], {}, r"objects\[0\] has no label"),
+        (["sky"], {}, r"objects\[0\] is no object"),
         ([], {"imgWidth": 60000, "imgHeight": 60000}, "60000 x 60000"),
         ([], {"imgWidth": 0}, "0 x 3"),
-        ([], {"imgWidth": "wide"}, "cannot be read"),
+        ([], {"imgWidth": "wide"}, "imgWidth=wide: must be a number"),
     ],
 )
 def test_bad_polygons(put: Put, tmp_path: Path, objects: list[Any], size: Any, message: str):
@@ -134,3 +135,57 @@ def test_two_copies_of_a_part_are_refused(put: Put, tmp_path: Path):
         put(f"{top}/gtFine/train/0/1_gtFine_polygons.json", {})
     with pytest.raises(UserError, match="must hold the dataset once"):
         open_reader("idd", str(tmp_path))
+
+
+SQUARE = [[0, 0], [3, 0], [3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" * 200_000, "nested too deeply"),
+        (b"[]", "must hold one JSON object"),
+        ({"imgWidth": 4, "objects": []}, "has no imgHeight"),
+        ({"imgHeight": 3, "imgWidth": 4}, "has no list of objects"),
+        ({"imgHeight": float("inf"), "imgWidth": 4, "objects": []}, "imgHeight=inf"),
+        ({"imgHeight": "3", "imgWidth": 4, "objects": []}, "imgHeight=3"),
+        (
+            {"objects": [{"label": "car", "polygon": SQUARE}, {"label": "car"}]},
+            r"\[1\] has no polygon",
+        ),
+        ({"objects": [{"polygon": SQUARE}]}, r"objects\[0\] has no label"),
+        ({"objects": [5]}, r"objects\[0\] is no object"),
+        ({"objects": [{"label": 5, "polygon": SQUARE}]}, r"objects\[0\]\.label"),
+        ({"objects": [{"label": "car", "polygon": 5}]}, r"objects\[0\]\.polygon: must be a list"),
+        (
+            {"objects": [{"label": "car", "polygon": [1, 2, 3]}]},
+            r"polygon: must be a list of points",
+        ),
+        (
+            {"objects": [{"label": "car", "polygon": [[1, 10**400]] * 3}]},
+            "must be a list of points",
+        ),
+        ({"objects": [{"label": "car", "polygon": [[1, 1e300]] * 3}]}, "too far"),
+    ],
+    ids=range(14),
+)
+def test_what_is_wrong_with_a_file_is_named_with_its_place(put, tmp_path, content, words: str):
+    if isinstance(content, dict) and len(content) == 1:
+        content = {"imgHeight": 3, "imgWidth": 4, **content}
+    put("leftImg8bit/train/0/024541_leftImg8bit.png")
+    put(LABEL, content)
+    reader = open_reader("idd", str(tmp_path))
+    (source,) = reader.listing("train").sources
+    with pytest.raises(BadSample, match=rf"024541_gtFine_polygons\.json.*{words}"):
+        reader.native_label(source)
+
+
+@pytest.mark.parametrize("per_object", [300_000, 3])
+def test_polygons_of_many_points_are_refused_in_time(put, tmp_path, per_object: int):
+    corners = [[0, 0], [3, 2], [1, 1]] * (per_object // 3)
+    objects = [{"label": "car", "polygon": corners}] * (300_000 // per_object)
+    reader, source = opened(put, tmp_path, objects, imgHeight=4000, imgWidth=6000)
+    began = time.monotonic()
+    with pytest.raises(BadSample, match="more points than can be drawn in time"):
+        reader.native_label(source)
+    assert time.monotonic() - began < 20

@@ -214,6 +214,19 @@ def test_a_bomb_is_refused_by_what_it_declares(tmp_path: Path):
     assert "more than 200 times" in archive.refused[0][1]
 
 
+def test_members_that_share_bytes_are_refused(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "good.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(1 << 20))
+        infos = [archive.infolist()[0]]
+        for number in range(50):
+            info = zipfile.ZipInfo(f"{number:05d}")
+            for name in ("header_offset", "CRC", "compress_size", "file_size", "compress_type"):
+                setattr(info, name, getattr(infos[0], name))
+            archive.filelist.append(info)
+    with pytest.raises(UserError, match=r"good\.zip: .*members lie apart: .* overlap"):
+        archive_at(tmp_path / "good.zip")
+
+
 def test_a_bomb_that_declares_little_is_cut_off(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(80 << 20))
