@@ -3,6 +3,7 @@
     model.safetensors  config.yaml  labels.txt  texts.txt    the model: see `model.checkpoint`
     metrics.json  provenance.json    what it achieved, and what it was trained on by which code
     trainer.pt  order.txt            what training needs to continue; in the folders of steps only
+    files.json                       size and digest of each: see `pipeline.checkpoints.whole`
 
 The second line is read and written by `pipeline.checkpoints.provenance`, the third by
 `pipeline.training.saving.checkpoint`.

@@ -5,10 +5,12 @@ Only manifests are read; nothing is trained, written or started.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from model.checkpoint import is_one_line
 from pipeline.checkpoints.files import MOST_NAMED, manifest_tags
 from pipeline.data.datasets.few_shot.training import class_of, without_fold
 from pipeline.data.ingest.mixture import Mixture
@@ -99,6 +101,7 @@ def make_plan(config: TrainMixConfig, corpus: Corpus | None = None) -> RunPlan:
     labels = episode_labels(used.values(), config.train) or training_labels(
         used.values(), config.train.labels, corpus.taxonomy
     )
+    _check_names(config.data.shards, (*labels.names, *labels.texts))
     # Distractors are drawn in the workers; too few of them are refused here.
     distractor_texts(config.train.distractors, labels)
     return RunPlan(config, corpus, mixture, labels, validation_corpus(config, corpus))
@@ -159,3 +162,14 @@ def validation_corpus(config: TrainMixConfig, training: Corpus) -> Corpus | None
             "one of them, or add the dataset to train.val_datasets"
         )
     return Corpus(config.data.shards, split, manifests, training.taxonomy)
+
+
+def _check_names(shards: str, names: Iterable[str]) -> None:
+    """Refuses a class that no checkpoint could be written with, before anything is trained."""
+    for name in names:
+        if not is_one_line(name):
+            raise UserError(
+                f"data.shards={shards}: the class {name!r} has a line break in its name, and a "
+                "checkpoint's labels are one a line: correct the name in the dataset's table of "
+                "classes and prepare the shards again"
+            )

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig, plain
 from pipeline.training.plan import RunPlan
 from pipeline.training.questions.labels import LabelSpace
-from pipeline.training.saving.snapshot import address_of, repair
+from pipeline.training.saving.snapshot import address_of, newest_whole, repair
 from pipeline.training.state.warm_start import check_start
 
 _FIXED = (
@@ -41,10 +41,10 @@ def first_step(plan: RunPlan) -> int:
     """Steps of the run that are done already, 0 for a new one, after all that could forbid it.
 
     Raises:
-        UserError: The run has checkpoints of other settings, labels or data than the plan; or it
-            is new, and cannot start from `run.start_from`.
+        UserError: The run has checkpoints of other settings, labels or data than the plan, or none
+            that is whole; or it is new, and cannot start from `run.start_from`.
     """
-    step = repair(plan.config.run)
+    step = repair(plan.config.run) and newest_whole(plan.config.run)
     if step:
         check_resumable(plan.config, plan.labels, plan.manifest_tags, step)
     else:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from safetensors import SafetensorError
 
 from pipeline.checkpoints.files import step_folder
 from pipeline.checkpoints.provenance import save_model
+from pipeline.checkpoints.whole import write_digests
 from pipeline.errors import UserError
 from pipeline.ray_internals import RunStorage
 from pipeline.storage.retry import retry
@@ -68,6 +70,7 @@ class Saver:
 
         Raises:
             UserError: There is no room for the local folder.
+            Exception: The state cannot be written, wherever: no later checkpoint could be.
         """
         step = self._state.step
         report = {"step": step, **metrics, "order": order.summary(self._state.order)}
@@ -135,10 +138,13 @@ class Saver:
                 checkpoint.save(folder, state, provenance)
             else:
                 save_model(folder, state.evaluated, provenance)
-        except Exception as error:  # safetensors has an exception of its own for a full disk
+        except Exception as error:
             # The half-written folder goes at once: its room is what the next checkpoint needs.
             if folder is not None:
                 self._folders.remove(folder)
+            # Room may come back; what is wrong with the state or the code does not pass.
+            if not _is_of_the_disk(error):
+                raise
             self._lost += 1
             if required or self._lost >= _LOST_IN_A_ROW:
                 raise UserError(
@@ -179,6 +185,11 @@ class Saver:
         """Copies a folder to the storage, as often as it takes."""
         began = time.monotonic()
         try:
+            # On this thread, because it reads all that was written.
+            write_digests(Path(local.path))
+        except OSError as error:
+            logger.warning("%s: stored without the digests of its files: %s", name, error)
+        try:
             return retry(
                 lambda: self._storage.upload(local, name),
                 self._train.storage_patience_s,
@@ -195,3 +206,12 @@ class Saver:
                 f"{self._train.storage_patience_s:g}): {reason}: make room or see to the store; "
                 "the same command goes on from the last checkpoint that was stored"
             ) from None
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether a file could not be written, for which each library has an exception of its own."""
+    if isinstance(error, SafetensorError):
+        return "os error" in str(error).lower() or "i/o" in str(error).lower()
+    if isinstance(error, RuntimeError):  # torch.save's, whose archive writer is not Python's.
+        return any(word in str(error) for word in ("PytorchStreamWriter", "unexpected pos"))
+    return isinstance(error, OSError)

@@ -11,6 +11,7 @@ from typing import Any
 import ray.train
 
 from pipeline.checkpoints.files import TRAINER, step_folder, step_of
+from pipeline.checkpoints.whole import fault_of
 from pipeline.errors import UserError
 from pipeline.ray_internals import SNAPSHOT
 from pipeline.storage.open import open_storage
@@ -82,13 +83,64 @@ def repair(run: RunConfig) -> int:
         data = storage.read(spare)
         snapshot = json.loads(data)
         storage.write(path, data)
+    latest = snapshot.get("latest_checkpoint_result")
     for result in snapshot.get("checkpoint_results", []):
         folder = f"{run.name}/{result['checkpoint_dir_name']}"
-        if not storage.exists(f"{folder}/{TRAINER}"):
+        # The newest is looked at more closely by `newest_whole`, which takes the one before it.
+        if result != latest and not storage.exists(f"{folder}/{TRAINER}"):
             raise UserError(
                 f"run.name={run.name}: its checkpoint {folder} in {run.storage} is gone or not "
                 "whole, and Ray Train resumes only where all that it knows of are there: put it "
                 "back, or give the run another name"
             )
-    latest = snapshot.get("latest_checkpoint_result")
     return step_of(latest["checkpoint_dir_name"]) if latest else 0
+
+
+def newest_whole(run: RunConfig) -> int:
+    """Makes the run go on from its newest checkpoint whose files are all whole.
+
+    Newer ones, which were cut off or lost a file, are taken out of the snapshot; their folders stay
+    until training writes them anew.
+
+    Returns:
+        Steps done in that checkpoint; 0 when the run has none.
+
+    Raises:
+        UserError: No checkpoint of the run is whole; names a file.
+    """
+    storage, path = open_storage(run.storage), f"{run.name}/{SNAPSHOT}"
+    if not storage.exists(path):
+        return 0
+    state = json.loads(storage.read(path))
+    latest = state.get("latest_checkpoint_result")
+    if not latest:
+        return 0
+    known = {step_of(r["checkpoint_dir_name"]): r for r in (*state["checkpoint_results"], latest)}
+    faults: list[str] = []
+    for step in sorted(known, reverse=True):
+        fault = fault_of(storage, f"{run.name}/{step_folder(step)}")
+        if not fault:
+            break
+        faults.append(f"{step_folder(step)}: {fault}")
+    else:
+        raise UserError(
+            f"run.name={run.name}: none of its checkpoints in {run.storage}/{run.name} is whole "
+            f"({'; '.join(faults[:3])}): put the file back, or give the run another name to start "
+            "over"
+        )
+    if faults:
+        logger.warning(
+            "run %s: not every checkpoint is whole (%s): it goes on from %s, the newest whole one",
+            run.name,
+            "; ".join(faults),
+            step_folder(step),
+        )
+        results = state["checkpoint_results"]
+        kept = [n for n, r in enumerate(results) if step_of(r["checkpoint_dir_name"]) <= step]
+        # Ray keeps a list beside this one, and refuses a snapshot in which they differ in length.
+        for key in ("checkpoint_results", "checkpoint_report_indices"):
+            if len(state.get(key, ())) == len(results):
+                state[key] = [state[key][n] for n in kept]
+        state["latest_checkpoint_result"] = known[step]
+        storage.write(path, json.dumps(state).encode())
+    return step

@@ -9,6 +9,8 @@ from pipeline.data.datasets.own import OwnDataset
 from pipeline.data.prepare.config import PrepareConfig, RootsConfig
 from pipeline.data.prepare.run import prepare
 from pipeline.data.taxonomy import universal
+from pipeline.errors import UserError
+from pipeline.training import plan
 from pipeline.training.driver.launch import plan_run, train
 from tests.jobs.test_prepare_labels import write_shop
 from tests.support.mini_shards import MiniShards
@@ -35,3 +37,10 @@ def test_a_native_dataset_and_one_of_the_users_are_trained_together(tmp_path):
     assert outcome.metrics["step"] == 4
     assert np.isfinite(outcome.metrics["train/loss"])
     assert 0 <= outcome.metrics["val/miou"] <= 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\f", "\x1c"])
+def test_a_class_whose_name_is_no_line_is_refused_before_training(end):
+    plan._check_names("shards", ["road", "", "traffic light"])
+    with pytest.raises(UserError, match=r"data\.shards=shards: the class .* has a line break"):
+        plan._check_names("shards", ["road", f"two{end}lines"])

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.checkpoints.files import TRAINER, step_folder
+from pipeline.checkpoints.whole import write_digests
 from pipeline.errors import UserError
 from pipeline.training.config import RunConfig
 from pipeline.training.saving import snapshot
@@ -28,7 +31,7 @@ def run(tmp_path) -> RunConfig:
 
 def write(folder, latest: int) -> None:
     names = [{"checkpoint_dir_name": step_folder(step)} for step in (4, 8)]
-    state = {"checkpoint_results": names}
+    state = {"checkpoint_results": names, "checkpoint_report_indices": [0, 1]}
     state["latest_checkpoint_result"] = {"checkpoint_dir_name": step_folder(latest)}
     (folder / SNAPSHOT).write_text(json.dumps(state))
 
@@ -62,3 +65,36 @@ def test_a_checkpoint_that_was_taken_away_is_named(run, tmp_path):
 def test_a_report_without_a_checkpoint_copies_nothing(run, tmp_path):
     SnapshotKeeper(run).after_report(None, [], None)
     assert not (tmp_path / "mine" / SPARE).exists()
+
+
+def whole(folder) -> None:
+    save_file({"w": torch.ones(9)}, folder / "model.safetensors")
+    torch.save({"step": 1}, folder / TRAINER)
+    for name in ("config.yaml", "labels.txt", "order.txt"):
+        (folder / name).write_text("a: 1\n")
+    write_digests(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", TRAINER, "labels.txt", "config.yaml"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_run_falls_back_to_its_newest_whole_checkpoint(run, tmp_path, caplog, name, cut):
+    for step in (4, 8):
+        whole(tmp_path / "mine" / step_folder(step))
+    assert snapshot.newest_whole(run) == 8
+    damaged = tmp_path / "mine" / step_folder(8) / name
+    damaged.write_bytes(damaged.read_bytes()[:3]) if cut else damaged.unlink()
+    assert snapshot.repair(run) == 8
+    assert snapshot.newest_whole(run) == 4
+    assert f"step_00000008: {name}" in caplog.text
+    assert "goes on from step_00000004" in caplog.text
+    assert snapshot.latest_step(run) == 4
+    state = json.loads((tmp_path / "mine" / SNAPSHOT).read_text())
+    assert [r["checkpoint_dir_name"] for r in state["checkpoint_results"]] == [step_folder(4)]
+    assert state["checkpoint_report_indices"] == [0]
+    (tmp_path / "mine" / step_folder(4) / name).unlink()
+    with pytest.raises(UserError, match=rf"none of its checkpoints.*{name} is missing"):
+        snapshot.newest_whole(run)
+
+
+def test_a_new_run_has_nothing_to_fall_back_from(tmp_path):
+    assert snapshot.newest_whole(RunConfig(name="mine", storage=str(tmp_path))) == 0

@@ -20,11 +20,14 @@ from ray.train.v2._internal.execution.context import (
     TrainContext,
 )
 from ray.train.v2._internal.execution.worker_group.thread_runner import ThreadRunner
+from safetensors import SafetensorError
 
+from model.errors import ModelError
 from model.lseg import LSeg
 from pipeline.checkpoints.files import step_folder
 from pipeline.errors import UserError
 from pipeline.training.config import RunConfig
+from pipeline.training.saving import checkpoint
 from pipeline.training.saving.local_folders import LocalFolders
 from pipeline.training.saving.saver import Saver
 from tests.support.local_saver import local_saver
@@ -301,3 +304,32 @@ def test_a_worker_removes_what_an_attempt_before_it_left(tmp_path, local, monkey
     os.close(mine._folders._locks.pop(left))
     saver(tmp_path, monkeypatch)
     assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "of_the_disk"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (SafetensorError("Error while serializing: I/O error: No space left on device"), True),
+        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0"), True),
+        (KeyError("a defect"), False),
+        (ModelError("labels: a label must be one line"), False),
+        (RuntimeError("shapes differ"), False),
+        (SafetensorError("tensors share memory"), False),
+    ],
+)
+def test_only_a_full_disk_lets_a_later_checkpoint_make_up_for_it(
+    local, tmp_path, monkeypatch, error, of_the_disk
+):
+    mine, _ = saver(tmp_path, monkeypatch)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save", fail)
+    if of_the_disk:
+        assert mine._write_local({"step": 0}, required=False) is None
+    else:
+        with pytest.raises(type(error), match=str(error.args[0])[:10]):
+            mine._write_local({"step": 0}, required=False)
+    assert list(local.iterdir()) == []
