@@ -74,7 +74,7 @@ def parse(
     for word in words:
         if any("\ud800" <= letter <= "\udfff" for letter in word):
             raise UserError(
-                f"{ascii(word)}: is not UTF-8 text, which settings and names on the command line "
+                f"{word!a}: is not UTF-8 text, which settings and names on the command line "
                 "must be: rename the file, or write the word anew"
             )
     parser = build_parser(config_class, description, bare)

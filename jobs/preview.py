@@ -4,6 +4,8 @@ python jobs/preview.py --shards s3://lseg/mix7 --out preview.html
 python jobs/preview.py --shards DIR --datasets '[ade20k]' --splits '[val]' --count 40
 """
 
+import contextlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +60,24 @@ def run(config: PreviewConfig) -> None:
         config.seed,
     )
     out = Path(config.out).absolute()
-    out.write_text(render_page(chapters, f"Shards in {config.shards}"), encoding="utf-8")
+    _write(out, render_page(chapters, f"Shards in {config.shards}"))
     images = sum(len(chapter.images) for chapter in chapters)
     print(f"{out}: {images} images, {out.stat().st_size / 2**20:.1f} MiB")
+
+
+def _write(out: Path, page: str) -> None:
+    """Writes the page whole, or leaves what was there."""
+    partial = out.with_name(f".{out.name[:100]}.{os.getpid()}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
+        os.replace(partial, out)
+    except OSError as error:
+        raise UserError(
+            f"out={out}: cannot be written ({error.strerror}): make room, or give another place"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

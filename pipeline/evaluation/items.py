@@ -21,7 +21,7 @@ from pipeline.data.shards.format import (
     ShardRecord,
     read_sample,
 )
-from pipeline.data.taxonomy import lookup_table
+from pipeline.data.taxonomy import IGNORE, lookup_table
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -124,7 +124,8 @@ class ShardItems(ItemSource):
                     f"shards={self.root}: {shard.name} holds no native labels, which this "
                     f"protocol needs: give roots.{self.dataset}, or convert with native labels"
                 )
-            return Item(record.key, *decode(sample.jpeg, label))
+            num_classes = IGNORE if self.native else len(self.manifest.class_names)
+            return Item(record.key, *decode(sample.jpeg, label, num_classes))
         except (ShardError, BadSample) as error:
             raise UnreadableItem(f"{shard.name}, key {record.key}: {error}") from None
 

@@ -1,4 +1,5 @@
 import base64
+import errno
 import io
 import re
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import preview
 from jobs.cli import main
 from jobs.preview import PreviewConfig, run
 from pipeline.data.inspect.page import render_page, run_lengths
@@ -18,6 +20,7 @@ from pipeline.data.inspect.samples import load_chapters
 from pipeline.data.prepare.config import PrepareConfig, RootsConfig
 from pipeline.data.prepare.run import prepare
 from pipeline.data.taxonomy import universal
+from pipeline.errors import UserError
 from tests.support.tiny_roots import encode, write, write_ade20k, write_cityscapes
 
 
@@ -176,3 +179,18 @@ def test_a_real_browser_filters_by_class(shards, tmp_path):
     assert shown("") == (8, 0)
     assert shown("#class=building") == (8, 7)
     assert shown("#class=car") == (8, 1)
+
+
+def test_a_full_disk_leaves_no_half_page(tmp_path, monkeypatch):
+    page = tmp_path / "p.html"
+    page.write_text("the old page")
+
+    def fail(self: Path, *_: object, **__: object) -> None:
+        self.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(UserError, match=r"p\.html: cannot be written \(No space left on device\)"):
+        preview._write(page, "new")
+    assert page.read_bytes() == b"the old page"
+    assert [path.name for path in tmp_path.iterdir()] == ["p.html"]

@@ -23,7 +23,7 @@ KINDS = {
     "unknown id": "label with ids outside the dataset's table",
     # Shards: what makes them differ from their manifest.
     "unfinished": "folder without a manifest",
-    "manifest": "manifest that cannot be read",
+    "manifest": "manifest that cannot be read, or whose classes cannot be trained on",
     "shard": "shard that is missing, cut short or changed",
     "offset": "sample that is not where, or not what, the manifest says",
     "decode": "stored sample that does not decode as recorded",

@@ -19,6 +19,7 @@ from pipeline.data.shards.format import (
     folder,
     read_sample,
 )
+from pipeline.data.shards.union import label_problems
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
@@ -60,6 +61,8 @@ def check_shards(
         if manifest is None:
             continue
         manifests[dataset, split] = manifest
+        path = f"{section.name}/{MANIFEST_NAME}"
+        section.findings += [Finding("manifest", path, text) for text in label_problems(manifest)]
         section.samples = manifest.num_samples
         known = {MANIFEST_NAME, *(shard.name for shard in manifest.shards)}
         strays = (path for path in paths if path.rpartition("/")[2] not in known)

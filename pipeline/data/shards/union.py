@@ -5,6 +5,7 @@ so that a run over universal shards alone keeps their ids; then come those that 
 user's, or a dataset in its own classes, adds.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -23,6 +24,11 @@ def union_of(manifests: Mapping[str, Manifest]) -> Taxonomy:
     names: dict[str, None] = {}
     known = universal()
     for dataset, manifest in manifests.items():
+        if len({*manifest.class_names}) < len(manifest.class_names):
+            raise UserError(
+                f"{dataset}/{manifest.split}: the manifest names a class twice: convert the "
+                "dataset again"
+            )
         if not manifest.classes and manifest.taxonomy_fingerprint != known.fingerprint:
             raise UserError(
                 f"{dataset}/{manifest.split}: labels of taxonomy {manifest.taxonomy!r}, which this "
@@ -40,6 +46,29 @@ def union_of(manifests: Mapping[str, Manifest]) -> Taxonomy:
             f"{IGNORE} together: name fewer of them in data.weights, or use one taxonomy"
         )
     return Taxonomy("+".join(dict.fromkeys(m.taxonomy for m in manifests.values())), tuple(names))
+
+
+def label_problems(manifest: Manifest) -> list[str]:
+    """Why the labels of one manifest cannot be trained on, or not as it says; nothing if they can.
+
+    The doctor reports them; `union_of` refuses the ones that no training can work with.
+    """
+    known, classes = universal(), manifest.classes
+    problems = []
+    if not classes and manifest.taxonomy_fingerprint != known.fingerprint:
+        problems.append(
+            f"labels of taxonomy {manifest.taxonomy!r}, which this program does not know (it has "
+            f"{known.name})"
+        )
+    if classes and Taxonomy(manifest.taxonomy, classes).fingerprint != (
+        manifest.taxonomy_fingerprint
+    ):
+        problems.append("the taxonomy's fingerprint is not that of its classes")
+    if len(classes) > IGNORE:
+        problems.append(f"{len(classes)} classes: must be at most {IGNORE}")
+    if twice := sorted(name for name, count in Counter(classes).items() if count > 1):
+        problems.append(f"classes that come twice: {', '.join(twice[:5])}")
+    return problems
 
 
 def ids_in(manifest: Manifest, taxonomy: Taxonomy) -> np.ndarray | None:

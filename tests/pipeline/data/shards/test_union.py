@@ -13,7 +13,7 @@ from pipeline.data.prepare.config import PrepareConfig
 from pipeline.data.prepare.run import prepare
 from pipeline.data.shards.corpus import Corpus, SampleReader, open_corpus
 from pipeline.data.shards.format import Manifest
-from pipeline.data.shards.union import ids_in, pixels_in, union_of
+from pipeline.data.shards.union import ids_in, label_problems, pixels_in, union_of
 from pipeline.data.taxonomy import IGNORE, Taxonomy, universal
 from pipeline.data.taxonomy.labelling import OwnClass, in_native, in_universal, of_classes
 from pipeline.errors import UserError
@@ -150,3 +150,23 @@ def assert_the_stream_has_these_ids(corpus: Corpus, reader: SampleReader) -> Non
         seen |= {dataset}
     assert seen == {"depot", "shop"}
     assert corpus.taxonomy.id_of("belt") in batch["label"]  # Stored as 1 by the depot.
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ({}, None),
+        ({"taxonomy_fingerprint": "0" * 16}, "fingerprint is not that"),
+        ({"classes": (), "taxonomy_fingerprint": "0" * 16}, "does not know"),
+        ({"classes": tuple(f"c{i}" for i in range(300))}, "300 classes: must be at most 255"),
+        ({"classes": ("a", "b", "a")}, "come twice: a"),
+    ],
+)
+def test_what_is_wrong_with_the_classes_of_a_manifest(edit, words):
+    found = label_problems(replace(manifest(Taxonomy("t", ("a", "b"))), **edit))
+    assert any(words in problem for problem in found) if words else found == []
+
+
+def test_a_class_that_comes_twice_is_refused():
+    with pytest.raises(UserError, match="names a class twice"):
+        union_of({"shop": manifest(Taxonomy("t", ("a", "b", "a")))})
