@@ -36,11 +36,11 @@ class Limits:
     """Limits of one call; a larger value is refused before any work."""
 
     max_images: int = 32
-    max_image_mib: float = 24
+    max_image_mib: float = 16
     """Size of one file."""
     max_image_mpx: float = 24
     """Megapixels of one image, read from its header."""
-    max_call_mib: float = 24
+    max_call_mib: float = 16
     """Size of all files of a call."""
     max_call_mpx: float = 96
     """Megapixels of all images of a call, read from their headers."""
