@@ -5,6 +5,7 @@ else in the project does. To add a dataset, write a subclass of `Reader` in a fi
 table in `pipeline/data/taxonomy/`, and register it in this package's `__init__.py`.
 """
 
+import errno
 import hashlib
 import re
 from abc import ABC, abstractmethod
@@ -37,6 +38,10 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 _SAMPLE_SUFFIXES = (".jpg", ".png", ".json")
 _MAX_NOTES = 20
+_OF_ONE_FILE = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+)
+"""Refusals of a disk that say nothing of its other files."""
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training", "train2017"),
     "val": ("val", "validation", "val2017", "test"),
@@ -212,6 +217,11 @@ class Reader(ABC):
             raise BadSample(str(error)) from error
         except ObjectError as error:
             raise NoAccess(str(error)) from error
+        except (UserError, OSError) as error:
+            reason = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(reason, OSError) and reason.errno in _OF_ONE_FILE:
+                raise NoAccess(f"{path}: {reason.strerror}") from error
+            raise
 
     def _read_segments(self, path: str) -> bytes:
         return self.read(path, f"{path}: must be there for the relabelling")

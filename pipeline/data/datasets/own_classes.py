@@ -83,8 +83,8 @@ def _class_of(row: dict[str, str], line: str) -> OwnClass:
     number, name = (row["id"] or "").strip(), (row["name"] or "").strip()
     if number.lstrip("0") == str(IGNORE):
         raise UserError(
-            f"{line}: id=255: stands for unlabelled pixels: write another id, such as 1, into the "
-            "masks and here"
+            f"{line}: id={_shown(number)!r}: must be a whole number from 0 to 254, since 255 "
+            "stands for unlabelled pixels: write another id, such as 1, into the masks and here"
         )
     if not re.fullmatch(r"0*[0-9]{1,3}", number, re.ASCII) or int(number[-3:]) >= IGNORE:
         raise UserError(f"{line}: id={_shown(number)!r}: must be a whole number from 0 to 254")

@@ -3,9 +3,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
+from pipeline.data.datasets.own import OwnDataset, open_own
+from pipeline.errors import UserError
+from pipeline.storage.base import ObjectError
 from pipeline.storage.names import is_hidden, why_unusable
 from pipeline.storage.open import open_storage
+from pipeline.storage.s3 import S3Storage
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,40 @@ def test_odd_names_are_listed_and_stop_nothing(tmp_path: Path):
     assert len(listed) == 4
     assert [name for name in listed if not why_unusable(name)] == ["good.jpg"]
     assert storage.folders() == ()
+
+
+def test_odd_keys_of_a_bucket_are_left_out_of_a_dataset(s3_bucket: str):
+    storage = open_storage(f"{s3_bucket}/odd")
+    assert isinstance(storage, S3Storage)
+    storage.write("classes.csv", b"id,name\n0,wall\n")
+    for stem in ("a", "w//z", "win\\z"):
+        for key in (f"odd/images/{stem}.jpg", f"odd/masks/{stem}.png"):
+            storage._client.put_object(Bucket=storage._bucket, Key=key, Body=b"x")
+    listing = open_own("shop", OwnDataset(root=storage.uri, val_fraction=0.0)).listing("train")
+    assert [source.image for source in listing.sources] == ["images/a.jpg"]
+    reasons = {bad.name: bad.reason for bad in listing.left_out}
+    assert len(reasons) == 4
+    assert "empty part" in reasons["images/w//z.jpg"]
+    assert "backslash" in reasons["masks/win\\z.png"]
+
+
+@pytest.mark.parametrize(
+    ("code", "operation", "of_one"),
+    [
+        ("AccessDenied", "GetObject", True),
+        ("403", "HeadObject", True),
+        ("AccessDenied", "ListObjectsV2", False),
+        ("ExpiredToken", "GetObject", False),
+        ("InternalError", "GetObject", False),
+    ],
+)
+def test_a_refused_object_is_one_bad_sample_and_a_refusing_bucket_is_not(code, operation, of_one):
+    storage = S3Storage("bucket", "")
+    error = ClientError({"Error": {"Code": code}}, operation)
+    with pytest.raises(UserError, match="the credentials must allow it") as caught:
+        with storage._translated("images/a.jpg"):
+            raise error
+    assert isinstance(caught.value, ObjectError) == of_one
 
 
 def test_a_pipe_or_a_device_is_no_file_and_blocks_nobody(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Datasets of the user's own as people have them: every file is used, or named with its reason."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from jobs import doctor
-from pipeline.data.datasets.base import LeftOut
+from pipeline.data.datasets.base import LeftOut, NoAccess
 from pipeline.data.datasets.own import OwnDataset, open_own
+from pipeline.data.pixels.checks import BadSample
 from pipeline.data.taxonomy.labelling import of_classes
 from pipeline.errors import UserError
 from tests.support.tiny_roots import encode, noise, write
@@ -133,7 +135,7 @@ def test_masks_may_lie_among_the_images(tmp_path):
         ("id,name\n0,big  box\n1,Big Box\n", "same to the text encoder"),
         ("id,name\n²,a\n", "id='²': must be a whole number"),
         ("id,name\n" + "9" * 5000 + ",a\n", "must be a whole number from 0 to 254"),
-        ("id,name\n255,a\n", "stands for unlabelled pixels: write another id"),
+        ("id,name\n255,a\n", "0 to 254, since 255 stands for unlabelled pixels: write another id"),
         ("id,name\n-1,a\n", "must be a whole number"),
         ("id,name\n1e2,a\n", "must be a whole number"),
         ("id,name\n0," + "x" * 200_000 + "\n", "field larger than field limit"),
@@ -201,6 +203,24 @@ def test_masks_of_two_values_are_remarked(tmp_path):
     assert "write 1" in binary
     assert reader.remarks(counts(i0=9, i1=3, i255=5)) == []
     assert len(reader.remarks(counts(i0=9))) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_file_that_cannot_be_opened_is_one_bad_sample(tmp_path, monkeypatch, number: int):
+    put(tmp_path, "images/a.jpg", "masks/a.png")
+    reader = own(tmp_path)
+
+    def fail(_: str) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(reader.root, "_read", fail)
+    with pytest.raises(NoAccess, match=r"images/a\.jpg"):
+        reader.read("images/a.jpg", "missing")
+    # A storage that is gone as a whole ends the job instead.
+    number = errno.ESTALE
+    with pytest.raises((UserError, OSError)) as caught:
+        reader.read("images/a.jpg", "missing")
+    assert not isinstance(caught.value, BadSample)
 
 
 def write_odd(root: Path) -> Path:
