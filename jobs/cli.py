@@ -9,15 +9,25 @@ import math
 import os
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (
+    SUPPRESS,
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    set_parsing_settings,
+)
 
+from jobs import local_ray
 from jobs.mistakes import check_settings
 from model.errors import ModelError
-from pipeline.errors import Terminated, UserError, printable
+from pipeline.errors import Terminated, UserError, printable, told_by_system
 
 Config = TypeVar("Config")
 
@@ -25,6 +35,7 @@ logger = logging.getLogger("jobs.cli")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+_USAGE = "[--config RECIPE] [--KEY VALUE ...]"
 _WAIT = "LSEG_CLUSTER_WAIT_S"
 _OURS = ("pipeline", "model", "jobs")
 
@@ -43,7 +54,13 @@ def build_parser(
         bare: Settings that may stand without `--KEY`, before the options, each with the further
             arguments of argparse's `add_argument`.
     """
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        description="\n\n".join(filter(None, (description, _overview(config_class)))),
+        usage=" ".join(["%(prog)s", *(f"[{key.upper()}]" for key in bare or ()), _USAGE]),
+        formatter_class=_AsWritten,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--config", action="config", help="A YAML recipe; later arguments override it."
     )
@@ -55,6 +72,25 @@ def build_parser(
     for key, how in (bare or {}).items():
         parser.add_argument(key, default=SUPPRESS, **how)
     return parser
+
+
+class _AsWritten(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of a description, among which are commands to copy."""
+
+
+def _overview(config_class: type) -> str:
+    """The groups of a configuration, a line each; empty without any."""
+    kinds = get_type_hints(config_class)
+    groups = {f.name: kinds[f.name] for f in fields(config_class) if is_dataclass(kinds[f.name])}
+    if not groups:
+        return ""
+    width = max(map(len, groups)) + 2
+    lines = [f"  {name:{width}}{_first_line(kind)}" for name, kind in groups.items()]
+    return "\n".join(["groups of settings (docs/configuration.md has them all):", *lines])
+
+
+def _first_line(kind: Any) -> str:
+    return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
 def parse(
@@ -84,12 +120,12 @@ def parse(
         built = parser.instantiate(parser.parse_args(words))
     except (ArgumentError, TypeError, ValueError) as error:
         raise _mistake(error) from None
-    fields = {
+    given = {
         key: value.as_dict() if isinstance(value, Namespace) else value
         for key, value in vars(built).items()
         if key != "config"
     }
-    return config_class(**fields)
+    return config_class(**given)
 
 
 def main(
@@ -106,6 +142,7 @@ def main(
         interrupted by Ctrl-C and 143 by SIGTERM. Any other exception is a defect and keeps its
         traceback.
     """
+    local_ray.quiet()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(handlers=[handler])
@@ -116,6 +153,11 @@ def main(
     except (UserError, ModelError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except OSError as error:
+        if not (told := told_by_system(error)):
+            raise
+        print(f"error: {printable(str(error.filename or 'this machine'))}: {told}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
@@ -159,17 +201,12 @@ def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
                     "with `ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
                 ) from None
         else:
-            # Token authentication of a local Ray leaves a file in the home directory that later
-            # clusters on the host would trip over; this Ray listens on loopback only.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             # Its workers inherit this, and so import the checkout that this process runs, whatever
             # else is installed.
             paths = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
             os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
-            ray.init(
-                address="local",
+            local_ray.start(
                 num_cpus=max(os.cpu_count() or 1, int(-(-num_cpus // 1))),
-                include_dashboard=False,
                 log_to_driver=True,
                 logging_level=logging.WARNING,
                 runtime_env={"worker_process_setup_hook": "jobs.ray_worker.prepare"},

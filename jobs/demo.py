@@ -80,7 +80,7 @@ def run(config: DemoConfig) -> None:
     with local_s3(work / "s3", ("lseg",)) if config.s3 else nullcontext():
         base = "s3://lseg" if config.s3 else str(work)
         training = _training(config, base, out)
-        start_ray(training.logical_cpus)
+        start_ray(training.logical_cpus, training.fewest_gpus)
         with watch.stage("render", "seven datasets in their official layouts"):
             roots = render(work / "raw", config.seed, config.train_scenes, config.val_scenes)
         with watch.stage("convert", "to WebDataset shards in the unified classes"):
@@ -91,7 +91,23 @@ def run(config: DemoConfig) -> None:
             report = evaluate_demo(training, outcome, config.seed, config.val_scenes, out)
     watch.seconds["total"] = round(time.perf_counter() - began, 1)
     report.finish(watch.seconds)
+    if not config.s3:  # That server is gone.
+        print(next_steps(work, outcome.checkpoint), file=sys.stderr)
     logger.info("demo finished in %s", duration(watch.seconds["total"]))
+
+
+def next_steps(work: Path, checkpoint: str) -> str:
+    """What to do with what the demo has made, as commands to copy."""
+    picture = next(iter(sorted((work / "raw").rglob("*.jpg"))), work / "raw")
+    return (
+        "next        In these scenes each class is a pattern of small tiles, whose colours follow\n"
+        "            from the words of its name. Ask for others, and look at the data:\n"
+        f"  python jobs/predict.py {picture} \\\n"
+        '    --labels "traffic light, traffic sign, sky" --other other \\\n'
+        f"    --checkpoint {checkpoint} --out {work / 'predicted'}\n"
+        f"  python jobs/preview.py --shards {work / 'shards'}\n"
+        "            docs/data.md and docs/training.md go on with data of your own."
+    )
 
 
 def render(folder: Path, seed: int, train_scenes: int, val_scenes: int) -> dict[str, Path]:

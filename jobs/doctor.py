@@ -54,9 +54,9 @@ class DoctorConfig:
             raise UserError(f"sample={self.sample}: must be above 0 and at most 1")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers={self.workers}: must be at least 1")
-        if self.out and not Path(self.out).absolute().parent.is_dir():
+        if self.out and not os.path.isdir(Path(self.out).absolute().parent):
             raise UserError(f"out={self.out}: its folder does not exist; create it")
-        if self.out and Path(self.out).is_dir():
+        if self.out and os.path.isdir(self.out):
             raise UserError(f"out={self.out}: is a folder; give a file such as report.json")
 
 
@@ -66,7 +66,12 @@ def run(config: DoctorConfig) -> int:
 
     from pipeline.data.inspect.roots import check_roots
     from pipeline.data.inspect.shards import check_shards
+    from pipeline.storage.open import open_storage
+    from pipeline.storage.places import ensure_writable_file
 
+    target = Path(config.out).absolute()
+    if config.out:
+        ensure_writable_file("out", config.out)
     reports = []
     if config.roots.given or config.own:
         given = config.roots.given
@@ -81,7 +86,8 @@ def run(config: DoctorConfig) -> int:
     if config.out:
         document = {"lost": lost, "sample": config.sample}
         document |= {report.title: report.to_dict() for report in reports}
-        Path(config.out).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        open_storage(str(target.parent)).write(target.name, text.encode())
     remarks = sum(report.remarks for report in reports)
     ending = f"; {remarks:,} remarks above should be read" if remarks else ""
     print((f"{lost:,} problems" if lost else "nothing would be lost") + ending)

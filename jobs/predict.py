@@ -1,8 +1,7 @@
 """Segments images with any labels.
 
     python jobs/predict.py photo.jpg --labels "dog, grass, sky" --checkpoint DIR
-    python jobs/predict.py s3://photos/2024 --labels_file words.txt --other other \
-        --checkpoint models:/lseg@best --out s3://results/2024
+    python jobs/predict.py s3://photos --labels_file words.txt --checkpoint models:/lseg@best
 
 Writes NAME.png (positions in the list of labels, with a palette) and NAME.overlay.jpg for each
 image. The same command resumes what an interrupted one has left undone.

@@ -42,7 +42,7 @@ class PreviewConfig:
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"{name}={getattr(self, name)}: must be between {low} and {high}")
         out = Path(self.out).absolute()
-        if out.is_dir() or not out.parent.is_dir():
+        if os.path.isdir(out) or not os.path.isdir(out.parent):
             raise UserError(f"out={self.out}: must be a file in a folder that exists")
 
 
@@ -50,7 +50,10 @@ def run(config: PreviewConfig) -> None:
     """Writes the page and prints where it lies."""
     from pipeline.data.inspect.page import render_page
     from pipeline.data.inspect.samples import load_chapters
+    from pipeline.storage.places import ensure_writable_file
 
+    out = Path(config.out).absolute()
+    ensure_writable_file("out", config.out)
     chapters = load_chapters(
         config.shards,
         config.datasets,
@@ -59,7 +62,6 @@ def run(config: PreviewConfig) -> None:
         config.long_side_px,
         config.seed,
     )
-    out = Path(config.out).absolute()
     _write(out, render_page(chapters, f"Shards in {config.shards}"))
     images = sum(len(chapter.images) for chapter in chapters)
     print(f"{out}: {images} images, {out.stat().st_size / 2**20:.1f} MiB")

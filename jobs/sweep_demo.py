@@ -43,7 +43,10 @@ class SweepDemoConfig:
 
 def run(config: SweepDemoConfig) -> None:
     """Renders and converts the data, then runs the sweep as `jobs/sweep.py` does."""
+    from pipeline.storage.places import ensure_writable_dir
+
     out = Path(config.out).resolve() / f"seed-{config.seed}"
+    ensure_writable_dir("out", config.out, out)
     shards = out / "shards"
     given = parse(SweepConfig, ["--config", config.sweep, "--storage", str(out / "sweeps")])
     start_ray(2)

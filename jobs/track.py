@@ -30,7 +30,7 @@ def replay_job(config: ReplayConfig) -> None:
     """Sends the files and says what became of them."""
     from pipeline.tracking.replay import replay_all
 
-    left = []
+    left, waiting_helps = [], True
     for place, counts in replay_all(config.replay, config.tracking):
         print(f"{place}: sent {counts.sent} records ({counts.metrics} metric values)")
         for name, hint in counts.runs.items():
@@ -38,13 +38,17 @@ def replay_job(config: ReplayConfig) -> None:
         if counts.refused:
             refused = f"{place.removesuffix('.jsonl')}.refused.jsonl"
             print(f"refused {counts.refused} records, kept in {refused}")
-        if counts.left:
+        if counts.left and counts.refusal:
+            waiting_helps = False
+            left.append(f"{counts.left} records are still in the file {place} ({counts.reason})")
+        elif counts.left:
             left.append(
                 f"{counts.left} records are still in the file {place}, because MLflow must answer "
                 f"and does not ({counts.reason})"
             )
     if left:
-        raise UserError(f"replay={config.replay}: {'; '.join(left)}: repeat when it does")
+        then = "repeat when it does" if waiting_helps else "mend that, then repeat this"
+        raise UserError(f"replay={config.replay}: {'; '.join(left)}: {then}")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,14 @@ class LSeg(nn.Module):
         self.register_buffer("mean_C", torch.tensor(self.backbone.mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(self.backbone.std), persistent=False)
 
+    def __repr__(self) -> str:
+        """What the network is, in a line; its modules are those of `named_modules`."""
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"LSeg({self.config.backbone.name}, text {self.config.text.encoder}, "
+            f"{parameters / 1e6:.1f} M parameters, {len(self.labels)} trained labels)"
+        )
+
     @classmethod
     def load(
         cls,

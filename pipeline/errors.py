@@ -1,6 +1,7 @@
 """The exceptions that end a job without a traceback, and what their messages are made of."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -15,6 +16,32 @@ class UserError(ValueError):
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM, as clusters do, rather than by Ctrl-C."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room, or give another place",
+    errno.EDQUOT: "make room within the quota, or give another place",
+    errno.EROFS: "give a place that can be written to",
+    errno.EFBIG: "give a file system, or a limit (ulimit -f), that takes files of this size",
+    errno.ENAMETOOLONG: "use shorter names",
+    errno.ELOOP: "remove the links that lead to each other",
+    errno.ESTALE: "mount the network file system again",
+    errno.EIO: "check the disk or the network file system",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EACCES: "give this user access",
+}
+
+
+def told_by_system(error: OSError) -> str:
+    """What the system refuses and what to do, as the end of a message: `what: remedy`.
+
+    Returns:
+        An empty string for errors that may as well be a mistake of a program, such as a file that
+        is missing.
+    """
+    if error.errno not in _REMEDIES:
+        return ""
+    return f"{(error.strerror or str(error)).lower()}: {_REMEDIES[error.errno]}"
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

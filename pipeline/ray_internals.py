@@ -36,6 +36,21 @@ def guard_scoring_server(guard: Callable[[Callable[..., Any]], Callable[..., Any
     scoring_server.invocations = guard(plain)
 
 
+def read_environment_again() -> None:
+    """Lets Ray see the token and the mode of authentication that the environment now holds.
+
+    It reads them once, when it is imported, and the jobs import it before they know that they
+    start one.
+    """
+    from ray._raylet import (  # pyright: ignore[reportMissingImports]
+        AuthenticationTokenLoader,
+        Config,
+    )
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def limit_waiting_blocks(context: Any, most: int) -> None:
     """Bounds how many finished blocks of one task wait for their consumer.
 

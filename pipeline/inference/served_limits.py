@@ -5,6 +5,7 @@ sends the traceback of an error to the caller. `guarded` corrects the three for 
 serves; it changes nothing where no server runs.
 """
 
+import json
 import logging
 import math
 import os
@@ -22,6 +23,8 @@ from mlflow.protos.databricks_pb2 import (
     INTERNAL_ERROR,
     TEMPORARILY_UNAVAILABLE,
 )
+
+from pipeline.errors import did_you_mean, printable
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +113,25 @@ class Turns:
             )
 
 
+def _check_parameters(data: Any, model: Any) -> None:
+    """Refuses parameters that the model does not have; MLflow drops them and answers all the same.
+
+    Raises:
+        MlflowException: INVALID_PARAMETER_VALUE; names the nearest one.
+    """
+    try:
+        given = json.loads(data)["params"].keys()
+        known = [parameter.name for parameter in model.metadata.get_params_schema()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # Not of that form: MLflow says what is wrong with it.
+    for name in given:
+        if name not in known:
+            raise MlflowException.invalid_parameter_value(
+                f"params.{printable(name[:100])}: no such parameter: there are {', '.join(known)}"
+                f"{did_you_mean(name[:100], known)}"
+            )
+
+
 def guarded(
     invocations: Callable[..., Any], turns: Turns, limits: Limits
 ) -> Callable[[Any, Any, Any, Any], Any]:
@@ -134,6 +156,7 @@ def guarded(
                 )
             # Parsing takes several times the memory of the body, so it needs a turn too.
             with turns.one(is_timed=True):
+                _check_parameters(data, model)
                 return invocations(data, content_type, model, input_schema)
         except MlflowException as error:
             if trace := error.json_kwargs.pop("stack_trace", ""):

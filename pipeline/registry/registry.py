@@ -25,6 +25,7 @@ from pipeline.tracking.limits import name_for_mlflow
 from pipeline.tracking.mlflow_run import (
     MlflowUnavailable,
     is_unavailable,
+    make_private,
     patient,
     prepare_environment,
 )
@@ -99,6 +100,7 @@ class Registry:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self.tracking_uri, self.name = tracking_uri, name
         self._set_process()
+        make_private(tracking_uri)
         self._client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
 
     def register(

@@ -46,6 +46,10 @@ class ComparisonConfig:
             )
 
 
+_MAX_NAME_CHARS = 191
+"""Of a run's name, to which an attempt adds nine."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrainConfig(TrainMixConfig):
     """A re-training: the recipe of its training, and when its result replaces the champion.
@@ -79,6 +83,11 @@ class RetrainConfig(TrainMixConfig):
                     f"{name}={value}: must lie between 0 and 1, the range of mIoU: a point of per "
                     "cent is 0.01"
                 )
+        if len(self.run.name) > _MAX_NAME_CHARS:
+            raise UserError(
+                f"run.name={self.run.name[:60]}...: must have at most {_MAX_NAME_CHARS} "
+                "characters here, since each attempt adds some: give a shorter name"
+            )
         if self.run.start_from:
             raise UserError(
                 f"run.start_from={self.run.start_from}: has no meaning here: start=warm starts "

@@ -13,6 +13,7 @@ from pipeline.data.shards.format import find_manifests
 from pipeline.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig, WorkersConfig
 from pipeline.evaluation.launch import StartRay, evaluate
+from pipeline.registry.locks import RetrainLocked
 from pipeline.registry.registry import Registry
 from pipeline.retraining.config import ComparisonConfig, RetrainConfig
 from pipeline.retraining.data import DataState
@@ -24,11 +25,14 @@ from pipeline.tracking.config import server_uri
 from pipeline.tracking.mlflow_run import (
     MlflowUnavailable,
     is_unavailable,
+    make_private,
     patient,
     prepare_environment,
 )
+from pipeline.tracking.preflight import check_server
 from pipeline.tracking.redaction import redact_text
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.driver.holding import RunHeld
 from pipeline.training.driver.launch import absolute, plan_run, train
 from pipeline.training.job import open_tracker
 from pipeline.training.plan import make_plan
@@ -60,6 +64,8 @@ def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
     _check_shared(uri, base.run.storage)
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         os.environ[variable] = uri  # What `models:/` means, here and in the workers.
+    check_server(base.tracking)
+    make_private(uri)
     storage = open_storage(state_folder(config))
     record = DecisionRecord(MlflowClient(uri), name, storage)
     work = Work(
@@ -118,10 +124,14 @@ def run_training(base: TrainMixConfig, attempt: Attempt, start_ray: StartRay | N
 
     Raises:
         UserError: The run is refused, or the shards were replaced just before it read them.
+        RetrainLocked: Another process trains it.
     """
     run = replace(base.run, name=attempt.run_name, start_from=attempt.start_from)
     config = replace(base, run=run)
-    outcome = train(plan_run(config), start_ray)
+    try:
+        outcome = train(plan_run(config), start_ray)
+    except RunHeld as error:  # Neither a mistake nor the end of the attempt.
+        raise RetrainLocked(str(error)) from None
     tags = read_provenance(outcome.checkpoint).tags
     if any(tags.get(tag) != value for tag, value in attempt.training.items()):
         raise UserError(

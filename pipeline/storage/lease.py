@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ class Lease:
         self._current = self._content()
         self._beaten_at = time.monotonic()
         self._is_lost = False
+        self._on_loss: Callable[[], object] = lambda: None
         self._turn = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -113,6 +115,10 @@ class Lease:
         except UserError as problem:
             # It expires by itself; what happened in the block matters more.
             logger.warning("%s: the lock stays: %s", self._storage.uri, problem)
+
+    def on_loss(self, call: Callable[[], object]) -> None:
+        """Says what to do, on the lock's thread, when another run has taken the lock over."""
+        self._on_loss = call
 
     def check(self) -> None:
         """Makes sure that the lock is still held, before something that only its holder may do.
@@ -178,6 +184,8 @@ class Lease:
                 # A write whose answer got lost may still have been done.
                 if found is None or not self._is_ours(found):
                     self._is_lost = True
+                    logger.error("%s: another run has taken over the lock", self._storage.uri)
+                    self._on_loss()
                     return
                 content = found
             self._current = content

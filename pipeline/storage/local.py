@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, told_by_system
 from pipeline.storage.base import Entry, ObjectError, Storage
 
 _PARTIAL, _LOCK = ".partial", ".lock"
@@ -63,7 +63,7 @@ class LocalStorage(Storage):
 
     def _create(self, path: str, data: bytes) -> bool:
         target = self._root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(target.parent)
         partial = _partial_of(target)
         try:
             partial.write_bytes(data)
@@ -94,13 +94,22 @@ class LocalStorage(Storage):
 
     def _store(self, path: str, fill: Callable[[Path], object]) -> None:
         target = self._root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(target.parent)
         partial = _partial_of(target)
         try:
             fill(partial)
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # Some file systems, such as /proc, take no folders.
+            raise UserError(
+                f"{folder}: must be a folder that can be made, and its file system refuses it: "
+                "give another"
+            ) from error
 
     def _size(self, path: str) -> int:
         file = self._root / path
@@ -160,6 +169,13 @@ class LocalStorage(Storage):
                 # A process that waits for it sees that the file is gone.
                 lock.unlink(missing_ok=True)
 
+    def _refused(self, path: str, error: OSError) -> UserError:
+        """The message of an error that the system has for a file, whatever it is."""
+        kind = UserError if error.errno in _OF_ALL else ObjectError
+        told = told_by_system(error)
+        told = told or f"{error.strerror or error}: check the name and the file system"
+        return kind(f"{self.uri}/{path}: the file system refuses it: {told}")
+
     @contextmanager
     def _translated(self, path: str) -> Iterator[None]:
         try:
@@ -174,6 +190,12 @@ class LocalStorage(Storage):
             raise ObjectError(
                 f"{self.uri}/{path}: permission denied: give this user access to the directory"
             ) from error
+        except OSError as error:
+            raise self._refused(path, error) from error
+
+
+_OF_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Errors that concern the whole storage rather than one object."""
 
 
 def _ending(item: os.DirEntry[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -59,7 +60,7 @@ def local_state_dir(key: str, given: str, storage: str) -> Path:
 
 
 def ensure_writable_dir(key: str, given: str, folder: Path) -> None:
-    """Creates a local folder for a setting unless it exists.
+    """Creates a local folder for a setting unless it exists, and tries to write into it.
 
     Raises:
         UserError: The folder cannot be made or written to.
@@ -67,10 +68,46 @@ def ensure_writable_dir(key: str, given: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         problem = "" if os.access(folder, os.W_OK | os.X_OK) else "not writable"
-    except OSError as error:
-        problem = error.strerror or str(error)
+        if not problem:
+            # What access allows, the file system may still refuse: /proc, a mount for reading.
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except (OSError, ValueError) as error:  # A name may hold a zero byte.
+        problem = getattr(error, "strerror", None) or str(error)
     if problem:
         raise UserError(
             f"{key}={given}: {folder} must be a folder that this user can write to "
             f"({problem}): give another, or access to it"
         )
+
+
+def ensure_writable_place(key: str, uri: str) -> None:
+    """Does as `ensure_writable_dir` for a place that is a local folder; leaves others alone.
+
+    Raises:
+        UserError: The folder cannot be made or written to.
+    """
+    path = uri.removeprefix("file://")
+    if "://" not in path:
+        ensure_writable_dir(key, uri, Path(resolve_location(key, path)))
+
+
+def ensure_writable_file(key: str, given: str) -> None:
+    """Tries whether a local file can be written, for a job that writes it at its end.
+
+    Raises:
+        UserError: It cannot.
+    """
+    path = Path(given).expanduser().absolute()
+    ensure_writable_dir(key, given, path.parent)
+    try:
+        is_new = not path.exists()
+        with path.open("ab"):
+            pass
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{key}={given}: must be a file that this user can write "
+            f"({error.strerror or error}): give another"
+        ) from error

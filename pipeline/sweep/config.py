@@ -78,10 +78,10 @@ class SweepConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", self.name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}", self.name):
             raise UserError(
-                f"name={self.name!r}: must be letters, digits, '.', '_' and '-' and begin with a "
-                "letter or digit, since it names a folder"
+                f"name={self.name[:100]!r}: must be at most 200 letters, digits, '.', '_' and '-' "
+                "and begin with a letter or digit, since it names a folder"
             )
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds={list(self.seeds)}: must be different numbers from 0 on")

@@ -26,6 +26,7 @@ from pipeline.sweep.search import check_stopping
 from pipeline.sweep.settings import check_settings
 from pipeline.sweep.trial_runs import TrialRuns
 from pipeline.sweep.trials import Trial, examples, grid_trials
+from pipeline.tracking.preflight import check_server
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.preflight import check_model
@@ -50,12 +51,12 @@ class SweepOutcome:
 
 
 def run_sweep(
-    config: SweepConfig, build: Builders, start_ray: Callable[[float], None] | None = None
+    config: SweepConfig, build: Builders, start_ray: Callable[[float, int], None] | None = None
 ) -> SweepOutcome:
     """Runs the trials that have no result yet, and compares all.
 
-    `config` has absolute paths. `start_ray` is called with the number of logical CPUs once all is
-    checked; it is None where Ray is running.
+    `config` has absolute paths. `start_ray` is called with the numbers of logical CPUs and of GPUs
+    once all is checked; it is None where Ray is running.
 
     Raises:
         UserError: Settings do not fit each other or what an earlier start left, or another
@@ -64,10 +65,12 @@ def run_sweep(
     began = time.monotonic()
     example = check_trials(config, build)
     trials, storage = grid_trials(config), open_storage(config.root)
+    check_server(config.tracking)
     with Lease(storage, LOCK_NAME), ExitStack() as stack:
         check_settings(config, trials, build.training, storage)
         if start_ray is not None:
-            start_ray(example.logical_cpus * max(1, config.max_concurrent))
+            together = max(1, config.max_concurrent)
+            start_ray(example.logical_cpus * together, example.fewest_gpus * together)
         # Removed after the tracker has sent from it, or given up.
         scratch = stack.enter_context(
             TemporaryDirectory(prefix="lseg-sweep-report-", ignore_cleanup_errors=True)

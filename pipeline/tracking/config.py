@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import UserError, did_you_mean, printable
+from pipeline.tracking.limits import MAX_EXPERIMENT_CHARS
 from pipeline.tracking.redaction import redact_text
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
@@ -30,6 +31,17 @@ class TrackingConfig:
     def __post_init__(self):
         if not self.experiment.strip():
             raise UserError("tracking.experiment='': must be a name: write for example 'lseg'")
+        if len(self.experiment) > MAX_EXPERIMENT_CHARS:
+            raise UserError(
+                f"tracking.experiment={self.experiment[:40]}...: must have at most "
+                f"{MAX_EXPERIMENT_CHARS} characters, and has {len(self.experiment)}: MLflow takes "
+                "no longer name; shorten it"
+            )
+        if self.experiment != printable(self.experiment):
+            raise UserError(
+                f"tracking.experiment={printable(self.experiment)}: must hold no line break and no "
+                "other invisible character: write a plain name"
+            )
         if self.queue_size < 1:
             raise UserError(
                 f"tracking.queue_size={self.queue_size}: must be >= 1: the default is 10000"

@@ -29,6 +29,8 @@ class ReplayCounts:
     """Lines still in the file, because the server stopped answering."""
     reason: str = ""
     """Why lines are left."""
+    refusal: bool = False
+    """Whether MLflow answers and refuses the run, so that waiting does not help."""
     runs: dict[str, str] = field(default_factory=dict)
     """How to open each run, by run name."""
 

@@ -8,15 +8,16 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.tracking.limits import MAX_RUN_TAG_CHARS, name_for_mlflow
+from pipeline.tracking.limits import MAX_RUN_TAG_CHARS, folder_for, name_for_mlflow
 from pipeline.tracking.records import Record, RunIdentity
 from pipeline.tracking.redaction import reason_of, redact_text
+from pipeline.tracking.refusals import deleted, refusal_of
 
 RUN_KEY_TAG = "lseg.run_key"
 CHANGED_TAG = "lseg.changed_on_resume."
@@ -95,6 +96,16 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").split("?")[0])
 
 
+def make_private(uri: str) -> None:
+    """Makes the file of a sqlite tracking URI, if it is new, such that its owner alone reads it."""
+    database = sqlite_path(uri)
+    if database is None:
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
 class MlflowRun:
     """A run on one server. Not thread-safe; `open` first."""
 
@@ -120,7 +131,30 @@ class MlflowRun:
 
         Args:
             resume: Mark an existing run as running again.
+
+        Raises:
+            MlflowRefused: MLflow answers, and would never take the run.
+            Exception: Whatever else MLflow raises: it does not answer.
         """
+        with self._explained():
+            self._open(resume)
+
+    def find_experiment(self) -> str:
+        """Finds the experiment, or creates it; returns its id. It raises what `open` does."""
+        with self._explained():
+            return self._experiment()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            refusal = refusal_of(error, self.uri, self.identity.experiment)
+            if refusal is None or refusal is error:
+                raise
+            raise refusal from error
+
+    def _open(self, resume: bool) -> None:
         client = self._connect()
         self.experiment_id = self.experiment_id or self._experiment()
         run = self._find()
@@ -144,8 +178,7 @@ class MlflowRun:
 
             for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
-            if database := sqlite_path(self.uri):
-                database.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.uri)
             self._client = MlflowClient(self.uri)
         return self._client
 
@@ -154,13 +187,14 @@ class MlflowRun:
         found = client.get_experiment_by_name(name)
         if found is not None:
             if found.lifecycle_stage != "active":
-                raise RuntimeError(f"experiment {name!r} was deleted: restore it or name another")
+                raise deleted(name, found.experiment_id, self.uri)
             return found.experiment_id
         location = self.artifacts or None
         database = sqlite_path(self.uri)
         if location is None and database is not None:
             # Without a location MLflow would write to ./mlruns of whatever folder this is.
-            location = (database.resolve().parent / "mlartifacts" / name).as_uri()
+            folder = database.resolve().parent / "mlartifacts" / folder_for(name)
+            location = folder.as_uri()
         try:
             return client.create_experiment(name, artifact_location=location)
         except Exception:

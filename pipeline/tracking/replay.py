@@ -15,6 +15,7 @@ from pipeline.tracking.config import TrackingConfig, server_uri
 from pipeline.tracking.delivery import Delivery, ReplayCounts
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.redaction import reason_of
+from pipeline.tracking.refusals import MlflowRefused
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,8 @@ def _send(journal: Journal, config: TrackingConfig) -> ReplayCounts:
     try:
         delivery.send()
     except Exception as error:
-        counts.reason = reason_of(error)
+        counts.refusal = isinstance(error, MlflowRefused)
+        counts.reason = str(error) if counts.refusal else reason_of(error)
     counts.left = journal.rest().count(b"\n")
     counts.runs = {run.identity.run_name: run.ui_hint() for run in delivery.runs.values()}
     return counts

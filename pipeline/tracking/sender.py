@@ -16,6 +16,7 @@ from pipeline.tracking.journal_copy import JournalCopy
 from pipeline.tracking.mlflow_run import MlflowRun
 from pipeline.tracking.records import Record, RunIdentity, load_identity, now_ms, save_identity
 from pipeline.tracking.redaction import reason_of
+from pipeline.tracking.refusals import MlflowRefused
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Sender:
         self._delivery = Delivery(journal, run.uri, run.artifacts, own=run)
         self._closing = threading.Event()
         self.opened = threading.Event()
-        self._failures = 0
+        self._failures, self._refusal = 0, ""
         self._next_try = self._next_copy = 0.0
         self._thread = threading.Thread(target=self._loop, name="mlflow-sender", daemon=True)
 
@@ -82,8 +83,9 @@ class Sender:
             path = self._journal.path
             logger.warning(
                 "MLflow took not everything: %d records wait in %s; they are sent when the run is "
-                "resumed, or by `python jobs/track.py --replay %s`",
+                "resumed, or by `python jobs/track.py --replay %s`%s",
                 rest.count(b"\n"), f"{path} and {copied}" if copied else path, copied or path,
+                f"; first: {self._refusal}" if self._refusal else "",
             )  # fmt: skip
         if num_lost:
             logger.error("MLflow took not everything: %d records are lost", num_lost)
@@ -133,14 +135,19 @@ class Sender:
         self._delivery.send()
         if self._failures:
             logger.warning("MLflow answers again; everything kept was sent")
-        self._failures = 0
+        self._failures, self._refusal = 0, ""
 
     def _fail(self, error: Exception) -> None:
         self._delivery.runs.clear()  # The server may come back with another database.
-        if self._failures == 0:
-            kept = self._journal.path or "memory"
+        kept = self._journal.path or "memory"
+        refusal = str(error) if isinstance(error, MlflowRefused) else ""
+        if refusal and refusal != self._refusal:
+            logger.warning("MLflow refuses this run; training continues, records kept in %s: %s",
+                           kept, refusal)  # fmt: skip
+        elif self._failures == 0:
             logger.warning("MLflow does not answer; training continues, records kept in %s (%s)",
                            kept, reason_of(error))  # fmt: skip
+        self._refusal = refusal
         self._next_try = time.monotonic() + min(2.0**self._failures, _MAX_BACKOFF_S)
         self._failures += 1
 

@@ -39,10 +39,10 @@ class RunConfig:
     `model.backbone.pretrained` says."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", self.name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}", self.name):
             raise UserError(
-                f"run.name={self.name!r}: must be letters, digits, '.', '_' and '-' and begin with "
-                "a letter or digit, since it names a folder"
+                f"run.name={self.name[:100]!r}: must be at most 200 letters, digits, '.', '_' "
+                "and '-' and begin with a letter or digit, since it names a folder"
             )
         _require("run", self, "seed", lambda v: v >= 0, "be >= 0")
 
@@ -292,6 +292,12 @@ class TrainMixConfig:
         """Logical CPUs that the workers and the loaders hold at once."""
         workers = self.cluster.num_workers * self.cluster.cpus_per_worker
         return workers + self.data.num_loaders * self.data.loader_cpus
+
+    @property
+    def fewest_gpus(self) -> int:
+        """GPUs without which the run cannot begin: one for each worker that it must have."""
+        fewest = self.cluster.min_workers or self.cluster.num_workers
+        return fewest if self.cluster.use_gpu else 0
 
 
 def plain(config: Any) -> dict[str, Any]:

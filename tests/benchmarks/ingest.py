@@ -39,6 +39,7 @@ import cv2
 import numpy as np
 import psutil
 
+from jobs.local_ray import require_token
 from tests.benchmarks import ingest_peers as peers
 from tests.benchmarks.ingest_samples import BATCH, write_samples
 
@@ -191,7 +192,7 @@ def run_case(name: str, uri: str, images: int) -> dict[str, float]:
     if name in ("ours", "ray-wds"):
         import ray
 
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        require_token()
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         time.sleep(5)  # As on a cluster that runs already: its servers have started.
     meter.start()

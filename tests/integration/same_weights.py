@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobs.local_ray import require_token
 from tests.integration.training_runs import (
     REPOSITORY,
     Process,
@@ -145,6 +146,7 @@ def shards_below(folder: Path) -> Path:
         return folder / "shards"
     if ray.is_initialized():  # By the tests around.
         return write_shards(folder)
+    require_token()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         return write_shards(folder)

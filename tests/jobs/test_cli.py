@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -225,6 +226,17 @@ def test_wrong_words_are_one_line_and_exit_code_2(
     assert told.count("\n") == 1
 
 
+def test_help_keeps_the_lines_of_examples_and_begins_with_an_overview():
+    example = '    python jobs/x.py --a 1\n    python jobs/x.py --b "2"'
+    text = build_parser(TrainMixConfig, f"Does it.\n\n{example}\n", {"word": {}}).format_help()
+    assert f"\n{example}\n" in text
+    assert text.splitlines()[0].endswith(" [WORD] [--config RECIPE] [--KEY VALUE ...]")
+    top = text.partition("options:")[0]
+    for group in ("run", "data", "model", "train", "cluster", "tracking"):
+        assert any(line.split()[:1] == [group] for line in top.splitlines())
+    assert len(top.splitlines()) < 20
+
+
 def test_exit_codes(capsys):
     seen = []
     assert main(TrainMixConfig, seen.append, ["--train.steps", "5"]) == 0
@@ -251,6 +263,25 @@ def test_exit_codes(capsys):
         raise KeyboardInterrupt
 
     assert main(TrainMixConfig, interrupted, []) == 130
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "ENAMETOOLONG", "EROFS", "EIO", "EACCES", "EDQUOT"])
+def test_what_the_system_refuses_is_one_line(capsys, name):
+    def fails(config):
+        number = getattr(errno, name)
+        raise OSError(number, os.strerror(number), "/a\n/b")
+
+    assert main(TrainMixConfig, fails, []) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: /a\\n/b: ")
+    assert told.count(": ") == 3
+    assert told.count("\n") == 1
+
+    def breaks(config):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "our own")
+
+    with pytest.raises(FileNotFoundError):  # It may be a defect of ours.
+        main(TrainMixConfig, breaks, [])
 
 
 def test_train_mix_tells_a_mistake_in_one_line_and_starts_nothing(tmp_path):

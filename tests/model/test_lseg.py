@@ -27,6 +27,13 @@ def test_normalisation_is_that_of_the_backbone(tiny_lseg):
     torch.testing.assert_close(found, expected)
 
 
+def test_it_shows_itself_in_a_line(tiny_lseg):
+    text = repr(tiny_lseg)
+    assert "\n" not in text
+    assert text.startswith(f"LSeg({tiny_lseg.config.backbone.name}, text stand-in, ")
+    assert text.endswith(" M parameters, 0 trained labels)")
+
+
 def test_scores_are_the_product_of_pixel_and_label_vectors(tiny_config):
     lseg = build_lseg(replace(tiny_config, regularizer=RegularizerConfig()), 512).eval()
     image, text = torch.randn(2, 3, 50, 70), 3 * torch.randn(4, 512)

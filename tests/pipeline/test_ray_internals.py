@@ -211,3 +211,19 @@ def test_requests_to_the_scoring_server_go_through_the_guard(monkeypatch):
         ray_internals.guard_scoring_server(guard_of(name))
         client.post("/invocations", content=b"x", headers={"content-type": "text/csv"})
     assert seen == [("first", b"x", "text/csv"), ("second", b"x", "text/csv")]
+
+
+def test_ray_sees_a_token_that_is_set_after_its_import():
+    code = (
+        "import os, ray, ray._raylet as raylet; from pipeline import ray_internals as i;"
+        "before = raylet.get_authentication_mode();"
+        "os.environ.update(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN='0' * 64);"
+        "i.read_environment_again();"
+        "loader = raylet.AuthenticationTokenLoader.instance();"
+        "print(before == raylet.AuthenticationMode.TOKEN,"
+        " raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN, loader.has_token())"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.stdout == "False True True\n", done.stderr

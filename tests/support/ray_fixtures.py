@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from jobs.local_ray import require_token
+
 
 @pytest.fixture(scope="session")
 def local_ray(s3_endpoint: str) -> Iterator[None]:
     """A Ray on this machine with 4 logical CPUs, whose workers reach the S3 server of the tests."""
     import ray
 
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # A token would stay in the home directory.
+    require_token()
     assert os.environ["AWS_ENDPOINT_URL"] == s3_endpoint  # Workers inherit it at the start alone.
     ray.init(
         address="local",

@@ -17,9 +17,12 @@ from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import mlflow_variables, pinned, worker_runtime_env
 from pipeline.data.ingest.stream import configure_context, execution_options
 from pipeline.errors import UserError
+from pipeline.storage.lease import Lease
 from pipeline.storage.places import local_state_dir, resolve_location
+from pipeline.tracking.preflight import check_server
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.failures import FailureReporter, explained, way_on
+from pipeline.training.driver.holding import held
 from pipeline.training.driver.preflight import check_model
 from pipeline.training.driver.resumable import first_step
 from pipeline.training.driver.stream import StreamDealer, remaining_stream
@@ -61,7 +64,7 @@ def plan_run(config: TrainMixConfig) -> RunPlan:
 
 def train(
     plan: RunPlan,
-    start_ray: Callable[[float], None] | None = None,
+    start_ray: Callable[[float, int], None] | None = None,
     lineage: Lineage | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> Outcome:
@@ -69,36 +72,45 @@ def train(
 
     Args:
         plan: The run; see `plan_run`.
-        start_ray: Called with the number of logical CPUs once there is something to train; None
-            where Ray is running.
+        start_ray: Called with the numbers of logical CPUs and of GPUs once there is something to
+            train; None where Ray is running.
         lineage: The larger undertaking that the run is part of.
         callbacks: Further ones for Ray Train, such as Tune's.
 
     Raises:
         UserError: The run's folder holds another run; or the gradients are not finite any more.
+        RunHeld: Another process trains the run.
+        MlflowRefused: MLflow answers, and would never take the run.
         TrainingStopped: It was asked to stop; the message says from where it resumes.
         ray.train.TrainingFailedError: Training failed more often than allowed.
     """
     began = time.perf_counter()
     run = plan.config.run
-    # What the run's folder can forbid is refused before Ray starts: a mistake costs seconds.
-    first = first_step(plan)
-    if first >= plan.config.train.steps:
-        logger.info("run %s is finished: it has %d steps", run.name, first)
-    else:
-        plan.announce(first)
-        if start_ray is not None:
-            start_ray(plan.config.logical_cpus)
-        _fit(plan, lineage or Lineage(), callbacks)
+    lineage = lineage or Lineage()
+    with held(run) as lease:
+        # What the run's folder can forbid is refused before Ray starts: a mistake costs seconds.
+        first = first_step(plan)
+        if first >= plan.config.train.steps:
+            logger.info("run %s is finished: it has %d steps", run.name, first)
+        else:
+            if not lineage.parent_run_id:  # The parent is a run of the same experiment.
+                check_server(plan.config.tracking)
+            plan.announce(first)
+            if start_ray is not None:
+                start_ray(plan.config.logical_cpus, plan.config.fewest_gpus)
+            _fit(plan, lineage, lease, callbacks)
     # A run that ends has stored the checkpoint of its last step.
     address = snapshot.address_of(run, max(first, plan.config.train.steps))
     return Outcome(address, read_provenance(address).metrics, time.perf_counter() - began)
 
 
-def _fit(plan: RunPlan, lineage: Lineage, callbacks: Sequence[ray.train.UserCallback]) -> None:
+def _fit(
+    plan: RunPlan, lineage: Lineage, lease: Lease, callbacks: Sequence[ray.train.UserCallback]
+) -> None:
     """Runs the workers to the end of the run, on the Ray that this process is connected to."""
     # The stop signal exists before the workers that listen to it, and its handler before `fit`.
     run, stop = plan.config.run, start_signal()
+    lease.on_loss(lambda: stop.request.remote("another process has taken over"))
     tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""} | plan.manifest_tags
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
     trainer = _trainer(Job(plan, stop, tags, lineage), callbacks)

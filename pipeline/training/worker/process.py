@@ -27,7 +27,7 @@ def prepare_process(config: TrainMixConfig) -> torch.device:
 def _log_to_driver() -> None:
     """Sends a worker's own log lines to stdout, which Ray passes on, and of Ray's only warnings."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     ours = logging.getLogger("pipeline")
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)

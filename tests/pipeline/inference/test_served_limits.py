@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -78,3 +79,27 @@ def test_bodies_are_bounded_before_they_are_parsed():
     assert answer(b"x" * 2_400_000, "application/json", None, None) == "done"
     with pytest.raises(MlflowException, match=r"must be at most 2\.5 MiB"):
         answer(b"x" * 2_700_000, "application/json", None, None)
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"x,y", b'{"params": 3}', b'{"params": {"other": "none"}}']
+)
+def test_a_body_of_another_form_is_left_to_mlflow(body):
+    answer = guarded(lambda *_: "answered", Turns(Limits()), Limits())
+    assert answer(body, "application/json", of_other_and_labels(), None) == "answered"
+
+
+def test_a_misspelt_parameter_is_refused_and_not_ignored():
+    answer = guarded(lambda *_: "answered", Turns(Limits()), Limits())
+    with pytest.raises(MlflowException) as caught:
+        answer(b'{"params": {"lables": ["a"]}}', "application/json", of_other_and_labels(), None)
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+    assert caught.value.message == (
+        "params.lables: no such parameter: there are other, labels; did you mean 'labels'?"
+    )
+
+
+def of_other_and_labels() -> SimpleNamespace:
+    """A loaded model with two parameters."""
+    schema = [SimpleNamespace(name="other"), SimpleNamespace(name="labels")]
+    return SimpleNamespace(metadata=SimpleNamespace(get_params_schema=lambda: schema))

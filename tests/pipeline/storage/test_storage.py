@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.storage import s3 as storage_s3
-from pipeline.storage.base import Entry, Storage
+from pipeline.storage.base import Entry, ObjectError, Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 
@@ -174,7 +174,7 @@ def test_local_write_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"refuses it: no space left .*: make room"):
         storage.write("x", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert storage.read("x") == b"old"
@@ -342,3 +342,68 @@ def test_a_local_file_is_created_whole_and_once(tmp_path, monkeypatch, has_links
     assert not storage.create("a/lock", b"second")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["lock"]
     assert storage.read("a/lock") == b"first"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ENAMETOOLONG", "use shorter names"),
+        ("EROFS", "can be written to"),
+        ("ESTALE", "mount the network file system again"),
+        ("EIO", "check the disk"),
+        ("EINVAL", "check the name"),
+        ("EFBIG", "ulimit -f"),
+        ("EDQUOT", "quota"),
+        ("ENOSPC", "make room"),
+        ("ETXTBSY", "check the name"),  # One that nobody thought of.
+    ],
+)
+def test_whatever_the_system_refuses_is_one_line(tmp_path, monkeypatch, name, remedy):
+    def refuse(*_, **__):
+        number = getattr(errno, name)
+        raise OSError(number, os.strerror(number))
+
+    storage = open_storage(str(tmp_path))
+    storage.write("a", b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        patch.setattr(os, "replace", refuse)
+        patch.setattr(os, "stat", refuse)
+        patch.setattr(os, "scandir", refuse)
+        told = []
+        for call in (
+            lambda: storage.read("a"),
+            lambda: storage.read_range("a", 0, 1),
+            lambda: storage.write("a", b"2"),
+            lambda: storage.version("a"),
+            lambda: list(storage.list()),
+            lambda: storage.folders(),
+        ):
+            with pytest.raises(UserError) as caught:
+                call()
+            told.append(str(caught.value))
+            whole = name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG")
+            assert isinstance(caught.value, ObjectError) is not whole
+    assert all(line.startswith(str(tmp_path)) for line in told)
+    assert all(remedy in line and "\n" not in line for line in told)
+    assert storage.read("a") == b"1"
+
+
+def test_names_and_links_that_no_file_can_have_are_one_line(tmp_path):
+    storage = open_storage(str(tmp_path))
+    long = "n" * 300
+    (tmp_path / "loop").symlink_to("loop")
+    for call in (storage.read, storage.size, storage.exists, storage.version, storage.delete):
+        with pytest.raises(UserError, match=r"file name too long.*use shorter names"):
+            call(long)
+    for path in (long, f"{long}/a"):
+        with pytest.raises(UserError, match="file name too long"):
+            storage.write(path, b"")
+        with pytest.raises(UserError, match="file name too long"):
+            storage.create(path, b"")
+    with pytest.raises(UserError, match=r"symbolic links.*remove the links"):
+        storage.read("loop")
+    with pytest.raises(UserError, match="/proc/nope: must be a folder that can be made"):
+        open_storage("/proc/nope").write("a", b"")
+    with pytest.raises(UserError, match="/proc/nope: must be a folder that can be made"):
+        open_storage("/proc/nope").create("a", b"")

@@ -1,0 +1,100 @@
+"""A Ray of this process's own: started anew where the machine is busy, and locked by a token.
+
+Ray listens on all addresses of the machine, whatever it is told, and runs what it is sent by
+whoever reaches it. So it answers only to those who know a token: the processes that this one
+starts, which inherit it with their environment. No file holds it.
+"""
+
+import logging
+import os
+import secrets
+import sys
+import time
+from typing import Any
+
+import psutil
+
+from pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_MODE, _TOKEN, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_ATTEMPTS = 3
+_PAUSE_S = 5.0
+_QUIET = {
+    # Lines of workers begin with the time, as ours do; colours are no text for a file.
+    "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
+    "RAY_COLOR_PREFIX": "0",
+    # Announces a change of Ray that no job depends on.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def quiet() -> None:
+    """Leaves out what Ray writes for its own developers; call before Ray is imported.
+
+    What the user has set stays.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def require_token() -> None:
+    """Makes a Ray that this process starts answer only to the processes that it starts.
+
+    A mode, a token or a file with one that the environment names stays.
+    """
+    mode = os.environ.setdefault(_MODE, "token")
+    if mode.lower() == "token" and not (os.environ.get(_TOKEN) or os.environ.get(_TOKEN_FILE)):
+        os.environ[_TOKEN] = secrets.token_hex(32)
+    if "ray" in sys.modules:
+        from pipeline.ray_internals import read_environment_again
+
+        read_environment_again()
+
+
+def start(**settings: Any) -> None:
+    """Starts a Ray on this machine, with further arguments of `ray.init`.
+
+    Raises:
+        UserError: It did not start at several attempts.
+    """
+    require_token()
+    import ray
+
+    for attempt in range(1, _ATTEMPTS + 1):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            ray.init(address="local", include_dashboard=False, **settings)
+            return
+        except (TypeError, ValueError):  # Of the arguments.
+            raise
+        except Exception as error:  # Ray has no type of its own for a start that took too long.
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            ray.shutdown()
+            _end(set(psutil.Process().children(recursive=True)) - before)
+        if attempt < _ATTEMPTS:
+            logger.warning(
+                "Ray did not start (%s); is the machine busy? Trying again, %d of %d",
+                reason,
+                attempt + 1,
+                _ATTEMPTS,
+            )
+            time.sleep(_PAUSE_S)
+    load = ", ".join(f"{number:.0f}" for number in os.getloadavg())
+    raise UserError(
+        f"Ray: did not start on this machine at {_ATTEMPTS} attempts (the last: {reason}): the "
+        f"machine must have CPU and memory to spare (load {load} on {os.cpu_count()} cores): end "
+        "what keeps it busy and start the same command again; Ray's own words are in "
+        "/tmp/ray/session_latest/logs"
+    )
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    """Ends what a start that failed has left: it would keep the machine busy at the next."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(list(processes), timeout=5)

@@ -1,0 +1,40 @@
+"""A training asks MLflow before it starts Ray; see `test_refusals` for what MLflow may say."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.tracking import preflight
+from pipeline.tracking.refusals import MlflowRefused
+from pipeline.tracking.tracker import TrackingConfig
+from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
+from pipeline.training.driver import launch
+from pipeline.training.job import Lineage
+
+
+def refuse(self):
+    raise MlflowRefused("tracking.experiment=lseg: was deleted")
+
+
+def test_a_refused_training_starts_no_ray_and_a_nested_one_does_not_ask(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").write_bytes(b"")
+    monkeypatch.setattr(preflight, "_is_used", lambda uri, database: True)
+    monkeypatch.setattr(preflight.MlflowRun, "find_experiment", refuse)
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run = RunConfig(name="mine", storage=str(tmp_path))
+    config = TrainMixConfig(run=run, tracking=tracking, train=TrainConfig(steps=1, warmup_steps=0))
+    plan = SimpleNamespace(config=config, announce=lambda first: None)
+    monkeypatch.setattr(launch, "first_step", lambda plan: 0)
+    started: list[object] = []
+    with pytest.raises(MlflowRefused, match="was deleted"):
+        launch.train(plan, lambda *needed: started.append(needed))
+    assert started == []
+
+    def fit(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "_fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        launch.train(plan, lambda *needed: started.append(needed), Lineage(parent_run_id="sweep"))
+    assert started == [(config.logical_cpus, 0)]
+    assert not (tmp_path / "mine" / "train.lock").exists()
