@@ -1,8 +1,8 @@
 """A Ray of this process's own: started anew where the machine is busy, and locked by a token.
 
-Ray listens on all addresses of the machine, whatever it is told, and runs what it is sent by
-whoever reaches it. So it answers only to those who know a token: the processes that this one
-starts, which inherit it with their environment. No file holds it.
+Ray listens on all addresses of the machine, whatever its settings, and runs what anybody sends who
+reaches it. So it answers only to those who know a token: the processes that this one starts, which
+inherit it with their environment. No file holds it.
 """
 
 import logging

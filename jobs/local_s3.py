@@ -98,7 +98,7 @@ def local_s3(folder: Path, buckets: tuple[str, ...]) -> Iterator[str]:
 
 
 def _locks(folder: Path) -> dict[str, str]:
-    """Variables by which the servers of one process know each other, and nobody else knows them."""
+    """Variables by which the servers of one process know each other; no other process has them."""
     for name, content in zip((_CERTIFICATE, _KEY), _certificate(), strict=True):
         (folder / name).unlink(missing_ok=True)
         (folder / name).touch(mode=0o600)

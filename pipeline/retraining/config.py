@@ -47,7 +47,7 @@ class ComparisonConfig:
 
 
 _MAX_NAME_CHARS = 191
-"""Of a run's name, to which an attempt adds nine."""
+"""Longest name of a run here: an attempt adds nine characters."""
 
 
 @dataclass(frozen=True, kw_only=True)

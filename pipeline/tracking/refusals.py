@@ -1,7 +1,7 @@
-"""Tells an outage of MLflow, which passes, from a refusal, which no waiting cures.
+"""Separates an outage of MLflow, which passes, from a refusal, which no waiting cures.
 
-An outage never stops a training: what is logged waits in the journal. A refusal is told before the
-training starts, and with its remedy: a week later nobody can mend it.
+An outage never stops a training: what is logged waits in the journal. A refusal is reported before
+the training starts, and with its remedy: a week later the time is lost.
 """
 
 import re
