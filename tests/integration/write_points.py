@@ -125,7 +125,7 @@ class World:
         place.mkdir(parents=True, exist_ok=True)
         job.prepare(self, place)
         self.runs += 1
-        log = self.folder / f"run-{self.runs}.log"
+        log = self.folder / f"run-{os.getpid()}-{self.runs}.log"
         process = os.fork()
         if not process:
             self._be(job, place, log)
