@@ -16,6 +16,8 @@ from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
+_MOST_DIGITS = 16
+
 
 @dataclass(frozen=True)
 class TrainedSize:
@@ -66,7 +68,8 @@ class Provenance:
     @property
     def step(self) -> int:
         """Optimiser steps, 0 where unknown."""
-        return int(self.tags.get("step", 0) or 0)
+        step = self.tags.get("step", "")
+        return int(step) if step.isdecimal() and len(step) < _MOST_DIGITS else 0
 
     @property
     def trained_size(self) -> TrainedSize:
@@ -169,7 +172,7 @@ def _mapping(storage: Storage, name: str, parse: Callable[[str], Any]) -> dict[s
     """The keys and values of a file; empty where there is none."""
     try:
         content = parse(_text(storage, name) or "{}")
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"checkpoint={storage.uri}: {name} is damaged: {reason}") from None
     if not isinstance(content, dict):

@@ -1,5 +1,6 @@
 """The names in and of checkpoint folders, their tags, and what is read from their text files."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,9 +98,22 @@ def test_a_checkpoint_without_its_text_files_says_nothing(tmp_path):
     assert found.step == 9
 
 
+@pytest.mark.parametrize("step", ["True", "²", "-1", "9" * 5000, "1.5", ""])
+def test_a_step_that_is_no_number_is_unknown(tmp_path, step):
+    (tmp_path / "provenance.json").write_text(json.dumps({"step": step}))
+    assert read_provenance(tmp_path).step == 0
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("provenance.json", "{"), ("metrics.json", "[1]"), ("config.yaml", "a: [")],
+    [
+        ("provenance.json", "{"),
+        ("provenance.json", "[" * 100_000),
+        ("metrics.json", "[1]"),
+        ("config.yaml", "a: ["),
+        ("config.yaml", "a: " + "[" * 5000),
+    ],
+    ids=["json", "deep json", "list", "yaml", "deep yaml"],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content):
     (tmp_path / name).write_text(content)
