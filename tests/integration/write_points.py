@@ -183,6 +183,7 @@ def world(folder: Path) -> Iterator[World]:
         env = write_faults.plan(faults, ())
         env |= {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
         env |= {"RAY_USAGE_STATS_ENABLED": "0"}
+        before = dict(os.environ)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         os.environ.update({"RAY_AUTH_MODE": "disabled", **env})
         reading, writing = os.pipe()
@@ -209,6 +210,8 @@ def world(folder: Path) -> Iterator[World]:
         finally:
             os.close(stop_writing)
             os.waitpid(keeper, 0)
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def files_of(folder: Path, but: str = r"$^") -> dict[str, bytes]:
