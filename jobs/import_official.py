@@ -44,15 +44,15 @@ def run(config: ImportConfig) -> None:
 
     from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
     from model.official import import_official
+    from pipeline.checkpoints.label_list import read_label_list
     from pipeline.storage.places import ensure_writable_place
 
-    ensure_writable_place("out", config.out)
     given = config.regularizer if config.regularizer.applications else None
-    labels: list[str] = []
+    labels: tuple[str, ...] = ()
+    if config.labels is not None:
+        labels = read_label_list(config.labels, f"labels={config.labels}")
+    ensure_writable_place("out", config.out)
     try:
-        if config.labels is not None:
-            lines = Path(config.labels).read_text().splitlines()
-            labels = [line.strip() for line in lines if line.strip()]
         imported = import_official(config.checkpoint, given)
     except FileNotFoundError as error:
         raise UserError(str(error)) from error

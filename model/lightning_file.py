@@ -12,6 +12,7 @@ names what only an attack would name is refused besides.
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
@@ -24,7 +25,12 @@ from torch import Tensor
 
 from model.errors import ModelError
 
-MAX_PICKLE_MIB = 256
+MAX_PICKLE_MIB = 16
+"""Size of the structure; that of a published file has a third of a MiB."""
+MAX_STEPS = 1_000_000
+"""Instructions of a pickle; a tensor takes some forty."""
+MAX_NAMES = 5_000
+"""Mentions of a global; torch mentions each one once, and refers back to it."""
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -117,11 +123,52 @@ class _InertUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any, /) -> Any:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
-            raise pickle.UnpicklingError(f"unknown persistent reference {str(pid)[:80]}")
+            # Not shown: a few bytes can stand for a text without an end.
+            raise pickle.UnpicklingError("unknown persistent reference")
         kind = getattr(pid[1], "origin", "").removeprefix("torch.")
         if kind not in STORAGE_DTYPES or not isinstance(pid[2], str):
-            raise pickle.UnpicklingError(f"unknown storage type {kind!r}")
+            raise pickle.UnpicklingError(f"unknown storage type {kind[:80]!r}")
         return _Storage(pid[2], STORAGE_DTYPES[kind])
+
+
+def _check_steps(data: bytes) -> None:
+    """Refuses a pickle whose few bytes would take memory or time without an end.
+
+    Nothing is built here. What is read later then takes memory in proportion to its steps: an index
+    of the memo may not be ahead of the steps before it, since a list of that length is made; and
+    tuples that hold one tuple twice, whose hash or text doubles at each level, are few.
+    """
+    names = kept = shared = 0
+    before, tuples = "", set[int]()
+    for number, (step, argument, _) in enumerate(pickletools.genops(data)):
+        if number >= MAX_STEPS:
+            raise pickle.UnpicklingError(f"it has more than {MAX_STEPS} steps")
+        if step.name in _PUTS and int(argument or 0) > number:
+            raise pickle.UnpicklingError("its memo is larger than its content")
+        if step.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
+            names += 1
+            if names > MAX_NAMES:
+                raise pickle.UnpicklingError(f"it names more than {MAX_NAMES} globals")
+        if step.name == "DUP":
+            raise pickle.UnpicklingError("it doubles what is on its stack")
+        if step.name in _PUTS:
+            index = int(argument) if argument is not None else kept
+            kept += 1
+            tuples.discard(index)
+            if before in _TUPLES:
+                tuples.add(index)
+        if step.name in _GETS and int(argument or 0) in tuples:
+            shared += 1
+            if shared > MAX_SHARED:
+                raise pickle.UnpicklingError(f"it refers to tuples more than {MAX_SHARED} times")
+        before = step.name
+
+
+MAX_SHARED = 16
+"""References to tuples that came before; torch's tuples are new ones, but for a setting or two."""
+_TUPLES = frozenset(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"))
+_PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+_GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
 
 
 class TorchFile:
@@ -154,7 +201,9 @@ class TorchFile:
                 order = self._read(f"{self._root}byteorder")
                 if order != b"little":
                     raise zipfile.BadZipFile(f"its byte order is {order!r}, not little")
-            self.content: Any = _InertUnpickler(io.BytesIO(self._read(pickles[0]))).load()
+            data = self._read(pickles[0])
+            _check_steps(data)
+            self.content: Any = _InertUnpickler(io.BytesIO(data)).load()
         except _SuspectError as error:
             raise ModelError(
                 f"{self.path}: its pickle names {error}, which runs code when a file is opened the "
@@ -232,7 +281,8 @@ def is_tensor(record: Any) -> bool:
         and len(record.args) >= 4
         and isinstance(record.args[0], _Storage)
         and all(isinstance(part, tuple) for part in record.args[2:4])
-        and len(record.args[2]) == len(record.args[3])
+        and len(record.args[2]) == len(record.args[3]) <= 8
+        and all(type(n) is int and abs(n) < 2**53 for part in record.args[2:4] for n in part)
     )
 
 

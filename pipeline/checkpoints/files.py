@@ -80,3 +80,18 @@ def checkpoint_fingerprint(folder: Path) -> str:
         with (folder / name).open("rb") as file:
             state.update(hashlib.file_digest(file, "sha256").digest())
     return state.hexdigest()[:16]
+
+
+def content_fingerprint(folder: Path) -> str:
+    """Returns 16 hex digits over all that a network is loaded from: weights, settings and labels.
+
+    Raises:
+        FileNotFoundError: The folder holds no checkpoint.
+    """
+    state = hashlib.sha256()
+    require_checkpoint(folder)
+    for name in FILES:
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                state.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return state.hexdigest()[:16]

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from model.checkpoint import CONFIG, LABELS, TEXTS, local, require_checkpoint, save_checkpoint
+from model.errors import ModelError
 from model.network import Network
+from model.settings_file import MAX_BYTES, parse_json, parse_yaml, text_of
 from pipeline.checkpoints.files import METRICS, PROVENANCE, fingerprints, step_of
 from pipeline.data.shards.format import Manifest, load_manifest
 from pipeline.errors import UserError
@@ -117,9 +117,9 @@ def read_provenance(place: Path | str, uri: str = "") -> Provenance:
         UserError: A file is damaged, or the storage does not answer.
     """
     storage = open_storage(str(place))
-    config = _mapping(storage, CONFIG, yaml.safe_load)
-    values = _mapping(storage, PROVENANCE, json.loads)
-    metrics = _mapping(storage, METRICS, json.loads)
+    config = _mapping(storage, CONFIG, parse_yaml)
+    values = _mapping(storage, PROVENANCE, parse_json)
+    metrics = _mapping(storage, METRICS, parse_json)
     labels, texts = (tuple(_text(storage, name).splitlines()) for name in (LABELS, TEXTS))
     tags = {str(key): str(value) for key, value in values.items()}
     step = metrics.get("step")
@@ -160,21 +160,35 @@ def unchanged_manifests(provenance: Provenance) -> dict[str, Manifest]:
     return found
 
 
-def _text(storage: Storage, name: str) -> str:
+def _content(storage: Storage, name: str) -> bytes:
     """The content of a file; empty where there is none."""
     try:
-        return storage.read(name).decode()
+        size = storage.size(name)
+        if size > MAX_BYTES:
+            raise UserError(
+                f"checkpoint={storage.uri}: {name} is damaged: it has {size} bytes, and must have "
+                f"at most {MAX_BYTES}"
+            )
+        return storage.read(name)
     except FileNotFoundError:
-        return ""
+        return b""
 
 
-def _mapping(storage: Storage, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _text(storage: Storage, name: str) -> str:
+    try:
+        return text_of(_content(storage, name), name)
+    except ModelError as error:
+        reason = str(error).replace(f"{name}: is", f"{name} is", 1)
+        raise UserError(f"checkpoint={storage.uri}: {reason}") from None
+
+
+def _mapping(storage: Storage, name: str, parse: Callable[[bytes, str], Any]) -> dict[str, Any]:
     """The keys and values of a file; empty where there is none."""
     try:
-        content = parse(_text(storage, name) or "{}")
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"checkpoint={storage.uri}: {name} is damaged: {reason}") from None
+        content = parse(_content(storage, name) or b"{}", name)
+    except ModelError as error:
+        reason = str(error).replace(f"{name}: is", f"{name} is", 1)
+        raise UserError(f"checkpoint={storage.uri}: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(
             f"checkpoint={storage.uri}: {name} is damaged: it must hold keys and values"

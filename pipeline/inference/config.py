@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from model.label_twins import label_twins
+from pipeline.checkpoints.label_list import read_label_list
 from pipeline.data.pixels.palette import PaletteName
 from pipeline.errors import UserError
 
@@ -159,11 +160,7 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
     where = "labels"
     if config.labels_file:
         where = f"labels_file={config.labels_file}"
-        try:
-            lines = Path(config.labels_file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{where}: cannot be read as UTF-8 text: {error}") from None
-        labels = tuple(line.strip() for line in lines if line.strip())
+        labels = read_label_list(config.labels_file, where)
     elif config.labels.strip():
         labels = _split(config.labels, "labels")
     else:

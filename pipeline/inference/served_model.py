@@ -8,6 +8,7 @@ limits (`Limits`, MLflow's `model_config`). Images are decoded one after the oth
 
 import base64
 import io
+import logging
 import math
 import os
 import shutil
@@ -29,7 +30,8 @@ from PIL import Image
 
 import model
 import pipeline
-from model.checkpoint import read_model_config
+from model.checkpoint import followed, read_model_config
+from model.config import STAND_IN, TextConfig
 from model.errors import ModelError
 from model.lseg import LSeg
 from model.prediction import NO_LABEL
@@ -49,6 +51,8 @@ from pipeline.inference.photos import decode_photo
 from pipeline.inference.segmenter import encode_index, seen_image
 from pipeline.inference.served_limits import Limits, Turns, guarded
 from pipeline.ray_internals import guard_scoring_server
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 """Name of the artifact that is the checkpoint's folder."""
@@ -331,6 +335,20 @@ def requirements(encoder: str = "") -> list[str]:
         except metadata.PackageNotFoundError:
             pins.append(name)
     return pins
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Loads a checkpoint as a service will, but for its text encoder.
+
+    Raises:
+        ModelError: It cannot be loaded; its weights are not finite, for example.
+    """
+    named = read_model_config(folder).text
+    try:
+        followed(named, folder)
+    except ModelError as error:
+        logger.warning("registered all the same, and served only where it is named: %s", error)
+    LSeg.load(folder, text=TextConfig(encoder=STAND_IN))
 
 
 def save_served(checkpoint: Path, target: Path, *, logged: Any = None, run_id: str = "") -> None:

@@ -68,6 +68,15 @@ class RegistryJobConfig:
             if getattr(self, name) and name not in _TAKES[self.action]:
                 takes = ", ".join(_TAKES[self.action]) or "nothing"
                 raise UserError(f"{name}: {self.action} takes {takes}: leave it out")
+        if self.alias and (
+            not re.fullmatch(r"[A-Za-z0-9_-]{1,250}", self.alias)
+            or re.fullmatch(r"v\d+", self.alias, re.IGNORECASE)
+            or self.alias.lower() == "latest"
+        ):
+            raise UserError(
+                f"alias={self.alias!r}: must be letters, digits, '_' and '-', and neither 'latest' "
+                "nor like v1, which MLflow keeps for numbers: write for example champion"
+            )
         needed = {"register": "checkpoint", "promote": "version", "remove_alias": "alias"}
         name = needed.get(self.action)
         if name and not getattr(self, name):

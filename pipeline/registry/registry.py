@@ -16,7 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints.files import checkpoint_fingerprint, fingerprints
+from pipeline.checkpoints.files import (
+    checkpoint_fingerprint,
+    content_fingerprint,
+    fingerprints,
+)
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.registry.config import RegistryConfig
@@ -38,6 +42,8 @@ CHAMPION = "champion"
 
 WEIGHTS_TAG = "weights"
 """Digest of the checkpoint's weights and configuration."""
+CONTENT_TAG = "content"
+"""Digest of all that the network is loaded from, labels too; older versions have none."""
 REPLACED_TAG = "replaced"
 """The version that carried the alias `champion` before this one was given it."""
 STATE_TAG = "retrain.state"
@@ -113,9 +119,9 @@ class Registry:
     ) -> ModelVersion:
         """Logs a checkpoint as a pyfunc model of a run and makes it a version.
 
-        The version comes last, so one that exists is whole. The same weights of the same run are
-        registered once: a second call gives the first one's version, with metrics and tags of
-        both.
+        The version comes last, so one that exists is whole. The same weights with the same settings
+        and labels, of the same run, are registered once: a second call gives the first one's
+        version, with metrics and tags of both.
 
         Args:
             checkpoint: A folder, or a URI that `model.checkpoint.local` fetches.
@@ -126,18 +132,22 @@ class Registry:
 
         Raises:
             UserError: There is no checkpoint, or no such run.
-            ModelError: The checkpoint cannot be fetched.
+            ModelError: The checkpoint cannot be fetched, or is damaged.
         """
         from mlflow.entities import LoggedModelOutput
 
-        from pipeline.inference.served_model import save_served
+        from pipeline.inference.served_model import check_checkpoint, save_served
 
         folder, provenance = open_checkpoint(str(checkpoint))
-        digest = checkpoint_fingerprint(folder)
-        given = tags_for_mlflow({**described(provenance), **(tags or {}), WEIGHTS_TAG: digest})
+        check_checkpoint(folder)
+        digests = {
+            WEIGHTS_TAG: checkpoint_fingerprint(folder),
+            CONTENT_TAG: content_fingerprint(folder),
+        }
+        given = tags_for_mlflow({**described(provenance), **(tags or {}), **digests})
         with self._server_errors():
             run = self._client.get_run(run_id)
-        there = self.find(run_id=run_id, tags={WEIGHTS_TAG: digest})
+        there = self.find(run_id=run_id, tags=digests)
         if there is not None:
             return self._extend(there, metrics or {}, given, provenance.step)
         with tempfile.TemporaryDirectory(prefix="lseg-register-") as scratch, self._server_errors():

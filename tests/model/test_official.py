@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import resource
 import runpy
 import subprocess
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from dataclasses import replace
@@ -13,12 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.export_official import ExportConfig
+from jobs.export_official import run as run_export
+from jobs.import_official import ImportConfig
+from jobs.import_official import run as run_import
 from model.config import RegularizerConfig
 from model.errors import ModelError
 from model.lightning_file import TorchFile, is_tensor, plain_mapping
-from model.lseg import build_lseg
+from model.lseg import LSeg, build_lseg
 from model.official import export_official, import_official
 from model.official_keys import infer_config, official_name
+from pipeline.errors import UserError
 from tests.golden.run_case import published_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,6 +292,35 @@ def test_damaged_files_are_refused(exported, damage):
         import_official(exported)
 
 
+def with_pickle(path: Path, data: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("archive/data.pkl", data)
+
+
+HOSTILE = {
+    "memo": b"\x80\x02Nr\x00\x00\x00\x08.",
+    "names": b"\x80\x02" + b"cx\ny\n0" * 200_000 + b"N.",
+    "steps": b"\x80\x02" + b"N0" * 600_000 + b"N.",
+    "doubled": b"\x80\x02N" + b"2\x86" * 60 + b".",
+    "long": b"\x80\x04\x96" + b"\xff" * 7 + b"\x0f.",
+    "persistent": b"\x80\x02)" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)) + b"Q.",
+    "key": b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)) + b"Ns.",
+    "hidden": b"\x80\x02})" + b"".join(b"q%cN0h%c\x86" % (n, n) for n in range(60)) + b"Ns.",
+    "memoized": b"\x80\x04})" + b"".join(b"\x94h%c\x86" % n for n in range(60)) + b"Ns.",
+}
+
+
+@pytest.mark.parametrize("kind", sorted(HOSTILE))
+def test_a_few_bytes_take_neither_memory_nor_time(tmp_path, kind):
+    with_pickle(tmp_path / "x.ckpt", HOSTILE[kind])
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match=r"no complete torch\.save file") as caught:
+        import_official(tmp_path / "x.ckpt")
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
 def test_other_networks_are_refused(tmp_path):
     torch.save({"state_dict": {"conv.weight": torch.zeros(2, 2)}}, tmp_path / "x.ckpt")
     with pytest.raises(ModelError, match="must be an LSeg checkpoint"):
@@ -335,3 +371,27 @@ def test_the_jobs_import_export_and_refuse(exported, tmp_path, monkeypatch, caps
     assert job("import_official.py", exported, "--out", tmp_path / "other") == 2
     assert "no complete torch.save file" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("kind", ["latin", "folder", "missing"])
+def test_labels_that_cannot_be_read_are_one_line(exported, tmp_path, capsys, kind):
+    path = tmp_path / "labels"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "latin":
+        path.write_bytes("Straße".encode("latin-1"))
+    with pytest.raises(UserError, match=f"labels={path}: ") as caught:
+        run_import(
+            ImportConfig(checkpoint=str(exported), out=str(tmp_path / "o"), labels=str(path))
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "o").exists()
+
+
+def test_labels_may_begin_with_a_byte_order_mark(exported, tmp_path):
+    (tmp_path / "l.txt").write_bytes("\ufeffStraße\r\n\r\nsky\n".encode())
+    out, labels = str(tmp_path / "o"), str(tmp_path / "l.txt")
+    run_import(ImportConfig(checkpoint=str(exported), out=out, labels=labels))
+    assert LSeg.load(out).labels == ("Straße", "sky")
+    with pytest.raises(UserError, match="set --clip omit"):
+        run_export(ExportConfig(checkpoint=out, out=str(tmp_path / "x.ckpt")))

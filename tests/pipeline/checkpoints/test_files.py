@@ -12,6 +12,7 @@ from pipeline.checkpoints.files import (
     MOST_NAMED,
     VALIDATION,
     checkpoint_fingerprint,
+    content_fingerprint,
     fingerprints,
     manifest_tags,
     only_manifest_tags,
@@ -112,8 +113,10 @@ def test_a_step_that_is_no_number_is_unknown(tmp_path, step):
         ("metrics.json", "[1]"),
         ("config.yaml", "a: ["),
         ("config.yaml", "a: " + "[" * 5000),
+        ("config.yaml", "a: &a [*a]"),
+        ("labels.txt", "x" * 5_000_000),
     ],
-    ids=["json", "deep json", "list", "yaml", "deep yaml"],
+    ids=["json", "deep json", "list", "yaml", "deep yaml", "alias", "long"],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content):
     (tmp_path / name).write_text(content)
@@ -135,3 +138,15 @@ def test_the_fingerprint_is_of_weights_and_settings_alone(written, tmp_path):
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"checkpoint=.*no such file: name a checkpoint directory"):
         open_checkpoint(str(tmp_path))
+
+
+def test_the_content_is_that_of_the_labels_too(written, tmp_path):
+    save_model(tmp_path, build_lseg(tiny_model(), 512), written)
+    before = content_fingerprint(tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    assert content_fingerprint(tmp_path) == before
+    (tmp_path / "labels.txt").write_text("other\n")
+    changed = content_fingerprint(tmp_path)
+    assert changed != before
+    (tmp_path / "texts.txt").write_text("other\n")
+    assert content_fingerprint(tmp_path) not in (changed, before)

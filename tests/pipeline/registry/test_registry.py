@@ -10,6 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from jobs.cli import main
 from jobs.registry import BARE, run
@@ -223,6 +224,20 @@ def test_by_version_and_by_alias_for_everything_that_takes_a_checkpoint(
     assert pinned("runs/mine") == "runs/mine"
 
 
+def test_the_same_weights_with_other_labels_are_another_version(folders, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folders[0], other)
+    (other / "labels.txt").write_text("wall\nlamp\n")
+    uri = new_store(tmp_path)
+    with mlflow_is(uri):
+        fresh = Registry(uri, "fresh")
+        run_id = MlflowClient(uri).create_run("0").info.run_id
+        versions = [
+            fresh.register(folder, run_id=run_id).version for folder in (folders[0], other, other)
+        ]
+    assert versions == ["1", "2", "2"]
+
+
 def test_what_cannot_be_registered(registry, folders, tmp_path):
     run_id = registry.get("1").run_id
     with pytest.raises(UserError, match=r"checkpoint=.*no such file"):
@@ -237,6 +252,13 @@ def test_what_cannot_be_registered(registry, folders, tmp_path):
     assert len(registry.versions()) == 2
     with pytest.raises(UserError, match=r"registry\.name='a/b'"):
         RegistryConfig(name="a/b")
+    (damaged / "provenance.json").unlink()
+    weights = load_file(damaged / "model.safetensors")
+    weights["decoder.head.weight"][:] = float("nan")
+    save_file(weights, damaged / "model.safetensors")
+    with pytest.raises(ModelError, match=r"hold NaN or infinite numbers \(decoder\.head\.weight\)"):
+        registry.register(damaged, run_id=run_id)
+    assert len(registry.versions()) == 2
 
 
 def test_a_server_that_is_not_there_is_told_at_once():
@@ -293,6 +315,9 @@ def test_the_job_registers_promotes_rolls_back_and_lists(filled, folders, capsys
         (["roll_back", "--version=2"], "version: roll_back takes nothing"),
         (["roll_back", "2"], "version: roll_back takes nothing"),
         (["deploy", "2"], "action"),
+        (["register", "x", "--alias=v1"], "alias='v1': must be letters"),
+        (["register", "x", "--alias=Latest"], "alias='Latest': must be letters"),
+        (["register", "x", "--alias=Prod!"], "alias='Prod!': must be letters"),
         (["promote", "77"], "77"),
         (["promote", "@nobody"], "version=@nobody: no version has this alias"),
         (["register", "nowhere"], "checkpoint=nowhere"),

@@ -1,0 +1,31 @@
+"""A list of labels in a text file, one a line, as users write it."""
+
+from pathlib import Path
+
+from model.settings_file import MAX_BYTES
+from pipeline.errors import UserError
+
+
+def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
+    """Reads the labels of a file; blank lines do not count.
+
+    Args:
+        path: The file, UTF-8 with or without a byte order mark.
+        where: The setting and its value, for messages.
+
+    Raises:
+        UserError: It cannot be read, or is no text.
+    """
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise UserError(f"{where}: is no file: name a text file with one label a line")
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(f"{where}: is larger than {MAX_BYTES // 2**20} MiB: name fewer labels")
+        lines = data.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{where}: cannot be read as UTF-8 text: {error}: save it as UTF-8, one label a line"
+        ) from None
+    return tuple(line.strip() for line in lines if line.strip())

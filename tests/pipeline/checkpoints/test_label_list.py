@@ -1,0 +1,25 @@
+"""Lists of labels as users save them."""
+
+import pytest
+
+from pipeline.checkpoints.label_list import read_label_list
+from pipeline.errors import UserError
+
+
+def test_lines_are_labels_whatever_wrote_them(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_bytes("\ufeff Straße \r\n\n\tsky".encode())
+    assert read_label_list(path, "labels_file=x") == ("Straße", "sky")
+
+
+@pytest.mark.parametrize("data", ["ü".encode("latin-1"), "road".encode("utf-16"), b"x" * 5_000_000])
+def test_what_is_no_list_is_refused(tmp_path, data):
+    (tmp_path / "labels.txt").write_bytes(data)
+    with pytest.raises(UserError, match=r"^labels_file=x: "):
+        read_label_list(tmp_path / "labels.txt", "labels_file=x")
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "no"):
+        with pytest.raises(UserError, match=r"^labels_file=x: "):
+            read_label_list(path, "labels_file=x")
