@@ -49,8 +49,9 @@ class Limits:
     """Megapixels of all images of a call, read from their headers."""
     max_call_s: float = 50
     """Seconds after which a call over the network ends, at most MLflow's own timeout."""
-    max_parallel: int = 2
-    """Calls that are worked on at once; others wait, within their time."""
+    max_parallel: int = 1
+    """Calls that are worked on at once; others wait, within their time. One more takes up to 800 MiB
+    more, and on CPUs one call keeps all cores busy."""
     max_labels: int = 1000
     max_label_chars: int = 200
     max_base_px: int = 2048
