@@ -50,8 +50,8 @@ class Limits:
     max_call_s: float = 50
     """Seconds after which a call over the network ends, at most MLflow's own timeout."""
     max_parallel: int = 1
-    """Calls that are worked on at once; others wait, within their time. One more takes up to 800 MiB
-    more, and on CPUs one call keeps all cores busy."""
+    """Calls that are worked on at once; others wait, within their time. One more takes up to
+    800 MiB more, and on CPUs one call keeps all cores busy."""
     max_labels: int = 1000
     max_label_chars: int = 200
     max_base_px: int = 2048
