@@ -208,6 +208,15 @@ def config_from_dict(config_class: type[Config], values: Mapping[str, Any], wher
         raise ModelError(f"{where}: has a value of a wrong type ({error}): check it") from error
 
 
+def _is_plain(number: Any) -> bool:
+    """Returns whether a value is a whole number that JSON holds, and not true or false."""
+    return type(number) is int and abs(number) < 2**53
+
+
+def _are_plain(numbers: Any) -> bool:
+    return len(numbers) <= 100 and all(map(_is_plain, numbers))
+
+
 def _check_type(value: Any, hint: Any, where: str) -> None:
     """Refuses a value that is not of the type of its field, and kwargs of no plain values."""
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -224,18 +233,17 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
         dict: "a mapping",
     }
     kind = get_origin(kind) or kind
-    fits = isinstance(value, {tuple: list | tuple, dict: Mapping}.get(kind, kind))
-    if kind is int:
-        fits = type(value) is int and abs(value) < 2**53
-    if kind is tuple:
-        numbers = (type(number) is int and abs(number) < 2**53 for number in value) if fits else ()
-        fits = fits and len(value) <= 100 and all(numbers)
+    fits = bool(isinstance(value, {tuple: list | tuple, dict: Mapping}.get(kind, kind)))
+    if fits and kind is int:
+        fits = _is_plain(value)
+    if fits and kind is tuple:
+        fits = _are_plain(value)
     if not fits:
         raise ModelError(
             f"{where}={shown(value)}: has a value of a wrong type: must be {words[kind]}: "
             "correct it"
         )
-    if kind is str and len(value) > MAX_TEXT:
+    if kind is str and len(str(value)) > MAX_TEXT:
         raise ModelError(
             f"{where}={shown(value)}: must be at most {MAX_TEXT} characters: shorten it"
         )

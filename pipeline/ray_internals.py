@@ -6,6 +6,7 @@ changes it; `pyproject.toml` bounds the versions to those that the tests have se
 are imported inside the functions, because jobs start without them.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,13 +43,9 @@ def read_environment_again() -> None:
     It reads them once, when it is imported, and the jobs import it before they know that they
     start one.
     """
-    from ray._raylet import (  # pyright: ignore[reportMissingImports]
-        AuthenticationTokenLoader,
-        Config,
-    )
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def limit_waiting_blocks(context: Any, most: int) -> None:

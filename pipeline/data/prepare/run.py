@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 from rich import box
 from rich.table import Table
@@ -238,7 +239,7 @@ def _open_roots(config: PrepareConfig) -> Iterator[tuple[Reader, dict[Split, Lis
 
 def _check_splits(config: PrepareConfig, roots: list[tuple[Reader, dict[Split, Listing]]]) -> None:
     """Refuses a split that was asked for and that no root has; one root may lack it."""
-    for split in config.splits or ():
+    for split in cast(tuple[Split, ...], config.splits or ()):
         if not any(split in listings for _, listings in roots):
             hints = dict.fromkeys(reader.empty_hint(split) for reader, _ in roots)
             raise UserError(

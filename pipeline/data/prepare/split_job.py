@@ -197,7 +197,7 @@ class SplitJob:
         """What the reader finds odd about the ids of all labels together."""
         if not all(result.native_pixels for result in results):
             return []
-        counts = np.sum([result.native_pixels for result in results], axis=0, dtype=np.int64)
+        counts = np.array([result.native_pixels for result in results], np.int64).sum(axis=0)
         remarks = [f"{self.split}: {text}" for text in self._reader.remarks(counts)]
         for remark in remarks:
             logger.warning("%s: %s", self.name, remark)
