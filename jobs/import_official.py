@@ -45,13 +45,13 @@ def run(config: ImportConfig) -> None:
     from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
     from model.official import import_official
     from pipeline.checkpoints.label_list import read_label_list
-    from pipeline.storage.places import ensure_writable_place
+    from pipeline.storage.places import try_writable_place
 
     given = config.regularizer if config.regularizer.applications else None
     labels: tuple[str, ...] = ()
     if config.labels is not None:
         labels = read_label_list(config.labels, f"labels={config.labels}")
-    ensure_writable_place("out", config.out)
+    try_writable_place("out", config.out)
     try:
         imported = import_official(config.checkpoint, given)
     except FileNotFoundError as error:

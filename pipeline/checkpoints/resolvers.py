@@ -123,7 +123,9 @@ def worker_runtime_env(uri: str) -> dict[str, Any] | None:
     variables = text_variables()
     if uri.startswith("models:"):
         variables |= mlflow_variables() | _without_secrets({"MLFLOW_REGISTRY_URI": _registry()})
-    return {"env_vars": variables} if variables else None
+    elif not variables:
+        return None
+    return {"env_vars": variables}
 
 
 def mlflow_variables() -> dict[str, str]:

@@ -26,7 +26,7 @@ from pipeline.evaluation.record import open_run, record
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.evaluation.runner import Runner, resolve_workers
 from pipeline.storage.open import open_storage
-from pipeline.storage.places import ensure_writable_dir, ensure_writable_place
+from pipeline.storage.places import ensure_writable_dir, try_writable_place
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evalu
     """
     began = time.perf_counter()
     config = with_absolute_places(config)
-    ensure_writable_place("out", config.out)
+    try_writable_place("out", config.out)
     checkpoint, provenance = open_checkpoint(config.checkpoint)
     name = folder_name(config)
     out = f"{config.out}/{name}"

@@ -37,7 +37,7 @@ from pipeline.progress import Progress
 from pipeline.spread import Death, Workers
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-from pipeline.storage.places import ensure_writable_place
+from pipeline.storage.places import try_writable_place
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
             images could not be read. The others are done then.
         ModelError: The checkpoint cannot be loaded.
     """
-    ensure_writable_place("out", config.out)
+    try_writable_place("out", config.out)
     began = time.monotonic()
     search = find_photos(config.images)
     out = open_storage(config.out)

@@ -42,7 +42,7 @@ class LocalStorage(Storage):
         try:
             descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):  # A link to itself, or a socket.
+            if error.errno == errno.ENXIO:  # A socket.
                 raise self._missing(path) from error
             raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -194,7 +194,7 @@ class LocalStorage(Storage):
             raise self._refused(path, error) from error
 
 
-_OF_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_OF_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ESTALE)
 """Errors that concern the whole storage rather than one object."""
 
 

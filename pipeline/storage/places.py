@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -65,6 +66,14 @@ def ensure_writable_dir(key: str, given: str, folder: Path) -> None:
     Raises:
         UserError: The folder cannot be made or written to.
     """
+    if problem := _problem_of(folder):
+        raise UserError(
+            f"{key}={given}: {folder} must be a folder that this user can write to "
+            f"({problem}): give another, or access to it"
+        )
+
+
+def _problem_of(folder: Path) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         problem = "" if os.access(folder, os.W_OK | os.X_OK) else "not writable"
@@ -74,22 +83,34 @@ def ensure_writable_dir(key: str, given: str, folder: Path) -> None:
                 pass
     except (OSError, ValueError) as error:  # A name may hold a zero byte.
         problem = getattr(error, "strerror", None) or str(error)
-    if problem:
-        raise UserError(
-            f"{key}={given}: {folder} must be a folder that this user can write to "
-            f"({problem}): give another, or access to it"
-        )
+    return problem
 
 
-def ensure_writable_place(key: str, uri: str) -> None:
-    """Does as `ensure_writable_dir` for a place that is a local folder; leaves others alone.
+def try_writable_place(key: str, uri: str) -> None:
+    """Tries whether a place that is a local folder can be written to; leaves others alone.
+
+    Nothing is left of the trial: settings that are refused after it must not leave a folder.
 
     Raises:
         UserError: The folder cannot be made or written to.
     """
     path = uri.removeprefix("file://")
     if "://" not in path:
-        ensure_writable_dir(key, uri, Path(resolve_location(key, path)))
+        _try_dir(key, uri, Path(resolve_location(key, path)))
+
+
+def _try_dir(key: str, given: str, folder: Path) -> None:
+    try:
+        new = [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
+    except ValueError:  # A name may hold a zero byte.
+        new = []
+    try:
+        ensure_writable_dir(key, given, folder)
+    finally:
+        for parent in new:
+            # Another process may have begun to use it, or it could not be made.
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def ensure_writable_file(key: str, given: str) -> None:

@@ -219,7 +219,7 @@ def test_a_full_disk_is_one_message(checkpoint, photos, tmp_path, capsys, monkey
     assert job(*words) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    assert "No space left on device" in error.splitlines()[-1]
+    assert "no space left on device" in error.splitlines()[-1]
 
 
 def test_bad_pictures_are_told_and_the_others_done(checkpoint, photos, tmp_path, capsys):

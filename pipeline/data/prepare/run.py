@@ -37,7 +37,7 @@ from pipeline.progress import Progress
 from pipeline.storage.base import Storage
 from pipeline.storage.lease import Lease
 from pipeline.storage.open import open_storage
-from pipeline.storage.places import ensure_writable_place
+from pipeline.storage.places import try_writable_place
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def prepare(
     """
     began = time.monotonic()
     out = open_storage(config.out)
-    ensure_writable_place("out", config.out)
+    try_writable_place("out", config.out)
     # Every root and table is read before the lock is taken: what is wrong with them is reported
     # at once, even while another run writes there.
     roots = list(_open_roots(config))

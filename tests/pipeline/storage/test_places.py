@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.storage.places import ensure_writable_dir, local_state_dir, resolve_location
+from pipeline.storage.places import (
+    ensure_writable_dir,
+    local_state_dir,
+    resolve_location,
+    try_writable_place,
+)
 from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.driver.launch import absolute
 
@@ -64,3 +69,12 @@ def test_no_path_may_be_relative_to_what_ray_uploaded(monkeypatch, tmp_path):
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match="out=runs: is relative to the folder that Ray made"):
         resolve_location("out", "runs")
+
+
+def test_a_trial_leaves_nothing_and_keeps_what_is_there(tmp_path):
+    (tmp_path / "kept").mkdir()
+    try_writable_place("out", str(tmp_path / "new/deep"))
+    try_writable_place("out", str(tmp_path / "kept"))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    with pytest.raises(UserError, match="out=/proc/nope"):
+        try_writable_place("out", "/proc/nope")

@@ -382,7 +382,7 @@ def test_whatever_the_system_refuses_is_one_line(tmp_path, monkeypatch, name, re
             with pytest.raises(UserError) as caught:
                 call()
             told.append(str(caught.value))
-            whole = name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG")
+            whole = name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "ESTALE")
             assert isinstance(caught.value, ObjectError) is not whole
     assert all(line.startswith(str(tmp_path)) for line in told)
     assert all(remedy in line and "\n" not in line for line in told)
