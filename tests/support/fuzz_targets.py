@@ -362,12 +362,12 @@ def mat(folder: Path) -> list[Target]:
         with suppress(UserError, BadSample):
             LabelMats(path, "S", "seglabel").read(1)
 
-    targets = (("mat of scipy", names, False), ("mat of HDF5", cells, True))
+    targets = (("mat of scipy", names), ("mat of HDF5", cells))
     return [
         Target(
-            name, [file.read_bytes()], one_changed(path, read), (), memory_mib=512, may_crash=may
+            name, [file.read_bytes()], one_changed(path, read), (), memory_mib=512, may_crash=True
         )
-        for name, file, may in targets
+        for name, file in targets
     ]
 
 

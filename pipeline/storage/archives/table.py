@@ -139,7 +139,8 @@ def _tar_members(blob: Blob) -> Iterator[tuple[str, str, Member]]:
             # tarfile takes a damaged header for the end; the real end is zeros, or nothing.
             if blob.read(archive.offset, tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"no header at byte {archive.offset}")
-    except (tarfile.TarError, ValueError, OSError, EOFError) as error:
+    # A header may name a size that no file can have: OverflowError.
+    except (tarfile.TarError, ValueError, OverflowError, OSError, EOFError) as error:
         if isinstance(error, UserError):
             raise
         raise damaged(blob, "tar", error) from error
