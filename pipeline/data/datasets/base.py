@@ -248,15 +248,19 @@ class Reader(ABC):
                 f"{split}: {listed} samples with image and label, {published} published: "
                 + (less if listed < published else f"{listed - published} too many")
             )
-        left_out += self._found.explained(listing.left_out, bool(listed)) + self._found.left_out()
-        if self.unread_is_lost:
-            left_out += self._found.unread
-        elif self._found.unread:
+        left_out += self._found.explained(listing.left_out, bool(listed))
+        lost = self._found.left_out() + (self._found.unread if self.unread_is_lost else [])
+        left_out += [bad for bad in lost if self._counts_in(bad.name, split)]
+        if not self.unread_is_lost and self._found.unread:
             notes.append(f"{split}: {summary_of(self._found.unread)}")
         left_out = [LeftOut(printable(bad.name), printable(bad.reason)) for bad in left_out]
         left_out.sort(key=lambda item: item.name)
         notes = [printable(note) for note in (*listing.notes, *notes)]
         return Listing(listing.sources, tuple(left_out), tuple(notes))
+
+    def _counts_in(self, path: str, split: Split) -> bool:
+        """Whether a file that cannot be used is one of a split's, of those met while listing it."""
+        return True
 
     def remarks(self, native_pixels: np.ndarray) -> list[str]:
         """What is odd about the ids that a split's labels have: (256,) int64, pixels of each."""

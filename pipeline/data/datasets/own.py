@@ -13,6 +13,7 @@ mask with any other id that the table lacks is a bad sample.
 """
 
 import hashlib
+import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ class OwnReader(Reader):
     def _listing(self, split: Split) -> Listing:
         spec = self.spec
         folders = _splits_in(self.root.folders(spec.images))
+        self._divided = bool(folders)
         images = self._of_split("image", split, bool(folders))
         labels = self._of_split("label", split, bool(folders))
         inner = f"{spec.masks}/"
@@ -198,8 +200,12 @@ class OwnReader(Reader):
             )
         return remarks
 
+    def _counts_in(self, path: str, split: Split) -> bool:
+        # Without folders of splits both listings meet every file, and one alone may count it.
+        return self._divided or self._is_in(posixpath.splitext(path)[0], split)
+
     def _is_in(self, name: str, split: Split) -> bool:
-        digest = hashlib.sha256(name.encode()).digest()
+        digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
         is_val = int.from_bytes(digest[:4], "big") < self.spec.val_fraction * 2**32
         return is_val == (split == "val")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs import doctor
-from pipeline.data.datasets.base import LeftOut, NoAccess
+from pipeline.data.datasets.base import SPLITS, LeftOut, NoAccess
 from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.taxonomy.labelling import of_classes
@@ -62,6 +62,15 @@ def test_one_name_twice_is_used_for_neither(tmp_path):
         "masks/c.PNG": "has the name of masks/c.png",
         "images/c.jpg": "no label of one meaning: masks/c.PNG, masks/c.png have one name",
     }
+
+
+def test_what_cannot_be_used_is_counted_in_one_split_alone(tmp_path):
+    put(tmp_path, "images/a.jpg", "masks/a.png")
+    put(tmp_path, *(f"images/{number}.jp2" for number in range(30)))
+    reader = own(tmp_path, val_fraction=0.5)
+    train, val = ({bad.name for bad in reader.listing(split).left_out} for split in SPLITS)
+    assert len(train) + len(val) == len(train | val) == 30
+    assert min(len(train), len(val)) > 5
 
 
 def test_whatever_looks_like_an_image_is_used_or_named(tmp_path):
