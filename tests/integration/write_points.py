@@ -156,6 +156,8 @@ class World:
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, 1)
             os.dup2(file, 2)
+            # Below pytest the streams of Python are its own, and lead elsewhere.
+            sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))
             os.environ.update(self.env)
             os.chdir(place)
             write_faults.drive(self.faults)
