@@ -66,12 +66,8 @@ def locked(storage: Storage, path: str, config: LockConfig, what: str) -> Iterat
         with lease:
             yield lease
     except LeaseHeld as error:
-        holder = error.holder
-        job = f", Ray job {holder['note']}" if holder.get("note") else ""
         raise RetrainLocked(
-            f"{storage.uri}/{path}: {what} is locked by process {holder.get('pid', '?')} on "
-            f"{holder.get('host', '?')}{job}, since {holder.get('since', '?')}, until "
-            f"{holder.get('until', '?')} unless it is renewed: it is at work; call again later"
+            f"{storage.uri}/{path}: {what} is locked by {error.by}: it is at work; call again later"
         ) from None
     except LeaseLost as error:
         raise RetrainLocked(

@@ -37,6 +37,16 @@ class LeaseHeld(UserError):
         super().__init__(message)
         self.holder = holder
 
+    @property
+    def by(self) -> str:
+        """Who holds the lock, since when, and until when if it is not renewed."""
+        job = f", Ray job {self.holder['note']}" if self.holder.get("note") else ""
+        return (
+            f"process {self.holder.get('pid', '?')} on {self.holder.get('host', '?')}{job}, since "
+            f"{self.holder.get('since', '?')}, until {self.holder.get('until', '?')} unless it is "
+            "renewed"
+        )
+
 
 class LeaseLost(UserError):
     """The lock was held, and another process has taken it over."""

@@ -31,14 +31,10 @@ def held(run: RunConfig) -> Iterator[Lease]:
     try:
         lease.__enter__()
     except LeaseHeld as error:
-        holder = error.holder
-        job = f", Ray job {holder['note']}" if holder.get("note") else ""
         raise RunHeld(
-            f"run.name={run.name}: is being trained in {run.storage} by process "
-            f"{holder.get('pid', '?')} on {holder.get('host', '?')}{job}, since "
-            f"{holder.get('since', '?')}, until {holder.get('until', '?')} unless it is renewed: "
+            f"run.name={run.name}: is being trained in {run.storage} by {error.by}: "
             "wait until that one has ended, or give this run another name",
-            holder,
+            error.holder,
         ) from None
     try:
         yield lease

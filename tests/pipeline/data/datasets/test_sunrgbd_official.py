@@ -313,10 +313,7 @@ def test_strings_are_read_from_the_file_itself_alone(tmp_path: Path, kind: str, 
     write_strings(tmp_path / "good.mat", "plain", secret)
     assert read_strings(tmp_path / "good.mat", "names") == ["kv1/a"]
     assert read_strings(tmp_path / "good.mat", "other") is None
-    try:
-        write_strings(tmp_path / "odd.mat", kind, secret)
-    except (OSError, TypeError, ValueError):
-        pytest.skip("this HDF5 does not write such a file")
+    write_strings(tmp_path / "odd.mat", kind, secret)
     with pytest.raises(UserError, match=rf"odd\.mat: .*{words}.*download it again"):
         read_strings(tmp_path / "odd.mat", "names")
 
