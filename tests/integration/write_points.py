@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from jobs.local_ray import require_token
 from pipeline.demo.layouts import write_mini_seven
 from tests.integration.training_runs import RECIPE, REPOSITORY
 from tests.support import write_faults
@@ -187,7 +188,8 @@ def world(folder: Path) -> Iterator[World]:
         env |= {"RAY_USAGE_STATS_ENABLED": "0"}
         before = dict(os.environ)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-        os.environ.update({"RAY_AUTH_MODE": "disabled", **env})
+        os.environ.update(env)
+        require_token()
         reading, writing = os.pipe()
         stop_reading, stop_writing = os.pipe()
         # In a process of its own: what is forked for the jobs must hold no connection.
