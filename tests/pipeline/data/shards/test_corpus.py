@@ -110,7 +110,8 @@ def test_what_lies_in_place_of_a_shard_blocks_nothing(tmp_path, kind: str):
     make[kind]()
     found = problems(tmp_path)
     assert len(found) == NUM
-    assert all("no such shard" in problem or "cut short" in problem for problem in found)
+    words = ("no such shard", "cut short", "too many levels of symbolic links")
+    assert all(any(word in problem for word in words) for problem in found)
 
 
 @pytest.mark.parametrize(
