@@ -11,6 +11,7 @@ else: the stand-in, or a model of open_clip's own list with a tag of that list o
 that lie in its folder. Every other place is taken from the user alone (`followed`).
 """
 
+import hashlib
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from model.config import STAND_IN, ModelConfig, TextConfig, config_from_dict
 from model.errors import ModelError
 from model.network import Network
 from model.outline import MAX_EMBED_DIM, stored_tensors
-from model.settings_file import MAX_BYTES, parse_yaml, shown, text_of
+from model.settings_file import MAX_BYTES, parse_json, parse_yaml, shown, text_of
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
@@ -52,6 +53,8 @@ MAX_LABELS = 65_535
 
 FILES = (CONFIG, WEIGHTS, LABELS, TEXTS, TEXT_WEIGHTS)
 """All that a network is loaded from; none of them is a pickle."""
+DIGESTS = "files.json"
+"""File with the size and the digest of each file, where who wrote the directory noted them."""
 
 resolvers: dict[str, Callable[[str], Path]] = {}
 """URI scheme ("s3", "models") -> function that fetches such a checkpoint into a local directory.
@@ -133,9 +136,11 @@ def read_checkpoint(source: Path | str, text: TextConfig | None = None) -> Store
 
     Raises:
         FileNotFoundError: a file is missing.
-        ModelError: a file is damaged or names what is not followed, or nothing can fetch the URI.
+        ModelError: a file is damaged, is not the one that was written or names what is not
+            followed, or nothing can fetch the URI.
     """
     directory = require_checkpoint(local(source))
+    check_files(directory)
     config = read_model_config(directory)
     # The file brings every weight: the published ones are not to be fetched first.
     config = replace(
@@ -238,6 +243,59 @@ def _content(path: Path) -> bytes:
         raise
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}: make it readable") from None
+
+
+def parse_digests(content: bytes, where: str) -> dict[str, tuple[int, str]]:
+    """Reads the record of a directory's files: size and SHA-256 of each, by name.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    try:
+        record = parse_json(content, where)
+        return {str(name): (int(v["size"]), str(v["sha256"])) for name, v in record.items()}
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+        raise ModelError(f"{where}: is damaged: fetch the checkpoint again") from None
+
+
+def check_files(directory: Path, names: Iterable[str] = FILES) -> None:
+    """Refuses a directory in which a file is not the one that was written, if that is recorded.
+
+    Args:
+        directory: the checkpoint; one without a record passes.
+        names: the files that count; others may be missing, as where only some were fetched.
+
+    Raises:
+        ModelError: a file differs, is missing or came later; names it.
+    """
+    record = directory / DIGESTS
+    if not record.is_file():
+        return
+    expected = parse_digests(_content(record), str(record))
+    for name in names:
+        fault = _fault(directory / name, expected.get(name))
+        if fault:
+            raise ModelError(
+                f"{directory / name}: {fault}, says {DIGESTS} beside it: fetch the checkpoint "
+                f"again, or delete {DIGESTS} if you changed the file on purpose"
+            )
+
+
+def _fault(path: Path, expected: tuple[int, str] | None) -> str:
+    """What is wrong with a file of a recorded size and digest, None if it has none."""
+    if expected is None:
+        return "is no file of this checkpoint" if path.exists() else ""
+    if not path.is_file():
+        return "is missing"
+    size, digest = expected
+    try:
+        if path.stat().st_size != size:
+            return f"has {path.stat().st_size} bytes and had {size}"
+        with path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error}: make it readable") from None
+    return "" if same else "is not what was written: its bytes differ"
 
 
 def is_uri(source: Path | str) -> bool:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from model.checkpoint import CONFIG, FILES, WEIGHTS, require_checkpoint
+from model.checkpoint import CONFIG, DIGESTS, FILES, WEIGHTS, require_checkpoint
 from pipeline.data.shards.format import Manifest
 
 METRICS = "metrics.json"
@@ -22,7 +22,7 @@ PROVENANCE = "provenance.json"
 TRAINER = "trainer.pt"
 ORDER = "order.txt"
 
-USABLE = (*FILES, PROVENANCE, METRICS)
+USABLE = (*FILES, PROVENANCE, METRICS, DIGESTS)
 """Files that are fetched and registered: all but those that only training needs; no pickles."""
 
 TRAINING, VALIDATION = "manifest", "validation"

@@ -24,7 +24,10 @@ def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
         if len(data) > MAX_BYTES:
             raise UserError(f"{where}: is larger than {MAX_BYTES // 2**20} MiB: name fewer labels")
         lines = data.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{where}: {reason}: check the path, and that it can be read") from None
+    except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: cannot be read as UTF-8 text: {error}: save it as UTF-8, one label a line"
         ) from None

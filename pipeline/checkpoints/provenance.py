@@ -6,7 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import CONFIG, LABELS, TEXTS, local, require_checkpoint, save_checkpoint
+from model.checkpoint import (
+    CONFIG,
+    FILES,
+    LABELS,
+    TEXTS,
+    check_files,
+    local,
+    require_checkpoint,
+    save_checkpoint,
+)
 from model.errors import ModelError
 from model.network import Network
 from model.settings_file import MAX_BYTES, parse_json, parse_yaml, text_of
@@ -136,9 +145,11 @@ def open_checkpoint(uri: str) -> tuple[Path, Provenance]:
 
     Raises:
         UserError: There is no checkpoint, or one of its files is damaged.
+        ModelError: A file is not the one that was written.
     """
     try:
         folder = require_checkpoint(local(uri))
+        check_files(folder, (*FILES, PROVENANCE, METRICS))
     except FileNotFoundError as error:
         raise UserError(f"checkpoint={uri}: {error}") from None
     provenance = read_provenance(folder, uri)

@@ -10,13 +10,11 @@ import json
 import struct
 from pathlib import Path
 
-from model.checkpoint import CONFIG, LABELS, WEIGHTS
+from model.checkpoint import CONFIG, DIGESTS, LABELS, WEIGHTS, parse_digests
 from model.errors import ModelError
-from model.settings_file import parse_json, parse_yaml
+from model.settings_file import parse_yaml
 from pipeline.checkpoints.files import ORDER, TRAINER
 from pipeline.storage.base import Storage
-
-DIGESTS = "files.json"
 
 NEEDED = (WEIGHTS, CONFIG, LABELS, TRAINER, ORDER)
 """Files without which a training cannot continue."""
@@ -76,9 +74,8 @@ def fault_of(storage: Storage, folder: str) -> str:
 def _differing(storage: Storage, folder: str, sizes: dict[str, int]) -> str:
     """The first file that is not what the checkpoint's own record says."""
     try:
-        record = parse_json(storage.read(f"{folder}/{DIGESTS}"), DIGESTS)
-        expected = {str(n): (int(v["size"]), str(v["sha256"])) for n, v in record.items()}
-    except (ModelError, AttributeError, LookupError, TypeError, ValueError):
+        expected = parse_digests(storage.read(f"{folder}/{DIGESTS}"), DIGESTS)
+    except ModelError:
         return f"{DIGESTS} is damaged"
     for name, (size, _) in expected.items():
         if name not in sizes:

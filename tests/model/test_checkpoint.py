@@ -13,6 +13,7 @@ from model.checkpoint import read_checkpoint, resolvers, save_checkpoint
 from model.config import BackboneConfig, ModelConfig, TextConfig, config_from_dict
 from model.errors import ModelError
 from model.lseg import LSeg
+from pipeline.checkpoints.whole import write_digests
 
 
 @pytest.fixture
@@ -32,6 +33,42 @@ def test_round_trip(tiny_lseg, saved):
     image = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
     assert (again.predict(image)[0] == tiny_lseg.predict(image, again.labels)[0]).all()
     assert yaml.safe_load((saved / "config.yaml").read_text())["train"] == {"lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "what"),
+    [
+        ("labels.txt", lambda data: data[:5], "has 5 bytes and had 19"),
+        ("labels.txt", lambda data: data.upper(), "is not what was written: its bytes differ"),
+        ("labels.txt", None, "is missing"),
+        ("texts.txt", lambda data: b"sky\nwall\n", "is no file of this checkpoint"),
+        ("config.yaml", lambda data: data + b"more: 1\n", r"has \d+ bytes and had \d+"),
+        ("model.safetensors", lambda data: data[:-4] + b"\0\0\0\1", "is not what was written"),
+    ],
+)
+def test_a_file_that_is_not_the_recorded_one_is_named(saved, name, change, what):
+    write_digests(saved)
+    LSeg.load(saved)
+    path = saved / name
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes() if path.exists() else b""))
+    with pytest.raises(ModelError, match=rf"{name}: {what}.*fetch the checkpoint again, or delete"):
+        LSeg.load(saved)
+    (saved / "files.json").unlink()  # As the message says: without a record it is taken as it is.
+    LSeg.load(saved)
+
+
+def test_the_files_of_training_may_lack_and_the_record_may_not_be_damaged(saved):
+    (saved / "trainer.pt").write_bytes(b"of training alone")
+    write_digests(saved)
+    (saved / "trainer.pt").unlink()
+    assert LSeg.load(saved).labels == ("wall", "traffic light")
+    for record in ("[]", "{", '{"labels.txt": 3}', '{"labels.txt": {"size": 1e999}}'):
+        (saved / "files.json").write_text(record)
+        with pytest.raises(ModelError, match=r"files\.json: is damaged"):
+            LSeg.load(saved)
 
 
 def test_loading_never_fetches_published_weights(tiny_lseg, tmp_path):

@@ -7,7 +7,14 @@ may differ: the network has no weights of single labels.
 from dataclasses import replace
 from pathlib import Path
 
-from model.checkpoint import TEXT_WEIGHTS, WEIGHTS, below_a_run, local, read_model_config
+from model.checkpoint import (
+    TEXT_WEIGHTS,
+    WEIGHTS,
+    below_a_run,
+    check_files,
+    local,
+    read_model_config,
+)
 from model.config import ModelConfig
 from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
@@ -51,6 +58,7 @@ def check_start(config: TrainMixConfig) -> None:
 
     Raises:
         UserError: Says what differs.
+        ModelError: Its weights are not those that were written.
     """
     if not config.run.start_from:
         return
@@ -60,6 +68,7 @@ def check_start(config: TrainMixConfig) -> None:
             f"run.start_from={config.run.start_from}: holds no {WEIGHTS}: name the folder of a "
             f"checkpoint{below_a_run(folder)}"
         )
+    check_files(folder, (WEIGHTS,))
     if difference := model_difference(read_model_config(folder), config.model):
         raise UserError(
             f"run.start_from={config.run.start_from}: is a network with another {difference}: "

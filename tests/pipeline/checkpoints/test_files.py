@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
 from pipeline.checkpoints.files import (
     MOST_NAMED,
@@ -20,6 +21,7 @@ from pipeline.checkpoints.files import (
     step_of,
 )
 from pipeline.checkpoints.provenance import Provenance, open_checkpoint, read_provenance, save_model
+from pipeline.checkpoints.whole import write_digests
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 from tests.support.mini_shards import tiny_model
@@ -137,6 +139,15 @@ def test_the_fingerprint_is_of_weights_and_settings_alone(written, tmp_path):
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"checkpoint=.*no such file: name a checkpoint directory"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_what_an_evaluation_reads_beside_the_model_is_compared_too(written, tmp_path):
+    save_model(tmp_path, build_lseg(tiny_model(), 512), written)
+    write_digests(tmp_path)
+    assert open_checkpoint(str(tmp_path))[1].step == 7
+    (tmp_path / "provenance.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"provenance\.json: has 2 bytes and had"):
         open_checkpoint(str(tmp_path))
 
 

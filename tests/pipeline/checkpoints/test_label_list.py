@@ -20,6 +20,9 @@ def test_what_is_no_list_is_refused(tmp_path, data):
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "no"):
-        with pytest.raises(UserError, match=r"^labels_file=x: "):
+    for path, reason in (
+        (tmp_path, "is no file"),
+        (tmp_path / "no", "no such file or directory: "),
+    ):
+        with pytest.raises(UserError, match=rf"^labels_file=x: {reason}"):
             read_label_list(path, "labels_file=x")

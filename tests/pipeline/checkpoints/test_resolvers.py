@@ -1,6 +1,7 @@
 """Checkpoints from a real S3 server and a real MLflow registry, as a user asks for them."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ from model.checkpoint import save_checkpoint
 from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
 from pipeline.checkpoints import resolvers
+from pipeline.checkpoints.whole import write_digests
 from pipeline.errors import UserError
 from pipeline.storage.open import open_storage
 from tests.support.mini_shards import tiny_model
@@ -60,6 +62,18 @@ def test_from_s3_without_its_pickle(saved, s3_bucket, monkeypatch):
         "labels.txt",
         "texts.txt",
     }
+
+
+def test_what_was_cut_in_s3_is_named_by_its_record(saved, s3_bucket, tmp_path):
+    folder = tmp_path / "recorded"
+    shutil.copytree(saved, folder)
+    write_digests(folder)
+    uri = f"{s3_bucket}/runs/cut/step_00000004"
+    upload(folder, uri)
+    assert LSeg.load(uri).labels == TEXTS
+    open_storage(uri).write("texts.txt", b"wall\nsky\n")
+    with pytest.raises(ModelError, match=r"texts\.txt: has 9 bytes and had 19, says files\.json"):
+        LSeg.load(uri)
 
 
 def test_what_is_not_in_s3_is_named(s3_bucket):

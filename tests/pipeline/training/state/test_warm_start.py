@@ -7,6 +7,8 @@ import torch
 
 from model.checkpoint import save_checkpoint
 from model.config import RegularizerConfig
+from model.errors import ModelError
+from pipeline.checkpoints.whole import write_digests
 from pipeline.errors import UserError
 from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
 from pipeline.training.questions.labels import label_space
@@ -44,6 +46,18 @@ def test_weights_are_taken_over_and_nothing_else(other):
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert state.step == 0
     assert not state.optimizer.state
+
+
+def test_weights_that_are_not_the_recorded_ones_are_refused_before_workers_start(other):
+    _, folder = other
+    write_digests(folder)
+    (folder / "labels.txt").unlink()  # A start takes the weights alone.
+    check_start(started_from(folder))
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\0\1")
+    with pytest.raises(ModelError, match=r"model\.safetensors: is not what was written"):
+        check_start(started_from(folder))
 
 
 def test_a_resumed_run_needs_the_other_checkpoint_no_more(other, tmp_path):
