@@ -351,6 +351,11 @@ def check_checkpoint(folder: Path) -> None:
     LSeg.load(folder, text=TextConfig(encoder=STAND_IN))
 
 
+def code_paths() -> list[str]:
+    """Returns the folders of the code that travels with every model."""
+    return [str(Path(package.__path__[0])) for package in (model, pipeline)]
+
+
 def save_served(checkpoint: Path, target: Path, *, logged: Any = None, run_id: str = "") -> None:
     """Writes the pyfunc of a checkpoint.
 
@@ -382,7 +387,7 @@ def save_served(checkpoint: Path, target: Path, *, logged: Any = None, run_id: s
             mlflow_model=described,
             python_model=str(ENTRY),
             artifacts={CHECKPOINT: str(staged)},
-            code_paths=[str(Path(package.__path__[0])) for package in (model, pipeline)],
+            code_paths=code_paths(),
             signature=signature(),
             input_example=_example(),
             pip_requirements=requirements(read_model_config(checkpoint).text.encoder),

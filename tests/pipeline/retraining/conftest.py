@@ -9,6 +9,7 @@ import torch
 
 from model.checkpoint import save_checkpoint
 from model.lseg import build_lseg
+from pipeline.inference import served_model
 from tests.pipeline.retraining.world import World
 from tests.support.mini_shards import tiny_model
 from tests.support.mlflow_server import MlflowServer
@@ -47,6 +48,8 @@ def make_world(small_checkpoint, tmp_path, request, monkeypatch) -> Callable[...
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.setenv("MLFLOW_REGISTRY_URI", uri)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # As the command does.
+        # What travels with a version is tested where it is served: here it is 260 files for each.
+        monkeypatch.setattr(served_model, "code_paths", list)
         name = "m" + format(abs(hash(request.node.nodeid)), "x")[:12]
         world = World(uri, name, tmp_path, small_checkpoint)
         world.arrive("old", 0.5, 0.5, 0.5)
