@@ -11,6 +11,7 @@ from pipeline.data.datasets.cityscapes import Cityscapes
 from pipeline.data.datasets.coco_panoptic import COCOPanoptic
 from pipeline.data.datasets.idd import IDD
 from pipeline.data.datasets.mapillary import Mapillary
+from pipeline.data.datasets.misplaced import doubled, elsewhere
 from pipeline.data.datasets.sunrgbd import SUNRGBD
 from pipeline.data.taxonomy import require_dataset
 from pipeline.errors import UserError
@@ -115,4 +116,8 @@ def _why_not(cls: type[Reader], uri: str) -> str:
             return f"looks like {other.name}; a root of {cls.name} {expected}: give that folder"
     folders = root.folders()
     found = ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "") or "no folders"
+    if remedy := doubled(root, "", cls.inner_folders):
+        return f"{expected}: {remedy}"
+    if place := elsewhere(cls.recognises, uri):
+        return f"{expected}: it holds {found}: give {place}"
     return f"{expected}: it holds {found}"

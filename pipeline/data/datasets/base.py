@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.data.datasets.found import FoundFiles, Role, summary_of
 from pipeline.data.datasets.found import LeftOut as LeftOut
+from pipeline.data.datasets.misplaced import doubled
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.official import decode_index_png
 from pipeline.data.taxonomy import IGNORE, id_table, native_table
@@ -268,6 +269,10 @@ class Reader(ABC):
 
     def empty_hint(self, split: Split) -> str:
         """What a user can do where a split has no sample at all."""
+        bases = (self.base, *self.more_bases)
+        for remedy in (doubled(self.root, base, self.inner_folders) for base in bases):
+            if remedy:
+                return remedy
         return "give the folder of the official download, or set splits to those that it has"
 
     def _path(self, *parts: str) -> str:

@@ -143,5 +143,7 @@ def summary_of(unread: Sequence[LeftOut]) -> str:
 
 def _not_read(role: Role, suffixes: tuple[str, ...]) -> str:
     kind = "an image" if role == "image" else "a label"
+    if len(suffixes) > _SHOWN:  # Every format that is read, the commonest first.
+        return f"is of a format that is not read: convert it to {' or '.join(suffixes[:2])}"
     names = ", ".join(f"*{suffix}" for suffix in suffixes)
     return f"is not read: {kind} is called {names} here: convert it, or rename it"

@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline.data.datasets.base import Listing, Reader, Split, has_folders, pair, safe_key
 from pipeline.data.datasets.found import LeftOut, Role, looks_like_an_image
+from pipeline.data.datasets.misplaced import doubled, elsewhere
 from pipeline.data.datasets.own_classes import read_classes
 from pipeline.data.pixels.formats import SUFFIXES
 from pipeline.data.taxonomy import DATASETS, IGNORE, VARIANTS
@@ -31,7 +32,7 @@ from pipeline.storage.base import Storage
 from pipeline.storage.names import is_hidden
 from pipeline.storage.open import open_storage
 
-_IMAGES = (".jpg", *sorted(SUFFIXES - {".jpg"}))
+_IMAGES = (".jpg", ".png", *sorted(SUFFIXES - {".jpg", ".png"}))
 _NAMES_OF_SPLITS: dict[str, Split | Literal["test"]] = {
     "train": "train",
     "training": "train",
@@ -112,13 +113,10 @@ class OwnReader(Reader):
         inner = f"{spec.masks}/"
         if inner.startswith(f"{spec.images}/") and inner != f"{spec.images}/":
             images = {name: path for name, path in images.items() if not path.startswith(inner)}
-        elif spec.masks == spec.images and (end := spec.mask_suffix):
+        elif spec.masks == spec.images and spec.mask_suffix:
             # The masks lie among the images, and may have their suffix too.
-            images = {
-                name: path
-                for name, path in images.items()
-                if not (name.endswith(end) and name.removesuffix(end) in labels)
-            }
+            end = f"{spec.mask_suffix}.png".lower()
+            images = {name: path for name, path in images.items() if not path.lower().endswith(end)}
         listing = pair(images, labels, lambda name: safe_key(*name.split("/")))
         if not folders or split != "train":
             return listing
@@ -158,7 +156,7 @@ class OwnReader(Reader):
             if top in folders.get("test", ()):
                 num_test += 1
                 continue
-            reason = f"lies in no folder of a split: {', '.join(sorted(used))} are there"
+            reason = f"lies in no folder of a split, as {', '.join(sorted(used))} here"
             left_out.append(LeftOut(entry.path, reason))
         if not num_test:
             return left_out, []
@@ -170,6 +168,8 @@ class OwnReader(Reader):
     def empty_hint(self, split: Split) -> str:
         """What a user can do where a split has no sample at all."""
         key = f"own.{self.name}"
+        if remedy := doubled(self.root, "", (self.spec.images, self.spec.masks)):
+            return remedy
         if folders := _splits_in(self.root.folders(self.spec.images)):
             there = ", ".join(name for names in folders.values() for name in names)
             return (
@@ -220,9 +220,13 @@ def open_own(name: str, spec: OwnDataset) -> OwnReader:
     for key in ("images", "masks"):
         folder = getattr(spec, key)
         if not has_folders(root, "", folder):
+            there = ", ".join(root.folders()[:8]) or "no folders"
+            place = elsewhere(
+                lambda r, base: has_folders(r, base, spec.images, spec.masks), root.uri
+            )
             raise UserError(
                 f"own.{name}.{key}={folder}: there is no such folder in {spec.root}; it holds "
-                f"{', '.join(root.folders()[:8]) or 'no folders'}"
+                f"{there}: " + (f"set root to {place}" if place else "correct the root or the name")
             )
     return OwnReader(name, spec, root)
 

@@ -18,7 +18,7 @@ from rich import box
 from rich.table import Table
 
 from pipeline.data.datasets import READERS, open_reader
-from pipeline.data.datasets.base import Listing, Reader, Split
+from pipeline.data.datasets.base import LeftOut, Listing, Reader, Split
 from pipeline.data.datasets.few_shot.training import open_training
 from pipeline.data.datasets.own import open_own
 from pipeline.data.prepare.config import PrepareConfig
@@ -254,6 +254,7 @@ def _listed(
     """A reader with what it lists for each split that is wanted."""
     listings: dict[Split, Listing] = {}
     problems: dict[Split, str] = {}
+    strangers: list[LeftOut] = []
     for split in reader.splits:
         if config.splits is not None and split not in config.splits:
             continue
@@ -265,7 +266,11 @@ def _listed(
             continue
         reasons = describe(listing.left_out) or "no file of it"
         problems[split] = f"zero usable samples of split {split!r} ({reasons})"
-    if problems and not listings:
+        # Labels alone are those of images that were not downloaded; both say that no name fits.
+        if {bad.reason[:8] for bad in listing.left_out} >= {"no image", "no label"}:
+            strangers += listing.left_out
+    total = sum(len(listing.sources) for listing in listings.values()) + len(strangers)
+    if problems and (not listings or len(strangers) > config.max_bad_fraction * total):
         hints = dict.fromkeys(reader.empty_hint(split) for split in problems)
         raise UserError(f"{key}={root}: {', '.join(problems.values())}: {'; '.join(hints)}")
     for split, problem in problems.items():  # Many downloads have one split alone.

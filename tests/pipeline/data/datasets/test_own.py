@@ -130,6 +130,13 @@ def test_masks_may_lie_among_the_images(tmp_path):
     found = pairs(tmp_path, masks="images", mask_suffix="_mask")
     assert found == [("images/a.png", "images/a_mask.png"), ("images/b.jpg", "images/b_mask.png")]
     assert left_out(tmp_path, masks="images", mask_suffix="_mask") == {}
+    # A mask is none of the images of the split that its own name would be drawn into.
+    names = [f"images/c{n}{end}" for n in range(20) for end in (".jpg", "_mask.png")]
+    put(tmp_path, *names)
+    for split in SPLITS:
+        found = own(tmp_path, masks="images", mask_suffix="_mask", val_fraction=0.5).listing(split)
+        assert found.sources
+        assert found.left_out == ()
 
 
 @pytest.mark.parametrize(
@@ -201,6 +208,16 @@ def counts(**pixels: int) -> np.ndarray:
     for name, count in pixels.items():
         table[int(name[1:])] = count
     return table
+
+
+def test_a_format_that_is_not_read_is_named_with_what_to_do(tmp_path):
+    put(tmp_path, "images/a.jxl", "images/b.jpg", "masks/a.png", "masks/b.tif", "masks/b.png")
+    assert left_out(tmp_path) == {
+        "images/a.jxl": "is of a format that is not read: convert it to .jpg or .png",
+        "masks/a.png": "no image images/a.jpg or images/a.png; images/a.jxl is there, which is not "
+        "read",
+        "masks/b.tif": "is not read: a label is called *.png here: convert it, or rename it",
+    }
 
 
 def test_masks_of_two_values_are_remarked(tmp_path):
