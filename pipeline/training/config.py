@@ -134,6 +134,9 @@ class TrainConfig:
     """Precision of forward and backward; `auto` is bf16 on GPUs and fp32 on CPUs. `fp64` is for
     comparing runs, weights included (checkpoints are twice as large): rounding depends on the
     number of workers, and training amplifies it."""
+    gradient_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Numbers in which workers exchange gradients; `bf16` halves the bytes, which pays where the
+    network between nodes is slow, and rounds each gradient to 8 bits of mantissa."""
     compile: bool = False
     """Compile forward and backward of the network with torch.compile: faster on GPUs, after some
     minutes at the start. Ray workers need a C++ compiler for it."""
@@ -238,6 +241,13 @@ class ClusterConfig:
     max_failures: int = 3
     """Worker or node failures to recover from before the run ends; -1 for no limit. Announced
     losses of nodes (preemption) do not count."""
+    collective_timeout_s: float = 300.0
+    """A worker that waits so long for the others within one exchange (NCCL, gloo) fails, and all
+    start anew from the last checkpoint."""
+    stuck_s: float = 900.0
+    """A worker that makes no step for so long writes its stacks to the log and to the folder
+    `stuck` of the run, and all start anew from the last checkpoint; counted from its first step.
+    0 waits for ever."""
     preemption_every: int = 10
     """Steps between two looks whether a node is about to be taken away, which calls for a
     checkpoint; 0 never looks."""
@@ -249,8 +259,9 @@ class ClusterConfig:
                 f"cluster.min_workers={self.min_workers}: must be between 0 and "
                 f"cluster.num_workers={self.num_workers}"
             )
-        _require("cluster", self, "resize_every_s cpus_per_worker", lambda v: v > 0, "be above 0")
-        _require("cluster", self, "preemption_every", lambda v: v >= 0, "be >= 0")
+        positive = "resize_every_s cpus_per_worker collective_timeout_s"
+        _require("cluster", self, positive, lambda v: v > 0, "be above 0")
+        _require("cluster", self, "preemption_every stuck_s", lambda v: v >= 0, "be >= 0")
         _require("cluster", self, "max_failures", lambda v: v >= -1, "be >= 0, or -1 for no limit")
 
 
@@ -277,6 +288,11 @@ class TrainMixConfig:
             raise UserError(
                 f"train.batch_size={self.train.batch_size}: must be a multiple of "
                 f"cluster.num_workers x train.accumulate = {parts}: change one of the three"
+            )
+        if self.train.gradient_dtype == "bf16" and self.cluster.num_workers == 1:
+            raise UserError(
+                "train.gradient_dtype=bf16: one worker exchanges no gradients: leave it out, or "
+                "raise cluster.num_workers"
             )
 
     @property

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -146,7 +147,10 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if cluster.use_gpu else "gloo",
+            timeout_s=math.ceil(cluster.collective_timeout_s),
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(fewest, most) if fewest else most,
             elastic_resize_monitor_interval_s=cluster.resize_every_s,

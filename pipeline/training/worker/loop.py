@@ -43,6 +43,7 @@ from pipeline.training.worker.process import prepare_process
 from pipeline.training.worker.progress import SpeedMeter
 from pipeline.training.worker.regularizer_watch import RegularizerWatch
 from pipeline.training.worker.validation import validate
+from pipeline.training.worker.watchdog import Watchdog
 from pipeline.training.worker.wrapping import wrap
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ def train_worker(settings: dict[str, Any]) -> EarlyEnd:
             tags = job.tags | job.lineage.tags
             tracker = stack.enter_context(open_tracker(config, tags, job.lineage.parent_run_id))
             stop = StopListener(job.stop) if job.stop else None
-        ended = Loop(job, state, wrapped, encoder, device, tracker, stop).run()
+        loop = Loop(job, state, wrapped, encoder, device, tracker, stop)
+        stack.callback(loop.watchdog.close)
+        ended = loop.run()
         if tracker and ended != EarlyEnd():
             tracker.log_text(ended.failed or ended.stopped, "ended_early.txt")
             tracker.close("FAILED" if ended.failed else "KILLED")
@@ -100,6 +103,7 @@ class Loop:
         self.amp = _autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
         self.notice = PreemptionNotice(self.config.cluster.preemption_every, self.rank)
+        self.watchdog = Watchdog(self.config.run, self.config.cluster.stuck_s, self.rank)
         self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
         self.ended, self.chance_loss = EarlyEnd(), lambda: math.nan
         self.bad = BadSamples(self.config.data.max_bad_share)
@@ -123,6 +127,7 @@ class Loop:
         while self.state.step < self.train.steps and self.ended == EarlyEnd():
             # The step comes first: all that follows looks at the weights that it left.
             loss, grad_norm = self.step(batches)
+            self.watchdog.beat()
             done = self.state.step
             last = done == self.train.steps
             # Metrics are logged before the validation, whose metrics have the same step.
@@ -146,6 +151,7 @@ class Loop:
             due = (noticed or _every(done, self.train.checkpoint_every)) and not self.nonfinite
             if (last or stopped or due) and not self.ended.failed:
                 self.saver.save(metrics, required=last or stopped, bypass_backlog=noticed)
+        self.watchdog.close()
         self.saver.wait()
         return self.ended
 
@@ -260,7 +266,9 @@ class Loop:
         """Scores the validation split over all workers; the same figures on each."""
         if self.plan.validation is None:
             return {}
-        result = validate(self.state.evaluated, self.questions, self.plan, self.amp)
+        result = validate(
+            self.state.evaluated, self.questions, self.plan, self.amp, self.watchdog.beat
+        )
         metrics, done = result.metrics(), self.state.step
         if self.tracker:
             self.tracker.log_metrics(metrics, done)

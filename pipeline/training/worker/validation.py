@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,6 +78,7 @@ def validate(
     questions: Questions | EpisodeQuestions,
     plan: RunPlan,
     amp: Any,
+    on_image: Callable[[], object] = lambda: None,
 ) -> Validation:
     """Scores up to `train.val_images` images of each dataset.
 
@@ -88,6 +90,7 @@ def validate(
         questions: The text vectors of the labels, and which of them compete in each dataset.
         plan: Labels, validation split, number of images, and the scale (`data.augment.base_px`).
         amp: Context for the forward pass.
+        on_image: Called for each image that was looked at.
     """
     labels, corpus, config = plan.labels, plan.validation, plan.config
     assert corpus is not None
@@ -115,6 +118,7 @@ def validate(
             with amp:
                 ids = predict(lseg, [image], text_KC[competing], space, AS_IT_IS)
             matrix.update(ids[0], space.target(label))
+            on_image()
         dist.all_reduce(matrix.counts)
         matrices[name] = matrix
     dist.all_reduce(num_bad)

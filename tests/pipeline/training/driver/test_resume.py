@@ -57,8 +57,8 @@ def assert_same_training(one: Outcome, other: Outcome) -> None:
 
 
 @contextmanager
-def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
-    """Kills one training worker as soon as the run has a checkpoint.
+def killer(run_config: RunConfig, how: str = "kill") -> Iterator[list[tuple[int, int]]]:
+    """Kills (or suspends) one training worker as soon as the run has a checkpoint.
 
     Yields:
         Filled with the process id and the step of the newest checkpoint at that moment.
@@ -73,7 +73,7 @@ def killer(run_config: RunConfig) -> Iterator[list[tuple[int, int]]]:
             except ValueError:  # Ray writes the snapshot in place, and has just begun to.
                 continue
             if step and (workers := train_workers()):
-                workers[0].kill()
+                getattr(workers[0], how)()
                 killed.append((workers[0].pid, step))
                 return
 
@@ -97,6 +97,22 @@ def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
     assert outcome.checkpoint.endswith(step_folder(STEPS))
     assert outcome.metrics["step"] == STEPS
     assert_same_training(undisturbed[1], outcome)
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_is_found_and_replaced(mini_shards, undisturbed, tmp_path):
+    config = run(mini_shards, tmp_path, "still", num_workers=2, max_failures=1)
+    config = replace(config, cluster=replace(config.cluster, stuck_s=10.0))
+    # One is frozen from outside, and so writes no stacks; the other one waits for it, and does.
+    with killer(config.run, "suspend") as frozen:
+        outcome = train(plan_run(config))
+    assert len(frozen) == 1
+    assert not psutil.pid_exists(frozen[0][0])
+    (report,) = (tmp_path / "still/stuck").iterdir()
+    assert "in step" in report.read_text()
+    assert outcome.metrics["step"] == STEPS
+    order = (Path(outcome.checkpoint) / "order.txt").read_text()
+    assert order == (Path(undisturbed[1].checkpoint) / "order.txt").read_text()
 
 
 @pytest.mark.slow

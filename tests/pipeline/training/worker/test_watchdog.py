@@ -1,0 +1,90 @@
+"""A worker that makes no step says where it is, and ends; one that moves is left alone."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.training.config import RunConfig
+from pipeline.training.worker import watchdog
+from pipeline.training.worker.watchdog import EXIT_CODE, Watchdog
+
+STUCK_S = 0.4
+
+
+@pytest.fixture
+def ended(monkeypatch) -> list[int]:
+    """The exit codes with which the process would have ended."""
+    monkeypatch.setattr(watchdog, "_FOR_THE_OTHERS_S", 0.05)
+    return []
+
+
+def wait_here_in_vain(ended: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_stacks_are_stored_before_the_worker_ends(tmp_path, ended):
+    watch = Watchdog(RunConfig(name="mine", storage=str(tmp_path)), STUCK_S, 3, ended.append)
+    release = threading.Event()
+    threading.Thread(target=release.wait, name="helper", daemon=True).start()
+    watch.beat()
+    wait_here_in_vain(ended)
+    watch.close()
+    release.set()
+    assert ended == [EXIT_CODE]
+    text = (tmp_path / "mine/stuck/worker-3.txt").read_text()
+    assert text.startswith("worker 3 on node ")
+    assert "(cluster.stuck_s=0.4)" in text
+    # The main thread comes first, with the line on which it waits.
+    assert text.index("thread MainThread:") < text.index("thread helper:")
+    assert "in wait_here_in_vain" in text
+
+
+def test_a_storage_that_fails_holds_nobody_back(tmp_path, ended, caplog):
+    (tmp_path / "file").write_text("no folder")
+    run = RunConfig(name="mine", storage=str(tmp_path / "file"))
+    watch = Watchdog(run, STUCK_S, 0, ended.append)
+    watch.beat()
+    wait_here_in_vain(ended)
+    watch.close()
+    assert ended == [EXIT_CODE]
+    assert "in wait_here_in_vain" in caplog.text
+
+
+@pytest.mark.parametrize("stuck_s", [STUCK_S, 0])
+def test_a_worker_that_moves_or_ended_is_left_alone(tmp_path, ended, stuck_s: float):
+    watch = Watchdog(RunConfig(name="mine", storage=str(tmp_path)), stuck_s, 0, ended.append)
+    time.sleep(2 * STUCK_S)  # Nothing is watched before the first step.
+    for _ in range(40):
+        watch.beat()
+        time.sleep(STUCK_S / 20)
+    watch.close()
+    time.sleep(2 * STUCK_S)
+    assert ended == []
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.slow  # A process that imports Ray Train.
+def test_a_call_that_lets_no_other_thread_run_is_ended_too(tmp_path):
+    script = f"""
+        import ctypes
+        from pipeline.training.config import RunConfig
+        from pipeline.training.worker.watchdog import Watchdog
+        def holds_the_interpreter():
+            ctypes.PyDLL(None).sleep(100)
+        watch = Watchdog(RunConfig(name="mine", storage={str(tmp_path)!r}), 1.0, 0)
+        watch.beat()
+        import time; time.sleep(0.5)
+        holds_the_interpreter()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    repository = Path(__file__).resolve().parents[4]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1
+    assert "in holds_the_interpreter" in done.stderr
