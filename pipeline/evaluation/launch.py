@@ -17,16 +17,18 @@ from model.checkpoint import is_uri
 from pipeline.checkpoints.files import checkpoint_fingerprint
 from pipeline.checkpoints.provenance import Provenance, open_checkpoint
 from pipeline.checkpoints.resolvers import pinned
+from pipeline.errors import UserError
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.figures import figures_of
 from pipeline.evaluation.leak import check_leaks
 from pipeline.evaluation.page import link_run, write_page
 from pipeline.evaluation.protocols import make_plan, size_remarks
-from pipeline.evaluation.record import open_run, record
+from pipeline.evaluation.record import destination, open_run, record
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.evaluation.runner import Runner, resolve_workers
 from pipeline.storage.open import open_storage
 from pipeline.storage.places import ensure_writable_dir, try_writable_place
+from pipeline.tracking.preflight import check_server
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evalu
     Raises:
         UserError: Data, checkpoint or settings do not fit each other.
         ModelError: The checkpoint is damaged.
+        MlflowRefused: MLflow answers, and would never take the figures.
     """
     began = time.perf_counter()
     config = with_absolute_places(config)
@@ -73,13 +76,20 @@ def evaluate(config: EvaluateConfig, start_ray: StartRay | None = None) -> Evalu
     name = folder_name(config)
     out = f"{config.out}/{name}"
     work = _local_folder(out)
+    found = destination(config, provenance, work)
+    try:
+        check_server(found.tracking)
+    except UserError:
+        with contextlib.suppress(OSError):  # An earlier evaluation left its files.
+            work.rmdir()
+        raise
     if config.protocol == "behaviours":
         from pipeline.evaluation.behaviours.run import evaluate_behaviours
 
         content = evaluate_behaviours(config, checkpoint, provenance, work)
     else:
         content = _evaluate(config, checkpoint, provenance, out, work, start_ray)
-    tracker = open_run(config, provenance, work)
+    tracker = open_run(config, found)
     tracker.wait_for_run(30)
     hint = tracker.ui_hint()
     link_run(work, hint)

@@ -29,9 +29,8 @@ class Destination:
     """The run is the evaluation's own, not the one that made the checkpoint."""
 
 
-def open_run(config: EvaluateConfig, provenance: Provenance, folder: Path) -> Tracker:
+def open_run(config: EvaluateConfig, found: Destination) -> Tracker:
     """Opens the run that the checkpoint came from, or one of the evaluation's own without any."""
-    found = destination(config, provenance, folder)
     tags = {"checkpoint": config.checkpoint} if found.is_own else None
     return Tracker.start(
         found.tracking,

@@ -16,6 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint import local
+from model.errors import ModelError
+from pipeline.checkpoints import resolvers  # noqa: F401  # models:/
 from pipeline.checkpoints.files import (
     checkpoint_fingerprint,
     content_fingerprint,
@@ -147,7 +150,7 @@ class Registry:
         given = tags_for_mlflow({**described(provenance), **(tags or {}), **digests})
         with self._server_errors():
             run = self._client.get_run(run_id)
-        there = self.find(run_id=run_id, tags=digests)
+        there = self.find(run_id=run_id, tags=digests) or self._older(run_id, digests)
         if there is not None:
             return self._extend(there, metrics or {}, given, provenance.step)
         with tempfile.TemporaryDirectory(prefix="lseg-register-") as scratch, self._server_errors():
@@ -290,6 +293,30 @@ class Registry:
         A process on another machine resolves it by its own MLFLOW_TRACKING_URI.
         """
         return f"models:/{self.name}/{_number(version)}"
+
+    def _older(self, run_id: str, digests: Mapping[str, str]) -> ModelVersion | None:
+        """A version that was made before versions said what their labels are, if it is the same.
+
+        Its files are fetched and compared, once: `_extend` then gives it the tag.
+        """
+        for found in self.versions():
+            same_weights = found.tags.get(WEIGHTS_TAG) == digests[WEIGHTS_TAG]
+            if found.run_id != run_id or not same_weights or CONTENT_TAG in found.tags:
+                continue
+            try:
+                content = content_fingerprint(local(found.uri))
+            except (UserError, ModelError, OSError) as error:
+                logger.warning(
+                    "%s has these weights, and its labels are not known, since its files cannot be "
+                    "fetched: a new version is made (%s)",
+                    found.uri,
+                    redact_text(str(error)),
+                )
+                continue
+            if content == digests[CONTENT_TAG]:
+                return found
+            logger.info("%s has these weights and other labels: a new version is made", found.uri)
+        return None
 
     def _extend(
         self,

@@ -6,7 +6,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from pipeline.errors import UserError, told_by_system
 from pipeline.storage.base import Entry, ObjectError, Storage
+from pipeline.storage.names import is_hidden
 
 _PARTIAL, _LOCK = ".partial", ".lock"
 _COPY_BYTES = 1 << 20
@@ -149,13 +150,22 @@ class LocalStorage(Storage):
                 names = sorted(item.name + end for item in scan for end in _ending(item))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except PermissionError as error:
+            if is_hidden(folder):  # As `lost+found` at the root of a disk.
+                return []
+            raise _closed(error) from error
         return [n for n in names if not (n.startswith(".") and n.endswith((_PARTIAL, _LOCK)))]
 
     def _entries(self, paths: Iterable[str]) -> Iterator[Entry]:
         for path in paths:
             # What another process deleted since the scan is no longer there to be listed.
-            with suppress(FileNotFoundError):
-                yield Entry(path, os.stat(self._root / path).st_size)
+            try:
+                size = os.stat(self._root / path).st_size
+            except FileNotFoundError:
+                continue
+            except PermissionError as error:  # A folder may be listed and not be entered.
+                raise _closed(error) from error
+            yield Entry(path, size)
 
     def _version(self, path: str) -> str:
         status = os.stat(self._root / path)
@@ -202,8 +212,18 @@ def _ending(item: os.DirEntry[str]) -> tuple[str, ...]:
     """What ends the name of a folder or a file; nothing for pipes, devices and dead links."""
     try:
         return ("/",) if item.is_dir() else ("",) if item.is_file() else ()
+    except PermissionError:  # A link to where this user may not go.
+        raise
     except OSError:  # A link to itself leads nowhere, as a dead one.
         return ()
+
+
+def _closed(error: PermissionError) -> ObjectError:
+    """The message of a folder whose content is unknown, so that nothing says how much is lost."""
+    return ObjectError(
+        f"{error.filename}: permission denied, so that it is not known what is there: give this "
+        "user access to it, or move it elsewhere"
+    )
 
 
 def _partial_of(target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Asks MLflow, before a training starts, whether it would ever take the run."""
+"""Asks MLflow, before a training or an evaluation starts, whether it would ever take the run."""
 
 import logging
 import sqlite3

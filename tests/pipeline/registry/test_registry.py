@@ -17,6 +17,7 @@ from jobs.registry import BARE, run
 from model.checkpoint import save_checkpoint
 from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
+from pipeline.checkpoints.files import content_fingerprint
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.checkpoints.resolvers import pinned
 from pipeline.errors import UserError
@@ -28,6 +29,7 @@ from pipeline.registry.registry import (
     CHAMPION,
     REPLACED_TAG,
     ROLLED_BACK_TAG,
+    ModelVersion,
     Registry,
     RegistryConfig,
 )
@@ -222,6 +224,36 @@ def test_by_version_and_by_alias_for_everything_that_takes_a_checkpoint(
     with pytest.raises(ModelError, match="alias nobody not found"):
         pinned("models:/lseg@nobody")
     assert pinned("runs/mine") == "runs/mine"
+
+
+def without_content(registry: Registry, version: ModelVersion) -> None:
+    """Takes away the tag that versions of an earlier program do not have."""
+    MlflowClient(registry.tracking_uri).delete_model_version_tag("lseg", version.version, "content")
+
+
+def test_a_version_from_before_is_known_again_by_its_files(folders, tmp_path, caplog):
+    uri = new_store(tmp_path)
+    with mlflow_is(uri):
+        client = MlflowClient(uri)
+        experiment = client.create_experiment("lseg", (tmp_path / "artifacts").as_uri())
+        run_id = client.create_run(experiment).info.run_id
+        registry = Registry(uri)
+        first = registry.register(folders[0], run_id=run_id)
+        without_content(registry, first)
+        again = registry.register(folders[0], run_id=run_id)
+        assert again.uri == first.uri
+        assert again.tags["content"] == content_fingerprint(folders[0])
+        without_content(registry, first)
+        other = tmp_path / "other labels"
+        shutil.copytree(folders[0], other)
+        (other / "labels.txt").write_text("wall\nlamp\n")
+        with caplog.at_level("INFO"):
+            assert registry.register(other, run_id=run_id).version == "2"
+        assert "models:/lseg/1 has these weights and other labels: a new version" in caplog.text
+        # Where its files are gone it cannot be compared, and is left as it is.
+        shutil.rmtree(tmp_path / "artifacts")
+        assert registry.register(folders[0], run_id=run_id).version == "3"
+        assert "its files cannot be fetched: a new version is made" in caplog.text
 
 
 def test_the_same_weights_with_other_labels_are_another_version(folders, tmp_path):

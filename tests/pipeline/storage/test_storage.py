@@ -13,6 +13,7 @@ from pipeline.storage import s3 as storage_s3
 from pipeline.storage.base import Entry, ObjectError, Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
+from tests.support.other_user import open_folder, refused
 
 
 @pytest.fixture(params=["local", "s3", "s3 with prefix"])
@@ -407,3 +408,34 @@ def test_names_and_links_that_no_file_can_have_are_one_line(tmp_path):
         open_storage("/proc/nope").write("a", b"")
     with pytest.raises(UserError, match="/proc/nope: must be a folder that can be made"):
         open_storage("/proc/nope").create("a", b"")
+
+
+def put_files(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"1")
+
+
+def test_a_folder_that_this_user_may_not_read_is_named():
+    with open_folder() as root:
+        put_files(root, "a/x", "b/c/y", "lost+found/z", "b/@eaDir/t")
+        storage = LocalStorage(root)
+        with refused(0, root / "lost+found", root / "b/@eaDir"):  # Nobody's content.
+            assert [entry.path for entry in storage.list()] == ["a/x", "b/c/y"]
+        with refused(0, root / "b/c"):
+            for prefix in ("", "b", "b/c"):
+                with pytest.raises(ObjectError, match=rf"^{root}/b/c: permission denied, so that"):
+                    list(storage.list(prefix))
+            assert storage.folders("b") == ("@eaDir", "c")
+        assert len(list(storage.list())) == 4
+
+
+def test_what_may_be_listed_and_not_entered_is_named_too():
+    with open_folder() as root:
+        put_files(root, "a/x", "closed/y")
+        storage = LocalStorage(root)
+        with refused(0o444, root / "a"), pytest.raises(ObjectError, match=rf"^{root}/a/x: permis"):
+            list(storage.list())
+        (root / "link").symlink_to(root / "closed/y")
+        with refused(0, root / "closed"), pytest.raises(ObjectError, match="/link: permission"):
+            list(storage.files())
