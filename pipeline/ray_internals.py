@@ -37,6 +37,24 @@ def guard_scoring_server(guard: Callable[[Callable[..., Any]], Callable[..., Any
     scoring_server.invocations = guard(plain)
 
 
+def guard_snapshots(guard: Callable[[Callable[[], None]], None]) -> None:
+    """Puts a guard around the write of `SNAPSHOT`, in the process of Ray Train's controller.
+
+    An error there ends the run, whatever `max_failures` is, and nothing public tries it again. The
+    guard gets the write as a call; one that stands there already is replaced.
+    """
+    name = "ray.train.v2._internal.execution.checkpoint.checkpoint_manager"
+    manager: Any = importlib.import_module(name).CheckpointManager
+    write = manager._write_state_to_storage
+    plain = getattr(write, "guards", write)
+
+    def guarded(self: Any) -> None:
+        guard(lambda: plain(self))
+
+    guarded.guards = plain  # type: ignore[attr-defined]
+    manager._write_state_to_storage = guarded
+
+
 def read_environment_again() -> None:
     """Lets Ray see the token and the mode of authentication that the environment now holds.
 

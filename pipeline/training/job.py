@@ -40,6 +40,13 @@ class EarlyEnd:
     """Why the run was stopped from outside, after a checkpoint."""
     failed: str = ""
     """Why it cannot continue: a diagnosis for the user."""
+    defect: str = ""
+    """Why it cannot continue: the traceback of a defect, which another attempt would meet again."""
+
+    @property
+    def why(self) -> str:
+        """The reason, whichever it is; empty if there is none."""
+        return self.failed or self.defect or self.stopped
 
 
 def open_tracker(

@@ -12,35 +12,32 @@ that has loaded the libraries, on one Ray.
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import runpy
 import shutil
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from safetensors.torch import load_file
 
 from jobs.local_ray import require_token
 from pipeline.demo.layouts import write_mini_seven
 from tests.integration.training_runs import RECIPE, REPOSITORY
+from tests.integration.write_jobs import JOBS, STEPS, Job
 from tests.support import write_faults
 from tests.support.mini_shards import paint_vectors
 
 RUN_S = 240
 """Seconds after which a run that does not end is a failure."""
-STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -48,37 +45,31 @@ class Ended:
     """How a run of a job ended."""
 
     code: int
-    """Exit code; minus the signal of one that was killed."""
-    text: str
-    """All that it printed."""
+    """Exit code; minus the signal of one that was killed, -99 of one that did not end."""
+    log: Path
+    """The file of all that it printed."""
 
     def problem(self, expected: Sequence[int]) -> str:
         """What is wrong with the end; empty if nothing is."""
         if self.code not in expected:
             return f"exit code {self.code} instead of {expected}: {self.last}"
-        if "Traceback (most recent call last)" in self.text and self.code != 0:
+        # Ray prints those of its workers, after their names.
+        if re.search(r"(?m)^Traceback", self.text) and self.code != 0:
             return f"a traceback: {self.last}"
         if self.code == 2 and len(re.findall(r"(?m)^error: ", self.text)) != 1:
             return f"not one message: {self.last}"
         return ""
 
     @property
+    def text(self) -> str:
+        """All that it printed."""
+        return self.log.read_text(errors="replace")
+
+    @property
     def last(self) -> str:
-        """The last line."""
+        """The last line, and where the others are."""
         lines = [line for line in self.text.splitlines() if line.strip()]
-        return lines[-1][:300] if lines else "no word"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job on a world, its command in a folder of its own, and what must come of it."""
-
-    words: Callable[["World", Path], list[str]]
-    result: Callable[[Path], object]
-    """All that must be the same after a fault as without one."""
-    prepare: Callable[["World", Path], None] = lambda world, place: None
-    databases: bool = False
-    """Whether it writes to MLflow's database alone, so that its commits are the points."""
+        return f"{lines[-1][:300] if lines else 'no word'} (in {self.log.name})"
 
 
 @dataclass
@@ -88,7 +79,11 @@ class World:
     folder: Path
     faults: Path
     env: dict[str, str]
+    holding: int
+    """The end of a pipe: the Ray lives while it is open in any process."""
     runs: int = 0
+    running: set[int] = field(default_factory=set)
+    """Processes of jobs."""
 
     def make(self) -> None:
         """Writes images, shards, a recipe and a checkpoint, unless they are there."""
@@ -104,7 +99,8 @@ class World:
             storage="runs", shards=self.folder / "shards", steps=STEPS, batch=4, every=2,
             precision="fp32",
         )  # fmt: skip
-        text = text.replace("num_workers: 2", "num_workers: 1").replace("steps: 5", "steps: 1")
+        text = text.replace("num_workers: 2", "num_workers: 1, max_failures: 0")
+        text = text.replace("steps: 5", "steps: 1\n  storage_patience_s: 3")
         (self.folder / "recipe.yaml").write_text(text)
         for name in ("prepare", "train"):
             place = self.folder / f"made-{name}"
@@ -116,21 +112,24 @@ class World:
                 shutil.copytree(place / "out", self.folder / "shards", dirs_exist_ok=True)
         (self.folder / "made").touch()
 
-    @property
-    def checkpoint(self) -> Path:
-        """The one that the training made."""
-        return self.folder / f"made-train/runs/one/step_{STEPS:08d}"
-
     def start(self, job: Job, place: Path) -> tuple[int, Path]:
         """Starts a job in a folder; its process and what it prints."""
         place.mkdir(parents=True, exist_ok=True)
-        job.prepare(self, place)
+        job.prepare(self.folder, place)
         self.runs += 1
         log = self.folder / f"run-{os.getpid()}-{self.runs}.log"
         process = os.fork()
         if not process:
+            os.close(self.holding)
             self._be(job, place, log)
+        self.running.add(process)
         return process, log
+
+    def end(self) -> None:
+        """Ends the jobs that still run."""
+        for process in self.running:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
 
     def run(self, job: Job, place: Path) -> Ended:
         """Runs a job to its end."""
@@ -142,12 +141,13 @@ class World:
         while True:
             done, status = os.waitpid(process, os.WNOHANG)
             if done:
-                text = log.read_text(errors="replace")
-                return Ended(os.waitstatus_to_exitcode(status), text)
+                self.running.remove(process)
+                return Ended(os.waitstatus_to_exitcode(status), log)
             if time.monotonic() > deadline:
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
-                return Ended(-99, f"{log.read_text(errors='replace')}\nnot ended in {RUN_S} s")
+                self.running.remove(process)
+                return Ended(-99, log)
             time.sleep(0.05)
 
     def _be(self, job: Job, place: Path, log: Path) -> None:
@@ -161,9 +161,10 @@ class World:
             sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))
             os.environ.update(self.env)
             os.chdir(place)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             write_faults.drive(self.faults)
             write_faults.install()
-            name, *words = job.words(self, place)
+            name, *words = job.words(self.folder, place)
             sys.argv = [name, *words]
             runpy.run_path(str(REPOSITORY / "jobs" / name), run_name="__main__")
         except SystemExit as ended:
@@ -176,11 +177,28 @@ class World:
             os._exit(code)
 
 
+def _keep_ray(told: int, held: int) -> NoReturn:
+    """Starts a Ray, and ends it when no process holds the other end of the pipe `held`."""
+    import ray
+
+    try:
+        # It outlives what ends its parent, and only then ends.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        context = ray.init(
+            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False
+        )
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(told, context.address_info["address"].encode() + b"\n")
+        os.read(held, 1)
+    finally:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        os._exit(0)
+
+
 @contextlib.contextmanager
 def world(folder: Path) -> Iterator[World]:
     """The world below a folder, and a Ray whose workers know of the faults."""
-    import ray
-
     with tempfile.TemporaryDirectory(prefix="wf-") as temporary:
         faults = Path(temporary) / "faults"
         env = write_faults.plan(faults, ())
@@ -191,172 +209,26 @@ def world(folder: Path) -> Iterator[World]:
         os.environ.update(env)
         require_token()
         reading, writing = os.pipe()
-        stop_reading, stop_writing = os.pipe()
+        held, holding = os.pipe()
         # In a process of its own: what is forked for the jobs must hold no connection.
         keeper = os.fork()
         if not keeper:
-            os.close(stop_writing)
-            context = ray.init(
-                address="local", num_cpus=4, include_dashboard=False, log_to_driver=False
-            )
-            os.write(writing, context.address_info["address"].encode() + b"\n")
-            os.read(stop_reading, 1)
-            ray.shutdown()
-            os._exit(0)
+            os.close(holding)
+            _keep_ray(writing, held)
         os.close(writing)
-        os.close(stop_reading)
+        os.close(held)
         with os.fdopen(reading) as lines:
             env["RAY_ADDRESS"] = lines.readline().strip()
+        made = World(folder.resolve(), faults, env, holding)
         try:
-            made = World(folder.resolve(), faults, env)
             made.make()
             yield made
         finally:
-            os.close(stop_writing)
+            made.end()
+            os.close(holding)
             os.waitpid(keeper, 0)
             os.environ.clear()
             os.environ.update(before)
-
-
-def files_of(folder: Path, but: str = r"$^") -> dict[str, bytes]:
-    """The files below a folder but locks, half-written ones, and those that match a pattern."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    named = {str(path.relative_to(folder)): path for path in files}
-    ignored = re.compile(rf"(^|/)\.[^/]*\.(partial|lock)$|\.lock$|{but}")
-    return {name: named[name].read_bytes() for name in sorted(named) if not ignored.search(name)}
-
-
-def rows(place: Path, query: str) -> list[tuple[Any, ...]]:
-    """What MLflow's database says."""
-    with contextlib.closing(sqlite3.connect(place / "mlflow.db")) as database:
-        return database.execute(query).fetchall()
-
-
-_RUNS = "select name, status, count(*) from runs group by name, status order by name"
-
-
-def _weights(folder: Path) -> dict[str, float]:
-    tensors = load_file(folder / "model.safetensors")
-    return {name: float(t.double().norm()) for name, t in sorted(tensors.items())}
-
-
-def _trained(place: Path) -> object:
-    folder = place / f"runs/one/step_{STEPS:08d}"
-    names = sorted(path.name for path in folder.iterdir())
-    order = (folder / "order.txt").read_text()
-    kept = sorted(p.name for p in (place / "runs/one").glob("step_*"))[-1]
-    return names, order, _weights(folder), kept, rows(place, _RUNS)
-
-
-def _evaluated(place: Path) -> object:
-    (report,) = (place / "out").glob("*/report.json")
-    content = json.loads(report.read_text())
-    names = sorted(files_of(place / "out", r"tracking-"))
-    figures = {key: content[key] for key in content if key in ("parts", "figures", "metrics")}
-    return names, json.dumps(figures, sort_keys=True), rows(place, _RUNS)
-
-
-def _registered(place: Path) -> object:
-    return rows(place, "select name, version, status from model_versions"), rows(
-        place, "select alias, version from registered_model_aliases"
-    )
-
-
-def _swept(place: Path) -> object:
-    content = json.loads((place / "sweeps/two/report/comparison.json").read_text())
-    trials = sorted((t["name"], t["status"]) for t in content["trials"])
-    return trials, sorted(files_of(place / "sweeps/two/report"))
-
-
-def _retrained(place: Path) -> object:
-    decisions = sorted((place / "runs/retrain/lseg/decisions").glob("*.json"))
-    kinds = [json.loads(path.read_text())["kind"] for path in decisions]
-    return _registered(place), kinds
-
-
-def _with_run(world: World, place: Path) -> None:
-    """A copy of the training's folder, which the job adds to."""
-    if not (place / "runs").exists():
-        shutil.copytree(world.folder / "made-train/runs", place / "runs")
-        shutil.copy(world.folder / "made-train/mlflow.db", place / "mlflow.db")
-
-
-def _train_words(world: World, place: Path) -> list[str]:
-    return ["--config", str(world.folder / "recipe.yaml"), *_tracking(place)]
-
-
-def _tracking(place: Path) -> list[str]:
-    return ["--tracking.uri", f"sqlite:///{place}/mlflow.db"]
-
-
-_CHECKPOINT = f"runs/one/step_{STEPS:08d}"
-_WORKERS = ("num_workers=1", "cpus_per_worker=0.5", "use_gpu=false")
-
-
-def _sweep_words(world: World, place: Path) -> list[str]:
-    import yaml
-
-    content = {
-        "name": "two", "base": str(world.folder / "recipe.yaml"), "storage": str(place / "sweeps"),
-        "grid": {"train.lr": [0.01, 0.02]}, "metric": "val/pixel_accuracy", "max_concurrent": 1,
-        "overrides": {"train.validate_every": STEPS},
-        "tracking": {"uri": f"sqlite:///{place}/mlflow.db"},
-    }  # fmt: skip
-    file = world.folder / f"{place.name}.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return ["sweep.py", "--config", str(file)]
-
-
-JOBS: dict[str, Job] = {
-    "prepare": Job(
-        lambda world, place: [
-            "prepare_shards.py", f"--roots.cityscapes={world.folder}/raw/cityscapes",
-            f"--out={place}/out", "--samples_per_shard=4", "--workers=1",
-        ],
-        lambda place: files_of(place / "out"),
-    ),
-    "predict": Job(
-        lambda world, place: [
-            "predict.py", str(world.folder / "photos"), "--labels=road, sky", "--overlay=true",
-            f"--checkpoint={world.checkpoint}", f"--out={place}/out",
-        ],
-        lambda place: files_of(place / "out"),
-    ),
-    "registry": Job(
-        lambda world, place: [
-            "registry.py", "register", str(place / _CHECKPOINT), "--alias=candidate",
-            *_tracking(place),
-        ],
-        _registered,
-        _with_run,
-        databases=True,
-    ),
-    "evaluate": Job(
-        lambda world, place: [
-            "evaluate.py", f"--checkpoint={place / _CHECKPOINT}", "--protocol=unified",
-            f"--shards={world.folder}/shards", f"--out={place}/out", "--examples=1",
-            *(f"--workers.{word}" for word in _WORKERS), *_tracking(place),
-        ],
-        _evaluated,
-        _with_run,
-    ),
-    "train": Job(
-        lambda world, place: [
-            "train_mix.py", *_train_words(world, place), f"--run.storage={place}/runs",
-            "--run.name=one",
-        ],
-        _trained,
-    ),
-    "sweep": Job(_sweep_words, _swept),
-    "retrain": Job(
-        lambda world, place: [
-            "retrain.py", *_train_words(world, place), f"--run.storage={place}/runs",
-            "--run.name=night", "--train.validate_every=4",
-            *(f"--comparison.workers.{word}" for word in _WORKERS),
-        ],
-        _retrained,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -378,7 +250,9 @@ def count(world: World, job: Job, place: Path) -> tuple[list[str], object]:
     ended = world.run(job, place)
     if problem := ended.problem([0]):
         raise RuntimeError(f"undisturbed: {problem}\n{ended.text[-3000:]}")
-    return write_faults.writes(world.faults), job.result(place)
+    written = write_faults.writes(world.faults)
+    (world.folder / f"writes-{place.name}.txt").write_text("\n".join(written))
+    return written, job.result(place)
 
 
 def spread(number: int, points: int) -> list[int]:
@@ -432,7 +306,7 @@ def _difference(found: Any, wanted: Any) -> str:
 
 
 def try_points(
-    world: World, name: str, points: int, kinds: Sequence[str], only: int = 0
+    world: World, name: str, points: int, kinds: Sequence[str], only: Sequence[int] = ()
 ) -> list[Failure]:
     """Tries a job's points, and prints what came of it."""
     job = JOBS[name]
@@ -442,7 +316,7 @@ def try_points(
     print(f"{name}: {len(written)} writes", flush=True)
     failures, tried = [], Counter[str]()
     for kind in kinds:
-        for at in [only] if only else spread(len(written), points):
+        for at in only or spread(len(written), points):
             hit, problem = try_point(world, job, place, at, kind, wanted)
             tried[kind] += 1
             if problem:
@@ -479,12 +353,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("job", nargs="+", choices=[*JOBS, "all"])
     parser.add_argument("--points", type=int, default=0, help="A spread of so many; 0: all.")
-    parser.add_argument("--at", type=int, default=0, help="Only the write of this number.")
+    parser.add_argument("--at", type=int, nargs="+", default=(), help="Only these writes.")
     parser.add_argument("--kinds", nargs="+", choices=write_faults.KINDS, default=["kill"])
     parser.add_argument("--two", action="store_true", help="Two at once instead.")
     parser.add_argument("--folder", type=Path, help="Keeps the world for the next call.")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that jobs and Ray end too.
     names = list(JOBS) if "all" in given.job else given.job
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="points-") as temporary:

@@ -52,6 +52,22 @@ def test_the_snapshot_is_the_file_that_ray_train_writes():
     assert store.checkpoint_manager_snapshot_path == f"/tmp/run/{ray_internals.SNAPSHOT}"
 
 
+def test_a_guard_stands_around_the_write_of_the_snapshot(tmp_path, monkeypatch):
+    from ray.train.v2._internal.execution.checkpoint import checkpoint_manager as module
+
+    manager = module.CheckpointManager
+    monkeypatch.setattr(manager, "_write_state_to_storage", manager._write_state_to_storage)
+    monkeypatch.setattr(manager, "_save_state", lambda _: "{}")
+    told: list[str] = []
+    for name in ("replaced", "first"):
+        ray_internals.guard_snapshots(lambda write, name=name: (told.append(name), write()))
+    one = object.__new__(manager)
+    one._storage_context = StorageContext(str(tmp_path), "run")
+    one._write_state_to_storage()
+    assert told == ["first"]
+    assert (tmp_path / "run" / ray_internals.SNAPSHOT).read_text() == "{}"
+
+
 def test_ray_writes_the_snapshot_with_the_keys_that_are_read():
     from ray.train.v2._internal.execution.checkpoint import checkpoint_manager as manager
 

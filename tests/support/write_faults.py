@@ -3,8 +3,9 @@
 A folder holds the plan (`plan.json`), the count of writes over all processes of a job (`count`) and
 what each was (`log`). Processes load this by `write_faults_start/sitecustomize.py`, and only those
 of tests have it on their PYTHONPATH. What counts as a write is what Python tells its audit hooks:
-files that are opened for writing, renamed, linked, removed, and folders that are made, below the
-plan's places; where the plan asks for them, also the commits of SQLite's databases there.
+files that are opened for writing, renamed, linked, removed, and folders that are made or removed,
+below the plan's places; where the plan asks for them, also the commits of SQLite's databases there.
+What Ray's C++ would write unseen, such as checkpoints, goes through Python's files instead.
 
 Before the write of the plan's number the process
 
@@ -15,6 +16,8 @@ Before the write of the plan's number the process
 
 import errno
 import fcntl
+import importlib.abc
+import importlib.machinery
 import json
 import os
 import signal
@@ -28,8 +31,13 @@ FOLDER = "LSEG_TEST_WRITE_FAULTS"
 """The environment variable that names the folder."""
 KINDS = ("kill", "empty", "ENOSPC", "EROFS", "EACCES", "EIO")
 
-_WRITES = {"os.rename": 1, "os.link": 1, "os.remove": 0, "os.mkdir": 0, "os.symlink": 1}
-"""Event -> which of its arguments is the path that changes."""
+_WRITES = {
+    "os.rename": (1, 3), "os.link": (1, 3), "os.symlink": (1, 2),
+    "os.remove": (0, 1), "os.rmdir": (0, 1), "os.mkdir": (0, 2),
+}  # fmt: skip
+"""Event -> which of its arguments are the path that changes, and the folder it is relative to."""
+_RAY = ("ray.train.v2._internal.execution.storage", "ray.train._internal.storage")
+"""Modules of Ray that write through pyarrow."""
 _IGNORED = (".lock", ".log", ".db", ".db-journal", ".db-wal")
 """Lock files hold nothing; databases are written by a library with a journal of its own."""
 
@@ -47,6 +55,46 @@ def install() -> None:
         return made
 
     sqlite3.connect = sqlite3.dbapi2.connect = watched
+    sys.meta_path.insert(0, _RayInPython())
+    for name in _RAY:
+        if name in sys.modules:
+            _write_by_python(sys.modules[name])
+
+
+class _RayInPython(importlib.abc.MetaPathFinder):
+    """Changes the modules of `_RAY` as they are imported."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """As the import system asks for."""
+        if fullname not in _RAY:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        assert spec is not None
+        assert spec.loader is not None
+        plain = spec.loader.exec_module
+
+        def execute(module: Any) -> None:
+            plain(module)
+            _write_by_python(module)
+
+        spec.loader.exec_module = execute
+        return spec
+
+
+def _write_by_python(module: Any) -> None:
+    """Gives Ray a local file system of Python's in place of pyarrow's."""
+    plain = module.get_fs_and_path
+
+    def get_fs_and_path(storage_path: Any, storage_filesystem: Any = None) -> tuple[Any, str]:
+        from fsspec.implementations.local import LocalFileSystem
+        from pyarrow import fs
+
+        system, path = plain(storage_path, storage_filesystem)
+        if isinstance(system, fs.LocalFileSystem):
+            system = fs.PyFileSystem(fs.FSSpecHandler(LocalFileSystem()))
+        return system, path
+
+    module.get_fs_and_path = get_fs_and_path
 
 
 def plan(
@@ -96,7 +144,10 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
         if not (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return
     else:
-        path, flags = arguments[_WRITES[event]], 0
+        (name, folder), flags = _WRITES[event], 0
+        path = arguments[name]
+        if arguments[folder] >= 0 and isinstance(path, str | bytes):  # As `shutil.rmtree` does.
+            path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[folder]}"), path)
     if not isinstance(path, str | bytes | os.PathLike):
         return
     _busy = True
@@ -149,7 +200,7 @@ def _write(event: str, path: str, flags: int) -> None:
         with open(f"{folder}/driver") as file:
             os.kill(int(file.read() or os.getpid()), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
-    if given["kind"] == "ENOSPC" and event == "os.remove":
+    if given["kind"] == "ENOSPC" and event in ("os.remove", "os.rmdir"):
         return
     code = getattr(errno, given["kind"])
     raise OSError(code, os.strerror(code), path)

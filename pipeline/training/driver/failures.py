@@ -5,14 +5,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayError
 
 from model.errors import ModelError
-from pipeline.errors import UserError
+from pipeline.errors import UserError, told_by_system
 from pipeline.ray_internals import cause_of
 from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.saving import snapshot
 
 logger = logging.getLogger(__name__)
+
+
+class TrainingDefect(RuntimeError):
+    """A defect that ended the run at once; the message holds the worker's traceback."""
 
 
 class FailureReporter(ray.train.UserCallback):
@@ -54,13 +59,29 @@ def _first_line(error: BaseException) -> str:
     return f"{type(inner).__name__}: {lines[0][:300]}"
 
 
-def explained(error: ray.train.TrainingFailedError, config: TrainMixConfig) -> Exception:
-    """Returns the user's mistake that made the workers fail, or else the error itself."""
+def explained(error: Exception, config: TrainMixConfig) -> Exception:
+    """Returns the mistake or the failing place that ended the run, or else the error itself.
+
+    The error is a `TrainingFailedError`, or what its controller raised before it began.
+    """
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         inner = cause_of(failure)
         if isinstance(inner, UserError | ModelError):
             return inner
+        if isinstance(inner, OSError) and (told := told_by_system(inner)):
+            place = inner.filename or "the disk of a worker"
+            return UserError(f"{place}: {told}; the same command resumes {way_on(config.run)}")
+    failure = getattr(error, "controller_failure", None) or cause_of(error)
+    # Ray's own files in the run's folder, such as its snapshot; some errors of Ray are OSErrors.
+    if isinstance(failure, OSError) and not isinstance(failure, RayError | TimeoutError):
+        told = told_by_system(failure) or f"{failure}: see to the store"
+        return UserError(
+            f"run.storage={config.run.storage}: the state of run {config.run.name} was not "
+            f"stored: {told}; the same command resumes {way_on(config.run)}"
+        )
+    if not isinstance(error, ray.train.TrainingFailedError):
+        return error
     logger.error(
         "run %s failed more often than cluster.max_failures=%d; the same command resumes %s",
         config.run.name,

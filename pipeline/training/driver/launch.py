@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import ray
 import ray.data
 import ray.train
+from ray.exceptions import RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from model.checkpoint import is_uri
@@ -22,7 +23,12 @@ from pipeline.storage.lease import Lease
 from pipeline.storage.places import local_state_dir, resolve_location
 from pipeline.tracking.preflight import check_server
 from pipeline.training.config import TrainMixConfig
-from pipeline.training.driver.failures import FailureReporter, explained, way_on
+from pipeline.training.driver.failures import (
+    FailureReporter,
+    TrainingDefect,
+    explained,
+    way_on,
+)
 from pipeline.training.driver.holding import held
 from pipeline.training.driver.preflight import check_model
 from pipeline.training.driver.resumable import first_step
@@ -82,6 +88,7 @@ def train(
         UserError: The run's folder holds another run; or the gradients are not finite any more.
         RunHeld: Another process trains the run.
         MlflowRefused: MLflow answers, and would never take the run.
+        TrainingDefect: No checkpoint can be written, wherever.
         TrainingStopped: It was asked to stop; the message says from where it resumes.
         ray.train.TrainingFailedError: Training failed more often than allowed.
     """
@@ -117,7 +124,7 @@ def _fit(
     trainer = _trainer(Job(plan, stop, tags, lineage), callbacks)
     try:
         result = run_stoppable(trainer.fit, stop)
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, RayTaskError) as error:
         raise explained(error, plan.config) from error
     except TrainingStopped as stopped:  # No worker was there to write a checkpoint.
         raise type(stopped)(
@@ -128,6 +135,11 @@ def _fit(
     ended: EarlyEnd = result.return_value or EarlyEnd()
     if ended.failed:
         raise UserError(ended.failed)
+    if ended.defect:
+        raise TrainingDefect(
+            f"run {run.name}: a defect of the program kept a checkpoint from being written; the "
+            f"same command resumes {way_on(run)}\n\n{ended.defect}"
+        )
     if ended.stopped:
         raise outcome_of(ray.get(stop.reason.remote()))(
             f"run {run.name} {ended.stopped}; the same command resumes {way_on(run)}"
@@ -167,7 +179,7 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": variables},
             callbacks=[
-                snapshot.SnapshotKeeper(config.run),
+                snapshot.SnapshotKeeper(config.run, config.train.storage_patience_s),
                 FailureReporter(config.run),
                 *callbacks,
             ],

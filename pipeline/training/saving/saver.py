@@ -52,6 +52,8 @@ class Saver:
         self._lock = threading.Lock()
         self._folders = LocalFolders(self._run)
         self._best: BestModel | None = None
+        self.defect: Exception | None = None
+        """What kept this worker from writing the state, and would keep it from it again."""
         if rank == 0:
             self._folders.remove_left()
             if self._train.keep_best:
@@ -70,7 +72,6 @@ class Saver:
 
         Raises:
             UserError: There is no room for the local folder.
-            Exception: The state cannot be written, wherever: no later checkpoint could be.
         """
         step = self._state.step
         report = {"step": step, **metrics, "order": order.summary(self._state.order)}
@@ -127,7 +128,12 @@ class Saver:
     def _write_local(
         self, metrics: dict[str, Any], required: bool, resumable: bool = True
     ) -> Path | None:
-        """Writes a checkpoint to this node's disk; returns None where there is no room for it."""
+        """Writes a checkpoint to this node's disk.
+
+        Returns:
+            None where there is no room for it, or after a defect, which is kept: the other workers
+            wait for a report, and must learn of it before any of them ends.
+        """
         job, state, folder = self._job, self._state, None
         # Asked first, because it may wait: a full disk is judged at the moment of writing.
         tags = job.tags | {"mlflow_run_id": self._mlflow_run_id()}
@@ -144,7 +150,8 @@ class Saver:
                 self._folders.remove(folder)
             # Room may come back; what is wrong with the state or the code does not pass.
             if not _is_of_the_disk(error):
-                raise
+                self.defect = self.defect or error
+                return None
             self._lost += 1
             if required or self._lost >= _LOST_IN_A_ROW:
                 raise UserError(

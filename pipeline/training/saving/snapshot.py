@@ -6,6 +6,7 @@ says. It writes that file in place: a disk that is full at that moment leaves it
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import ray.train
@@ -13,8 +14,9 @@ import ray.train
 from pipeline.checkpoints.files import TRAINER, step_folder, step_of
 from pipeline.checkpoints.whole import fault_of
 from pipeline.errors import UserError
-from pipeline.ray_internals import SNAPSHOT
+from pipeline.ray_internals import SNAPSHOT, guard_snapshots
 from pipeline.storage.open import open_storage
+from pipeline.storage.retry import retry
 from pipeline.training.config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -37,15 +39,25 @@ def address_of(run: RunConfig, step: int) -> str:
 
 
 class SnapshotKeeper(ray.train.UserCallback):
-    """Keeps a second copy of the snapshot.
+    """Outlasts a storage that does not take the snapshot, and keeps a second copy of it.
 
-    Without one, a torn snapshot means a run that cannot resume though its checkpoints are whole.
-    Ray deletes older checkpoints only after the snapshot was written, so the copy before it is
-    still true.
+    Without the copy, a torn snapshot means a run that cannot resume though its checkpoints are
+    whole. Ray deletes older checkpoints only after the snapshot was written, so the copy before it
+    is still true.
     """
 
-    def __init__(self, run: RunConfig) -> None:
-        self._run = run
+    def __init__(self, run: RunConfig, patience_s: float = 0.0) -> None:
+        self._run, self._patience_s = run, patience_s
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrives in the controller's process, before the first snapshot."""
+        self.__dict__.update(state)
+        guard_snapshots(self._write)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        place = f"{self._run.storage}/{self._run.name}"
+        failing, succeeded = f"{place}: {SNAPSHOT} is not stored", f"{place}: stored after all"
+        retry(write, self._patience_s, failing, succeeded)
 
     def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
         """Copies the snapshot that this report has changed."""

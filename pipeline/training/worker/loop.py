@@ -35,6 +35,7 @@ from pipeline.training.state.order import StreamOrder, wrapped
 from pipeline.training.state.state import Statistics, TrainingState, build_state
 from pipeline.training.stopping import StopListener
 from pipeline.training.worker.bad_samples import BadSamples
+from pipeline.training.worker.defects import ended_by
 from pipeline.training.worker.device_batches import on_device
 from pipeline.training.worker.diagnosis import diagnose
 from pipeline.training.worker.micro_batches import BlockDealer
@@ -69,9 +70,9 @@ def train_worker(settings: dict[str, Any]) -> EarlyEnd:
         loop = Loop(job, state, wrapped, encoder, device, tracker, stop)
         stack.callback(loop.watchdog.close)
         ended = loop.run()
-        if tracker and ended != EarlyEnd():
-            tracker.log_text(ended.failed or ended.stopped, "ended_early.txt")
-            tracker.close("FAILED" if ended.failed else "KILLED")
+        if tracker and ended.why:
+            tracker.log_text(ended.why, "ended_early.txt")
+            tracker.close("KILLED" if ended.stopped else "FAILED")
     return ended
 
 
@@ -149,8 +150,11 @@ class Loop:
             # Weights that give no finite gradient must not push out the last good checkpoint,
             # but for the one that the end of a run promises.
             due = (noticed or _every(done, self.train.checkpoint_every)) and not self.nonfinite
-            if (last or stopped or due) and not self.ended.failed:
+            saves = (last or stopped or due) and not self.ended.failed
+            if saves:
                 self.saver.save(metrics, required=last or stopped, bypass_backlog=noticed)
+            if saves or validates:
+                self.ended = ended_by(self.saver.defect, self.device) or self.ended
         self.watchdog.close()
         self.saver.wait()
         return self.ended

@@ -1,10 +1,13 @@
 """A storage that does not answer while a run recovers."""
 
+import errno
 from dataclasses import replace
 
 import pytest
 import ray.train
+from ray.exceptions import RayTaskError
 
+from pipeline.errors import UserError
 from pipeline.storage import retry as patience
 from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
 from pipeline.training.driver.failures import FailureReporter, explained
@@ -57,6 +60,46 @@ def test_what_is_told_at_the_end_is_the_failure_and_not_the_storage(
     failure = ray.train.TrainingFailedError("gone")
     assert explained(failure, TrainMixConfig()) is failure
     assert words in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (
+            ray.train.ControllerError(OSError(errno.ENOSPC, "No space left on device", "x.json")),
+            ("run.storage=runs: ", "no space left on device: make room", "step_00000008"),
+        ),
+        (
+            ray.train.ControllerError(OSError("AWS Error NETWORK_CONNECTION")),
+            ("run.storage=runs: ", "AWS Error NETWORK_CONNECTION: see to the store"),
+        ),
+        (
+            ray.train.WorkerGroupError("x", {1: OSError(errno.EROFS, "Read-only", "/spill/1")}),
+            ("/spill/1: read-only: give a place that can be written to", "step_00000008"),
+        ),
+    ],
+)
+def test_a_disk_or_store_that_fails_is_no_defect(monkeypatch, failure, words):
+    monkeypatch.setattr(snapshot, "open_storage", Outage(0).open)
+    config = replace(TrainMixConfig(), run=RunConfig(name="mine", storage="runs"))
+    told = explained(failure, config)
+    assert isinstance(told, UserError)
+    for word in words:
+        assert word in str(told)
+
+
+def test_a_store_that_fails_before_the_run_begins_is_told(monkeypatch):
+    monkeypatch.setattr(snapshot, "open_storage", Outage(0).open)
+    cause = OSError(errno.ENOSPC, "No space left on device", "/x/.validate_storage_marker")
+    error = RayTaskError("run", "Traceback ...", cause).as_instanceof_cause()
+    told = explained(error, TrainMixConfig())
+    assert isinstance(told, UserError)
+    assert "no space left on device: make room" in str(told)
+
+
+def test_a_defect_of_the_controller_stays_one():
+    bug = ray.train.ControllerError(KeyError("a defect"))
+    assert explained(bug, TrainMixConfig()) is bug
 
 
 def test_the_stream_outlasts_an_outage(monkeypatch, caplog):

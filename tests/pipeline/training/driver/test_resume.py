@@ -19,6 +19,8 @@ from pipeline.checkpoints.files import step_folder
 from pipeline.errors import UserError
 from pipeline.tracking.config import server_uri
 from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.driver import launch
+from pipeline.training.driver.failures import TrainingDefect
 from pipeline.training.driver.launch import Outcome, absolute, plan_run, train
 from pipeline.training.saving import snapshot
 from tests.support.mini_shards import MiniShards, tiny_model
@@ -172,6 +174,18 @@ def test_another_run_of_the_same_name_is_refused(undisturbed, change, words):
     for word in ("run.name=whole", *words, "another name"):
         assert word in str(error.value)
     assert len(str(error.value)) < 600
+
+
+@pytest.mark.slow
+def test_a_defect_in_writing_a_checkpoint_is_not_tried_again(mini_shards, tmp_path, monkeypatch):
+    # JSON takes no bytes: so the writer fails, in each attempt that there might be.
+    monkeypatch.setattr(launch, "library_versions", lambda: {"torch": b"2"})
+    config = run(mini_shards, tmp_path, "defect", max_failures=3)
+    with pytest.raises(TrainingDefect, match=r"resumes from the start[^$]*TypeError: Object of"):
+        train(plan_run(config))
+    client = MlflowClient(server_uri(absolute(config).tracking))
+    (found,) = client.search_runs([client.get_experiment_by_name("lseg").experiment_id])
+    assert found.info.status == "FAILED"
 
 
 def test_a_run_that_does_not_exist_has_no_steps(tmp_path):

@@ -1,14 +1,18 @@
 """A snapshot of Ray Train that a full disk has torn."""
 
 import json
+import pickle
 
 import pytest
 import torch
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from ray.train.v2._internal.execution.storage import StorageContext
 from safetensors.torch import save_file
 
 from pipeline.checkpoints.files import TRAINER, step_folder
 from pipeline.checkpoints.whole import write_digests
 from pipeline.errors import UserError
+from pipeline.storage import retry as patience
 from pipeline.training.config import RunConfig
 from pipeline.training.saving import snapshot
 from pipeline.training.saving.snapshot import SnapshotKeeper
@@ -42,6 +46,31 @@ def test_a_torn_snapshot_is_replaced_by_its_copy(run, tmp_path):
     (tmp_path / "mine" / SNAPSHOT).write_text("")
     snapshot.repair(run)
     assert snapshot.latest_step(run) == 8
+
+
+def test_ray_tries_again_to_write_a_snapshot_that_the_storage_did_not_take(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.01)
+    plain = CheckpointManager._write_state_to_storage
+    monkeypatch.setattr(CheckpointManager, "_write_state_to_storage", plain)  # To be put back.
+    # As it arrives in the controller.
+    pickle.loads(pickle.dumps(SnapshotKeeper(RunConfig(name="mine", storage="runs"), 5.0)))
+    manager = object.__new__(CheckpointManager)
+    answers = iter([OSError("no answer"), OSError("no answer"), "{}"])
+
+    def state(_: object) -> str:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(CheckpointManager, "_save_state", state)
+    manager._storage_context = StorageContext(str(tmp_path), "mine")
+    manager._write_state_to_storage()
+    assert (tmp_path / "mine" / SNAPSHOT).read_text() == "{}"
+    words = [line.split(": ", 1)[1].split(",")[0] for line in caplog.messages]
+    assert words == [f"{SNAPSHOT} is not stored"] * 2 + ["stored after all"]
 
 
 def test_a_whole_snapshot_stays(run, tmp_path):

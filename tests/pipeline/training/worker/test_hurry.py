@@ -24,6 +24,7 @@ class Recorder:
     def __init__(self, config: TrainMixConfig, folder: Path, monkeypatch) -> None:
         self.config, self.folder, self.events = config, folder, list[tuple[str, int]]()
         self.notice_from = self.stop_at = 10**9
+        self.defect: Exception | None = None
         self.stop = SimpleNamespace(reason="")
         self.worker: Any = None
         monkeypatch.setattr(ray.train, "get_dataset_shard", lambda _: self)
