@@ -7,6 +7,7 @@ are imported inside the functions, because jobs start without them.
 """
 
 import importlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,13 +77,119 @@ def limit_waiting_blocks(context: Any, most: int) -> None:
     context._max_num_blocks_in_streaming_gen_buffer = most
 
 
-def execution_options_of(data_config: Any, name: str) -> Any:
-    """Returns the execution options that a Ray Train `DataConfig` has for the dataset `name`.
+def limit_source(context: Any, most: int, look_every_s: float) -> None:
+    """Bounds what a dataset's reader makes ahead, and how often Ray Data looks at its tasks.
 
-    A subclass that deals the blocks otherwise must set them as the public `configure` does, which
-    it replaces.
+    Ray Data bounds bytes, which a reader of numbers never reaches: it would make those of the whole
+    run in the first minutes. Its policies of backpressure may refuse such output, but where the
+    operator behind is short of memory, a guard lets some through at each look. And a look costs
+    milliseconds and comes without a pause while there is nothing but output that is not wanted: a
+    core for each stream, as long as the training is slower than its loaders. So a reader that is
+    far enough ahead is not looked at, and looks have a distance.
+
+    Args:
+        context: A `ray.data.DataContext`, whose policies of backpressure are listed by class.
+        most: Number of blocks that may wait for the operator behind the reader.
+        look_every_s: Shortest time between two looks.
     """
-    return data_config._resolve_execution_options(name)
+    from ray.data._internal.execution import backpressure_policy as policies
+    from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
+
+    class SourceAhead(policies.BackpressurePolicy):
+        def __init__(self, context: Any, topology: Any, resources: Any) -> None:
+            super().__init__(context, topology, resources)
+            for op in topology:
+                if any(isinstance(each, InputDataBuffer) for each in op.input_dependencies):
+                    self._watch(op, [topology[below] for below in op.output_dependencies])
+
+        def _watch(self, op: Any, below: list[Any]) -> None:
+            tasks_of, cancel, looked = op.get_active_tasks, op._cancel_active_tasks, 0.0
+
+            def tasks() -> list[Any]:
+                nonlocal looked
+                time.sleep(max(0.0, looked + look_every_s - time.monotonic()))
+                looked = time.monotonic()
+                waiting = sum(state.total_enqueued_input_blocks() for state in below)
+                return [] if waiting >= most else tasks_of()
+
+            def cancel_all(force: bool) -> None:
+                op.get_active_tasks = tasks_of
+                cancel(force)
+
+            op.get_active_tasks, op._cancel_active_tasks = tasks, cancel_all
+
+    enabled = [*policies.ENABLED_BACKPRESSURE_POLICIES, SourceAhead]
+    context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, enabled)
+
+
+def split_on_node(dataset: Any, count: int, node: str) -> list[Any]:
+    """Splits a dataset among `count` consumers, block by block in turn, by a coordinator on `node`.
+
+    `Dataset.streaming_split`, which this repeats, puts the coordinator (the process that executes
+    the dataset, of some 250 MiB) on the node that calls it: that of all streams on the head.
+
+    Args:
+        dataset: A `ray.data.Dataset`.
+        count: Number of consumers.
+        node: Id of the Ray node.
+    """
+    from ray.data import Dataset
+    from ray.data._internal.iterator import stream_split_iterator as splits
+    from ray.data._internal.logical.interfaces import LogicalPlan
+    from ray.data._internal.logical.operators import StreamingSplit
+
+    dag = [dataset._logical_plan.dag]
+    split = StreamingSplit(num_splits=count, equal=False, input_dependencies=dag)
+    divided = Dataset._from_parent(dataset, LogicalPlan(split, dataset.context))
+    divided._set_uuid(dataset._get_uuid())
+    coordinator = splits.SplitCoordinator.options(
+        max_concurrency=count + 1,  # All consumers may wait at once, and one call shuts it down.
+        label_selector={"ray.io/node-id": node},
+    ).remote(divided, count, None)
+    return [splits.StreamSplitDataIterator(coordinator, at, count) for at in range(count)]
+
+
+def shut_down_together(first: Any, others: list[Any]) -> None:
+    """Lets Ray Train, which shuts down the coordinator of worker 0's iterator, shut down all.
+
+    The loaders of the other streams would hold their CPUs until the next workers have started, for
+    which these may be needed.
+
+    Args:
+        first: The iterator of worker 0.
+        others: An iterator of each other stream.
+    """
+    first._coord_actor = Coordinators(first._coord_actor, [each._coord_actor for each in others])
+
+
+class Coordinators:
+    """The coordinator of one stream, which passes on to those of others that they shut down."""
+
+    def __init__(self, own: Any, others: list[Any]) -> None:
+        self.own, self.others = own, others
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("own", "others"):  # Asked for while it is unpickled.
+            raise AttributeError(name)
+        return getattr(self.own, name)
+
+    @property
+    def shutdown_executor(self) -> Any:
+        """What Ray Train calls `.remote()` of."""
+        return _ShutDown([self.own, *self.others])
+
+
+class _ShutDown:
+    def __init__(self, coordinators: list[Any]) -> None:
+        self._coordinators = coordinators
+
+    def remote(self) -> Any:
+        """Waits for all for a few seconds: some may have gone with their nodes."""
+        import ray
+
+        calls = [each.shutdown_executor.remote() for each in self._coordinators]
+        ray.wait(calls, num_returns=len(calls), timeout=5)
+        return ray.put(None)
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -305,9 +305,10 @@ class TrainMixConfig:
 
     @property
     def logical_cpus(self) -> float:
-        """Logical CPUs that the workers and the loaders hold at once."""
+        """Logical CPUs that the workers hold at once, and the loaders of one node."""
         workers = self.cluster.num_workers * self.cluster.cpus_per_worker
-        return workers + self.data.num_loaders * self.data.loader_cpus
+        loaders = 1 if self.data.num_loaders == "auto" else self.data.num_loaders
+        return workers + loaders * self.data.loader_cpus
 
     @property
     def fewest_gpus(self) -> int:

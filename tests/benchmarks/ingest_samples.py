@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,8 @@ import numpy as np
 
 BATCH = 16
 NUM_DISTINCT, NUM_SHARDS, PER_SHARD = 48, 12, 32
+_Picture = tuple[bytes, bytes, int, int]
+"""JPEG, label PNG, height, width."""
 _STREAMING = """
 import sys
 from streaming import MDSWriter
@@ -28,11 +31,6 @@ def write_samples(folder: Path, streaming_python: str) -> tuple[int, float, floa
     Returns:
         Number of samples, and the mean sizes of their JPEGs and PNGs in KB.
     """
-    from pipeline.data.pixels.encode import encode_jpeg, encode_label
-    from pipeline.data.shards.format import FORMAT_VERSION, EncodedSample, Manifest, ShardWriter
-    from pipeline.data.taxonomy import universal
-    from pipeline.storage.open import open_storage
-
     rng = np.random.default_rng(0)
     pictures = []
     for index in range(NUM_DISTINCT):
@@ -41,22 +39,8 @@ def write_samples(folder: Path, streaming_python: str) -> tuple[int, float, floa
         image = _clouds(rng, height, width, 3, 9, 0.62)
         image = image / image.std() * 38 + 120 + label[..., None] % 31 - 15
         image += rng.standard_normal(image.shape) * 4.5
-        jpeg = encode_jpeg(np.clip(image, 0, 255).astype(np.uint8), 90)
-        pictures.append((jpeg, encode_label(label), height, width))
-    storage = open_storage(str(folder))
-    shards = []
-    for shard in range(NUM_SHARDS):
-        with ShardWriter(storage, "bench", "train", shard) as writer:
-            for index in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
-                jpeg, png, height, width = pictures[index % NUM_DISTINCT]
-                meta = {"index": index}
-                size = {"height": height, "width": width}
-                writer.write(EncodedSample(f"{index:06d}", jpeg, png, meta, **size))
-            shards.append(writer.finish())
-    known = universal()
-    place = (FORMAT_VERSION, "bench", "train", known.name, known.fingerprint, "", {})
-    manifest = Manifest(*place, tuple(shards), (0,) * len(known.classes), ())
-    storage.write("bench/train/manifest.json", manifest.to_json().encode())
+        pictures.append(_encoded(np.clip(image, 0, 255).astype(np.uint8), label))
+    write_shards(folder, pictures, NUM_SHARDS, PER_SHARD)
     done = subprocess.run(
         [streaming_python, "-c", _STREAMING, str(folder)],
         capture_output=True,
@@ -67,6 +51,41 @@ def write_samples(folder: Path, streaming_python: str) -> tuple[int, float, floa
         print("no MosaicML Streaming:", done.stderr.strip().splitlines()[-1:], file=sys.stderr)
     sizes = np.array([(len(jpeg), len(png)) for jpeg, png, *_ in pictures]).mean(0) / 1e3
     return NUM_SHARDS * PER_SHARD, float(sizes[0]), float(sizes[1])
+
+
+def write_shards(
+    folder: Path, pictures: Sequence[_Picture], num_shards: int, per_shard: int
+) -> None:
+    """Writes the shards of a dataset `bench`, which repeat some pictures."""
+    from pipeline.data.shards.format import FORMAT_VERSION, EncodedSample, Manifest, ShardWriter
+    from pipeline.data.taxonomy import universal
+    from pipeline.storage.open import open_storage
+
+    storage = open_storage(str(folder))
+    shards = []
+    for shard in range(num_shards):
+        with ShardWriter(storage, "bench", "train", shard) as writer:
+            for index in range(shard * per_shard, (shard + 1) * per_shard):
+                jpeg, png, height, width = pictures[index % len(pictures)]
+                meta = {"index": index}
+                size = {"height": height, "width": width}
+                writer.write(EncodedSample(f"{index:06d}", jpeg, png, meta, **size))
+            shards.append(writer.finish())
+    known = universal()
+    place = (FORMAT_VERSION, "bench", "train", known.name, known.fingerprint, "", {})
+    manifest = Manifest(*place, tuple(shards), (1,) * len(known.classes), ())
+    storage.write("bench/train/manifest.json", manifest.to_json().encode())
+
+
+def plain_picture() -> _Picture:
+    """A small picture of one class."""
+    return _encoded(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8))
+
+
+def _encoded(image: np.ndarray, label: np.ndarray) -> _Picture:
+    from pipeline.data.pixels.encode import encode_jpeg, encode_label
+
+    return encode_jpeg(image, 90), encode_label(label), *label.shape
 
 
 def _clouds(

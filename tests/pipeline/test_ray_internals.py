@@ -8,23 +8,30 @@ import importlib
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
+import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pyarrow
 import pytest
 import ray
 import ray.data
 import ray.train
 import torch
 from packaging.requirements import Requirement
+from ray.data._internal.iterator.stream_split_iterator import StreamSplitDataIterator
+from ray.data.block import BlockMetadata
+from ray.train.v2._internal.data_integration.dataset_manager import DatasetManager
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.context import TrainContext
 from ray.train.v2._internal.execution.storage import StorageContext
 
 from pipeline import ray_internals
+from pipeline.ray_internals import Coordinators
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,11 +129,60 @@ def test_waiting_blocks_have_a_bound_that_ray_data_knows():
     assert [v for k, v in vars(context).items() if v is not before[k]] == [3]
 
 
-@pytest.mark.parametrize("in_order", [True, False])
-def test_the_execution_options_of_a_configuration_are_found(in_order):
-    options = ray.data.ExecutionOptions(preserve_order=in_order)
-    config = ray.train.DataConfig(execution_options={"train": options})
-    assert ray_internals.execution_options_of(config, "train").preserve_order is in_order
+def test_a_source_makes_no_more_than_is_used(local_ray, tmp_path):
+    made = tmp_path / "made"
+
+    class Numbers(ray.data.Datasource):
+        def estimate_inmemory_data_size(self) -> int:
+            return 8
+
+        def get_read_tasks(self, parallelism: int, *_, **__) -> list[ray.data.ReadTask]:
+            def numbers():
+                for number in range(100_000):
+                    made.write_text(str(number))
+                    yield pyarrow.table({"number": [number]})
+
+            metadata = BlockMetadata(100_000, 800_000, None, None)
+            return [ray.data.ReadTask(numbers, metadata)]
+
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = 1
+    ray_internals.limit_waiting_blocks(context, 4)
+    ray_internals.limit_source(context, 4, 0.01)
+    with ray.data.DataContext.current(context):
+        numbers = ray.data.read_datasource(Numbers(), override_num_blocks=1, num_cpus=0)
+    (part,) = ray_internals.split_on_node(
+        numbers.map_batches(_slowly, batch_size=None, compute=ray.data.TaskPoolStrategy(size=1)),
+        1,
+        ray.get_runtime_context().get_node_id(),
+    )
+    blocks = iter(part.iter_batches(batch_size=None, prefetch_batches=0))
+    taken = [int(next(blocks)["number"][0]) for _ in range(10)]
+    assert taken == list(range(10))
+    assert int(made.read_text()) < 40
+
+
+def _slowly(block: dict) -> dict:
+    time.sleep(0.1)
+    return block
+
+
+def test_ray_train_shuts_down_the_streams_of_all_nodes(local_ray):
+    here = ray.get_runtime_context().get_node_id()
+    streams = [ray_internals.split_on_node(ray.data.range(3), 1, here)[0] for _ in range(3)]
+    coordinators = [each._coord_actor for each in streams]
+    manager = DatasetManager({}, ray.train.DataConfig(), None, 1, [here])
+    ray_internals.shut_down_together(streams[0], streams[1:])
+    for each in streams:  # Started, and not finished.
+        assert next(iter(each.iter_batches(batch_size=1)))
+    # Whatever happens to the object on its way to the worker: it is still an iterator of its own.
+    pickle.loads(pickle.dumps(Coordinators(1, [2])))
+    assert isinstance(streams[0], StreamSplitDataIterator)
+    manager._coordinator_actors.append(streams[0]._coord_actor)
+    ray.kill(coordinators[1])  # As with its node.
+    manager.shutdown_data_executors()
+    for coordinator in (coordinators[0], coordinators[2]):
+        assert ray.get(coordinator._is_executor_shutdown.remote())
 
 
 def test_the_cause_of_a_wrapped_error_is_found(local_ray):

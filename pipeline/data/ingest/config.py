@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.data.ingest.augment import AugmentConfig
 from pipeline.data.ingest.mixture import resolve_weights
@@ -26,10 +27,12 @@ class DataConfig:
     """Most samples used of a dataset, by name: a random subset, the same in every pass."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """How crops are cut from the images."""
-    num_loaders: int = 1
-    """Loader actors in the whole cluster."""
+    num_loaders: int | Literal["auto"] = "auto"
+    """Loader actors on each node that has training workers. `auto`: as many as keep the node's
+    logical CPUs busy that the workers do not hold."""
     loader_cpus: float = 0.5
-    """Logical CPUs that each loader actor holds."""
+    """Logical CPUs that each loader actor holds; with `num_loaders: auto`, those of a node all
+    together. Never more than the workers leave."""
     loader_threads: int = 2
     """Threads that decode in each loader actor."""
     max_bad_share: float = 0.001
@@ -42,9 +45,10 @@ class DataConfig:
     files."""
 
     def __post_init__(self) -> None:
-        for name in ("num_loaders", "loader_threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name}={getattr(self, name)}: must be at least 1")
+        if self.num_loaders != "auto" and self.num_loaders < 1:
+            raise UserError(f"data.num_loaders={self.num_loaders}: must be at least 1, or auto")
+        if self.loader_threads < 1:
+            raise UserError(f"data.loader_threads={self.loader_threads}: must be at least 1")
         if not 0 < self.loader_cpus < math.inf:
             raise UserError(f"data.loader_cpus={self.loader_cpus}: must be above 0")
         if not 0 <= self.max_bad_share <= 1:

@@ -92,19 +92,29 @@ class Mixture:
         return self._before[phase + 1] - self._before[phase]
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """Rows [start, stop) of the stream; costs O(batch_size) more whatever `start` is."""
-        first, size = start // self.batch_size, self.batch_size
-        whole = [row for b in range(first, -(-stop // size)) for row in self.batch(b)]
-        return whole[start - first * size : stop - first * size]
+        """Rows [start, stop) of the stream; what is around them costs little, wherever they are."""
+        size = self.batch_size
+        batches = range(start // size, -(-stop // size))
+        return [
+            row
+            for batch in batches
+            for row in self._part(batch, start - batch * size, stop - batch * size)
+        ]
 
     def batch(self, batch: int) -> list[Row]:
         """All rows of one global batch, in stream order."""
+        return self._part(batch, 0, self.batch_size)
+
+    def _part(self, batch: int, first: int, end: int) -> list[Row]:
+        """The rows of a global batch at the positions [first, end), as far as these lie in it."""
+        first, end = max(0, first), min(end, self.batch_size)
         cycles, phase = divmod(batch, PERIOD)
         drawn = cycles * self._before[PERIOD] + self._before[phase]
         slots = np.repeat(np.arange(len(self.datasets)), self.batch_counts(batch))
         np.random.Generator(np.random.PCG64(_mix(self.seed, 1, batch))).shuffle(slots)
+        drawn += np.bincount(slots[:first], minlength=len(drawn))
         rows = []
-        for position, dataset in enumerate(slots.tolist()):
+        for position, dataset in enumerate(slots[first:end].tolist(), first):
             t = batch * self.batch_size + position
             sample = self._sample(dataset, int(drawn[dataset]))
             rows.append(Row(t, dataset, sample, _mix(self.seed, 2, t)))

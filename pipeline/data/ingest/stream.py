@@ -1,47 +1,39 @@
-"""Ray Data ingest: stream positions in, uint8 batches out, in order.
+"""Ray Data ingest: numbers of blocks in, uint8 batches out, in order; one stream for each node.
 
-    positions -> pool of CropLoader actors -> one block a batch -> the workers in turn
+    numbers -> pool of loader actors -> blocks of one worker's batches -> the node's workers in turn
 
-The plan is a pure function of the position, so only positions travel to the actors; each computes
-its rows, reads the samples by byte range and cuts the crops. `preserve_order` and blocks of equal
-length make the split among the workers a strict rotation: worker r of N gets batches r, r + N, ...
+The plan is a pure function of the position, so only the numbers of blocks travel to the actors;
+each computes its rows, reads the samples by byte range and cuts the crops. A source that makes the
+numbers as they are used, `preserve_order`, and blocks of one row for Ray (in which all crops of the
+block lie) make the split among the workers a strict rotation that costs the same at any length.
 """
 
-import logging
+import json
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import ray
 import ray.data
-from isal import isal_zlib
-from ray.data import DataContext, Dataset, ExecutionOptions
+from ray.data import DataContext, Dataset, Datasource, ExecutionOptions, ReadTask
+from ray.data.block import BlockMetadata
 
-from pipeline.data.ingest.augment import load_crop
 from pipeline.data.ingest.config import DataConfig as DataConfig
-from pipeline.data.ingest.mixture import Mixture, Row, capped, resolve_weights
-from pipeline.data.pixels.checks import BadSample, bad_sample_errors
-from pipeline.data.shards.cache import ShardCache, default_folder
+from pipeline.data.ingest.loader import CropLoader as CropLoader
+from pipeline.data.ingest.loader import open_cache as open_cache
+from pipeline.data.ingest.mixture import Mixture, capped, resolve_weights
+from pipeline.data.ingest.share import NodeShare
 from pipeline.data.shards.corpus import Corpus as Corpus
 from pipeline.data.shards.corpus import SampleReader as SampleReader
 from pipeline.data.shards.corpus import open_corpus as open_corpus
-from pipeline.data.taxonomy import IGNORE
-from pipeline.ray_internals import limit_waiting_blocks
+from pipeline.ray_internals import limit_source, limit_waiting_blocks
 
-logger = logging.getLogger(__name__)
-
-_Loaded = tuple[int, str]
-"""CRC-32 of a stored sample, and what is wrong with it, if anything."""
-
-BATCHES_PER_TASK = 8
-"""Batches that one call to a loader actor makes; large enough to hide Ray's cost of a call."""
-BATCHES_AHEAD = 2
-"""Batches that a loader decodes while it hands another one to Ray."""
-BATCHES_WAITING = 8
-"""Finished batches that a loader may hold before they are fetched; with fewer it stalls."""
+NUMBERS_AHEAD = 32
+"""Numbers of blocks that wait for a loader; far more than it takes between two looks of Ray."""
+LOOK_EVERY_S = 0.1
+"""Seconds between two looks of Ray at what the loaders have made; each has a task more in hand."""
 
 
 def build_mixture(corpus: Corpus, config: DataConfig, batch_size: int, seed: int) -> Mixture:
@@ -51,146 +43,131 @@ def build_mixture(corpus: Corpus, config: DataConfig, batch_size: int, seed: int
     return Mixture(corpus.sizes, weights, batch_size, seed, config.caps)
 
 
-def training_stream(
-    corpus: Corpus, mixture: Mixture, config: DataConfig, rows_per_batch: int, start: int, stop: int
+def node_stream(
+    corpus: Corpus,
+    mixture: Mixture,
+    config: DataConfig,
+    share: NodeShare,
+    num_loaders: int,
+    cpus: float,
+    node: str = "",
 ) -> Dataset:
-    """Rows [start, stop) of the mixture as a Ray Dataset of one block a batch.
+    """One node's share of the mixture as a Ray Dataset, for `batches_of` to read.
 
     Args:
         corpus: Where the samples lie.
         mixture: Which sample each row is.
-        config: Loader actors and augmentation.
-        rows_per_batch: Rows of one block; must divide `start` and `stop`.
-        start: First row of the stream.
-        stop: Row after the last one.
-
-    Returns:
-        A dataset whose blocks of `rows_per_batch` rows are `image` (B, H, W, 3) uint8, `label`
-        (B, H, W) uint8, `t` (B,) int64 (position in the stream), `crc32` (B,) int64 (of the stored
-        image and label), `bad` (B,) bool (replaced by a blank, because the stored sample does not
-        decode), `problem` (B,) str (shard, key and reason of a bad one, else "").
+        config: Augmentation, and the threads of a loader.
+        share: The rows of the node.
+        num_loaders: Loader actors.
+        cpus: Logical CPUs that each holds.
+        node: Id of the Ray node on which all of it runs; "" leaves it to Ray.
     """
-    assert start % rows_per_batch == 0
-    assert stop % rows_per_batch == 0
-    configure_context(config.augment.crop_px, rows_per_batch)
-    span = rows_per_batch * BATCHES_PER_TASK
-    tasks = [{"start": t, "stop": min(t + span, stop)} for t in range(start, stop, span)]
-    # A finished run has no task left, and Ray refuses 0 blocks.
-    return ray.data.from_items(tasks, override_num_blocks=max(1, len(tasks))).map_batches(
-        CropLoader,
-        fn_constructor_args=(corpus, mixture, config, rows_per_batch),
+    configure_context()
+    stream = ray.data.read_datasource(
+        BlockNumbers(share.num_blocks), override_num_blocks=1, num_cpus=0
+    ).map_batches(
+        BlockLoader,
+        fn_constructor_args=(corpus, mixture, config, share),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=config.num_loaders),
-        num_cpus=config.loader_cpus,
+        compute=ray.data.ActorPoolStrategy(size=num_loaders),
+        num_cpus=cpus,
     )
+    stream.context.execution_options = execution_options(node)
+    return stream
 
 
-def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator[dict[str, Any]]:
-    """The batches of one worker's part of a stream: views into Ray's memory, which is only read."""
-    # Whole blocks, which are whole batches: no row is copied.
-    blocks: Any = consumer.iter_batches(batch_size=None, prefetch_batches=2)  # type: ignore[arg-type]
-    for batch in blocks:
-        if len(batch["t"]) != rows_per_batch:
-            raise RuntimeError(
-                f"the ingest gave a block of {len(batch['t'])} rows, not {rows_per_batch}"
-            )
-        yield batch
+def execution_options(node: str = "") -> ExecutionOptions:
+    """Options that make the order of a stream reproducible, and keep it on one node."""
+    where = {"ray.io/node-id": node} if node else None
+    return ExecutionOptions(preserve_order=True, label_selector=where)
 
 
-def execution_options() -> ExecutionOptions:
-    """Options that make the order of the stream, and its split among workers, reproducible."""
-    return ExecutionOptions(preserve_order=True)
-
-
-def configure_context(crop_px: int, rows_per_batch: int) -> None:
-    """Sets this process's DataContext so that each batch of a loader becomes one block."""
+def configure_context() -> None:
+    """Sets this process's DataContext so that each row for Ray becomes a block."""
     context = DataContext.get_current()
-    # A block closes once it exceeds the target, and is cut in two from 1.5 times the target.
-    context.target_max_block_size = rows_per_batch * crop_px * crop_px * 4
+    # Ray closes a block as soon as it has more bytes than this, and never cuts a row.
+    context.target_max_block_size = 1
     context.execution_options = execution_options()
-    limit_waiting_blocks(context, BATCHES_WAITING)
+    limit_waiting_blocks(context, NUMBERS_AHEAD)
+    limit_source(context, NUMBERS_AHEAD, LOOK_EVERY_S)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
 
-class CropLoader:
-    """The actor that turns stream positions into batches of crops."""
+class BlockNumbers(Datasource):
+    """The numbers 0, 1, 2, ... of blocks, each a block for Ray, made as they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all numbers."""
+        return 8 * self._count
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """One task for all: a generator, which goes on when its numbers have been taken."""
+        count = self._count
+        metadata = BlockMetadata(num_rows=count, size_bytes=8 * count, **_UNKNOWN)
+        return [ReadTask(lambda: (pa.table({"block": [n]}) for n in range(count)), metadata)]
+
+
+_UNKNOWN: dict[str, Any] = {"input_files": None, "exec_stats": None}
+
+
+class BlockLoader:
+    """The actor that turns numbers of blocks into blocks of crops."""
 
     def __init__(
-        self, corpus: Corpus, mixture: Mixture, config: DataConfig, rows_per_batch: int
+        self, corpus: Corpus, mixture: Mixture, config: DataConfig, share: NodeShare
     ) -> None:
-        self._reader = SampleReader(corpus, open_cache(config, corpus.uri))
-        self._mixture = mixture
-        self._config = config
-        self._rows_per_batch = rows_per_batch
-        self._threads = ThreadPoolExecutor(config.loader_threads, thread_name_prefix="decode")
+        self._loader = CropLoader(corpus, mixture, config)
+        self._mixture, self._share = mixture, share
+        self._node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the batches of the rows [start, stop) of each task."""
-        firsts = [
-            first
-            for start, stop in zip(task["start"].tolist(), task["stop"].tolist(), strict=True)
-            for first in range(start, stop, self._rows_per_batch)
-        ]
-        # The threads decode the next batches while one is handed to Ray.
-        ahead: deque[tuple[int, dict[str, np.ndarray], list[Future[_Loaded]]]] = deque()
-        for first in firsts:
-            ahead.append((first, *self._begin(first)))
-            if len(ahead) > BATCHES_AHEAD:
-                yield self._finish(*ahead.popleft())
-        while ahead:
-            yield self._finish(*ahead.popleft())
+        """Yields each block as one row for Ray; `unpacked` takes it apart."""
+        count = self._share.rows_per_batch
+        for number in task["block"].tolist():
+            firsts = self._share.block(number)
+            rows = [row for first in firsts for row in self._mixture.rows(first, first + count)]
+            block = self._loader.load(rows)
+            # Ray knows no arrays of texts, and packs bits.
+            problems = json.dumps(block.pop("problem").tolist())
+            yield {name: column[None] for name, column in block.items()} | {
+                "bad": block["bad"][None].view(np.uint8),
+                "problems": np.array([problems], object),
+                "node": np.array([self._node], object),
+            }
 
-    def _begin(self, first: int) -> tuple[dict[str, np.ndarray], list[Future[_Loaded]]]:
-        side = self._config.augment.crop_px
-        count = self._rows_per_batch
-        image = np.zeros((count, side, side, 3), np.uint8)
-        label = np.full((count, side, side), IGNORE, np.uint8)
-        rows = self._mixture.rows(first, first + count)
-        loading = [
-            self._threads.submit(self._load, *job) for job in zip(rows, image, label, strict=True)
-        ]
-        return {"image": image, "label": label}, loading
 
-    def _finish(
-        self, first: int, batch: dict[str, np.ndarray], loading: list[Future[_Loaded]]
-    ) -> dict[str, np.ndarray]:
-        checksums, problems = zip(*(loaded.result() for loaded in loading), strict=True)
-        bad = np.array([bool(problem) for problem in problems])
-        return batch | {
-            "t": first + np.arange(len(bad)),
-            "crc32": np.array(checksums, np.int64),
-            "bad": bad,
-            "problem": np.array(problems, dtype=object),
+def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator[dict[str, Any]]:
+    """The batches of one worker's part of a stream: views into Ray's memory, which is only read.
+
+    Yields:
+        What `CropLoader.load` returns, of `rows_per_batch` rows, and `node`: the id of the Ray node
+        that made it.
+    """
+    # Whole blocks: no row is copied.
+    blocks: Any = consumer.iter_batches(batch_size=None, prefetch_batches=1)  # type: ignore[arg-type]
+    for block in blocks:
+        for row in range(len(block["node"])):
+            yield from unpacked(block, row, rows_per_batch)
+
+
+def unpacked(block: dict[str, Any], row: int, rows_per_batch: int) -> Iterator[dict[str, Any]]:
+    """The batches in one row that a `BlockLoader` made."""
+    columns = {name: block[name][row] for name in ("image", "label", "t", "crc32")}
+    columns["bad"] = block["bad"][row].view(bool)
+    columns["problem"] = np.array(json.loads(block["problems"][row]), object)
+    count, node = len(columns["t"]), block["node"][row]
+    if not count or count % rows_per_batch:
+        raise RuntimeError(f"the ingest gave a block of {count} rows, not {rows_per_batch} each")
+    for at in range(0, count, rows_per_batch):
+        yield {name: each[at : at + rows_per_batch] for name, each in columns.items()} | {
+            "node": node
         }
-
-    def _load(self, row: Row, image: np.ndarray, label: np.ndarray) -> _Loaded:
-        """Fills one row of the batch in place; says what is wrong with a bad sample."""
-        name = self._mixture.datasets[row.dataset]
-        try:
-            stored = self._reader.read_stored(name, row.sample)
-        except BadSample as error:
-            return 0, str(error)
-        try:
-            # Whatever a decoder raises: another attempt would only meet the same sample again.
-            with bad_sample_errors("the sample"):
-                num_classes = self._reader.num_classes(name)
-                crop = image, label, num_classes
-                load_crop(stored.jpeg, stored.png, row.seed, self._config.augment, *crop)
-        except BadSample as error:
-            # A surprise may have come when a part of the crop was written.
-            image[:], label[:] = 0, IGNORE
-            return 0, f"{self._reader.name_of(name, row.sample)}: {error}"
-        label[:] = self._reader.translated(name, label)
-        return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""
-
-
-def open_cache(config: DataConfig, uri: str) -> ShardCache | None:
-    """The node's cache of shards, where the configuration and the place of the shards want one."""
-    if "://" not in uri or not config.cache_gib:
-        return None
-    folder = Path(config.cache_dir) if config.cache_dir else default_folder()
-    return ShardCache(folder, int(config.cache_gib * 2**30))
 
 
 class Timed:

@@ -17,7 +17,7 @@ from model.checkpoint import is_uri
 from pipeline.checkpoints.environment import git_commit, library_versions, ray_job_id
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import mlflow_variables, pinned, worker_runtime_env
-from pipeline.data.ingest.stream import configure_context, execution_options
+from pipeline.data.ingest.stream import configure_context
 from pipeline.errors import UserError
 from pipeline.storage.lease import Lease
 from pipeline.storage.places import local_state_dir, resolve_location
@@ -32,7 +32,7 @@ from pipeline.training.driver.failures import (
 from pipeline.training.driver.holding import held
 from pipeline.training.driver.preflight import check_model
 from pipeline.training.driver.resumable import first_step
-from pipeline.training.driver.stream import StreamDealer, remaining_stream
+from pipeline.training.driver.stream import StreamDealer, remaining_rows
 from pipeline.training.job import EarlyEnd, Job, Lineage
 from pipeline.training.plan import RunPlan, make_plan
 from pipeline.training.saving import snapshot
@@ -149,7 +149,7 @@ def _fit(
 def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrainer:
     config, cluster = job.plan.config, job.plan.config.cluster
     # The workers get the settings of this process's DataContext.
-    configure_context(config.data.augment.crop_px, config.rows_per_pass)
+    configure_context()
     most, fewest = cluster.num_workers, cluster.min_workers
     # Variables that the workers need and Ray does not pass on by itself.
     variables = mlflow_variables()
@@ -185,8 +185,8 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
             ],
         ),
         # A callable is asked anew whenever workers start, also after a failure.
-        datasets={"train": functools.partial(remaining_stream, job.plan)},
-        dataset_config=StreamDealer(execution_options=execution_options()),
+        datasets={"train": functools.partial(remaining_rows, job.plan)},  # type: ignore[dict-item]
+        dataset_config=StreamDealer(),
     )
 
 

@@ -11,15 +11,16 @@ import pytest
 import ray.data
 
 from pipeline.data.ingest.augment import load_crop
+from pipeline.data.ingest.share import NodeShare
 from pipeline.data.ingest.stream import (
     CropLoader,
     DataConfig,
     SampleReader,
     Timed,
+    batches_of,
     build_mixture,
-    execution_options,
+    node_stream,
     open_corpus,
-    training_stream,
 )
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.shards.cache import ShardCache
@@ -32,20 +33,35 @@ WEIGHTS = {"ade20k": 2.0, "cityscapes": 1.0, "coco_panoptic": 1.0}
 
 
 def stream(
-    mini: MiniShards, rows_per_batch: int, start: int, stop: int, **settings
+    mini: MiniShards,
+    rows_per_batch: int,
+    start: int,
+    stop: int,
+    batches_per_block: int = 4,
+    num_workers: int = 1,
+    num_loaders: int = 1,
+    **settings,
 ) -> ray.data.Dataset:
-    """Rows [start, stop) of the mixture of the tests."""
+    """Rows [start, stop) of the mixture of the tests, for workers that are all on one node."""
     config = mini.data(weights=WEIGHTS, **settings)
     corpus = open_corpus(config.shards, "train")
     mixture = build_mixture(corpus, config, BATCH_SIZE, seed=9)
-    return training_stream(corpus, mixture, config, rows_per_batch, start, stop)
+    share = NodeShare(
+        start=start,
+        stop=stop,
+        rows_per_batch=rows_per_batch,
+        batches_per_block=batches_per_block,
+        num_workers=num_workers,
+        workers=tuple(range(num_workers)),
+    )
+    return node_stream(corpus, mixture, config, share, num_loaders, config.loader_cpus)
 
 
 def batches(consumer, rows_per_batch: int) -> list[dict[str, np.ndarray]]:
     """All batches, copied out of Ray's memory."""
     return [
-        {name: column.copy() for name, column in batch.items()}
-        for batch in consumer.iter_batches(batch_size=rows_per_batch)
+        {name: column.copy() for name, column in batch.items() if name != "node"}
+        for batch in batches_of(consumer, rows_per_batch)
     ]
 
 
@@ -86,19 +102,21 @@ def test_batches_come_in_order_and_hold_what_the_plan_says(mini_shards):
         assert np.array_equal(rows["label"][position], label)
 
 
-def test_two_consumers_take_batches_in_turn(mini_shards):
-    rows_per_batch = 3
-    dataset = stream(mini_shards, rows_per_batch, 0, 36)
-    dataset.context.execution_options = execution_options()
-    consumers = dataset.streaming_split(2, equal=True)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+@pytest.mark.parametrize("num_loaders", [1, 2])
+def test_consumers_take_batches_in_turn(mini_shards, num_loaders):
+    # 17 turns of three workers: at the end one has a block of two batches, and two have a batch.
+    rows_per_batch, stop = 2, 34
+    dataset = stream(mini_shards, rows_per_batch, 0, stop, 2, 3, num_loaders)
+    consumers = dataset.streaming_split(3, equal=False)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
         taken = list(pool.map(lambda c: batches(c, rows_per_batch), consumers))
     for rank, found in enumerate(taken):
-        starts = range(rank * rows_per_batch, 36, 2 * rows_per_batch)
-        assert positions(found) == [list(range(t, t + rows_per_batch)) for t in starts]
-    together = [batch for pair in zip(*taken, strict=True) for batch in pair]
-    alone = batches(stream(mini_shards, BATCH_SIZE, 0, 36), BATCH_SIZE)
-    assert same(joined(together), joined(alone))
+        starts = range(rank * rows_per_batch, stop, 3 * rows_per_batch)
+        assert positions(found) == [[t, t + 1] for t in starts]
+    together = joined([batch for found in taken for batch in found])
+    order = np.argsort(together["t"])
+    alone = joined(batches(stream(mini_shards, stop, 0, stop), stop))
+    assert same({name: column[order] for name, column in together.items()}, alone)
 
 
 def test_a_restart_from_the_middle_gives_the_tail(mini_shards):
@@ -108,7 +126,7 @@ def test_a_restart_from_the_middle_gives_the_tail(mini_shards):
 
 
 def test_nothing_is_left_at_the_end(mini_shards):
-    (consumer,) = stream(mini_shards, 3, 48, 48).streaming_split(1, equal=True)
+    (consumer,) = stream(mini_shards, 3, 48, 48).streaming_split(1, equal=False)
     assert batches(consumer, 3) == []
 
 
@@ -176,14 +194,13 @@ def test_bad_samples_are_marked_and_blank(damaged):
     assert (rows["image"][~rows["bad"]].reshape(-1, 48 * 48 * 3).max(1) > 0).all()
 
 
-def test_a_loader_yields_the_rows_that_a_task_asks_for(mini_shards):
+def test_a_loader_loads_the_rows_that_it_is_asked_for(mini_shards):
     config = mini_shards.data(weights=WEIGHTS)
     corpus = open_corpus(config.shards, "train")
     mixture = build_mixture(corpus, config, BATCH_SIZE, seed=9)
-    loader = CropLoader(corpus, mixture, config, rows_per_batch=2)
-    found = list(loader({"start": np.array([4, 20]), "stop": np.array([8, 22])}))
-    # Across the border of a global batch, and two tasks at once.
-    assert positions(found) == [[4, 5], [6, 7], [20, 21]]
+    rows = [row for t in (4, 6, 20) for row in mixture.rows(t, t + 2)]
+    # Across the border of a global batch.
+    assert CropLoader(corpus, mixture, config).load(rows)["t"].tolist() == [4, 5, 6, 7, 20, 21]
 
 
 def test_waiting_time_is_measured():

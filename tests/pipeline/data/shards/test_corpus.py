@@ -50,8 +50,7 @@ def problems(root: Path) -> list[str]:
     config = DataConfig(shards=str(root), augment=AugmentConfig(crop_px=16, base_px=32))
     corpus = open_corpus(config.shards, "train")
     mixture = build_mixture(corpus, config, NUM, seed=1)
-    task = {"start": np.array([0]), "stop": np.array([NUM])}
-    (batch,) = CropLoader(corpus, mixture, config, NUM)(task)
+    batch = CropLoader(corpus, mixture, config).load(mixture.rows(0, NUM))
     for image, label, problem in zip(batch["image"], batch["label"], batch["problem"], strict=True):
         assert bool((label != 255).any() or image.any()) == (not problem)
     return sorted(filter(None, batch["problem"].tolist()))

@@ -138,9 +138,7 @@ def assert_the_stream_has_these_ids(corpus: Corpus, reader: SampleReader) -> Non
     augment = AugmentConfig(crop_px=32, base_px=32)
     config = DataConfig(shards=corpus.uri, augment=augment, loader_threads=1)
     mixture = build_mixture(corpus, config, 4, seed=1)
-    (batch,) = CropLoader(corpus, mixture, config, 4)(
-        {"start": np.array([0]), "stop": np.array([4])}
-    )
+    batch = CropLoader(corpus, mixture, config).load(mixture.rows(0, 4))
     seen = set()
     for row, label in zip(mixture.batch(0), batch["label"], strict=True):
         dataset = mixture.datasets[row.dataset]
