@@ -16,6 +16,7 @@ from moto.server import ThreadedMotoServer
 from tests.support.mini_shards import mini_shards as mini_shards
 from tests.support.mlflow_process import same_mlflow_afterwards as same_mlflow_afterwards
 from tests.support.ray_fixtures import local_ray as local_ray
+from tests.support.real_samples import shared_folder
 
 # Two processes test at once: more threads than these would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -88,10 +89,10 @@ def shared_data() -> Callable[[str], Path]:
     They are real samples of the datasets and published tables, whose licences or sizes keep them
     out of git. A test that asks for what is missing is skipped, and says what it lacks.
     """
-    folder = Path(os.environ.get("LSEG_SHARED_DATA") or Path(__file__).parents[2] / "shared")
+    folder = shared_folder()
 
     def find(name: str) -> Path:
-        path = folder.resolve() / name
+        path = folder / name
         if not path.exists():
             pytest.skip(f"{path} is missing; LSEG_SHARED_DATA names the folder that holds {name}")
         return path

@@ -19,6 +19,7 @@ TESTED_ELSEWHERE = {
     "model.open_clip_tower": "model/test_text.py",
     "pipeline.data.datasets.few_shot.fss": "pipeline/data/datasets/few_shot/test_training.py",
     "pipeline.data.datasets.found": "pipeline/data/datasets/test_own.py",
+    "pipeline.data.datasets.matlab_files": "pipeline/data/datasets/test_matlab.py",
     "pipeline.data.datasets.own_classes": "pipeline/data/datasets/test_own.py",
     "pipeline.data.datasets.polygons": "pipeline/data/datasets/test_idd.py",
     "pipeline.data.datasets.sunrgbd_layouts": "pipeline/data/datasets/test_sunrgbd_official.py",

@@ -26,13 +26,15 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import torch
 
-from tests.support.fuzz_targets import KINDS, MIB, Target
+from tests.support.fuzz_target import MIB, Target
+from tests.support.fuzz_targets import KINDS
 from tests.support.mutators import mutate
 
 WAIT_S = 60.0
@@ -92,9 +94,8 @@ def run(target: Target, count: int, seed: int, only: int | None = None) -> Repor
             reason = {"SIGPROF": "took too long", "SIGALRM": "blocked"}.get(
                 name, f"ended by {name}"
             )
-            known = target.may_crash and name == "SIGSEGV"
             seconds = target.cpu_s if name == "SIGPROF" else 0.0
-            _count(report, number, f"{'' if known else 'DEFECT '}{reason}", seconds, 0.0)
+            _count(report, number, f"DEFECT {reason}", seconds, 0.0)
             number += 1
         else:
             assert os.WEXITSTATUS(status) == 0, f"the harness failed: {status}"
@@ -143,8 +144,7 @@ def _read_all(target: Target, seed: int, numbers: range, place: mmap.mmap, writi
 
 
 def _read_one(target: Target, data: bytes) -> tuple[str, float, float]:
-    _reset_peak()
-    before, began = _status("VmRSS"), time.process_time()
+    before, began = _begin_memory(), time.process_time()
     try:
         target.read(data)
         outcome = "read"
@@ -159,23 +159,39 @@ def _read_one(target: Target, data: bytes) -> tuple[str, float, float]:
         where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
         outcome = f"DEFECT {type(error).__name__} {where}: {str(error)[:300]!r}"
     seconds = time.process_time() - began
-    mib = max(0, _status("VmHWM") - before) / MIB
+    mib = _growth(before) / MIB
     if mib > target.memory_mib:
         outcome = f"DEFECT memory: {mib:.0f} MiB ({outcome})"
     return outcome, seconds, mib
 
 
-def _status(key: str) -> int:
-    """Bytes of this process, by a key of the kernel."""
-    with open("/proc/self/status") as file:
-        found = re.search(rf"{key}:\s+(\d+) kB", file.read())
-    assert found
-    return int(found[1]) * 1024
+def _status(key: str, pid: int | str = "self") -> int:
+    """Bytes of a process, by a key of the kernel; 0 for one that ended."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            found = re.search(rf"{key}:\s+(\d+) kB", file.read())
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
 
 
-def _reset_peak() -> None:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+def _family() -> list[int]:
+    """This process, and those that it started."""
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return [os.getpid(), *map(int, file.read().split())]
+
+
+def _begin_memory() -> dict[int, int]:
+    """Bytes that each process of the family has; from now on the kernel notes its peak."""
+    for pid in (family := _family()):
+        with suppress(OSError), open(f"/proc/{pid}/clear_refs", "w") as file:
+            file.write("5")
+    return {pid: _status("VmRSS", pid) for pid in family}
+
+
+def _growth(before: dict[int, int]) -> int:
+    """Bytes by which the family grew at most, each process by itself."""
+    return sum(max(0, _status("VmHWM", pid) - before.get(pid, 0)) for pid in _family())
 
 
 def targets_of(kind: str, folder: Path) -> list[Target]:

@@ -8,8 +8,10 @@ import zipfile
 import pytest
 
 from tests.benchmarks.fuzz import Report, damaged, run
-from tests.support import mutators as m
-from tests.support.fuzz_targets import Target
+from tests.support.archive_mutators import members, zipped
+from tests.support.fuzz_target import Target
+from tests.support.mutators import BLIND
+from tests.support.text_mutators import json_fields
 
 
 def weak(data: bytes) -> int:
@@ -17,7 +19,7 @@ def weak(data: bytes) -> int:
     return sum(json.loads(data)["items"])
 
 
-TARGET = Target("weak", [b'{"items": [1, 2, 3]}'], weak, (json.JSONDecodeError,), [m.json_fields])
+TARGET = Target("weak", [b'{"items": [1, 2, 3]}'], weak, (json.JSONDecodeError,), [json_fields])
 
 
 def test_a_seed_and_a_number_name_a_file():
@@ -53,8 +55,8 @@ def test_a_reader_that_hangs_grows_or_crashes_ends_alone(read, outcome):
 
 
 def test_archives_are_written_anew_around_a_damaged_member():
-    archive = m.zipped({"a/data.pkl": b"x" * 50, "a/other": b"y"})
-    changed = m.members({"/data.pkl": m.BLIND})(archive, random.Random(0), [archive])
+    archive = zipped({"a/data.pkl": b"x" * 50, "a/other": b"y"})
+    changed = members({"/data.pkl": BLIND})(archive, random.Random(0), [archive])
     with zipfile.ZipFile(io.BytesIO(changed)) as file:
         assert file.testzip() is None
         assert file.read("a/other") == b"y"

@@ -10,7 +10,8 @@ from pipeline.inference.config import PredictConfig
 from pipeline.storage import s3 as storage_s3
 from pipeline.storage.open import open_storage
 from tests.support.fault_proxy import fault_proxy
-from tests.support.fuzz_targets import pillow, write_checkpoint
+from tests.support.fuzz_models import write_checkpoint
+from tests.support.fuzz_pictures import pillow
 from tests.support.tiny_roots import noise
 
 # Five dead servers, and eleven runs of the job.

@@ -1,6 +1,7 @@
-"""Real files of the seven datasets beside the checkout, completed to roots that readers accept."""
+"""Real files beside the checkout: where they lie, and roots of the datasets made of them."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,22 @@ import numpy as np
 from PIL import Image
 
 _MAPILLARY_PARTS = {"images": "images", "v1.2": "v1.2/labels", "v2.0": "v2.0/labels"}
+
+
+def shared_folder() -> Path:
+    """Where real files lie that are no part of the repository; it may be missing."""
+    named = os.environ.get("LSEG_SHARED_DATA") or Path(__file__).parents[2] / "shared"
+    return Path(named).resolve()
+
+
+def real_files(*patterns: str, most: int = 8, largest: int = 1 << 16) -> list[bytes]:
+    """Small real files to damage, for each pattern below the shared folder; none without it."""
+    found = []
+    for pattern in patterns:
+        paths = sorted(p for p in shared_folder().glob(pattern) if p.is_file())
+        small = [path for path in paths if path.stat().st_size <= largest]
+        found += [path.read_bytes() for path in small[:: max(1, len(small) // most)][:most]]
+    return found
 
 
 def copy_root(source: Path, target: Path) -> Path:

@@ -1,35 +1,42 @@
-"""MATLAB files: cell arrays and struct arrays of strings, and one matrix of many.
+"""MATLAB files: lists of strings, and the label matrices of a struct array.
 
-Files before version 7.3 are read by scipy, those of 7.3, which are HDF5, by h5py: a cell there is a
-dataset of references, a struct array a group with one such dataset for each field. MATLAB stores
-its matrices column by column, so every one read from HDF5 comes transposed.
+They are read by `matlab_files.py` in a process of its own, one for each process that asks, which
+lives until that one ends. A file that ends it is damaged, and a new one reads the next.
 """
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import IO, Any
 
-import h5py
 import numpy as np
-import scipy.io
 
-from pipeline.data.pixels.checks import (
-    MAX_PIXELS,
-    BadSample,
-    bad_sample_errors,
-    check_size,
-    reason_of,
-)
+from pipeline.data.pixels.checks import BadSample
 from pipeline.errors import UserError
 
-_MAX_CELLS = 1_000_000
-"""Cells of an array; the official files have about 10,000."""
-_MAX_TEXT = 100_000
-_MAX_LETTERS = 100_000_000
-"""Letters of one text, and of all texts of an array."""
-_MAX_ITEM_BYTES = 4096
+_LIST_CPU_S, _LABEL_CPU_S = 120, 20
+"""CPU time of a list, of which the longest official one takes about 5 s, and of a label."""
+_PROGRAM = Path(__file__).with_name("matlab_files.py")
+_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_", "LD_", "DYLD_", "PYTHON")
+"""Beginnings of the variables that the process gets: it needs no secrets."""
+
+
+class _Ended(Exception):
+    """The process that reads ended instead of answering; says how."""
+
+    def __init__(self, status: int) -> None:
+        self.took_long = -status == signal.SIGPROF
+        how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        super().__init__(
+            "takes too long" if self.took_long else f"ends the process that reads it: {how}"
+        )
 
 
 def read_strings(path: Path, variable: str, field: str | None = None) -> list[str] | None:
@@ -41,25 +48,11 @@ def read_strings(path: Path, variable: str, field: str | None = None) -> list[st
     Raises:
         UserError: The file is no MATLAB file or is damaged, or the variable holds no strings.
     """
-    with _explained(path):
-        if h5py.is_hdf5(path):
-            with h5py.File(path, "r", locking=False) as file:
-                return _hdf5_strings(file, variable, field)
-        # The header of a variable says how large it is before any of it is read.
-        for name, shape, _ in scipy.io.whosmat(path):
-            if name == variable and math.prod(map(int, shape)) > _MAX_CELLS:
-                raise ValueError(f"{variable} has {shape} cells: at most {_MAX_CELLS} are read")
-        content = scipy.io.loadmat(
-            path, squeeze_me=True, struct_as_record=True, variable_names=[variable]
-        )
-        if variable not in content:
-            return None
-        array = np.atleast_1d(content[variable])
-        if field is not None:
-            if field not in (array.dtype.names or ()):
-                return None
-            array = np.atleast_1d(array[field])
-        return [_text(item) for item in array.ravel(order="F")]
+    try:
+        answer, _ = _ask(path, "strings", variable, field, _LIST_CPU_S)
+    except _Ended as error:
+        raise _damaged(path, str(error)) from None
+    return answer["strings"]
 
 
 class LabelMats:
@@ -70,114 +63,135 @@ class LabelMats:
     """
 
     def __init__(self, path: Path, variable: str, field: str) -> None:
-        with _explained(path):
-            self._file = h5py.File(path, "r", locking=False)
-            group = _member(self._file, variable)
-            if not isinstance(group, h5py.Group):
-                raise ValueError(f"has no struct {variable}")
-            self._references = _cell(_member(group, field), field)
+        self._path, self._variable, self._field = path, variable, field
+        try:
+            _ask(path, "open", variable, field, _LIST_CPU_S)
+        except _Ended as error:
+            raise _damaged(path, str(error)) from None
 
     def read(self, index: int) -> np.ndarray:
         """Reads one matrix.
 
         Returns:
-            (H, W) uint8; values above 254 and what is no whole number are refused.
+            (H, W) uint8; values above 255 and what is no whole number are refused.
 
         Raises:
             BadSample: It is missing, damaged, too large, or no matrix of small integers.
         """
-        where = f"label {index + 1}"
-        with bad_sample_errors(where):
-            matrix: Any = self._file[self._references[index]]
-            if not isinstance(matrix, h5py.Dataset) or matrix.ndim != 2:
-                raise BadSample(f"{where}: must be a matrix")
-            if _lies_elsewhere(matrix):
-                raise BadSample(f"{where}: its values lie in another file")
-            width, height = (int(length) for length in matrix.shape)
-            check_size(where, width, height, MAX_PIXELS)
-            if matrix.dtype.kind not in "uif" or matrix.dtype.itemsize > 8:
-                raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
-            values = matrix[()]
-            label = np.asarray(values).astype(np.uint8)
-            if (label != values).any():
-                raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
-        return np.ascontiguousarray(label.T)
+        of = (self._path, "label", self._variable, self._field)
+        try:
+            answer, pixels = _ask(*of, _LABEL_CPU_S, index=index)
+        except _Ended as error:
+            raise BadSample(f"label {index + 1}: cannot be read: {error}") from None
+        return np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
 
 
-def _hdf5_strings(file: h5py.File, variable: str, field: str | None) -> list[str] | None:
-    cell = _member(file, variable)
-    if field is not None:
-        cell = _member(cell, field) if isinstance(cell, h5py.Group) else None
-    if cell is None:
-        return None
-    # Transposed as any matrix: row by row here is MATLAB's column by column.
-    texts, room = [], _MAX_LETTERS
-    for reference in _cell(cell, field or variable):
-        item: Any = file[reference]
-        texts.append(_text(_stored(item, "a text", min(room, _MAX_TEXT))[()]))
-        room -= len(texts[-1])
-    return texts
+def _ask(
+    path: Path, work: str, variable: str, field: str | None, cpu_s: float, **given: int
+) -> tuple[dict[str, Any], bytearray]:
+    of = {"path": os.path.abspath(path), "variable": variable, "field": field}
+    answer, pixels = _reading.ask({"work": work, "of": of, "cpu_s": cpu_s, **given})
+    if "bad_sample" in answer:
+        raise BadSample(answer["bad_sample"])
+    if "missing" in answer:
+        raise FileNotFoundError(answer["missing"])
+    if "damaged" in answer:
+        raise _damaged(path, answer["damaged"])
+    return answer, pixels
 
 
-def _member(group: h5py.Group, name: str) -> Any:
-    """An object of a group; None where there is none.
-
-    Raises:
-        ValueError: The name is a link, which could lead into any other file.
-    """
-    link = group.get(name, getlink=True)
-    if link is None:
-        return None
-    if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"{name} is a link: must be stored in the file itself")
-    return group[name]
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: must be the official MATLAB file ({reason}): download it again")
 
 
-def _cell(cell: Any, name: str) -> np.ndarray:
-    """The references of a cell array: (n,) object."""
-    references = np.asarray(_stored(cell, name, _MAX_CELLS)[()]).ravel()
-    if h5py.check_ref_dtype(cell.dtype) is None:
-        raise ValueError(f"{name} holds {cell.dtype} where references must be")
-    return references
+class _Reading:
+    """The process that reads for this one; it begins with the first request."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        """The answer to a request, and the pixels of a label.
+
+        Raises:
+            _Ended: The request ended the process.
+        """
+        line = json.dumps(request).encode() + b"\n"
+        with self._lock:
+            if self._process is not None:
+                try:
+                    return self._answer(line)
+                except _Ended as error:
+                    # Without that, what it had read before may have been the cause.
+                    if error.took_long:
+                        raise
+            return self._answer(line)
+
+    def _answer(self, line: bytes) -> tuple[dict[str, Any], bytearray]:
+        process = self._process = self._process or _start()
+        stdin, stdout = _pipes(process)
+        try:
+            stdin.write(line)
+            stdin.flush()
+            answer = json.loads(stdout.readline())
+            height, width = answer.get("shape", (0, 0))
+            pixels = bytearray(height * width)
+            if stdout.readinto(pixels) == len(pixels):
+                return answer, pixels
+        except (BrokenPipeError, json.JSONDecodeError):
+            pass
+        except BaseException:  # Such as Ctrl-C: the answer must not pass for that of the next one.
+            self.stop()
+            raise
+        raise _Ended(self._end(process))
+
+    def stop(self) -> None:
+        """Ends the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._end(self._process)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit status of a process that ends."""
+        self._process = None
+        for pipe in _pipes(process):
+            with suppress(BrokenPipeError):
+                pipe.close()
+        return process.wait()
+
+    def forget(self) -> None:
+        """Leaves the process to the one that this is a fork of."""
+        if self._process is not None:
+            for pipe in _pipes(self._process):
+                pipe.close()
+        self._lock, self._process = Lock(), None
 
 
-def _stored(item: Any, name: str, most: int) -> h5py.Dataset:
-    """A dataset that may be read: its header says that its values are few, and lie in the file."""
-    if not isinstance(item, h5py.Dataset):
-        raise ValueError(f"{name} is no array")
-    if _lies_elsewhere(item):
-        raise ValueError(f"{name} has its values in another file")
-    if item.size is None or item.size > most or item.dtype.itemsize > _MAX_ITEM_BYTES:
-        raise ValueError(f"{name} has {item.size} values of {item.dtype}: at most {most} are read")
-    return item
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], BufferedReader]:
+    """Standard input and output of a process that was started with pipes."""
+    assert process.stdin
+    assert isinstance(process.stdout, BufferedReader)
+    return process.stdin, process.stdout
 
 
-def _lies_elsewhere(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset's bytes would come from whatever other file it names."""
-    return bool(dataset.external) or dataset.is_virtual
+def _start() -> subprocess.Popen[bytes]:
+    kept = {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    # Threads of OpenBLAS would take the process's address space for nothing.
+    own = {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(_PROGRAM)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**kept, **own},
+    )
+    if _pipes(process)[1].readline() != b"ready\n":
+        raise RuntimeError(f"{_PROGRAM} ended with {process.wait()} before it read anything")
+    return process
 
 
-def _text(item: Any) -> str:
-    """A string as scipy gives it, or the codes of its letters as HDF5 has them."""
-    if isinstance(item, str):
-        return item
-    codes = np.asarray(item)
-    if codes.dtype.kind in "SU" and codes.size == 1:
-        return str(codes.ravel()[0])
-    if codes.dtype.kind != "u":
-        raise ValueError(f"holds {codes.dtype} where a text must be")
-    return "".join(chr(code) for code in codes.ravel().tolist())
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (UserError, FileNotFoundError):
-        raise
-    except Exception as error:  # Two libraries, each with errors of many kinds.
-        raise UserError(
-            f"{path}: must be the official MATLAB file "
-            f"({type(error).__name__}: {reason_of(error)}): "
-            "download it again"
-        ) from error
+_reading = _Reading()
+atexit.register(_reading.stop)
+os.register_at_fork(after_in_child=_reading.forget)

@@ -9,7 +9,6 @@ import scipy.io
 
 from pipeline.data.datasets import open_reader
 from pipeline.data.datasets.base import LeftOut
-from pipeline.data.datasets.matlab import read_strings
 from pipeline.data.pixels.checks import BadSample
 from pipeline.errors import UserError
 from tests.support.official_archives import below, write_archive
@@ -260,65 +259,3 @@ def test_ankurhanda(put: Put, tmp_path: Path, first_train: int, packed: bool):
     assert [int(reader.native_label(s)[0, 0]) for s in val.sources] == [1, 2, 10]
     assert val.sources[0].key == "val__img-000001"
     assert train.sources[0].key == f"train__img-{first_train:06d}"
-
-
-def write_strings(path: Path, kind: str, secret: Path) -> None:
-    """A list `names` of version 7.3 that is not stored as the official ones are."""
-    with h5py.File(path, "w") as file:
-        letters = np.frombuffer(b"kv1/a", np.uint8).astype(np.uint16).reshape(-1, 1)
-        good = file.create_dataset("#refs#/0", data=letters)
-        place = [(str(secret), 0, 10)]
-        layout = h5py.VirtualLayout((5, 1), np.uint16)
-        layout[:] = h5py.VirtualSource(str(secret) + ".h5", "x", (5, 1))
-        odd = {
-            "external text": lambda: file.create_dataset("e", (5, 1), np.uint16, external=place),
-            "virtual text": lambda: file.create_virtual_dataset("v", layout),
-            "huge text": lambda: file.create_dataset("h", (1 << 40, 1), np.uint16, chunks=(99, 1)),
-            "group text": lambda: file.create_group("g"),
-        }.get(kind, lambda: good)()
-        cells = np.array([odd.ref], h5py.ref_dtype).reshape(-1, 1)
-        if kind == "link":
-            file["names"] = h5py.ExternalLink(str(secret) + ".h5", "/names")
-        elif kind == "soft link":
-            file["names"] = h5py.SoftLink("/#refs#/0")
-        elif kind == "huge cells":
-            file.create_dataset("names", (1 << 40,), h5py.ref_dtype, chunks=(99,))
-        elif kind == "external cells":
-            file.create_dataset("names", (1,), h5py.ref_dtype, external=place)
-        elif kind == "no references":
-            file.create_dataset("names", data=np.zeros(3, np.uint16))
-        else:
-            file.create_dataset("names", data=cells, dtype=h5py.ref_dtype)
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("external text", "another file"),
-        ("virtual text", "another file"),
-        ("huge text", "at most 100000 are read"),
-        ("group text", "is no array"),
-        ("link", "is a link"),
-        ("soft link", "is a link"),
-        ("huge cells", "at most 1000000 are read"),
-        ("external cells", ""),
-        ("no references", "references must be"),
-    ],
-)
-def test_strings_are_read_from_the_file_itself_alone(tmp_path: Path, kind: str, words: str):
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"password!!")
-    with h5py.File(f"{secret}.h5", "w") as file:
-        file.create_dataset("x", data=np.full((5, 1), 115, np.uint16))
-    write_strings(tmp_path / "good.mat", "plain", secret)
-    assert read_strings(tmp_path / "good.mat", "names") == ["kv1/a"]
-    assert read_strings(tmp_path / "good.mat", "other") is None
-    write_strings(tmp_path / "odd.mat", kind, secret)
-    with pytest.raises(UserError, match=rf"odd\.mat: .*{words}.*download it again"):
-        read_strings(tmp_path / "odd.mat", "names")
-
-
-def test_a_list_of_an_older_version_that_claims_to_be_huge(tmp_path: Path):
-    scipy.io.savemat(tmp_path / "x.mat", {"names": np.zeros((1001, 1000), np.uint8)})
-    with pytest.raises(UserError, match="cells: at most 1000000 are read"):
-        read_strings(tmp_path / "x.mat", "names")

@@ -1,0 +1,236 @@
+"""Reads MATLAB files in a process of its own, which `matlab.py` starts and asks.
+
+HDF5 and SciPy end their process on some damaged files, and take long or much memory on others. So
+this process loads only what it needs, the kernel limits its memory and time, and its end costs one
+file. A request is a line of JSON on standard input. The answer is one on standard output; the bytes
+of a label follow it.
+
+Files before version 7.3 are read by scipy, those of 7.3, which are HDF5, by h5py: a cell there is a
+dataset of references, a struct array a group with one such dataset for each field. MATLAB stores
+its matrices column by column, so every one read from HDF5 comes transposed.
+"""
+
+import json
+import math
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.data.pixels.checks import (
+    MAX_PIXELS,
+    BadSample,
+    bad_sample_errors,
+    check_size,
+    reason_of,
+)
+
+_ADDRESS_SPACE_MIB = 3072
+"""Address space of this process; the official lists of SUN RGB-D take about 0.5 GiB of it."""
+_MAX_CELLS = 1_000_000
+"""Cells of an array; the official files have about 10,000."""
+_MAX_TEXT = 100_000
+_MAX_LETTERS = 100_000_000
+"""Letters of one text, and of all texts of an array."""
+_MAX_ITEM_BYTES = 4096
+
+
+def main() -> None:
+    """Answers requests until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # What a library prints is no answer.
+    _limit_memory()
+    answers.write(b"ready\n")
+    answers.flush()
+    desk = _Desk()
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        # Ends the process also where it is stuck in a library: nothing handles SIGPROF here.
+        signal.setitimer(signal.ITIMER_PROF, request.pop("cpu_s"))
+        answer, pixels = desk.answer(**request)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        answers.write(json.dumps(answer).encode() + b"\n" + pixels)
+        answers.flush()
+
+
+def _limit_memory() -> None:
+    with suppress(OSError, ValueError):  # Not every system has the limit.
+        for kind, most in (
+            (resource.RLIMIT_AS, _ADDRESS_SPACE_MIB << 20),
+            (resource.RLIMIT_CORE, 0),
+        ):
+            _, hard = resource.getrlimit(kind)
+            resource.setrlimit(kind, (most if hard < 0 else min(most, hard), hard))
+
+
+class _Desk:
+    """Answers requests, and keeps the labels that were asked for last open."""
+
+    def __init__(self) -> None:
+        self._labels: tuple[dict[str, str], LabelMats] | None = None
+
+    def answer(self, work: str, of: dict[str, Any], **given: int) -> tuple[dict[str, Any], bytes]:
+        """What a request asks for, or what is wrong; and the pixels of a label."""
+        try:
+            if work == "strings":
+                return {"strings": read_strings(**of)}, b""
+            if work == "open" or self._labels is None or self._labels[0] != of:
+                self._labels = None  # Before another file is opened, so that one is at a time.
+                self._labels = (of, LabelMats(**of))
+            if work == "open":
+                return {}, b""
+            label = self._labels[1].read(**given)
+            return {"shape": label.shape}, label.tobytes()
+        except BadSample as error:
+            return {"bad_sample": str(error)}, b""
+        except FileNotFoundError as error:
+            return {"missing": str(error)}, b""
+        except Exception as error:  # Two libraries, each with errors of many kinds.
+            return {"damaged": f"{type(error).__name__}: {reason_of(error)}"}, b""
+
+
+def read_strings(path: str, variable: str, field: str | None) -> list[str] | None:
+    """Reads a cell array of strings, or one field of a struct array, in MATLAB's order.
+
+    Returns:
+        The strings; None when the file has no such variable or field.
+
+    Raises:
+        Exception: The file is no MATLAB file or is damaged, or the variable holds no strings.
+    """
+    if h5py.is_hdf5(path):
+        with h5py.File(path, "r", locking=False) as file:
+            return _hdf5_strings(file, variable, field)
+    import scipy.io  # Takes as long to load as all else here, and labels need it not.
+
+    # The header of a variable says how large it is before any of it is read.
+    for name, shape, _ in scipy.io.whosmat(path):
+        if name == variable and math.prod(map(int, shape)) > _MAX_CELLS:
+            raise ValueError(f"{variable} has {shape} cells: at most {_MAX_CELLS} are read")
+    content = scipy.io.loadmat(
+        path, squeeze_me=True, struct_as_record=True, variable_names=[variable]
+    )
+    if variable not in content:
+        return None
+    array = np.atleast_1d(content[variable])
+    if field is not None:
+        if field not in (array.dtype.names or ()):
+            return None
+        array = np.atleast_1d(array[field])
+    return [_text(item) for item in array.ravel(order="F")]
+
+
+class LabelMats:
+    """The field of a struct array of version 7.3 that holds label matrices, read one by one.
+
+    Raises:
+        Exception: The file is damaged, not of version 7.3, or has no such field.
+    """
+
+    def __init__(self, path: str, variable: str, field: str) -> None:
+        self._file = h5py.File(path, "r", locking=False)
+        group = _member(self._file, variable)
+        if not isinstance(group, h5py.Group):
+            raise ValueError(f"has no struct {variable}")
+        self._references = _cell(_member(group, field), field)
+
+    def read(self, index: int) -> np.ndarray:
+        """Reads one matrix.
+
+        Returns:
+            (H, W) uint8; values above 255 and what is no whole number are refused.
+
+        Raises:
+            BadSample: It is missing, damaged, too large, or no matrix of small integers.
+        """
+        where = f"label {index + 1}"
+        with bad_sample_errors(where):
+            matrix: Any = self._file[self._references[index]]
+            if not isinstance(matrix, h5py.Dataset) or matrix.ndim != 2:
+                raise BadSample(f"{where}: must be a matrix")
+            if _lies_elsewhere(matrix):
+                raise BadSample(f"{where}: its values lie in another file")
+            width, height = (int(length) for length in matrix.shape)
+            check_size(where, width, height, MAX_PIXELS)
+            if matrix.dtype.kind not in "uif" or matrix.dtype.itemsize > 8:
+                raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
+            values = matrix[()]
+            label = np.asarray(values).astype(np.uint8)
+            if (label != values).any():
+                raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
+        return np.ascontiguousarray(label.T)
+
+
+def _hdf5_strings(file: h5py.File, variable: str, field: str | None) -> list[str] | None:
+    cell = _member(file, variable)
+    if field is not None:
+        cell = _member(cell, field) if isinstance(cell, h5py.Group) else None
+    if cell is None:
+        return None
+    # Transposed as any matrix: row by row here is MATLAB's column by column.
+    texts, room = [], _MAX_LETTERS
+    for reference in _cell(cell, field or variable):
+        item: Any = file[reference]
+        texts.append(_text(_stored(item, "a text", min(room, _MAX_TEXT))[()]))
+        room -= len(texts[-1])
+    return texts
+
+
+def _member(group: h5py.Group, name: str) -> Any:
+    """An object of a group; None where there is none.
+
+    Raises:
+        ValueError: The name is a link, which could lead into any other file.
+    """
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{name} is a link: must be stored in the file itself")
+    return group[name]
+
+
+def _cell(cell: Any, name: str) -> np.ndarray:
+    """The references of a cell array: (n,) object."""
+    references = np.asarray(_stored(cell, name, _MAX_CELLS)[()]).ravel()
+    if h5py.check_ref_dtype(cell.dtype) is None:
+        raise ValueError(f"{name} holds {cell.dtype} where references must be")
+    return references
+
+
+def _stored(item: Any, name: str, most: int) -> h5py.Dataset:
+    """A dataset that may be read: its header says that its values are few, and lie in the file."""
+    if not isinstance(item, h5py.Dataset):
+        raise ValueError(f"{name} is no array")
+    if _lies_elsewhere(item):
+        raise ValueError(f"{name} has its values in another file")
+    if item.size is None or item.size > most or item.dtype.itemsize > _MAX_ITEM_BYTES:
+        raise ValueError(f"{name} has {item.size} values of {item.dtype}: at most {most} are read")
+    return item
+
+
+def _lies_elsewhere(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset's bytes would come from whatever other file it names."""
+    return bool(dataset.external) or dataset.is_virtual
+
+
+def _text(item: Any) -> str:
+    """A string as scipy gives it, or the codes of its letters as HDF5 has them."""
+    if isinstance(item, str):
+        return item
+    codes = np.asarray(item)
+    if codes.dtype.kind in "SU" and codes.size == 1:
+        return str(codes.ravel()[0])
+    if codes.dtype.kind != "u":
+        raise ValueError(f"holds {codes.dtype} where a text must be")
+    return "".join(chr(code) for code in codes.ravel().tolist())
+
+
+if __name__ == "__main__":
+    main()
