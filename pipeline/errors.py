@@ -32,6 +32,10 @@ _REMEDIES = {
 }
 
 
+_NO_TEMPORARY = "No usable temporary directory"
+"""What `tempfile` says where /tmp, /var/tmp and the working folder are all full or read-only."""
+
+
 def told_by_system(error: OSError) -> str:
     """What the system refuses and what to do, as the end of a message: `what: remedy`.
 
@@ -39,6 +43,11 @@ def told_by_system(error: OSError) -> str:
         An empty string for errors that may as well be a mistake of a program, such as a file that
         is missing.
     """
+    if error.errno == errno.ENOENT and _NO_TEMPORARY in str(error):
+        return (
+            "no folder for temporary files can be written to: make room in /tmp, or set TMPDIR to "
+            "a folder with room"
+        )
     if error.errno not in _REMEDIES:
         return ""
     return f"{(error.strerror or str(error)).lower()}: {_REMEDIES[error.errno]}"

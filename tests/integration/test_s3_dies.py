@@ -1,5 +1,7 @@
 """An S3 server that dies in the middle of a job: one message, and the same command goes on."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ from tests.support.fuzz_models import write_checkpoint
 from tests.support.fuzz_pictures import pillow
 from tests.support.tiny_roots import noise
 
-# Five dead servers, and eleven runs of the job.
-pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Five dead servers and eleven runs of the job; or, for the others, a Ray and three runs of each.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def predict(folder: Path, out: str) -> int:
@@ -53,3 +57,11 @@ def test_a_prediction_goes_on_when_the_server_is_back(tmp_path, s3_bucket, monke
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         assert predict(tmp_path, out) == 0
         assert contents(out) == wanted
+
+
+@pytest.mark.parametrize("jobs", [("prepare", "evaluate", "registry"), ("train",)])
+def test_jobs_on_ray_go_on_when_the_server_is_back(tmp_path, jobs):
+    command = [sys.executable, "-m", "tests.integration.s3_dies", *jobs, "--points", "1"]
+    command += ["--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

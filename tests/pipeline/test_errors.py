@@ -1,9 +1,11 @@
 import logging
+import os
+import tempfile
 
 import pytest
 
 from jobs.cli import _OneLine
-from pipeline.errors import printable
+from pipeline.errors import printable, told_by_system
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,15 @@ def test_a_line_of_the_log_stays_one_line():
     for name, shown in (("pipeline.x", "a\\x1b[2Jb\\nc"), ("theirs", "a\x1b[2Jb\nc")):
         record = logging.LogRecord(name, logging.INFO, "", 0, "%s", ("a\x1b[2Jb\nc",), None)
         assert formatter.format(record) == shown
+
+
+def test_a_machine_without_room_for_temporary_files_is_no_defect(monkeypatch):
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(FileNotFoundError) as error:
+        tempfile.gettempdir()
+    assert "set TMPDIR to a folder with room" in told_by_system(error.value)
+    assert told_by_system(FileNotFoundError(2, "No such file or directory", "x")) == ""

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 STALL_S = 2.0
+WRITES = ("PUT", "POST", "DELETE")
 SHARES = {
     # Half of these reach the server and only their answer is lost: a repeat must be harmless.
     "500": 0.05,
@@ -44,8 +45,10 @@ class FaultProxy:
         self.requests: Counter[str] = Counter()
         """By method."""
         self.dies_after: int | None = None
-        """Writes (PUT, POST and DELETE) after which every connection is reset, as of a dead server;
-        None: never. Then nothing else befalls a request."""
+        """Requests after which every connection is reset, as of a dead server; None: never. Nothing
+        else befalls a request where it is set."""
+        self.counted = WRITES
+        """The methods of those requests."""
         self._asked: Counter[str] = Counter()
         self._turn = threading.Lock()
 
@@ -56,8 +59,8 @@ class FaultProxy:
         with self._turn:
             self.requests[method] += 1
             if self.dies_after is not None:
-                writes = sum(self.requests[m] for m in ("PUT", "POST", "DELETE"))
-                return "reset" if writes > self.dies_after else ""
+                counted = sum(self.requests[m] for m in self.counted)
+                return "reset" if counted > self.dies_after else ""
             self._asked[stable] += 1
             text = f"{self.seed} {stable} {self._asked[stable]}"
         draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
