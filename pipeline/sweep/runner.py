@@ -72,7 +72,8 @@ def run_trials(
     run of the sweep, or an empty string.
 
     Raises:
-        UserError: A setting does not fit the search, or the trials do not report the metric.
+        UserError: A setting does not fit the search, the trials do not report the metric, or the
+            storage does not take their results.
         KeyboardInterrupt: By Ctrl-C or SIGTERM.
     """
     waiting = [trial for trial in trials if _done(storage, trial) is None]
@@ -86,7 +87,8 @@ def run_trials(
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    ledger, stopper = _Ledger(config, storage, num), _Stopper(config.metric)
+    ledger = _Ledger(config, storage, num)
+    stopper = _Stopper(config.metric, ledger)
     run = tune.with_parameters(_run_trial, sweep=config, build=build, parent=parent_run_id)
     # Beside this process, whose local folder Tune knows; the training's own workers are the load.
     here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
@@ -99,6 +101,8 @@ def run_trials(
                 name=config.name, storage_path=scratch, verbose=0, stop=stopper, callbacks=[ledger]
             ),
         ).fit()
+        if ledger.problem is not None:
+            raise ledger.problem
         ledger.settle()
     if stopper.without_metric is not None:
         raise missing_metric(config, stopper.without_metric)
@@ -182,6 +186,8 @@ class _Ledger(tune.Callback):
         self.num_ended, self._total, self._began = 0, total, time.monotonic()
         self._config, self._storage = config, storage
         self._written: list[Result] = []
+        self.problem: UserError | None = None
+        """What kept it from writing a result; Tune would make a traceback of it."""
 
     def settle(self) -> None:
         """Once all have ended: what a process wrote while it was stopped is not its result."""
@@ -190,12 +196,18 @@ class _Ledger(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It ended by itself, or was stopped early."""
-        self._end(trial, "stopped", "")
+        self._note(trial, "stopped", "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process of the trial died."""
         error = trial.get_error()
-        self._end(trial, "failed", f"its process died: {_last_line(error) if error else ''}")
+        self._note(trial, "failed", f"its process died: {_last_line(error) if error else ''}")
+
+    def _note(self, trial: Any, status: results.Status, error: str) -> None:
+        try:
+            self._end(trial, status, error)
+        except UserError as problem:
+            self.problem = self.problem or problem
 
     def _end(self, trial: Any, status: results.Status, error: str) -> None:
         ours, last = trial_of(self._config, trial.config), trial.last_result or {}
@@ -219,9 +231,13 @@ class _Ledger(tune.Callback):
 
 
 class _Stopper(tune.Stopper):
-    """Ends the sweep by SIGTERM, or when a trial that went well does not report the metric."""
+    """Ends the sweep by SIGTERM, and when going on is in vain.
 
-    def __init__(self, metric: str) -> None:
+    That is when a trial that went well does not report the metric, or its result cannot be stored.
+    """
+
+    def __init__(self, metric: str, ledger: _Ledger) -> None:
+        self._ledger = ledger
         self.terminated = False
         self.without_metric: list[str] | None = None
         """What such a trial reports."""
@@ -236,7 +252,8 @@ class _Stopper(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether to end all trials."""
-        return self.terminated or self.without_metric is not None
+        in_vain = self.without_metric is not None or self._ledger.problem is not None
+        return self.terminated or in_vain
 
 
 @contextmanager
