@@ -305,8 +305,11 @@ class MlflowRun:
         self._params |= params
 
     def end(self, status: str, time_ms: int) -> None:
-        """Marks the run as ended: FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(self.identity.run_id, status, time_ms)
+        """Marks the run as ended (FINISHED, FAILED or KILLED), or as one that others go on with."""
+        if status == "RUNNING":
+            self._client.update_run(self.identity.run_id, status=status)
+        else:
+            self._client.set_terminated(self.identity.run_id, status, time_ms)
 
     def ui_hint(self) -> str:
         """Says how to open the MLflow UI on this run; without credentials."""

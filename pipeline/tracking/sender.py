@@ -20,7 +20,7 @@ from pipeline.tracking.refusals import MlflowRefused
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["FINISHED", "FAILED", "KILLED", "RUNNING"]
 
 _FLUSH_S = 1.0
 _MAX_BACKOFF_S = 8.0

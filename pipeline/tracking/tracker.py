@@ -151,7 +151,10 @@ class Tracker:
         self.log_text(text, artifact_path)
 
     def close(self, status: Status = "FINISHED", timeout_s: float = 10.0) -> None:
-        """Sends what is left; what cannot be sent in `timeout_s` stays in the journal."""
+        """Sends what is left; what cannot be sent in `timeout_s` stays in the journal.
+
+        With the status RUNNING another process is to go on with the run.
+        """
         atexit.unregister(self.close)
         self._sender.stop(status, timeout_s)
 

@@ -42,10 +42,12 @@ class EarlyEnd:
     """Why it cannot continue: a diagnosis for the user."""
     defect: str = ""
     """Why it cannot continue: the traceback of a defect, which another attempt would meet again."""
+    leaving: str = ""
+    """Which nodes are about to leave: all workers start anew without them, after a checkpoint."""
 
     @property
     def why(self) -> str:
-        """The reason, whichever it is; empty if there is none."""
+        """The reason why the run ended, whichever it is; empty if it goes on."""
         return self.failed or self.defect or self.stopped
 
 

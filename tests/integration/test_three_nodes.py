@@ -154,6 +154,8 @@ def test_a_node_that_is_announced_to_leave_calls_for_a_checkpoint(cluster: Nodes
     assert before <= stored < STEPS
     wait_for(process, lambda: len(workers(process)) > 1 or process.step == STEPS)
     print(f"leaving: then {workers(process)}, {time.monotonic() - began:.1f} s after the notice")
+    # They went on from the urgent checkpoint: nothing that was trained after it is lost.
+    assert workers(process)[-1][1] == stored
     assert process.wait() == 0, "\n".join(process.lines[-60:])
     assert any("is about to leave: checkpoint" in line for line in process.lines)
     found = compare(recipe.parent / "runs", "whole", "leaving", STEPS)

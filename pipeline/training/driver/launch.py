@@ -41,6 +41,9 @@ from pipeline.training.worker.loop import train_worker
 
 logger = logging.getLogger(__name__)
 
+_GRACE_S = 30.0
+"""Seconds that the workers of other nodes have after the announced end of one."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -121,18 +124,18 @@ def _fit(
     lease.on_loss(lambda: stop.request.remote("another process has taken over"))
     tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""} | plan.manifest_tags
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
-    trainer = _trainer(Job(plan, stop, tags, lineage), callbacks)
-    try:
-        result = run_stoppable(trainer.fit, stop)
-    except (ray.train.TrainingFailedError, RayTaskError) as error:
-        raise explained(error, plan.config) from error
-    except TrainingStopped as stopped:  # No worker was there to write a checkpoint.
-        raise type(stopped)(
-            f"run {run.name} {stopped}, so no further checkpoint was written; the same command "
-            f"resumes {way_on(run)}"
-        ) from None
-    # The workers ended without an error; they may still have had a reason to end early.
-    ended: EarlyEnd = result.return_value or EarlyEnd()
+    job = Job(plan, stop, tags, lineage)
+    ended = _attempt(job, callbacks)
+    # Workers that heard of a node's leaving have ended once their checkpoint was stored: what they
+    # did until Ray takes the node away would be lost, so others start without waiting for that.
+    while ended.leaving:
+        logger.warning(
+            "run %s: node %s is about to leave; workers start without it %s",
+            run.name,
+            ended.leaving,
+            way_on(run),
+        )
+        ended = _attempt(job, callbacks)
     if ended.failed:
         raise UserError(ended.failed)
     if ended.defect:
@@ -144,6 +147,21 @@ def _fit(
         raise outcome_of(ray.get(stop.reason.remote()))(
             f"run {run.name} {ended.stopped}; the same command resumes {way_on(run)}"
         )
+
+
+def _attempt(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> EarlyEnd:
+    """Runs the workers until they end without an error; they may have had a reason to end early."""
+    run = job.plan.config.run
+    try:
+        result = run_stoppable(_trainer(job, callbacks).fit, job.stop)
+    except (ray.train.TrainingFailedError, RayTaskError) as error:
+        raise explained(error, job.plan.config) from error
+    except TrainingStopped as stopped:  # No worker was there to write a checkpoint.
+        raise type(stopped)(
+            f"run {run.name} {stopped}, so no further checkpoint was written; the same command "
+            f"resumes {way_on(run)}"
+        ) from None
+    return result.return_value or EarlyEnd()
 
 
 def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrainer:
@@ -174,7 +192,11 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
         run_config=ray.train.RunConfig(
             name=config.run.name,
             storage_path=config.run.storage,
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=cluster.max_failures,
+                # A checkpoint that is on its way when a node goes is still stored by the others.
+                preemption_grace_s=_GRACE_S,
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": variables},

@@ -70,7 +70,9 @@ def train_worker(settings: dict[str, Any]) -> EarlyEnd:
         loop = Loop(job, state, wrapped, encoder, device, tracker, stop)
         stack.callback(loop.watchdog.close)
         ended = loop.run()
-        if tracker and ended.why:
+        if tracker and ended.leaving:
+            tracker.close("RUNNING")
+        elif tracker and ended.why:
             tracker.log_text(ended.why, "ended_early.txt")
             tracker.close("KILLED" if ended.stopped else "FAILED")
     return ended
@@ -136,23 +138,26 @@ class Loop:
                 dist.all_reduce(loss)  # host synchronisation below, at `.item()`
                 metrics = self.log(loss.item(), grad_norm, progress, batches)
             validates = last or _every(done, self.train.validate_every)
-            noticed = self.notice.is_new(done, look=validates)
-            # A run that is about to end has no minutes for a validation; the resumed run makes it.
-            # The last validation is part of the result: nothing resumes after its checkpoint.
-            hurries = self.ended != EarlyEnd() or (noticed and not last)
-            if validates:  # Otherwise an earlier one may be pending: training outlives a notice.
-                self.state.owes_validation = hurries
+            # Nobody has to leave after the last step, nor has a run that ends anyway.
+            ends = last or self.ended != EarlyEnd()
+            if not ends and (nodes := self.notice.nodes(done, look=validates)):
+                self.ended = EarlyEnd(leaving=nodes)
+            # Workers that are about to end have no minutes for a validation: the next ones make
+            # it. The last one is part of the result: nothing resumes after its checkpoint.
+            hurries = self.ended != EarlyEnd()
+            self.state.owes_validation = validates and hurries
             if validates and not hurries:
                 metrics |= self.validate()
                 progress.skip()
-            stopped = bool(self.ended.stopped)
+            leaves = bool(self.ended.leaving)
+            required = last or bool(self.ended.stopped)
             # The checkpoint comes last, so that it holds the metrics and what is still pending.
             # Weights that give no finite gradient must not push out the last good checkpoint,
             # but for the one that the end of a run promises.
-            due = (noticed or _every(done, self.train.checkpoint_every)) and not self.nonfinite
-            saves = (last or stopped or due) and not self.ended.failed
+            due = (leaves or _every(done, self.train.checkpoint_every)) and not self.nonfinite
+            saves = (required or due) and not self.ended.failed
             if saves:
-                self.saver.save(metrics, required=last or stopped, bypass_backlog=noticed)
+                self.saver.save(metrics, required=required, bypass_backlog=leaves)
             if saves or validates:
                 self.ended = ended_by(self.saver.defect, self.device) or self.ended
         self.watchdog.close()

@@ -8,6 +8,7 @@ import pytest
 import ray.train
 
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.job import EarlyEnd
 from pipeline.training.saving import checkpoint
 from pipeline.training.worker import loop
 from tests.support.lone_worker import LoneWorker, process_group  # noqa: F401
@@ -100,25 +101,26 @@ def test_a_stop_after_another_step_leaves_no_validation_over(recorder, tmp_path)
 def test_a_notice_is_asked_for_and_served_before_a_validation(recorder, tmp_path):
     assert recorder.config.cluster.preemption_every == 10  # It looks though it is not yet time.
     recorder.notice_from = 3
-    recorder.run()
-    assert recorder.events == [("validate", 2), ("save", 4), ("validate", 6), ("save", 6)]
+    assert recorder.run() == EarlyEnd(leaving="node")
+    # All workers end as soon as the checkpoint is there, and others start without the node.
+    assert recorder.events == [("validate", 2), ("save", 4)]
     recorder.notice_from = 10**9
     recorder.run(tmp_path / "4")
     assert recorder.events == [("validate", 4), ("validate", 6), ("save", 6)]
 
 
-def test_a_later_checkpoint_still_owes_the_validation(mini_shards, tmp_path, monkeypatch):
+def test_the_workers_after_a_notice_make_the_validation(mini_shards, tmp_path, monkeypatch):
     settings = {"steps": 6, "validate_every": 4, "checkpoint_every": 5}
     recorder = Recorder(mini_shards.config(tmp_path, "owes", **settings), tmp_path, monkeypatch)
     recorder.notice_from = 3
     recorder.run()
-    assert recorder.events == [("save", 4), ("save", 5), ("validate", 6), ("save", 6)]
-    recorder.notice_from = 10**9
-    recorder.run(tmp_path / "5")
-    assert recorder.events == [("validate", 5), ("validate", 6), ("save", 6)]
+    assert recorder.events == [("save", 4)]
+    recorder.events, recorder.notice_from = [], 10**9
+    recorder.run(tmp_path / "4")
+    assert recorder.events == [("validate", 4), ("save", 5), ("validate", 6), ("save", 6)]
 
 
 def test_a_notice_at_the_last_step_does_not_cost_the_validation(recorder):
     recorder.notice_from = 5
-    recorder.run()
+    assert recorder.run() == EarlyEnd()
     assert recorder.events[-2:] == [("validate", 6), ("save", 6)]
