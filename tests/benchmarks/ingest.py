@@ -121,22 +121,28 @@ def measure(batches: Iterator[Any], began: float, meter: Meter, cpu_before: floa
 
 def ours(uri: str, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Through Ray Data and the split that Ray Train makes for its workers."""
+    from pipeline.data.ingest.share import NodeShare, batches_per_block
     from pipeline.data.ingest.stream import (
         DataConfig,
         batches_of,
         build_mixture,
-        execution_options,
+        node_stream,
         open_corpus,
-        training_stream,
     )
 
-    config = DataConfig(shards=uri, num_loaders=2, loader_threads=1, loader_cpus=0.5)
+    config = DataConfig(shards=uri, loader_threads=1)
     corpus = open_corpus(uri, "train")
-    stop = images // BATCH * BATCH
     mixture = build_mixture(corpus, config, BATCH, 0)
-    stream = training_stream(corpus, mixture, config, BATCH, 0, stop)
-    stream.context.execution_options = execution_options()
-    (consumer,) = stream.streaming_split(1, equal=True)
+    share = NodeShare(
+        start=0,
+        stop=images // BATCH * BATCH,
+        rows_per_batch=BATCH,
+        batches_per_block=batches_per_block(BATCH, config.augment.crop_px),
+        num_workers=1,
+        workers=(0,),
+    )
+    stream = node_stream(corpus, mixture, config, share, num_loaders=2, cpus=0.5)
+    (consumer,) = stream.streaming_split(1, equal=False)
     for batch in batches_of(consumer, BATCH):
         yield batch["image"], batch["label"]
 
