@@ -1,15 +1,17 @@
 """Messages about failures: in the run's log while it recovers, and when it gives up."""
 
 import logging
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from model.errors import ModelError
 from pipeline.errors import UserError, told_by_system
-from pipeline.ray_internals import cause_of
+from pipeline.ray_internals import cause_of, never_lived
 from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.saving import snapshot
 
@@ -72,7 +74,7 @@ def explained(error: Exception, config: TrainMixConfig) -> Exception:
         if isinstance(inner, OSError) and (told := told_by_system(inner)):
             place = inner.filename or "the disk of a worker"
             return UserError(f"{place}: {told}; the same command resumes {way_on(config.run)}")
-    failure = getattr(error, "controller_failure", None) or cause_of(error)
+    failure = getattr(error, "controller_failure", None) or _at_the_start(error)
     # Ray's own files in the run's folder, such as its snapshot; some errors of Ray are OSErrors.
     if isinstance(failure, OSError) and not isinstance(failure, RayError | TimeoutError):
         told = told_by_system(failure) or f"{failure}: see to the store"
@@ -89,3 +91,13 @@ def explained(error: Exception, config: TrainMixConfig) -> Exception:
         way_on(config.run),
     )
     return error
+
+
+def _at_the_start(error: Exception) -> BaseException | None:
+    """What Ray Train's controller raised as it was made; Ray passes on its text alone."""
+    if isinstance(error, RayActorError) and never_lived(error):
+        last = [line for line in str(error).splitlines() if line.strip()][-1]
+        if found := re.match(r"(?:OSError|PermissionError): (?:\[Errno (\d+)\] )?(.*)", last):
+            code = int(found[1] or 0)
+            return OSError(code, os.strerror(code)) if code else OSError(found[2])
+    return None

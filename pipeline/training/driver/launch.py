@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import ray
 import ray.data
 import ray.train
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from model.checkpoint import is_uri
@@ -154,7 +154,7 @@ def _attempt(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> EarlyEnd:
     run = job.plan.config.run
     try:
         result = run_stoppable(_trainer(job, callbacks).fit, job.stop)
-    except (ray.train.TrainingFailedError, RayTaskError) as error:
+    except (ray.train.TrainingFailedError, RayError) as error:
         raise explained(error, job.plan.config) from error
     except TrainingStopped as stopped:  # No worker was there to write a checkpoint.
         raise type(stopped)(
