@@ -2,6 +2,7 @@
 
     python jobs/train_mix.py --config jobs/recipes/demo.yaml --data.shards DIR_OR_S3
     python jobs/train_mix.py --config RECIPE --dry_run true
+    python jobs/train_mix.py --config RECIPE --dry_run true --hardware.gpu H100 --hardware.nodes 2
     ray job submit --working-dir . --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S":
         "300"}}' -- python jobs/train_mix.py --config RECIPE --run.name NAME
 
@@ -11,13 +12,15 @@ The same `run.name` with the same `run.storage` resumes, in the same MLflow run.
 
 import logging
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
+from pipeline.errors import UserError
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.driver.hardware import HardwareConfig
 
 logger = logging.getLogger("jobs.train_mix")
 
@@ -29,16 +32,41 @@ class JobConfig(TrainMixConfig):
     dry_run: bool = False
     """Build everything, make one step without memory, weights or Ray, and print parameters, memory,
     images and an estimate of the time; train nothing."""
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    """Machines to plan for: a dry run then also prints images/s, and what is short first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hardware != HardwareConfig() and not (self.dry_run and self.hardware.gpu):
+            raise UserError(
+                "hardware: plans without training: set hardware.gpu, and add --dry_run true"
+            )
+
+
+def _planned_for(config: TrainMixConfig, hardware: HardwareConfig) -> TrainMixConfig:
+    """The run with a worker on each GPU of the machines."""
+    cluster = replace(config.cluster, num_workers=hardware.num_workers, min_workers=0, use_gpu=True)
+    return replace(config, cluster=cluster)
 
 
 def run(given: JobConfig) -> None:
     """Connects to Ray, trains, and logs where the result lies."""
     config = TrainMixConfig(**{f.name: getattr(given, f.name) for f in fields(TrainMixConfig)})
     if given.dry_run:
+        from pipeline.training.driver.capacity import plan_capacity
         from pipeline.training.driver.dry_run import dry_run
         from pipeline.training.plan import plan_if_possible
 
-        print("\n".join(dry_run(config, plan_if_possible(config)).lines()))
+        if given.hardware.gpu:
+            config = _planned_for(config, given.hardware)
+        plan = plan_if_possible(config)
+        estimate = dry_run(config, plan)
+        if given.hardware.gpu:
+            manifests = plan.corpus.manifests if plan else None
+            lines = plan_capacity(estimate, given.hardware, manifests).lines()
+            print("\n".join([*estimate.facts(), *lines]))
+        else:
+            print("\n".join(estimate.lines()))
         return
     from pipeline.progress import duration
     from pipeline.training.driver.launch import plan_run, train

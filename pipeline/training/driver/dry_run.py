@@ -49,9 +49,21 @@ class Estimate:
     def lines(self) -> list[str]:
         """The report, for people."""
         config = self.config
-        train, workers = config.train, config.cluster.num_workers
-        rows = self.images_per_pass
         speed = GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS
+        images = config.train.steps * config.train.batch_size
+        device = "GPU" if config.cluster.use_gpu else "CPU"
+        whole = "" if images else "for each 10 000 images "
+        return [
+            *self.facts(),
+            f"ETA             {duration(self.seconds_per_image * (images or 10_000))} {whole}on "
+            f"{config.cluster.num_workers} {device} worker(s), if each sustains {speed:g} TFLOP/s "
+            "and never waits for data",
+        ]
+
+    def facts(self) -> list[str]:
+        """The part of the report that no machine changes."""
+        config = self.config
+        train, rows = config.train, self.images_per_pass
         images = train.steps * train.batch_size
         if rows:
             passes = f"{images / rows:.1f} passes over the data"
@@ -59,8 +71,6 @@ class Estimate:
             passes = (
                 f"{train.passes:g} passes over the data" if train.passes else "passes not known"
             )
-        device = "GPU" if config.cluster.use_gpu else "CPU"
-        whole = "" if images else "for each 10 000 images "
         return [
             f"parameters      {self.num_parameters / 1e6:.1f} M, {self.num_labels} labels",
             f"memory          about {self.memory_gib:.1f} GiB a worker, at "
@@ -69,9 +79,6 @@ class Estimate:
             f"run             {f'{train.steps} steps' if images else 'steps not known'} of "
             f"{train.batch_size} images: {f'{images} images, ' if images else ''}{passes}",
             f"operations      {self.tflop_per_image:.3g} TFLOP an image",
-            f"ETA             {duration(self.seconds_per_image * (images or 10_000))} "
-            f"{whole}on {workers} {device} worker(s), if each sustains {speed:g} TFLOP/s and never "
-            "waits for data",
         ]
 
 
