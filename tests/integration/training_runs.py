@@ -28,6 +28,7 @@ run: {{storage: {storage}, seed: 5}}
 data:
   shards: {shards}
   augment: {{crop_px: 48, base_px: 64, scale: [0.5, 1.25]}}
+  num_loaders: 1
   loader_cpus: 0.25
   loader_threads: 1
 model:

@@ -47,7 +47,8 @@ class MiniShards:
     def data(self, **values: Any) -> DataConfig:
         """The data part of a configuration."""
         defaults: dict[str, Any] = {"shards": str(self.folder), "augment": AUGMENT}
-        return DataConfig(**(defaults | {"loader_cpus": 0.25, "loader_threads": 1} | values))
+        loaders = {"num_loaders": 1, "loader_cpus": 0.25, "loader_threads": 1}
+        return DataConfig(**(defaults | loaders | values))
 
     def config(
         self, storage: Path, name: str, num_workers: int = 1, max_failures: int = 0, **train: Any

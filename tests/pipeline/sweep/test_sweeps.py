@@ -27,7 +27,7 @@ from tests.support.mini_shards import MiniShards, tiny_model
 
 RECIPE = """\
 data: {{shards: {shards}, augment: {{crop_px: 48, base_px: 64}}, loader_cpus: 0.25,
-       loader_threads: 1}}
+       num_loaders: 1, loader_threads: 1}}
 model:
   backbone: {{name: vit_tiny_patch16_224, pretrained: false, kwargs: {kwargs}}}
   text: {{encoder: stand-in}}
