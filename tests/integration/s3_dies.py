@@ -53,6 +53,8 @@ def _trained(place: Path) -> object:
 
 
 def _upload_run(folder: Path, place: Path) -> None:
+    if (place / "runs").exists():
+        return
     write_jobs._with_run(folder, place)
     storage = open_storage(f"{BUCKET}/{place.name}")
     for path in checkpoint_of(folder).iterdir():
@@ -94,26 +96,25 @@ def try_dying(made: World, proxy: FaultProxy, name: str, points: int) -> list[st
     """Tries a job's points; what is wrong."""
     task, place = TASKS[name], made.folder / f"dies-{name}"
 
-    def run(to: Path, after: int) -> tuple[object, str]:
+    def run(to: Path, after: int) -> str:
+        to.mkdir(parents=True, exist_ok=True)
+        task.job.prepare(made.folder, to)  # While the server lives.
         proxy.requests.clear()
         proxy.counted, proxy.dies_after = task.methods, after
         ended = made.run(task.job, to)
         proxy.dies_after = _ALIVE
-        return ended, ended.problem([0 if after == _ALIVE else 2])
+        return ended.problem([0 if after == _ALIVE else 2])
 
-    place.mkdir(parents=True, exist_ok=True)
-    _, problem = run(place, _ALIVE)
-    if problem:
+    if problem := run(place, _ALIVE):
         raise RuntimeError(f"undisturbed: {problem}")
     number, wanted = sum(proxy.requests[m] for m in task.methods), task.job.result(place)
     print(f"{name}: {number} requests ({', '.join(task.methods)})", flush=True)
     wrong = []
     for after in [at - 1 for at in spread(number, points)]:
         there = made.folder / f"dies-{name}-{after}"
-        _, problem = run(there, after)
-        if not problem:
-            _, problem = run(there, _ALIVE)
-            problem = f"the same command again: {problem}" if problem else ""
+        problem = run(there, after)
+        if not problem and (problem := run(there, _ALIVE)):
+            problem = f"the same command again: {problem}"
         if not problem and task.job.result(there) != wanted:
             problem = "afterwards the result differs"
         if problem:
