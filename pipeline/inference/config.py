@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 MAX_LABELS = 65_535
 """What an index PNG of 16 bits can tell apart, with one more for no label."""
+_MAX_LETTERS = 1000
+"""Letters of a label, far beyond what a text encoder reads of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,11 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
     if not 0 < len(labels) <= MAX_LABELS:
         raise UserError(f"{where}: names {len(labels)} labels: must be 1 to {MAX_LABELS}")
     for label in labels:
+        if len(label) > _MAX_LETTERS:
+            raise UserError(
+                f"{where}: names {label[:40]!r}... of {len(label)} letters: a label must have at "
+                f"most {_MAX_LETTERS}: write it shorter"
+            )
         if label.splitlines() != [label] or not _is_encodable(label):
             raise UserError(
                 f"{where}: names {label!r}: a label must be one line of text: write it anew"

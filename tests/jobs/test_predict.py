@@ -317,6 +317,13 @@ def test_labels_of_a_file_and_of_the_checkpoint(checkpoint, tmp_path):
     assert len(read_labels(PredictConfig(checkpoint="x"), ["screen", "screen"])) == 2
     with pytest.raises(UserError, match="names 0 labels"):
         read_labels(PredictConfig(checkpoint="x"), [])
+    # A file that is no list of labels is not quoted in full.
+    path.write_text("\n".join(["x" * 200_000] * 2))
+    with pytest.raises(
+        UserError, match="of 200000 letters: a label must have at most 1000"
+    ) as told:
+        read_labels(config, ["wall"])
+    assert len(str(told.value)) < 500
 
 
 def test_trained_labels_that_are_the_same_are_warned_of(caplog):

@@ -86,7 +86,7 @@ def _zip_member(info: zipfile.ZipInfo, size: int) -> tuple[str, Member]:
     offset, method = info.header_offset, info.compress_type
     row = Member(offset, info.file_size, info.compress_size, method, info.CRC)
     kind = stat.S_IFMT(info.external_attr >> 16)
-    if info.is_dir():
+    if info.filename.endswith("/"):  # `is_dir` fails on an empty name.
         return "folder", row
     if kind not in (0, stat.S_IFREG):
         return "is a link or a device", row
@@ -152,6 +152,8 @@ def _table(where: str, members: Iterable[tuple[str, str, Member]]) -> Table:
     refused = []
     for name, reason, row in members:
         path, bad_name = _safe_name(name)
+        if not path and not bad_name and reason != "folder":
+            bad_name = "has no name"
         # What macOS adds is no content, and folders follow from the files in them.
         is_content = reason != "folder" and path and not path.startswith("__MACOSX/")
         if not is_content and not bad_name:

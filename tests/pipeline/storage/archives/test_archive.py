@@ -189,6 +189,27 @@ def test_odd_members_of_a_zip_are_refused(tmp_path: Path):
     assert [name for name, _ in archive.refused] == ["good/link.png", "good/bz2.png"]
 
 
+@pytest.mark.parametrize("stored", [b"", b"\0ood/1.png"])
+@pytest.mark.parametrize("kind", [".zip", ".tar"])
+def test_a_member_without_a_name_is_refused(tmp_path: Path, stored: bytes, kind: str):
+    path = tmp_path / f"x{kind}"
+    write_archive(path, {"good/1.png": b"one", "good/2.png": b"two"})
+    data = bytearray(path.read_bytes())
+    if kind == ".zip":
+        start = data.index(b"PK\1\2")
+        # What of the old name is left over counts as a comment.
+        struct.pack_into("<HHH", data, start + 28, len(stored), 0, 10 - len(stored))
+        data[start + 46 : start + 46 + len(stored)] = stored
+    else:
+        data[:100] = stored.ljust(100, b"\0")
+        data[148:156] = b" " * 8
+        data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    archive = archive_at(path)
+    assert archive.names == ["good/2.png"]
+    assert archive.refused == (("", "has no name"),)
+
+
 def patched(data: bytes, old: int, new: int) -> bytes:
     """The zip with a 32-bit number replaced in its central directory."""
     start = data.rindex(b"PK\1\2")
