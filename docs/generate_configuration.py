@@ -8,11 +8,10 @@ A test fails while the committed page is not what this prints. The text depends 
 import importlib
 import runpy
 import sys
-import types
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,17 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from jobs.cli import build_parser
+from jobs.mistakes import type_words
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
-KINDS = {
-    float: "number",
-    int: "whole number",
-    bool: "true or false",
-    str: "text",
-    type(None): "null",
-    Any: "anything",
-}
 BASE = "train_mix"
 """The job whose settings others take as a whole; they are listed once."""
 
@@ -84,30 +76,14 @@ def settings(cls: type, prefix: str = "") -> Iterator[Setting]:
         if hint is None or action.dest == "config" or ".help" in action.dest:
             continue
         key = f"{prefix}{action.dest}"
-        kind, default = _kind(hint), _default(defaults.get(action.dest))
-        if default == "null" and "null" not in kind and kind != KINDS[Any]:
+        kind, default = type_words(hint), _default(defaults.get(action.dest))
+        if default == "null" and "null" not in kind and hint is not Any:
             default = ""
         text = _text(action.help)
         yield Setting(key, kind, f"`{default}`" if default else "required", text)
         if group := _group(hint):
             middle = ".NAME." if get_origin(hint) is dict else "."
             yield from settings(group, f"{key}{middle}")
-
-
-def _kind(hint: Any) -> str:
-    """A type in the words of YAML."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return ", ".join(f"`{choice}`" for choice in parts)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_kind(part) for part in parts)
-    if origin is dict:
-        return f"mapping of name to {_kind(parts[1])}"
-    if origin is tuple and parts[-1] is not Ellipsis:
-        return f"list of {len(parts)}: {_kind(parts[0])}"
-    if origin in (tuple, list):
-        return f"list: {_kind(parts[0])}"
-    return "group" if is_dataclass(hint) else KINDS[hint]
 
 
 def _group(hint: Any) -> type | None:

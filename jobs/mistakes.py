@@ -7,6 +7,7 @@ keeps the last word: what passes these checks may still be refused by it.
 """
 
 import functools
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -22,11 +23,13 @@ _KINDS = {
     float: ("a number", "numbers"),
     int: ("a whole number", "whole numbers"),
     bool: ("true or false", "true or false"),
-    str: ("a text (in quotes where it looks like a number)", "texts"),
+    str: ("a text", "texts"),
     type(None): ("null", "nulls"),
     Any: ("a value", "values"),
 }
 """The types of single values, and of many, in the words of YAML."""
+
+_IN_QUOTES = "(in quotes where it looks like a number)"
 
 _ALLOWED = {"data.weights": "'equal', 'size' or a mapping of dataset to number"}
 """Allowed values that a type annotation cannot express, by key."""
@@ -168,7 +171,7 @@ def _check_value(hint: Any, value: Any, key: str, defaults: Namespace) -> None:
             if default not in (None, "", {}, (), []):
                 shape = list(default) if isinstance(default, tuple) else default
                 way_out += f" for {shape}"
-        raise UserError(f"{key}={shown}: must be {_ALLOWED.get(key) or _words(hint)}{way_out}")
+        raise UserError(f"{key}={shown}: must be {_ALLOWED.get(key) or _must_be(hint)}{way_out}")
 
 
 def _fits(hint: Any, value: Any) -> bool:
@@ -190,20 +193,26 @@ def _judge(hint: Any) -> ArgumentParser:
     return parser
 
 
-def _words(hint: Any, many: int = 0) -> str:
+def type_words(hint: Any, many: int = 0) -> str:
     """A type in the words of YAML; of many values of it where `many` is 1."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, parts))
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(part, many) for part in parts)
+        return " or ".join(type_words(part, many) for part in parts)
     if origin is dict:
-        return f"a mapping of names to {_words(parts[1], 1)}"
+        return f"a mapping of names to {type_words(parts[1], 1)}"
     if origin is tuple and parts[-1] is not Ellipsis:
-        return f"a list of {len(parts)} {_words(parts[0], 1)}"
+        return f"a list of {len(parts)} {type_words(parts[0], 1)}"
     if origin in (tuple, list):
-        return f"a list of {_words(parts[0], 1)}, as in [a, b]"
+        return f"a list of {type_words(parts[0], 1)}"
     return _KINDS.get(hint, ("a group of settings", "groups of settings"))[many]
+
+
+def _must_be(hint: Any) -> str:
+    """What a value of a type must be, with how it is written where that is not plain."""
+    words = type_words(hint).replace("a text", f"a text {_IN_QUOTES}")
+    return re.sub(r"(a list of (?!\d).*)", r"\1, as in [a, b]", words)
 
 
 @functools.cache

@@ -53,10 +53,15 @@ def run(given: JobConfig) -> None:
     """Connects to Ray, trains, and logs where the result lies."""
     config = TrainMixConfig(**{f.name: getattr(given, f.name) for f in fields(TrainMixConfig)})
     if given.dry_run:
+        from pipeline.storage.places import try_writable_place
         from pipeline.training.driver.capacity import plan_capacity
         from pipeline.training.driver.dry_run import dry_run
         from pipeline.training.plan import plan_if_possible
 
+        try:
+            try_writable_place("run.storage", config.run.storage)
+        except UserError as error:  # It may be a place of other machines.
+            logger.warning("a run on this machine would be refused: %s", error)
         if given.hardware.gpu:
             config = _planned_for(config, given.hardware)
         plan = plan_if_possible(config)

@@ -172,6 +172,14 @@ class SentenceEncoder(TextEncoder):
     def __init__(self, config: TextConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config)
         name = config.encoder.removeprefix(SENTENCE_PREFIX)
+        repo = name if "/" in name else f"sentence-transformers/{name}"
+        is_folder = Path(name).is_dir()
+        if not is_folder and not _REPO.fullmatch(repo):
+            raise ModelError(
+                f"text.encoder={config.encoder}: there is no folder {shown(name)}: name one that "
+                "holds a sentence-transformers model, or a model of the hub: "
+                f"{SENTENCE_PREFIX}all-MiniLM-L6-v2"
+            )
         try:
             from sentence_transformers import (  # pyright: ignore[reportMissingImports]
                 SentenceTransformer,
@@ -181,14 +189,7 @@ class SentenceEncoder(TextEncoder):
                 f"text.encoder={config.encoder}: needs the package sentence-transformers: "
                 "install the extra of that name (`pip install '.[sentence-transformers]'`)"
             ) from error
-        if not Path(name).is_dir():
-            repo = name if "/" in name else f"sentence-transformers/{name}"
-            if not _REPO.fullmatch(repo):
-                raise ModelError(
-                    f"text.encoder={config.encoder}: there is no folder {shown(name)}: name one "
-                    "that holds a sentence-transformers model, or a model of the hub: "
-                    f"{SENTENCE_PREFIX}all-MiniLM-L6-v2"
-                )
+        if not is_folder:
             require_hub_file(
                 repo,
                 ("config.json",),

@@ -23,7 +23,7 @@ pipeline.checkpoints  pipeline.scoring
 pipeline.data  pipeline.tracking
 pipeline.storage
 pipeline.spread
-pipeline.progress  pipeline.ray_internals
+pipeline.progress  pipeline.ray_internals  pipeline.signals
 pipeline.errors  model
 """
 

@@ -128,15 +128,8 @@ def _evaluate(
         config.workers.num_workers,
         "GPUs" if config.workers.use_gpu else "CPU workers",
     )
-    asked = max(len(part.space.texts) for part in plan.parts)
-    if asked * total > MANY_SCORES and not config.workers.use_gpu:
-        logger.warning(
-            "each of %d images is asked %d labels without a GPU, which takes a second or more of a "
-            "core for each%s; --max_images N takes fewer images",
-            total,
-            asked,
-            "; --labels checkpoint asks those that were trained" if config.labels == "all" else "",
-        )
+    if cost := cost_of(config, total, max(len(part.space.texts) for part in plan.parts)):
+        logger.warning(cost)
     if any(part.geometry.mode == "published" for part in plan.parts) and not config.workers.use_gpu:
         logger.warning(
             "six scales and flips on CPUs take some fifty forward passes for each image; "
@@ -169,6 +162,17 @@ def _evaluate(
     for line in (*leak.reasons, *plan.notes, *report.remarks):
         logger.info("note: %s", line)
     return report.to_dict()
+
+
+def cost_of(config: EvaluateConfig, images: int, labels: int) -> str:
+    """Says what many scores cost without a GPU, and how to ask fewer; empty where they are few."""
+    if images * labels <= MANY_SCORES or config.workers.use_gpu:
+        return ""
+    trained = "; --labels checkpoint asks those that were trained" if config.labels == "all" else ""
+    return (
+        f"each of {images} images is asked {labels} labels without a GPU, which takes a second or "
+        f"more of a core for each{trained}; --max_images N takes fewer images"
+    )
 
 
 def folder_name(config: EvaluateConfig) -> str:

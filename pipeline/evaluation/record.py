@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.checkpoints.provenance import Provenance
 from pipeline.evaluation.config import EvaluateConfig
+from pipeline.storage.places import home_state_dir
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.tracker import Tracker
 
@@ -123,5 +124,5 @@ def _training_spill(name: str, storage: str) -> Path | None:
     """The file in which the training of that name keeps what its tracking could not send."""
     if not storage or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", name):
         return None
-    folder = Path(storage) / name if "://" not in storage else Path.home() / ".lseg"
+    folder = Path(storage) / name if "://" not in storage else home_state_dir()
     return folder / f"tracking-{name}.jsonl"

@@ -27,10 +27,10 @@ class RegistryConfig:
     """Name of the model in MLflow's registry; made at the first registration."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*", self.name):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.\-]{0,199}", self.name):
             raise UserError(
-                f"registry.name={self.name!r}: must be letters, digits, '.', '_' and '-': write "
-                "for example lseg"
+                f"registry.name={self.name[:100]!r}: must be at most 200 letters, digits, '.', '_' "
+                "and '-': write for example lseg"
             )
 
 

@@ -36,6 +36,15 @@ def resolve_location(key: str, uri: str) -> str:
     return str(path.resolve())
 
 
+def home_state_dir() -> Path:
+    """The folder of this user on this machine for what goes with storages that are not local.
+
+    Raises:
+        RuntimeError: The user has no home.
+    """
+    return Path.home() / ".lseg"
+
+
 def local_state_dir(key: str, given: str, storage: str) -> Path:
     """The local folder for state that goes with a storage: unsent metrics, a sqlite MLflow.
 
@@ -52,7 +61,7 @@ def local_state_dir(key: str, given: str, storage: str) -> Path:
         return Path(storage)
     home = os.environ.get("HOME", "")
     try:
-        folder = Path.home() / ".lseg"
+        folder = home_state_dir()
     except RuntimeError as error:
         text = f"HOME={home}: {error}: set it to a folder that can be written to"
         raise UserError(text) from None

@@ -11,10 +11,8 @@ import math
 import os
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +25,7 @@ from pipeline.errors import Terminated, UserError, did_you_mean
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.launch import evaluate
 from pipeline.progress import duration
+from pipeline.signals import handled
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 from pipeline.sweep import results
@@ -92,7 +91,10 @@ def run_trials(
     run = tune.with_parameters(_run_trial, sweep=config, build=build, parent=parent_run_id)
     # Beside this process, whose local folder Tune knows; the training's own workers are the load.
     here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
-    with tempfile.TemporaryDirectory(prefix="lseg-sweep-") as scratch, _sigterm(stopper):
+    with (
+        tempfile.TemporaryDirectory(prefix="lseg-sweep-") as scratch,
+        handled(stopper.terminate, signal.SIGTERM),
+    ):
         tune.Tuner(
             tune.with_resources(run, tune.PlacementGroupFactory([here])),
             param_space=param_space(config, waiting),
@@ -250,27 +252,14 @@ class _Stopper(tune.Stopper):
             self.without_metric = list(_numbers(result))
         return False
 
+    def terminate(self, number: int, frame: Any) -> None:
+        """Ends the sweep on SIGTERM, which Tune does not listen to."""
+        self.terminated = True
+
     def stop_all(self) -> bool:
         """Whether to end all trials."""
         in_vain = self.without_metric is not None or self._ledger.problem is not None
         return self.terminated or in_vain
-
-
-@contextmanager
-def _sigterm(stopper: _Stopper) -> Iterator[None]:
-    """Ends the sweep on SIGTERM, which Tune does not listen to."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        stopper.terminated = True
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

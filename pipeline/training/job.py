@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage.places import home_state_dir
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.config import TrainMixConfig, plain
 from pipeline.training.plan import RunPlan
@@ -61,7 +62,7 @@ def open_tracker(
     """
     storage = config.run.storage
     # Beside the checkpoints; for a run in S3, in a folder of this machine, with copies there.
-    folder = Path.home() / ".lseg" if "://" in storage else Path(storage) / config.run.name
+    folder = home_state_dir() if "://" in storage else Path(storage) / config.run.name
     return Tracker.start(
         config.tracking,
         run_name=config.run.name,

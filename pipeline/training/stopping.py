@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import Terminated
 from pipeline.ray_internals import SUBMITTED_JOB
+from pipeline.signals import handled
 
 logger = logging.getLogger(__name__)
 
@@ -130,18 +131,14 @@ def run_stoppable(work: Callable[[], T], stop: Any) -> T:
         stop.request.remote(name)
 
     asked: list[str] = []
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
     thread = threading.Thread(target=target, name="training", daemon=True)
-    try:
+    with handled(handle, *_SIGNALS):
         thread.start()
         audience = _Audience(stop)
         while thread.is_alive():
             thread.join(0.5)
             if asked and audience.is_gone() and thread.is_alive():
                 raise outcome_of(asked[0])(f"was asked to stop ({asked[0]}) while no worker ran")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if errors:
         raise errors[0]
     return results[0]

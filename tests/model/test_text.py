@@ -149,3 +149,10 @@ def test_labels_must_be_a_list(labels):
 def test_a_template_needs_a_place_for_the_label():
     with pytest.raises(ModelError, match=r"text\.templates"):
         TextConfig(templates="a photo")
+
+
+@pytest.mark.parametrize("place", ["/no/such/folder", "./nowhere", "a/b/c"])
+def test_a_folder_of_a_sentence_encoder_that_is_not_there_is_named(place):
+    config = TextConfig(encoder=f"sentence-transformers/{place}")
+    with pytest.raises(ModelError, match=rf"there is no folder '{place}': name one"):
+        build_text_encoder(config)

@@ -7,7 +7,6 @@ is in.
 
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from pipeline.data.shards.format import Manifest, folder
 from pipeline.data.taxonomy import overrides
 from pipeline.errors import Terminated, UserError
 from pipeline.progress import Progress
+from pipeline.signals import handled
 from pipeline.storage.base import Storage
 from pipeline.storage.lease import Lease
 from pipeline.storage.open import open_storage
@@ -168,15 +168,9 @@ def _interruptible(jobs: list[SplitJob], out: Storage) -> Iterator[Callable[[], 
     def stop(number: int, frame: object) -> None:
         raise Terminated
 
-    def arm() -> None:
-        if is_main:
-            signal.signal(signal.SIGTERM, stop)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    arm()
     try:
-        yield arm
+        with handled(stop, signal.SIGTERM) as arm:
+            yield arm
     except KeyboardInterrupt:
         total = sum(job.num_units for job in jobs)
         done = total - sum(len(job.waiting) for job in jobs)
@@ -185,9 +179,6 @@ def _interruptible(jobs: list[SplitJob], out: Storage) -> Iterator[Callable[[], 
             "command continues from there"
         )
         raise
-    finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _relabel(

@@ -31,8 +31,8 @@ def union_of(manifests: Mapping[str, Manifest]) -> Taxonomy:
             )
         if not manifest.classes and manifest.taxonomy_fingerprint != known.fingerprint:
             raise UserError(
-                f"{dataset}/{manifest.split}: labels of taxonomy {manifest.taxonomy!r}, which this "
-                f"program does not know (it has {known.name}): convert the dataset again"
+                f"{dataset}/{manifest.split}: {_stranger(manifest, known)}: convert the dataset "
+                "again"
             )
         if manifest.classes[: len(known.classes)] in ((), known.classes):
             names = dict.fromkeys((*known.classes, *names))
@@ -56,10 +56,7 @@ def label_problems(manifest: Manifest) -> list[str]:
     known, classes = universal(), manifest.classes
     problems = []
     if not classes and manifest.taxonomy_fingerprint != known.fingerprint:
-        problems.append(
-            f"labels of taxonomy {manifest.taxonomy!r}, which this program does not know (it has "
-            f"{known.name})"
-        )
+        problems.append(_stranger(manifest, known))
     if classes and Taxonomy(manifest.taxonomy, classes).fingerprint != (
         manifest.taxonomy_fingerprint
     ):
@@ -91,3 +88,16 @@ def pixels_in(manifests: Iterable[Manifest], taxonomy: Taxonomy) -> np.ndarray:
         for name, count in zip(manifest.class_names, manifest.class_pixels, strict=True):
             pixels[taxonomy.id_of(name)] += count
     return pixels
+
+
+def _stranger(manifest: Manifest, known: Taxonomy) -> str:
+    """Says that a manifest's classes are none that this program has, or others of their name."""
+    if manifest.taxonomy == known.name:
+        return (
+            f"labels of another {known.name} (fingerprint {manifest.taxonomy_fingerprint[:16]!r}, "
+            f"and {known.fingerprint!r} here)"
+        )
+    return (
+        f"labels of taxonomy {manifest.taxonomy!r}, which this program does not know (it has "
+        f"{known.name})"
+    )

@@ -1,6 +1,6 @@
 """The tracker against a real MLflow in a sqlite file, and against a port where nothing listens.
 
-Sender, replay and the copies in the storage are tested here too, as parts of the whole;
+Sender and replay are tested here too, as parts of the whole;
 `test_server.py` has the outages of a real server.
 """
 
@@ -15,15 +15,20 @@ import time
 from pathlib import Path
 
 import pytest
-from boto3.session import Session
 
 from jobs.track import ReplayConfig, replay_job
 from pipeline.errors import UserError
-from pipeline.storage.open import open_storage
-from pipeline.tracking import journal_copy, sender
 from pipeline.tracking.records import Record, RunIdentity, from_line, to_line
 from pipeline.tracking.replay import replay, replay_all
 from pipeline.tracking.tracker import Tracker, TrackingConfig
+from tests.pipeline.tracking.recorded import (
+    client_of,
+    log_steps,
+    runs_of,
+    spilled,
+    steps_of,
+    wait_until,
+)
 
 REPO = Path(__file__).parents[3]
 SECRET = "hunter2-hunter2"
@@ -35,83 +40,6 @@ from pathlib import Path
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 t = Tracker.start(TrackingConfig(uri=sys.argv[1]), run_name="a", spill_path=Path(sys.argv[2]))
 """
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-@pytest.fixture
-def dead() -> TrackingConfig:
-    """A URI where nothing listens: every call is refused at once."""
-    return TrackingConfig(uri=f"http://127.0.0.1:{_free_port()}")
-
-
-@pytest.fixture
-def new_sqlite(tmp_path, monkeypatch) -> TrackingConfig:
-    """A sqlite store that does not exist yet, seen from an empty current folder."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    return TrackingConfig().resolved(tmp_path / "store")
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    """A sqlite file with MLflow's tables, which take seconds to create."""
-    folder = tmp_path_factory.mktemp("empty")
-    config = TrackingConfig(experiment="unused", uri=f"sqlite:///{folder}/mlflow.db")
-    with Tracker.start(config, run_name="unused", spill_path=None) as tracker:
-        assert tracker.wait_for_run(60)
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def sqlite(new_sqlite, empty_store) -> TrackingConfig:
-    """A sqlite store without runs of the experiment, seen from an empty current folder."""
-    database = Path(new_sqlite.uri.removeprefix("sqlite:///"))
-    database.parent.mkdir()
-    shutil.copy(empty_store, database)
-    return new_sqlite
-
-
-def _client(config):
-    from mlflow import MlflowClient
-
-    return MlflowClient(config.uri)
-
-
-def _runs(config, name):
-    """All runs of that name, oldest first."""
-    client = _client(config)
-    experiment = client.get_experiment_by_name(config.experiment)
-    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
-    return [run for run in runs if run.info.run_name == name]
-
-
-def _steps(config, run_id, key="train/loss"):
-    return [metric.step for metric in _client(config).get_metric_history(run_id, key)]
-
-
-def _log_steps(tracker, first, last) -> float:
-    """Logs steps first..last-1 and returns the seconds that took."""
-    begin = time.perf_counter()
-    for step in range(first, last):
-        tracker.log_metrics({"train/loss": 1 / (step + 1), "train/lr": 0.1}, step=step)
-    return time.perf_counter() - begin
-
-
-def _wait_until(check, timeout_s=60.0):
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.2)
-
-
-def _spilled(path):
-    return [from_line(line) for line in path.read_bytes().splitlines()]
 
 
 # The normal way, on sqlite.
@@ -129,18 +57,18 @@ def test_everything_arrives(new_sqlite, tmp_path):
         tags={"git_commit": "abc"},
         params={"train": {"lr": 1}},
     ) as tracker:
-        _log_steps(tracker, 0, 1200)
+        log_steps(tracker, 0, 1200)
         tracker.log_metrics({"val/ade 20k?/miou": float("nan")}, step=5)
         tracker.log_artifact(image, "images")
         tracker.log_text("hello", "notes/a.txt")
         tracker.log_dict({"lr": 1, "list": (1, 2)}, "config.yaml")
         assert tracker.wait_for_run(60)
-    (run,) = _runs(sqlite, "a")
+    (run,) = runs_of(sqlite, "a")
     assert run.info.run_id == tracker.run_id
     assert run.info.status == "FINISHED"
     assert run.data.tags["git_commit"] == "abc"
     assert run.data.params == {"train.lr": "1"}
-    history = _client(sqlite).get_metric_history(run.info.run_id, "train/loss")
+    history = client_of(sqlite).get_metric_history(run.info.run_id, "train/loss")
     assert sorted(metric.step for metric in history) == list(range(1200))
     assert all(metric.value == 1 / (metric.step + 1) for metric in history)
     assert all(before_ms <= metric.timestamp <= run.info.end_time for metric in history)
@@ -155,18 +83,18 @@ def test_everything_arrives(new_sqlite, tmp_path):
 def test_the_same_name_and_storage_continue_the_same_run(sqlite, tmp_path):
     spill = tmp_path / "run" / "tracking.jsonl"
     first = Tracker.start(sqlite, run_name="a", spill_path=spill, params={"lr": 1, "seed": 0})
-    _log_steps(first, 0, 5)
+    log_steps(first, 0, 5)
     first.close("FAILED", timeout_s=60)
-    assert _runs(sqlite, "a")[0].info.status == "FAILED"
+    assert runs_of(sqlite, "a")[0].info.status == "FAILED"
 
     second = Tracker.start(sqlite, run_name="a", spill_path=spill, params={"lr": 2, "seed": 0})
     assert second.wait_for_run(60) == first.run_id
-    assert _runs(sqlite, "a")[0].info.status == "RUNNING"
-    _log_steps(second, 5, 8)
+    assert runs_of(sqlite, "a")[0].info.status == "RUNNING"
+    log_steps(second, 5, 8)
     second.close(timeout_s=60)
-    (run,) = _runs(sqlite, "a")
+    (run,) = runs_of(sqlite, "a")
     assert run.info.status == "FINISHED"
-    assert _steps(sqlite, run.info.run_id) == list(range(8))
+    assert steps_of(sqlite, run.info.run_id) == list(range(8))
     assert run.data.params == {"lr": "1", "seed": "0"}
     assert run.data.tags["lseg.changed_on_resume.lr"] == "2"
     assert not any(tag.endswith("on_resume.seed") for tag in run.data.tags)
@@ -180,7 +108,7 @@ def test_another_name_another_run_and_nesting(sqlite, tmp_path):
     child = Tracker.start(sqlite, run_name="depth 4", spill_path=spill, parent_run_id=parent_id)
     child.close(timeout_s=60)
     assert child.run_id != parent_id
-    assert _runs(sqlite, "depth 4")[0].data.tags["mlflow.parentRunId"] == parent_id
+    assert runs_of(sqlite, "depth 4")[0].data.tags["mlflow.parentRunId"] == parent_id
 
 
 def test_a_given_run_id_wins_and_a_deleted_run_is_replaced(sqlite):
@@ -190,7 +118,7 @@ def test_a_given_run_id_wins_and_a_deleted_run_is_replaced(sqlite):
     second = Tracker.start(sqlite, run_name="a", spill_path=None, run_id=run_id)
     assert second.wait_for_run(60) == run_id
     second.close()
-    _client(sqlite).delete_run(run_id)
+    client_of(sqlite).delete_run(run_id)
     third = Tracker.start(sqlite, run_name="a", spill_path=None, run_id=run_id)
     assert third.wait_for_run(60) not in (None, run_id)
     third.close()
@@ -204,7 +132,7 @@ def test_an_exception_marks_the_run_failed(sqlite):
 
     with pytest.raises(RuntimeError, match="boom"):
         train()
-    assert _runs(sqlite, "a")[0].info.status == "FAILED"
+    assert runs_of(sqlite, "a")[0].info.status == "FAILED"
 
 
 def test_what_is_refused_is_set_aside_and_the_rest_arrives(sqlite, tmp_path):
@@ -215,8 +143,8 @@ def test_what_is_refused_is_set_aside_and_the_rest_arrives(sqlite, tmp_path):
         tracker.log_artifact(tmp_path / "never written.png")
         tracker.log_metrics({"ok": 3.0}, step=3)
         tracker.wait_for_run(60)
-    assert _steps(sqlite, tracker.run_id, "ok") == [1, 3]
-    refused = [record for _, record in _spilled(spill.with_suffix(".refused.jsonl"))]
+    assert steps_of(sqlite, tracker.run_id, "ok") == [1, 3]
+    refused = [record for _, record in spilled(spill.with_suffix(".refused.jsonl"))]
     assert [record.kind for record in refused] == ["metrics", "artifact"]
     assert not spill.exists()
 
@@ -241,7 +169,7 @@ def test_a_dead_server_does_not_slow_and_everything_is_replayed(sqlite, dead, tm
     note.write_text("note")
     begin_ms = time.time_ns() // 1_000_000
     tracker = Tracker.start(dead, run_name="a", spill_path=spill, params={"lr": 1}, tags={"t": "x"})
-    assert _log_steps(tracker, 0, 1000) < 0.5
+    assert log_steps(tracker, 0, 1000) < 0.5
     tracker.log_artifact(note)
     tracker.log_text("hello", "a.txt")
     begin = time.monotonic()
@@ -249,57 +177,57 @@ def test_a_dead_server_does_not_slow_and_everything_is_replayed(sqlite, dead, tm
     assert time.monotonic() - begin < 25
     assert tracker.run_id is None
     end_ms = time.time_ns() // 1_000_000
-    lines = _spilled(spill)
+    lines = spilled(spill)
     assert [r.step for _, r in lines if r.kind == "metrics"] == list(range(1000))
     copy = spill.read_bytes()
 
     counts = replay(spill, sqlite)
     assert (counts.sent, counts.metrics, counts.left) == (len(lines), 2000, 0)
     assert not spill.exists()
-    (run,) = _runs(sqlite, "a")
+    (run,) = runs_of(sqlite, "a")
     assert run.info.status == "KILLED"
     assert (run.data.params, run.data.tags["t"]) == ({"lr": "1"}, "x")
-    history = _client(sqlite).get_metric_history(run.info.run_id, "train/loss")
+    history = client_of(sqlite).get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in history] == list(range(1000))
     assert all(begin_ms <= metric.timestamp <= end_ms for metric in history)
-    files = {file.path for file in _client(sqlite).list_artifacts(run.info.run_id)}
+    files = {file.path for file in client_of(sqlite).list_artifacts(run.info.run_id)}
     assert files == {"note.txt", "a.txt"}
 
     # The same file once more, through the job: nothing is there twice.
     spill.write_bytes(copy)
     replay_job(ReplayConfig(replay=str(spill), tracking=sqlite))
     assert f"sent {len(lines)} records (2000 metric values)" in capsys.readouterr().out
-    assert len(_runs(sqlite, "a")) == 1
-    assert _steps(sqlite, run.info.run_id) == list(range(1000))
+    assert len(runs_of(sqlite, "a")) == 1
+    assert steps_of(sqlite, run.info.run_id) == list(range(1000))
 
 
 def test_the_next_start_sends_what_an_outage_left(sqlite, dead, tmp_path):
     spill = tmp_path / "run" / "tracking.jsonl"
     first = Tracker.start(dead, run_name="a", spill_path=spill)
-    _log_steps(first, 0, 10)
+    log_steps(first, 0, 10)
     first.close("FAILED", timeout_s=20)
     second = Tracker.start(sqlite, run_name="a", spill_path=spill)
-    _log_steps(second, 10, 12)
+    log_steps(second, 10, 12)
     assert second.wait_for_run(60)
     second.close(timeout_s=60)
-    (run,) = _runs(sqlite, "a")
+    (run,) = runs_of(sqlite, "a")
     assert run.info.status == "FINISHED"
-    assert _steps(sqlite, run.info.run_id) == list(range(12))
+    assert steps_of(sqlite, run.info.run_id) == list(range(12))
     assert not spill.exists()
 
 
 def test_another_runs_leftovers_are_kept_apart(sqlite, dead, tmp_path):
     spill = tmp_path / "tracking.jsonl"
     first = Tracker.start(dead, run_name="old", spill_path=spill)
-    _log_steps(first, 0, 3)
+    log_steps(first, 0, 3)
     first.close(timeout_s=20)
     second = Tracker.start(sqlite, run_name="new", spill_path=spill)
     second.wait_for_run(60)
     second.close(timeout_s=60)
-    assert "train/loss" not in _runs(sqlite, "new")[0].data.metrics
+    assert "train/loss" not in runs_of(sqlite, "new")[0].data.metrics
     (kept,) = tmp_path.glob("tracking-*.jsonl")
     assert replay(kept, sqlite).metrics == 6
-    assert _steps(sqlite, _runs(sqlite, "old")[0].info.run_id) == [0, 1, 2]
+    assert steps_of(sqlite, runs_of(sqlite, "old")[0].info.run_id) == [0, 1, 2]
 
 
 def test_a_full_queue_goes_to_the_file(tmp_path):
@@ -309,9 +237,9 @@ def test_a_full_queue_goes_to_the_file(tmp_path):
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         config = TrackingConfig(uri=uri, queue_size=10)
         tracker = Tracker.start(config, run_name="a", spill_path=spill)
-        assert _log_steps(tracker, 0, 2000) < 4
+        assert log_steps(tracker, 0, 2000) < 4
         tracker.close(timeout_s=20)
-    steps = [record.step for _, record in _spilled(spill) if record.kind == "metrics"]
+    steps = [record.step for _, record in spilled(spill) if record.kind == "metrics"]
     assert steps == list(range(2000))
 
 
@@ -319,7 +247,7 @@ def test_without_a_file_memory_is_bounded_and_the_loss_is_reported(dead, caplog)
     config = TrackingConfig(uri=dead.uri, queue_size=10)
     with caplog.at_level(logging.ERROR):
         tracker = Tracker.start(config, run_name="a", spill_path=None)
-        _log_steps(tracker, 0, 50)
+        log_steps(tracker, 0, 50)
         tracker.close(timeout_s=20)
     assert "50 records are lost" in caplog.messages[-1]
 
@@ -327,7 +255,7 @@ def test_without_a_file_memory_is_bounded_and_the_loss_is_reported(dead, caplog)
 def test_a_spill_file_that_cannot_be_written_stops_nothing(dead, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     tracker = Tracker.start(dead, run_name="a", spill_path=tmp_path / "file" / "t.jsonl")
-    assert _log_steps(tracker, 0, 100) < 0.5
+    assert log_steps(tracker, 0, 100) < 0.5
     with caplog.at_level(logging.ERROR):
         tracker.close(timeout_s=20)
     assert "records are lost" in caplog.text
@@ -342,7 +270,7 @@ def test_a_killed_process_leaves_its_records(dead, tmp_path):
     command = [sys.executable, "-c", code, dead.uri, str(spill)]
     with subprocess.Popen(command, cwd=REPO) as process:
         try:
-            _wait_until(lambda: spill.exists() and spill.read_bytes().count(b"\n") > 100)
+            wait_until(lambda: spill.exists() and spill.read_bytes().count(b"\n") > 100)
         finally:
             process.kill()
     steps = [from_line(line)[1].step for line in spill.read_bytes().splitlines()]
@@ -360,7 +288,7 @@ def test_a_killed_process_and_the_next_one_lose_and_repeat_nothing(sqlite, tmp_p
     command = [sys.executable, "-c", code, sqlite.uri, str(spill)]
     with printed.open("wb") as out, subprocess.Popen(command, cwd=REPO, stdout=out) as process:
         try:
-            _wait_until(lambda: _known_steps(sqlite) > 50)
+            wait_until(lambda: _known_steps(sqlite) > 50)
         finally:
             process.kill()
     steps = list(map(int, printed.read_text().split()))
@@ -368,18 +296,18 @@ def test_a_killed_process_and_the_next_one_lose_and_repeat_nothing(sqlite, tmp_p
     tracker.log_metrics({"train/loss": 1.0}, step=10**6)
     assert tracker.wait_for_run(60)
     tracker.close(timeout_s=60)
-    (run,) = _runs(sqlite, "a")
-    found = _steps(sqlite, run.info.run_id)
+    (run,) = runs_of(sqlite, "a")
+    found = steps_of(sqlite, run.info.run_id)
     # The last one may have been logged, and not yet printed.
     assert found in ([*steps, 10**6], [*steps, len(steps), 10**6])
     assert not spill.exists()
 
 
 def _known_steps(config) -> int:
-    if _client(config).get_experiment_by_name(config.experiment) is None:
+    if client_of(config).get_experiment_by_name(config.experiment) is None:
         return 0
-    runs = _runs(config, "a")
-    return len(_steps(config, runs[0].info.run_id)) if runs else 0
+    runs = runs_of(config, "a")
+    return len(steps_of(config, runs[0].info.run_id)) if runs else 0
 
 
 def test_a_full_disk_holds_nothing_up_and_loses_nothing(sqlite, tmp_path, caplog):
@@ -394,13 +322,13 @@ def test_a_full_disk_holds_nothing_up_and_loses_nothing(sqlite, tmp_path, caplog
             while True:
                 file.write(bytes(4096))
         tracker = Tracker.start(sqlite, run_name="a", spill_path=disk / "tracking.jsonl")
-        assert _log_steps(tracker, 0, 500) < 0.5
+        assert log_steps(tracker, 0, 500) < 0.5
         assert tracker.wait_for_run(60)
         assert "the run's id is not kept" in caplog.text
         ballast.unlink()
-        _log_steps(tracker, 500, 600)
+        log_steps(tracker, 500, 600)
         tracker.close(timeout_s=60)
-        assert _steps(sqlite, tracker.run_id) == list(range(600))
+        assert steps_of(sqlite, tracker.run_id) == list(range(600))
         assert not (disk / "tracking.jsonl").exists()
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -410,7 +338,7 @@ def test_a_process_that_forgets_to_close_still_writes(dead, tmp_path):
     spill = tmp_path / "tracking.jsonl"
     code = f"{_START}t.log_metrics({{'loss': 1.0}}, step=3)\n"
     subprocess.run([sys.executable, "-c", code, dead.uri, str(spill)], cwd=REPO, check=True)
-    assert [record.kind for _, record in _spilled(spill)] == ["metrics", "status"]
+    assert [record.kind for _, record in spilled(spill)] == ["metrics", "status"]
 
 
 def test_secrets_appear_nowhere(sqlite, dead, tmp_path, monkeypatch):
@@ -433,7 +361,7 @@ def test_secrets_appear_nowhere(sqlite, dead, tmp_path, monkeypatch):
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
         assert files
         assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
-    (run,) = _runs(sqlite, "a")
+    (run,) = runs_of(sqlite, "a")
     assert run.data.params == {"store.uri": "s3://***@host/x", "lr": "1"}
     assert run.data.tags["note"] == "key=***"
     assert "hf_token" not in run.data.tags
@@ -445,7 +373,7 @@ def test_secrets_appear_nowhere(sqlite, dead, tmp_path, monkeypatch):
 def test_replay_reports_an_outage_and_keeps_the_file(dead, tmp_path):
     spill = tmp_path / "tracking.jsonl"
     tracker = Tracker.start(dead, run_name="a", spill_path=spill)
-    _log_steps(tracker, 0, 3)
+    log_steps(tracker, 0, 3)
     tracker.close(timeout_s=20)
     content = spill.read_bytes()
     with pytest.raises(UserError, match="4 records are still in the file"):
@@ -456,8 +384,8 @@ def test_replay_reports_an_outage_and_keeps_the_file(dead, tmp_path):
 def test_replay_leaves_a_running_training_alone(dead, sqlite, tmp_path, caplog):
     spill = tmp_path / "tracking.jsonl"
     tracker = Tracker.start(dead, run_name="a", spill_path=spill)
-    _log_steps(tracker, 0, 3)
-    _wait_until(lambda: spill.exists() and spill.stat().st_size > 0)
+    log_steps(tracker, 0, 3)
+    wait_until(lambda: spill.exists() and spill.stat().st_size > 0)
     with pytest.raises(UserError, match="its training still runs"):
         replay(spill, dead)
     # Of a folder, all others are sent.
@@ -467,7 +395,7 @@ def test_replay_leaves_a_running_training_alone(dead, sqlite, tmp_path, caplog):
     identity = RunIdentity(experiment="lseg", run_name="b", run_key="b")
     other.write_bytes(to_line(identity, record))
     assert [place for place, _ in replay_all(str(tmp_path), sqlite)] == [str(other)]
-    assert len(_steps(sqlite, _runs(sqlite, "b")[0].info.run_id)) == 1
+    assert len(steps_of(sqlite, runs_of(sqlite, "b")[0].info.run_id)) == 1
     assert "its training still runs" in caplog.text
     tracker.close(timeout_s=20)
 
@@ -483,85 +411,3 @@ def test_the_replay_job_answers_a_missing_file_with_exit_code_2(tmp_path):
     assert done.returncode == 2, done.stderr
     assert "no.jsonl: must be a spill file" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-# Copies in the storage of a run whose nodes come and go.
-
-
-def _outage(config: TrackingConfig, node: Path, storage: str, first: int, last: int) -> Tracker:
-    """A process on a node that starts while MLflow is away, and logs some steps."""
-    tracker = Tracker.start(
-        config, run_name="a", spill_path=node / "tracking-a.jsonl", copy_to=f"{storage}/a"
-    )
-    _log_steps(tracker, first, last)
-    return tracker
-
-
-def test_what_a_lost_node_had_kept_is_replayed_from_the_storage(
-    sqlite, dead, tmp_path, s3_bucket, capsys, caplog
-):
-    storage = open_storage(s3_bucket)
-    tracker = _outage(dead, tmp_path / "node", s3_bucket, 0, 5)
-    # While it runs: the node may vanish without a word.
-    _wait_until(lambda: storage.exists("a/tracking-a.jsonl"))
-    _log_steps(tracker, 5, 9)
-    tracker.close("FAILED", timeout_s=20)
-    assert f"--replay {s3_bucket}/a/tracking-a.jsonl" in caplog.text
-    assert storage.read("a/tracking-a.jsonl") == (tmp_path / "node/tracking-a.jsonl").read_bytes()
-
-    with pytest.raises(UserError, match=rf"10 records are still in the file {s3_bucket}/a/"):
-        replay_job(ReplayConfig(replay=s3_bucket, tracking=dead))
-    replay_job(ReplayConfig(replay=s3_bucket, tracking=sqlite))
-    assert f"{s3_bucket}/a/tracking-a.jsonl: sent 10 records" in capsys.readouterr().out
-    (run,) = _runs(sqlite, "a")
-    assert run.info.status == "FAILED"
-    assert _steps(sqlite, run.info.run_id) == list(range(9))
-    for place in (s3_bucket, f"{s3_bucket}/a/tracking-a.jsonl", str(tmp_path / "sqlite")):
-        with pytest.raises(UserError, match=r"must be a spill file, or a folder that holds some"):
-            replay_job(ReplayConfig(replay=place, tracking=sqlite))
-    # The same lines on the node itself, found below a folder, are there only once.
-    replay_job(ReplayConfig(replay=str(tmp_path), tracking=sqlite))
-    assert _steps(sqlite, _runs(sqlite, "a")[0].info.run_id) == list(range(9))
-
-
-def test_another_node_goes_on_with_the_run_and_what_was_left(sqlite, dead, tmp_path, s3_bucket):
-    storage = open_storage(s3_bucket)
-    first = _outage(dead, tmp_path / "one", s3_bucket, 0, 4)
-    first.close("KILLED", timeout_s=20)
-    shutil.rmtree(tmp_path / "one")
-    second = _outage(sqlite, tmp_path / "two", s3_bucket, 4, 6)
-    assert second.wait_for_run(60)
-    second.close("KILLED", timeout_s=60)
-    assert not storage.exists("a/tracking-a.jsonl")
-    assert not (tmp_path / "two/tracking-a.jsonl").exists()
-    third = _outage(sqlite, tmp_path / "three", s3_bucket, 6, 8)
-    assert third.wait_for_run(60)
-    third.close(timeout_s=60)
-    (run,) = _runs(sqlite, "a")
-    assert run.info.status == "FINISHED"
-    assert _steps(sqlite, run.info.run_id) == list(range(8))
-
-
-@pytest.mark.usefixtures("s3_endpoint")
-def test_a_storage_that_fails_holds_nothing_up(dead, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(journal_copy, "_LAST_COPY_S", 0.4)
-    tracker = _outage(dead, tmp_path, "s3://no-such-bucket-anywhere", 0, 3)
-    begin = time.monotonic()
-    tracker.close(timeout_s=20)
-    assert time.monotonic() - begin < 20
-    assert len(_spilled(tmp_path / "tracking-a.jsonl")) == 4
-    assert f"--replay {tmp_path}/tracking-a.jsonl" in caplog.text
-
-
-def test_a_storage_that_answers_later_gets_its_copy(
-    dead, tmp_path, s3_endpoint, monkeypatch, caplog
-):
-    monkeypatch.setattr(sender, "_COPY_EVERY_S", 0.2)
-    tracker = _outage(dead, tmp_path, "s3://made-later", 0, 3)
-    _wait_until(lambda: "tracking-a.jsonl cannot be read" in caplog.text)
-    Session().client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="made-later")
-    storage = open_storage("s3://made-later")
-    _wait_until(lambda: storage.exists("a/tracking-a.jsonl"))
-    tracker.close("KILLED", timeout_s=20)
-    assert storage.exists("a/tracking-a.run.json")
-    assert storage.read("a/tracking-a.jsonl") == (tmp_path / "tracking-a.jsonl").read_bytes()

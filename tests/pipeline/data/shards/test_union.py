@@ -56,6 +56,15 @@ def test_universal_classes_come_first_then_what_datasets_add():
     assert alone.classes == ade.class_names
 
 
+def test_shards_of_another_taxonomy_of_the_same_name_say_what_differs():
+    other = replace(manifest(UNIVERSAL), taxonomy_fingerprint="0123456789abcdef")
+    with pytest.raises(
+        UserError, match=r"d/train: labels of another mseg-194 \(fingerprint '0123456789abcdef'"
+    ):
+        union_of({"d": other})
+    assert label_problems(other)[0].startswith("labels of another mseg-194 (fingerprint '0123")
+
+
 def test_stored_ids_become_those_of_the_class_with_the_same_name():
     city = manifest(in_native("cityscapes").taxonomy)
     union = union_of({"city": city, "shop": manifest(SHOP)})
