@@ -17,7 +17,7 @@ def test_the_commands_at_the_end_are_for_files_that_are_there(tmp_path):
     commands = [line for line in text.replace("\\\n", " ").splitlines() if "python" in line]
     predict, preview = (shlex.split(command) for command in commands)
     assert predict[:2] == ["python", "jobs/predict.py"]
-    assert [photo.uri for photo in find_photos([predict[2]])] == [str(picture)]
+    assert [photo.uri for photo in find_photos([predict[2]]).photos] == [str(picture)]
     read = build_parser(PredictConfig).parse_args(predict[3:])
     assert read.checkpoint == str(tmp_path / "train/step_00000004")
     assert preview == ["python", "jobs/preview.py", "--shards", str(tmp_path / "shards")]
