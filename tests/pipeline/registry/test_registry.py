@@ -263,7 +263,10 @@ def test_the_same_weights_with_other_labels_are_another_version(folders, tmp_pat
     uri = new_store(tmp_path)
     with mlflow_is(uri):
         fresh = Registry(uri, "fresh")
-        run_id = MlflowClient(uri).create_run("0").info.run_id
+        # The experiment 0 of a new store has its artifacts in the current folder.
+        place = (tmp_path / "artifacts").as_uri()
+        experiment = MlflowClient(uri).create_experiment("lseg", place)
+        run_id = MlflowClient(uri).create_run(experiment).info.run_id
         versions = [
             fresh.register(folder, run_id=run_id).version for folder in (folders[0], other, other)
         ]
