@@ -47,6 +47,8 @@ _ENVIRONMENT = {
 }
 _ENDED = "ended"
 """In a trial's last report to Tune, as against those on its way."""
+_UNSTORED = "unstored"
+"""In the last report of a trial whose result the storage did not take: why."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,10 @@ def _run_trial(
         ended = replace(started, status="failed", error=_last_line(error))
     else:
         ended = replace(started, status="finished", metrics=metrics, checkpoint=outcome.checkpoint)
-    results.write(storage, replace(ended, seconds=round(time.monotonic() - began, 1)))
+    try:
+        results.write(storage, replace(ended, seconds=round(time.monotonic() - began, 1)))
+    except UserError as problem:  # Raised here, Tune would print it as a defect.
+        return {_ENDED: True, "failed": True, _UNSTORED: str(problem)}
     failed = {"failed": True} if ended.status == "failed" else {}
     return {**ended.metrics, _ENDED: True, **failed}
 
@@ -213,6 +218,8 @@ class _Ledger(tune.Callback):
 
     def _end(self, trial: Any, status: results.Status, error: str) -> None:
         ours, last = trial_of(self._config, trial.config), trial.last_result or {}
+        if _UNSTORED in last:
+            raise UserError(last[_UNSTORED])
         result = results.read(self._storage, ours.name)
         if result is None or (result.status != "finished" and not last.get(_ENDED)):
             known = result or Result(ours.name, ours.params, ours.seed, status)

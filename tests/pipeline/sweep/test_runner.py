@@ -34,3 +34,13 @@ def test_a_result_that_cannot_be_stored_ends_the_sweep_in_its_message(tmp_path, 
     ledger.on_trial_error(0, [], dead("gone again"))
     assert "no space left on device: make room" in str(ledger.problem)
     assert stopper.stop_all()
+
+
+def test_a_trial_that_could_not_store_its_result_says_so_to_the_sweep(tmp_path):
+    config = SweepConfig(name="two", base="x.yaml", grid={"train.lr": [0.1]}, storage=str(tmp_path))
+    ledger = _Ledger(config, open_storage(str(tmp_path)), 1)
+    trial = dead("")
+    trial.last_result = {"ended": True, "failed": True, "unstored": "x: no space left: make room"}
+    ledger.on_trial_complete(0, [], trial)
+    assert str(ledger.problem) == "x: no space left: make room"
+    assert _Stopper("val/miou", ledger).stop_all()
