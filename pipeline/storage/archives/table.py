@@ -5,6 +5,7 @@ encrypted member and one that would expand beyond reason is refused and reported
 A zip whose members share bytes is refused as a whole.
 """
 
+import io
 import json
 import stat
 import struct
@@ -26,6 +27,8 @@ _MAX_RATIO = 200
 """The most that a large member may expand. Real ones are images (about 1) and JSON (about 10)."""
 _LARGE_BYTES = 64 << 20
 _LOCAL_HEADER_BYTES = 30
+_MAX_HEADER_BYTES = 1 << 20
+"""Bytes of a long name, or of a member's other attributes."""
 _HEADER_BUFFER_BYTES = 64 << 10
 
 
@@ -121,9 +124,19 @@ def _walked(blob: Blob) -> Iterator[bytes]:
     yield json.dumps([plain, refused]).encode()
 
 
+class _Headers(io.BufferedReader):
+    """A tar's headers, of which tarfile reads a long name whole, however long it claims to be."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
 def _tar_members(blob: Blob) -> Iterator[tuple[str, str, Member]]:
     try:
-        with tarfile.open(fileobj=blob.open(_HEADER_BUFFER_BYTES), mode="r:") as archive:
+        file = _Headers(blob.open(_HEADER_BUFFER_BYTES).detach(), _HEADER_BUFFER_BYTES)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # It would keep them all.
                 row = Member(member.offset_data, member.size, member.size, TAR_MEMBER, 0)

@@ -303,6 +303,18 @@ def test_a_damaged_header_does_not_end_a_tar_silently(tmp_path: Path):
         archive_at(path)
 
 
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
+def test_a_header_of_a_tar_that_claims_to_be_long_takes_no_memory(tmp_path: Path, kind: bytes):
+    write_archive(tmp_path / "x.tar", {"good/1.png": b"one", "good/2.png": b"two"})
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    data[124:136] = b"77777777777\0"  # 8 GiB
+    data[148:156], data[156:157] = b" " * 8, kind
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(UserError, match="a header of 8589934592 bytes"):
+        archive_at(tmp_path / "x.tar")
+
+
 def test_a_damaged_member_of_a_zip_is_told_from_its_checksum(tmp_path: Path):
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:
