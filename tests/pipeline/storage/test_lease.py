@@ -73,7 +73,11 @@ def test_another_process_with_the_number_of_a_dead_one_does_not_keep_its_lock(st
         assert json.loads(storage.read("lock"))["token"] != "other"
 
 
-@pytest.mark.parametrize("content", [lock_of(), b"", b"[1]", b"[" * 100_000], ids=len)
+@pytest.mark.parametrize(
+    "content",
+    [lock_of(), b"", b"[1]", b"[" * 100_000],
+    ids=["whole", "empty", "a list", "deep"],
+)
 def test_a_silent_lock_of_another_machine_expires(storage, content, caplog):
     storage.write("lock", content)
     began = time.monotonic()
