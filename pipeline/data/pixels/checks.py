@@ -1,5 +1,6 @@
 """What makes an image or a label unusable, whichever decoder finds it."""
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ MAX_PIXELS = 80_000_000
 about 22 million pixels. Kept below the size at which Pillow warns of decompression bombs."""
 
 
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_REASON = 300
 """Characters of a library's own words that a reason quotes; some quote the whole file."""
 
@@ -54,3 +56,19 @@ def check_size(path: str, width: int, height: int, max_pixels: int) -> None:
         raise BadSample(
             f"{path}: {width} x {height} pixels: must be 1 to {max_pixels} pixels in all"
         )
+
+
+def check_chunks(path: str, data: bytes) -> None:
+    """Refuses a PNG of which a chunk claims more bytes than there are: OpenCV takes them at once.
+
+    Raises:
+        BadSample: It is such a PNG; any other file passes.
+    """
+    position = len(_PNG_SIGNATURE) if data.startswith(_PNG_SIGNATURE) else len(data)
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"IEND":  # What follows is not read.
+            return
+        position += 12 + length
+        if position > len(data):
+            raise BadSample(f"{path} does not decode: a chunk of {length} bytes is cut short")

@@ -18,7 +18,7 @@ import simplejpeg
 from isal import isal_zlib
 from PIL import Image
 
-from pipeline.data.pixels.checks import BadSample, check_size, reason_of
+from pipeline.data.pixels.checks import BadSample, check_chunks, check_size, reason_of
 from pipeline.data.pixels.scans import check_scans
 from pipeline.data.taxonomy import IGNORE
 
@@ -111,6 +111,7 @@ def _size_of(jpeg: bytes) -> tuple[int, int]:
 
 
 def _decode_by_opencv(what: str, data: bytes, flags: int) -> np.ndarray:
+    check_chunks(what, data)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except Exception as error:

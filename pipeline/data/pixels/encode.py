@@ -16,7 +16,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.checks import (
+    MAX_PIXELS,
+    BadSample,
+    bad_sample_errors,
+    check_chunks,
+    check_size,
+)
 from pipeline.data.pixels.decode import has_usual_sampling
 from pipeline.data.pixels.formats import decoded_formats, unread_reason
 from pipeline.data.pixels.scans import check_scans
@@ -103,6 +109,7 @@ def _open_image(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
 
 def _decode_by_opencv(header: Image.Image, data: bytes, flags: int) -> np.ndarray:
     flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    check_chunks("the image", data)
     with bad_sample_errors("the image"):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,16 @@ def test_ids_beyond_the_classes_are_a_bad_sample(plain: bool):
     assert np.array_equal(decode(jpeg, png, 231)[1], label)
     with pytest.raises(BadSample, match=r"ids 194, 230: .*194 classes"):
         decode(jpeg, png, 194)
+
+
+@pytest.mark.parametrize(("read", "channels"), [(decode_label, 0), (decode_image, slice(3))])
+def test_a_png_whose_chunk_claims_gigabytes_takes_no_memory(
+    read: Callable[[bytes], object], channels: int | slice
+):
+    png = encode(noise(2, 3, 1)[..., channels], ".png")
+    start = png.index(b"IDAT")
+    read(png)
+    read(png + b"what follows the end is not read")
+    changed = png[: start - 4] + bytes.fromhex("7fffffff") + png[start:]
+    with pytest.raises(BadSample, match="a chunk of 2147483647 bytes is cut short"):
+        read(changed)
