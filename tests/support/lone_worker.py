@@ -1,5 +1,6 @@
 """The training loop of one worker without Ray Train around it: step by step, in this process."""
 
+import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,25 @@ class LoneWorker:
         lseg = self.state.lseg
         self.loop = loop.Loop(job, self.state, lseg, encoder, CPU, None, stop)
         self.config, self.labels = config, labels
-        self.batches = Timed(on_device(self.blocks(), CPU))
+        self.batches = Timed(on_device(self.batches_of_noise(), CPU))
 
         def poison(_: object, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
             return (args[0] * float("nan"), args[1]) if self.state.step in poisoned else None
 
         lseg.register_forward_pre_hook(poison)
 
-    def blocks(self) -> Iterator[dict]:
-        """The blocks of the stream, with noise for pictures."""
+    def blocks_of_ray(self) -> Iterator[dict]:
+        """The batches as Ray hands them over: each a block of one row."""
+        for batch in self.batches_of_noise():
+            block = {name: column[None] for name, column in batch.items()}
+            yield block | {
+                "bad": block["bad"].view(np.uint8),
+                "problems": np.array([json.dumps([""] * len(batch["t"]))], object),
+                "node": np.array(["node"], object),
+            }
+
+    def batches_of_noise(self) -> Iterator[dict]:
+        """The batches of the stream, with noise for pictures."""
         rng, count = np.random.default_rng(0), self.config.train.batch_size
         t = self.state.step * count
         while True:

@@ -29,7 +29,7 @@ def run(mini_shards: MiniShards, folder, monkeypatch, fails_in: str, error: Exce
     monkeypatch.setattr(loop, "Saver", lambda *_: saver)
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
     worker = LoneWorker(config)
-    shard = SimpleNamespace(iter_batches=lambda **_: worker.blocks())
+    shard = SimpleNamespace(iter_batches=lambda **_: worker.blocks_of_ray())
     monkeypatch.setattr(ray.train, "get_dataset_shard", lambda _: shard)
     monkeypatch.setattr(loop.Loop, "validate", lambda _: saver.keep_best({}) or {})
     return worker.loop.run(), saver.steps

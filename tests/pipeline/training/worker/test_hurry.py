@@ -41,7 +41,7 @@ class Recorder:
 
     def iter_batches(self, **_: Any) -> Any:
         """As of Ray's iterator; asks for the stop in time."""
-        for block in self.worker.blocks():
+        for block in self.worker.blocks_of_ray():
             self.stop.reason = "SIGTERM" if self.worker.state.step + 1 == self.stop_at else ""
             yield block
 
