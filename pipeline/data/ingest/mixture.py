@@ -10,8 +10,9 @@ the training, do not depend on N.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -68,8 +69,11 @@ class Mixture:
         self.datasets = tuple(sorted(name for name in sizes if weights.get(name, 0) > 0))
         self.batch_size = batch_size
         self.seed = seed
-        self._sizes = [sizes[name] for name in self.datasets]
-        self._used = [used[name] for name in self.datasets]
+        self._sizes = np.array([sizes[name] for name in self.datasets], np.uint64)
+        self._used = np.array([used[name] for name in self.datasets], np.uint64)
+        # Keyed by name: adding a dataset to the mixture reshuffles no other.
+        digests = [hashlib.sha256(name.encode()).digest()[:8] for name in self.datasets]
+        self._names = np.array([int.from_bytes(d, "big") for d in digests], np.uint64)
         for name in caps:
             if name not in self.datasets:
                 raise UserError(
@@ -93,48 +97,68 @@ class Mixture:
 
     def rows(self, start: int, stop: int) -> list[Row]:
         """Rows [start, stop) of the stream; what is around them costs little, wherever they are."""
-        size = self.batch_size
-        batches = range(start // size, -(-stop // size))
-        return [
-            row
-            for batch in batches
-            for row in self._part(batch, start - batch * size, stop - batch * size)
-        ]
+        return self.rows_of([range(start, stop)])
 
     def batch(self, batch: int) -> list[Row]:
         """All rows of one global batch, in stream order."""
-        return self._part(batch, 0, self.batch_size)
+        return self.rows(batch * self.batch_size, (batch + 1) * self.batch_size)
 
-    def _part(self, batch: int, first: int, end: int) -> list[Row]:
-        """The rows of a global batch at the positions [first, end), as far as these lie in it."""
-        first, end = max(0, first), min(end, self.batch_size)
+    def rows_of(self, stretches: Sequence[range]) -> list[Row]:
+        """The rows of some stretches of the stream, one after the other.
+
+        All are computed together: by themselves a few rows would cost as much as hundreds.
+        """
+        size = self.batch_size
+        parts = [
+            self._drawn(batch, max(each.start, batch * size), min(each.stop, (batch + 1) * size))
+            for each in stretches
+            for batch in range(each.start // size, -(-each.stop // size))
+        ]
+        if not parts:
+            return []
+        t, dataset, nth = (np.concatenate(column) for column in zip(*parts, strict=True))
+        seeds = _mix(self.seed, 2, t.astype(np.uint64))
+        columns = t.tolist(), dataset.tolist(), self._samples(dataset, nth).tolist(), seeds.tolist()
+        return [Row(*values) for values in zip(*columns, strict=True)]
+
+    def _drawn(self, batch: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
+        """The rows [start, stop) of the stream, which lie in one global batch.
+
+        Returns:
+            t: (N,) int64, positions in the stream.
+            dataset: (N,) int64, whose sample each is.
+            nth: (N,) int64, how many samples of its dataset came before it.
+        """
         cycles, phase = divmod(batch, PERIOD)
-        drawn = cycles * self._before[PERIOD] + self._before[phase]
         slots = np.repeat(np.arange(len(self.datasets)), self.batch_counts(batch))
         np.random.Generator(np.random.PCG64(_mix(self.seed, 1, batch))).shuffle(slots)
-        drawn += np.bincount(slots[:first], minlength=len(drawn))
-        rows = []
-        for position, dataset in enumerate(slots[first:end].tolist(), first):
-            t = batch * self.batch_size + position
-            sample = self._sample(dataset, int(drawn[dataset]))
-            rows.append(Row(t, dataset, sample, _mix(self.seed, 2, t)))
-            drawn[dataset] += 1
-        return rows
+        # How often the dataset of each position came in the batch before it.
+        order = np.argsort(slots, kind="stable")
+        counts = np.bincount(slots, minlength=len(self.datasets))
+        earlier = np.empty_like(slots)
+        earlier[order] = np.arange(len(slots)) - np.repeat(np.cumsum(counts) - counts, counts)
+        drawn = cycles * self._before[PERIOD] + self._before[phase]
+        first = batch * self.batch_size
+        part = slice(start - first, stop - first)
+        return np.arange(start, stop), slots[part], drawn[slots[part]] + earlier[part]
 
     @property
     def rows_per_epoch(self) -> int:
         """Rows of one pass: as many as the datasets have samples in use."""
-        return sum(self._used)
+        return int(self._used.sum())
 
-    def _sample(self, dataset: int, nth: int) -> int:
+    def _samples(self, dataset: np.ndarray, nth: np.ndarray) -> np.ndarray:
+        """Which sample the nth (N,) of each dataset (N,) is: (N,) uint64."""
         size, used = self._sizes[dataset], self._used[dataset]
-        sweep, position = divmod(nth, used)
-        # Keyed by name: adding a dataset to the mixture reshuffles no other.
-        digest = hashlib.sha256(self.datasets[dataset].encode()).digest()
-        name = int.from_bytes(digest[:8], "big")
+        sweep, position = np.divmod(nth.astype(np.uint64), used)
+        name = self._names[dataset]
         place = _permute(position, used, _mix(self.seed, 3, name, sweep))
         # A capped dataset is the beginning of one fixed permutation of all.
-        return place if used == size else _permute(place, size, _mix(self.seed, 4, name))
+        capped = used != size
+        if capped.any():
+            of_all = _permute(place[capped], size[capped], _mix(self.seed, 4, name[capped]))
+            place[capped] = of_all
+        return place
 
 
 def capped(sizes: Mapping[str, int], caps: Mapping[str, int]) -> dict[str, int]:
@@ -225,9 +249,11 @@ def _systematic_extras(fractions: np.ndarray, num_extra: int) -> np.ndarray:
     return np.diff(below, axis=1)
 
 
-def _mix(*words: int) -> int:
-    """A 64-bit hash of integers (SplitMix64 chained)."""
-    state = 0x9E3779B97F4A7C15
+def _mix(*words: Any, state: Any = 0x9E3779B97F4A7C15) -> Any:
+    """A 64-bit hash of integers (SplitMix64 chained): an int, or (N,) uint64 where a word is.
+
+    With the hash of earlier words as `state` it is that of all.
+    """
     for word in words:
         state = (state ^ (word & _MASK64)) * 0xBF58476D1CE4E5B9 & _MASK64
         state = (state + 0x9E3779B97F4A7C15) & _MASK64
@@ -237,21 +263,22 @@ def _mix(*words: int) -> int:
     return state
 
 
-def _permute(position: int, size: int, key: int) -> int:
-    """Position `position` of a pseudo-random permutation of range(size).
+def _permute(position: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Positions in pseudo-random permutations of range(size), each with a key; all (N,) uint64.
 
     A four-round Feistel network on the next even number of bits; values outside the range walk on
     until they fall inside (cycle walking), which keeps it a bijection.
     """
-    if size == 1:
-        return 0
-    half = ((size - 1).bit_length() + 1) // 2
-    mask = (1 << half) - 1
-    value = position
-    while True:
+    # The bits that size - 1 takes: exact, since a size is far below 2**53. A size of 1 takes none.
+    bits = np.frexp((size - np.uint64(1)).astype(np.float64))[1]
+    half = ((bits + 1) // 2).astype(np.uint64)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    rounds = [_mix(key, number) for number in range(4)]
+    value, walking = position.copy(), size > 1
+    while walking.any():
         left, right = value >> half, value & mask
-        for round_index in range(4):
-            left, right = right, left ^ (_mix(key, round_index, right) & mask)
-        value = (left << half) | right
-        if value < size:
-            return value
+        for state in rounds:
+            left, right = right, left ^ (_mix(right, state=state) & mask)
+        np.copyto(value, (left << half) | right, where=walking)
+        walking &= value >= size
+    return value

@@ -131,7 +131,7 @@ class BlockLoader:
         count = self._share.rows_per_batch
         for number in task["block"].tolist():
             firsts = self._share.block(number)
-            rows = [row for first in firsts for row in self._mixture.rows(first, first + count)]
+            rows = self._mixture.rows_of([range(first, first + count) for first in firsts])
             block = self._loader.load(rows)
             # Ray knows no arrays of texts, and packs bits.
             problems = json.dumps(block.pop("problem").tolist())

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.ingest.mixture import PERIOD, Mixture, resolve_weights
+from pipeline.data.ingest.mixture import PERIOD, Mixture, Row, resolve_weights
 from pipeline.errors import UserError
 
 NAMES = ("ade20k", "bdd100k", "cityscapes", "idd", "mapillary")
@@ -64,6 +64,29 @@ def test_shares_settle_early(weights):
 def test_exact_shares_need_no_rounding():
     mixture = Mixture({"a": 9, "b": 9, "c": 9}, {"a": 0.1, "b": 0.2, "c": 0.7}, 10, seed=3)
     assert {tuple(mixture.batch_counts(number)) for number in range(PERIOD)} == {(1, 2, 7)}
+
+
+def test_rows_stay_what_they_were():
+    # A run that an earlier version began goes on with the rows that it would have had.
+    weights = {"a": 1, "b": 2, "c": 3.5}
+    mixture = Mixture({"a": 1, "b": 20210, "c": 118287}, weights, 6, seed=7, caps={"c": 1000})
+    start = 6 * PERIOD * 5 + 3
+    assert mixture.rows(start, start + 6) == [
+        Row(122883, 1, 10754, 14782349968333997987),
+        Row(122884, 1, 3239, 15912910655060168041),
+        Row(122885, 2, 88260, 4507086506248724633),
+        Row(122886, 2, 104508, 5673069393815465810),
+        Row(122887, 2, 5743, 15721047649475624274),
+        Row(122888, 0, 0, 4669878573035954808),
+    ]
+
+
+@settings(deadline=None, max_examples=30)
+@given(mixture=mixtures(), firsts=st.lists(st.integers(0, 10**9), max_size=5))
+def test_stretches_are_the_rows_one_after_the_other(mixture, firsts):
+    stretches = [range(first, first + number) for number, first in enumerate(firsts)]
+    alone = [row for each in stretches for row in mixture.rows(each.start, each.stop)]
+    assert mixture.rows_of(stretches) == alone
 
 
 @settings(deadline=None, max_examples=40)
