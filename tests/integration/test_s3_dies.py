@@ -14,6 +14,7 @@ from pipeline.storage.open import open_storage
 from tests.support.fault_proxy import fault_proxy
 from tests.support.fuzz_models import write_checkpoint
 from tests.support.fuzz_pictures import pillow
+from tests.support.ray_fixtures import environment_without_ray
 from tests.support.tiny_roots import noise
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -63,5 +64,12 @@ def test_a_prediction_goes_on_when_the_server_is_back(tmp_path, s3_bucket, monke
 def test_jobs_on_ray_go_on_when_the_server_is_back(tmp_path, jobs):
     command = [sys.executable, "-m", "tests.integration.s3_dies", *jobs, "--points", "1"]
     command += ["--folder", str(tmp_path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment_without_ray(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

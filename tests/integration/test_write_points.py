@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ray_fixtures import environment_without_ray
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # A Ray of its own, and each point is two runs of a job; all points: the module's own command.
@@ -22,7 +24,14 @@ def run(folder: Path, *words: str) -> None:
     """Runs the command in a process of its own: its jobs are forks, and it starts a Ray."""
     command = [sys.executable, "-m", "tests.integration.write_points", *words]
     command += ["--folder", str(folder)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment_without_ray(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 

@@ -25,3 +25,12 @@ def local_ray(s3_endpoint: str) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+def environment_without_ray() -> dict[str, str]:
+    """Gives this process's environment for a command that starts a Ray of its own.
+
+    What the Ray of other tests has left there (a token, whether lines of workers have a prefix)
+    would be settings of the command's.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
