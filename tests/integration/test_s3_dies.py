@@ -1,5 +1,6 @@
 """An S3 server that dies in the middle of a job: one message, and the same command goes on."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,12 @@ def test_a_prediction_goes_on_when_the_server_is_back(tmp_path, s3_bucket, monke
         assert contents(out) == wanted
 
 
-@pytest.mark.parametrize("jobs", [("prepare", "evaluate", "registry"), ("train",)])
+_LONG = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="five trainings; LONG_TESTS=1")
+
+
+@pytest.mark.parametrize(
+    "jobs", [("prepare", "evaluate", "registry"), pytest.param(("train",), marks=_LONG)]
+)
 def test_jobs_on_ray_go_on_when_the_server_is_back(tmp_path, jobs):
     command = [sys.executable, "-m", "tests.integration.s3_dies", *jobs, "--points", "1"]
     command += ["--folder", str(tmp_path)]
