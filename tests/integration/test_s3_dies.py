@@ -1,8 +1,6 @@
 """An S3 server that dies in the middle of a job: one message, and the same command goes on."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +13,8 @@ from pipeline.storage.open import open_storage
 from tests.support.fault_proxy import fault_proxy
 from tests.support.fuzz_models import write_checkpoint
 from tests.support.fuzz_pictures import pillow
-from tests.support.ray_fixtures import environment_without_ray
+from tests.support.ray_fixtures import run_command
 from tests.support.tiny_roots import noise
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Five dead servers and eleven runs of the job; or, for the others, a Ray and three runs of each.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -68,14 +64,5 @@ _LONG = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="five training
     "jobs", [("prepare", "evaluate", "registry"), pytest.param(("train",), marks=_LONG)]
 )
 def test_jobs_on_ray_go_on_when_the_server_is_back(tmp_path, jobs):
-    command = [sys.executable, "-m", "tests.integration.s3_dies", *jobs, "--points", "1"]
-    command += ["--folder", str(tmp_path)]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=environment_without_ray(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    words = (*jobs, "--points", "1", "--folder", str(tmp_path))
+    run_command("tests.integration.s3_dies", *words)

@@ -1,14 +1,10 @@
 """Jobs that are killed, or whose disk refuses, at some writes go on by the same command."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.ray_fixtures import environment_without_ray
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.ray_fixtures import run_command
 
 # A Ray of its own, and each point is two runs of a job; all points: the module's own command.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -21,18 +17,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, *words: str) -> None:
-    """Runs the command in a process of its own: its jobs are forks, and it starts a Ray."""
-    command = [sys.executable, "-m", "tests.integration.write_points", *words]
-    command += ["--folder", str(folder)]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=environment_without_ray(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    """Runs the command on what the others have made."""
+    run_command("tests.integration.write_points", *words, "--folder", str(folder))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,10 +30,19 @@ def local_ray(s3_endpoint: str) -> Iterator[None]:
     ray.shutdown()
 
 
-def environment_without_ray() -> dict[str, str]:
-    """Gives this process's environment for a command that starts a Ray of its own.
+def run_command(module: str, *words: str) -> None:
+    """Runs a command that starts a Ray of its own, in a process of its own; it must end with 0.
 
-    What the Ray of other tests has left there (a token, whether lines of workers have a prefix)
-    would be settings of the command's.
+    What the Ray of other tests has left in the environment (a token, whether lines of workers have
+    a prefix) would be settings of the command's.
     """
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=Path(__file__).resolve().parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable
 
 import ray
-import ray.train
 
 from pipeline.storage.open import open_storage
 from pipeline.training.config import RunConfig
@@ -74,8 +73,9 @@ class Watchdog:
             waited_s = time.monotonic() - self._last
             if waited_s > self._stuck_s:
                 self._report(waited_s)
-                self._closed.wait(_FOR_THE_OTHERS_S)
-                self._end(EXIT_CODE)
+                # A worker that reached its end meanwhile is not to be ended.
+                if not self._closed.wait(_FOR_THE_OTHERS_S):
+                    self._end(EXIT_CODE)
                 return
 
     def _report(self, waited_s: float) -> None:

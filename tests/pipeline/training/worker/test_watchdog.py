@@ -57,6 +57,18 @@ def test_a_storage_that_fails_holds_nobody_back(tmp_path, ended, caplog):
     assert "in wait_here_in_vain" in caplog.text
 
 
+def test_a_worker_that_reaches_its_end_after_all_is_not_ended(tmp_path, ended, monkeypatch):
+    monkeypatch.setattr(watchdog, "_FOR_THE_OTHERS_S", 60)
+    watch = Watchdog(RunConfig(name="mine", storage=str(tmp_path)), STUCK_S, 0, ended.append)
+    watch.beat()
+    report, deadline = tmp_path / "mine/stuck/worker-0.txt", time.monotonic() + 20
+    while not report.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    watch.close()
+    assert report.exists()
+    assert ended == []
+
+
 @pytest.mark.parametrize("stuck_s", [STUCK_S, 0])
 def test_a_worker_that_moves_or_ended_is_left_alone(tmp_path, ended, stuck_s: float):
     watch = Watchdog(RunConfig(name="mine", storage=str(tmp_path)), stuck_s, 0, ended.append)
