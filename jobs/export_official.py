@@ -38,8 +38,8 @@ def run(config: ExportConfig) -> None:
     from model.config import STAND_IN
     from model.lseg import LSeg
     from model.official import export_official
-    from model.open_clip_tower import load_open_clip
     from model.text import SENTENCE_PREFIX
+    from model.text.open_clip_tower import load_open_clip
     from pipeline.storage.places import ensure_writable_file
 
     out = Path(config.out)

@@ -23,13 +23,13 @@ from torch.nn import functional
 from model.backbone import LEVEL_STRIDES, TokenBackbone, build_backbone
 from model.checkpoint import CONFIG, read_checkpoint
 from model.config import ModelConfig, TextConfig
-from model.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.errors import ModelError
+from model.head.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
+from model.head.scoring import cosine_scores
 from model.network import Trunk
 from model.outline import load_weights, outline_of
 from model.prediction import NO_LABEL, as_batches
 from model.regularizer import Regularizer
-from model.scoring import cosine_scores
 from model.sliding import AS_IT_IS, SlidingConfig, sliding_label_ids
 from model.text import TextEncoder, build_text_encoder
 from model.upsampling import upsample

@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "model", "jobs")
 
 TESTED_ELSEWHERE = {
-    "model.dpt": "model/test_lseg.py",
+    "model.head.dpt": "model/test_lseg.py",
     "model.network": "model/test_lseg.py",
-    "model.open_clip_tower": "model/test_text.py",
+    "model.text.open_clip_tower": "model/text/test_encoders.py",
+    "model.upsampling": "model/head/test_scoring.py",
     "pipeline.data.datasets.few_shot.fss": "pipeline/data/datasets/few_shot/test_training.py",
     "pipeline.data.datasets.found": "pipeline/data/datasets/test_own.py",
     "pipeline.data.datasets.matlab_files": "pipeline/data/datasets/test_matlab.py",

@@ -37,7 +37,7 @@ def habits(
     import torch
     from torch.nn import functional
 
-    from model.dpt import upsample_x2
+    from model.head.dpt import upsample_x2
     from tests.support.plain_sliding import summed_logits
 
     count = 0

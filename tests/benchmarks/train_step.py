@@ -33,7 +33,7 @@ def habitual_step(lseg: Any, clip: Any, tokens: Any, image: Any, label: Any) -> 
     import torch
     from torch.nn import functional
 
-    from model.dpt import upsample_x2
+    from model.head.dpt import upsample_x2
 
     text = functional.normalize(clip.encode_text(tokens).float(), dim=-1)
     levels = [

@@ -25,7 +25,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from model.config import BackboneConfig, ModelConfig, RegularizerConfig
-from model.dpt import Fusion, upsample_x2
+from model.head.dpt import Fusion, upsample_x2
 from model.lseg import LSeg
 from model.official import PREFIX, import_official, official_state
 from tests.golden.fill_rule import fill

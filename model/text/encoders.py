@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from model.config import IMAGENET_TEMPLATES, NO_TEMPLATE, STAND_IN, TextConfig
 from model.errors import ModelError
-from model.open_clip_tower import load_open_clip, open_clip_dim
 from model.settings_file import shown
 from model.stand_in import STAND_IN_DIM, stand_in_vectors
+from model.text.open_clip_tower import load_open_clip, open_clip_dim
 from model.weights import require_hub_file
 
 SENTENCE_PREFIX = "sentence-transformers/"

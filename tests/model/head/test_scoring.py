@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from model.scoring import cosine_scores
+from model.head.scoring import cosine_scores
 from model.upsampling import source_rows, upsample, upsample_rows
 
 SIDE = st.integers(1, 8)

@@ -1,0 +1,22 @@
+"""The text encoders: labels in, unit vectors out, each label set encoded once.
+
+The room's interface: `build_text_encoder` makes the `TextEncoder` that a configuration names.
+"""
+
+from model.text.encoders import (
+    SENTENCE_PREFIX,
+    OpenClipEncoder,
+    SentenceEncoder,
+    StandInEncoder,
+    TextEncoder,
+    build_text_encoder,
+)
+
+__all__ = [
+    "SENTENCE_PREFIX",
+    "OpenClipEncoder",
+    "SentenceEncoder",
+    "StandInEncoder",
+    "TextEncoder",
+    "build_text_encoder",
+]
