@@ -13,6 +13,8 @@ S3     ?=
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export PYTHONUNBUFFERED := 1
+# Every job and every worker is a process: without the compiled files each would compile all anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo sweep-demo test test-slow whole-path lint type bench docs clean
 

@@ -151,8 +151,14 @@ def test_a_source_makes_no_more_than_is_used(local_ray, tmp_path):
     ray_internals.limit_source(context, 4, 0.01)
     with ray.data.DataContext.current(context):
         numbers = ray.data.read_datasource(Numbers(), override_num_blocks=1, num_cpus=0)
+
+    # By value, as the source: Ray's processes would import this file for it, with all that it needs.
+    def slowly(block: dict) -> dict:
+        time.sleep(0.1)
+        return block
+
     (part,) = ray_internals.split_on_node(
-        numbers.map_batches(_slowly, batch_size=None, compute=ray.data.TaskPoolStrategy(size=1)),
+        numbers.map_batches(slowly, batch_size=None, compute=ray.data.TaskPoolStrategy(size=1)),
         1,
         ray.get_runtime_context().get_node_id(),
     )
@@ -160,11 +166,6 @@ def test_a_source_makes_no_more_than_is_used(local_ray, tmp_path):
     taken = [int(next(blocks)["number"][0]) for _ in range(10)]
     assert taken == list(range(10))
     assert int(made.read_text()) < 40
-
-
-def _slowly(block: dict) -> dict:
-    time.sleep(0.1)
-    return block
 
 
 def test_ray_train_shuts_down_the_streams_of_all_nodes(local_ray):

@@ -27,7 +27,7 @@ def mixtures(draw, max_size: int = 40) -> Mixture:
 def drawn(mixture: Mixture, name: str, num_batches: int) -> list[int]:
     """The samples of one dataset in the order of the stream."""
     index = mixture.datasets.index(name)
-    rows = [row for batch in range(num_batches) for row in mixture.batch(batch)]
+    rows = mixture.rows(0, num_batches * mixture.batch_size)
     return [row.sample for row in rows if row.dataset == index]
 
 
@@ -132,9 +132,8 @@ def test_each_pass_is_shuffled_afresh():
 def test_small_datasets_are_shuffled_without_favourites(size):
     mixture = Mixture({"a": size}, {"a": 1.0}, batch_size=1, seed=5)
     num_passes = 400 * size
-    first = np.bincount(
-        [mixture.rows(n * size, n * size + 1)[0].sample for n in range(num_passes)], minlength=size
-    )
+    firsts = [range(n * size, n * size + 1) for n in range(num_passes)]
+    first = np.bincount([row.sample for row in mixture.rows_of(firsts)], minlength=size)
     # Binomial with mean 400: six standard deviations.
     assert np.abs(first - 400).max() < 120
 

@@ -65,6 +65,12 @@ def batches(consumer, rows_per_batch: int) -> list[dict[str, np.ndarray]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def beginning(mini_shards) -> dict[str, np.ndarray]:
+    """The first 69 rows of the mixture, which other streams are compared with."""
+    return joined(batches(stream(mini_shards, 3, 0, 69), 3))
+
+
 def positions(found: list[dict[str, np.ndarray]]) -> list[list[int]]:
     return [batch["t"].tolist() for batch in found]
 
@@ -78,11 +84,13 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
 
 
-def test_batches_come_in_order_and_hold_what_the_plan_says(mini_shards):
-    # More than one task, and a last one that is shorter.
-    found = batches(stream(mini_shards, 3, 12, 12 + 3 * 19), 3)
+def test_batches_come_in_order_and_hold_what_the_plan_says(mini_shards, beginning):
+    # From the middle: more than one task, and a last one that is shorter.
+    found = batches(stream(mini_shards, 3, 12, 12 + 3 * 19, num_loaders=2), 3)
     assert positions(found) == [[t, t + 1, t + 2] for t in range(12, 12 + 57, 3)]
     rows = joined(found)
+    # A run that restarts at row 12 gets what it would have got.
+    assert same(rows, {name: column[12:] for name, column in beginning.items()})
     assert rows["image"].shape == (57, 48, 48, 3)
     assert rows["label"].shape == (57, 48, 48)
     assert (rows["image"].dtype, rows["label"].dtype) == (np.uint8, np.uint8)
@@ -103,7 +111,7 @@ def test_batches_come_in_order_and_hold_what_the_plan_says(mini_shards):
 
 
 @pytest.mark.parametrize("num_loaders", [1, 2])
-def test_consumers_take_batches_in_turn(mini_shards, num_loaders):
+def test_consumers_take_batches_in_turn(mini_shards, beginning, num_loaders):
     # 17 turns of three workers: at the end one has a block of two batches, and two have a batch.
     rows_per_batch, stop = 2, 34
     dataset = stream(mini_shards, rows_per_batch, 0, stop, 2, 3, num_loaders)
@@ -115,14 +123,9 @@ def test_consumers_take_batches_in_turn(mini_shards, num_loaders):
         assert positions(found) == [[t, t + 1] for t in starts]
     together = joined([batch for found in taken for batch in found])
     order = np.argsort(together["t"])
-    alone = joined(batches(stream(mini_shards, stop, 0, stop), stop))
+    # Batches of two rows, and of three.
+    alone = {name: column[:stop] for name, column in beginning.items()}
     assert same({name: column[order] for name, column in together.items()}, alone)
-
-
-def test_a_restart_from_the_middle_gives_the_tail(mini_shards):
-    whole = joined(batches(stream(mini_shards, 3, 0, 48), 3))
-    tail = joined(batches(stream(mini_shards, 3, 18, 48, num_loaders=2), 3))
-    assert same(tail, {name: column[18:] for name, column in whole.items()})
 
 
 def test_nothing_is_left_at_the_end(mini_shards):
@@ -130,15 +133,14 @@ def test_nothing_is_left_at_the_end(mini_shards):
     assert batches(consumer, 3) == []
 
 
-def test_s3_gives_the_bytes_of_the_local_folder(mini_shards, s3_bucket, tmp_path):
+def test_s3_gives_the_bytes_of_the_local_folder(mini_shards, beginning, s3_bucket, tmp_path):
     remote = open_storage(f"{s3_bucket}/prepared")
     for path in sorted(mini_shards.folder.rglob("*.*")):
         remote.write(path.relative_to(mini_shards.folder).as_posix(), path.read_bytes())
-    local = batches(stream(mini_shards, 3, 0, 24), 3)
     settings = {"shards": remote.uri, "cache_dir": str(tmp_path), "num_loaders": 2}
     found = batches(stream(mini_shards, 3, 0, 24, **settings), 3)
     assert len(found) == 8
-    assert same(joined(found), joined(local))
+    assert same(joined(found), {name: column[:24] for name, column in beginning.items()})
     # A copy on this node that decays is noticed, and the bytes come from afar again.
     corpus = open_corpus(remote.uri, "train")
     shard = corpus.manifests["ade20k"].shards[0]
