@@ -88,6 +88,7 @@ def test_a_job_runs_its_own_checkout_and_helps_before_it_imports_its_work(clone,
     assert lines[-2:] == [f"ours: {clone}", "heavy:"]
 
 
+@pytest.mark.slow
 def test_workers_of_a_local_ray_import_the_checkout_of_their_job(clone, elsewhere):
     modules = ("jobs/cli.py", "model/errors.py", "pipeline/errors.py")
     printed = started(clone / "jobs/probe.py", elsewhere)

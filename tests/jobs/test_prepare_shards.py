@@ -283,6 +283,7 @@ def test_unreachable_s3_is_told_within_seconds(roots, capsys, monkeypatch, s3_en
     assert "test-secret" not in message
 
 
+@pytest.mark.slow
 def test_the_command_runs_by_recipe_with_its_own_ray(roots):
     recipe = {
         "roots": {"cityscapes": "city"},

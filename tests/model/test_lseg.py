@@ -112,6 +112,7 @@ def test_weights_in_float64_give_scores_and_gradients_in_float64(tiny_lseg):
     assert all(gradient.dtype == torch.float64 for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_compiled_step_is_one_graph_and_equals_the_eager_one(tiny_lseg):
     image, text = torch.randn(1, 3, 64, 64), torch.randn(4, 512)
     label = torch.randint(0, 4, (1, 64, 64))

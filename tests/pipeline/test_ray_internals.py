@@ -153,7 +153,7 @@ def test_a_source_makes_no_more_than_is_used(local_ray, tmp_path):
     with ray.data.DataContext.current(context):
         numbers = ray.data.read_datasource(Numbers(), override_num_blocks=1, num_cpus=0)
 
-    # By value, as the source: Ray's processes would import this file for it, with all that it needs.
+    # By value, as the source: for its name Ray's processes would import all of this file.
     def slowly(block: dict) -> dict:
         time.sleep(0.1)
         return block
