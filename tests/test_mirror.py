@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "model", "jobs")
 
 TESTED_ELSEWHERE = {
+    "model.head.cost_decoder": "model/head/test_aggregator.py",
     "model.head.dpt": "model/test_lseg.py",
     "model.network": "model/test_lseg.py",
     "model.text.open_clip_tower": "model/text/test_encoders.py",

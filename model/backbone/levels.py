@@ -52,9 +52,9 @@ class TokenBackbone(nn.Module):
     def __init__(self, config: BackboneConfig, activation_checkpointing: bool = False) -> None:
         super().__init__()
         kwargs: dict[str, Any] = {"num_classes": 0, **config.kwargs}
-        if not isinstance(_probe(config.name), VisionTransformer):
+        if not isinstance(probe(config.name), VisionTransformer):
             kwargs.setdefault("dynamic_img_size", True)
-        self.vit = cast(Any, _create(config, kwargs))
+        self.vit = cast(Any, create(config, kwargs))
         self.hooks = _hooks(config, len(self.vit.blocks))
         # Whatever comes after the last tapped block is computed for nothing, and parameters
         # without a gradient stop DDP.
@@ -72,7 +72,7 @@ class TokenBackbone(nn.Module):
         self.width: int = self.vit.embed_dim
         self.num_prefix: int = self.vit.num_prefix_tokens
         self.has_class_token = getattr(self.vit, "cls_token", None) is not None
-        self.mean, self.std = _normalisation(self.vit)
+        self.mean, self.std = normalisation(self.vit)
         self.activation_checkpointing = activation_checkpointing
 
     def forward(self, image_BCHW: Tensor) -> list[TokenLevel]:
@@ -158,7 +158,7 @@ class PyramidBackbone(nn.Module):
                 f"backbone.hooks={shown(config.hooks)}: {config.name} is a CNN, which has no "
                 "blocks to tap: leave it out"
             )
-        self.net = cast(Any, _create(config, {"features_only": True, **config.kwargs}))
+        self.net = cast(Any, create(config, {"features_only": True, **config.kwargs}))
         strides = self.net.feature_info.reduction()
         if not set(LEVEL_STRIDES) <= set(strides):
             raise ModelError(
@@ -169,7 +169,7 @@ class PyramidBackbone(nn.Module):
         self.widths = tuple(self.net.feature_info.channels()[level] for level in self.levels)
         # Some transformers in the guise of a CNN (Swin) give (B, h, w, C).
         self.channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
-        self.mean, self.std = _normalisation(self.net)
+        self.mean, self.std = normalisation(self.net)
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
         """Gives four maps (B, C, H / stride, W / stride), finest first.
@@ -192,8 +192,8 @@ def build_backbone(
         ModelError: an unknown name, weights that could not be fetched, or a model without four
             levels.
     """
-    probe = _probe(config.name)
-    if hasattr(probe, "blocks") and hasattr(probe, "patch_embed"):
+    outline = probe(config.name)
+    if hasattr(outline, "blocks") and hasattr(outline, "patch_embed"):
         return TokenBackbone(config, activation_checkpointing)
     if activation_checkpointing:
         raise ModelError(
@@ -204,13 +204,19 @@ def build_backbone(
 
 
 @lru_cache(maxsize=4)
-def _probe(name: str) -> nn.Module:
+def probe(name: str) -> nn.Module:
     """The bare model on the meta device: its class and structure, without memory."""
     with torch.device("meta"):
-        return _create(BackboneConfig(name=name, pretrained=False), {})
+        return create(BackboneConfig(name=name, pretrained=False), {})
 
 
-def _create(config: BackboneConfig, kwargs: dict[str, Any]) -> nn.Module:
+def create(config: BackboneConfig, kwargs: dict[str, Any]) -> nn.Module:
+    """Builds a timm model with the weights that a configuration names.
+
+    Raises:
+        ModelError: an unknown name, arguments that it refuses, or weights that could not be
+            fetched.
+    """
     if not timm.is_model(config.name):
         name = config.name.split(".")[0][:80]
         # A name in a file may hold what is a pattern to `list_models`.
@@ -275,7 +281,12 @@ def _hooks(config: BackboneConfig, depth: int) -> tuple[int, ...]:
     return config.hooks
 
 
-def _normalisation(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and std of a timm model's input, in units of 0..1.
+
+    Raises:
+        ModelError: they are not three numbers each.
+    """
     cfg = model.pretrained_cfg if hasattr(model, "pretrained_cfg") else model.default_cfg
     mean, std = cfg["mean"], cfg["std"]
     for values, lowest in ((mean, -1e3), (std, 1e-6)):

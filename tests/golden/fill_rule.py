@@ -40,6 +40,11 @@ def fill(name: str, shape: Sequence[int]) -> np.ndarray:
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     mean, std = moments(name, shape)
-    bits = np.random.PCG64(zlib.crc32(name.encode())).random_raw(math.prod(shape))
-    uniform = (bits >> np.uint64(40)).astype(np.float64) / 2**23 - (1 - 2**-24)
-    return (mean + std * math.sqrt(3) * uniform).astype(np.float32).reshape(shape)
+    numbers = mean + std * math.sqrt(3) * uniform(name, math.prod(shape))
+    return numbers.astype(np.float32).reshape(shape)
+
+
+def uniform(name: str, count: int) -> np.ndarray:
+    """Numbers in (-1, 1) that depend on the name alone: (count,) float64."""
+    bits = np.random.PCG64(zlib.crc32(name.encode())).random_raw(count)
+    return (bits >> np.uint64(40)).astype(np.float64) / 2**23 - (1 - 2**-24)

@@ -1,0 +1,310 @@
+"""Dense image features in the space of a text tower: CLIP, SigLIP, EVA, PE and CLIP ConvNeXts.
+
+What these models were trained on is one vector of the whole image. Their last block, norm and
+projection give every position a vector too, which is comparable with the vectors of texts; but
+the last attention mixes positions that the training never kept apart. The variants differ in what
+they put in its place:
+
+    tokens      the block as it is (dino.txt, PE)
+    value       the value and output projections alone, no residual, no MLP (MaskCLIP)
+    value+mlp   the same with the token's residual, and the MLP (TIPSv2)
+    cat-seg     the same with the class token's residual in every position, and the MLP (CAT-Seg)
+    csa         softmax(qq) + softmax(kk) in place of softmax(qk) (SCLIP, DeCLIP)
+
+Pooled models map each position as they would map an image of that position alone.
+
+Shapes: B batch, C channels, E embedding, H W pixels, h w grid, P prefix tokens, N = P + h * w.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import torch
+from timm.layers import apply_rot_embed_cat
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.backbone.levels import create, normalisation, probe
+from model.config import BackboneConfig
+from model.errors import ModelError
+
+Variant = Literal["tokens", "value", "value+mlp", "cat-seg", "csa"]
+Positions = Literal["bicubic", "bicubic-antialias", "bilinear"]
+
+CONVNEXT_STRIDE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedConfig:
+    """How dense features in the space of the text tower are made."""
+
+    variant: Variant = "cat-seg"
+    """What stands in place of the last attention; ConvNeXts have none and know `tokens` alone."""
+
+    positions: Positions = "bicubic"
+    """How learned positions are resized to the grid: CAT-Seg's way, timm's or LSeg's."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("variant", Variant), ("positions", Positions)):
+            if getattr(self, name) not in get_args(kind):
+                raise ModelError(
+                    f"aligned.{name}={getattr(self, name)!r}: must be one of "
+                    f"{', '.join(get_args(kind))}: choose one"
+                )
+
+
+class AlignedFeatures(NamedTuple):
+    """What an image gives."""
+
+    tokens_BNE: Tensor
+    """(B, P + h * w, E): prefix tokens first, then the grid row by row; of any length."""
+    num_prefix: int
+    grid: tuple[int, int]
+    taps: list[Tensor]
+    """(B, C, h, w) after each of the blocks that were asked for."""
+
+    @property
+    def dense_BEhw(self) -> Tensor:
+        """The features of the grid."""
+        return self.tokens_BNE[:, self.num_prefix :].transpose(1, 2).unflatten(2, self.grid)
+
+
+class AlignedVit(nn.Module):
+    """A ViT with its norm, pooling head and projection.
+
+    Attributes:
+        patch_px: side of a patch.
+        width: channels of a token.
+        embed_dim: E.
+        mean: (3,) of the input normalisation, in units of 0..1.
+        std: (3,), the same.
+    """
+
+    def __init__(
+        self, config: BackboneConfig, aligned: AlignedConfig, taps: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__()
+        kwargs = {"dynamic_img_size": True, **config.kwargs}
+        self.vit = cast(Any, create(config, kwargs))
+        self.aligned, self.taps = aligned, taps
+        self.patch_px: int = self.vit.patch_embed.patch_size[0]
+        self.width: int = self.vit.embed_dim
+        self.depth = len(self.vit.blocks)
+        self.num_prefix: int = self.vit.num_prefix_tokens
+        self.mean, self.std = normalisation(self.vit)
+        head = self.vit.head
+        self.embed_dim: int = head.out_features if isinstance(head, nn.Linear) else self.width
+        if aligned.variant == "cat-seg" and getattr(self.vit, "cls_token", None) is None:
+            raise ModelError(
+                f"aligned.variant=cat-seg: {config.name} has no class token, whose residual this "
+                "variant adds: choose value+mlp"
+            )
+
+    def forward(self, image_BCHW: Tensor) -> AlignedFeatures:
+        """Embeds images.
+
+        Args:
+            image_BCHW: (B, 3, H, W) normalised; H and W multiples of the patch.
+        """
+        vit = self.vit
+        grid = (image_BCHW.shape[2] // self.patch_px, image_BCHW.shape[3] // self.patch_px)
+        tokens, rope = self._embedded(image_BCHW, grid)
+        tokens = vit.norm_pre(tokens)
+        taps = {}
+        for index, block in enumerate(vit.blocks[:-1]):
+            tokens = block(tokens, **rope)
+            if index in self.taps:
+                taps[index] = tokens
+        tokens = self._last(vit.blocks[-1], tokens, rope)
+        if self.depth - 1 in self.taps:
+            taps[self.depth - 1] = tokens
+        maps = [
+            taps[index][:, self.num_prefix :].transpose(1, 2).unflatten(2, grid)
+            for index in self.taps
+        ]
+        return AlignedFeatures(self._project(tokens), self.num_prefix, grid, maps)
+
+    def _embedded(
+        self, image_BCHW: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Patches with prefix and positions, and what each block gets beside its tokens."""
+        vit = self.vit
+        tokens = vit.patch_embed.proj(image_BCHW).flatten(2).transpose(1, 2)
+        tokens = vit.patch_embed.norm(tokens)
+        prefix = [
+            token.expand(len(tokens), -1, -1)
+            for token in (vit.cls_token, vit.reg_token)
+            if token is not None
+        ]
+        learned = vit.pos_embed
+        if learned is None:
+            tokens = torch.cat([*prefix, tokens], dim=1)
+        elif vit.no_embed_class:
+            tokens = torch.cat([*prefix, tokens + self._positions(learned, 0, grid)], dim=1)
+        else:
+            tokens = torch.cat([*prefix, tokens], dim=1)
+            tokens = tokens + self._positions(learned, self.num_prefix, grid)
+        rope = getattr(vit, "rope", None)
+        return tokens, {} if rope is None else {"rope": rope.get_embed(shape=grid)}
+
+    def _positions(self, learned_1NC: Tensor, num_prefix: int, grid: tuple[int, int]) -> Tensor:
+        patches = learned_1NC[:, num_prefix:]
+        side = round(patches.shape[1] ** 0.5)
+        if (side, side) == grid:
+            return learned_1NC
+        mode, _, antialias = self.aligned.positions.partition("-")
+        resized = functional.interpolate(
+            patches.transpose(1, 2).unflatten(2, (side, side)),
+            grid,
+            mode=mode,
+            align_corners=False,
+            antialias=bool(antialias),
+        )
+        return torch.cat([learned_1NC[:, :num_prefix], resized.flatten(2).transpose(1, 2)], dim=1)
+
+    def _last(self, block: Any, tokens_BNC: Tensor, rope: dict[str, Tensor]) -> Tensor:
+        """The last block, by the variant."""
+        variant = self.aligned.variant
+        if variant == "tokens":
+            return block(tokens_BNC, **rope)
+        normed = block.norm1(tokens_BNC)
+        if variant == "csa":
+            mixed = self_similar_attention(block.attn, normed, rope.get("rope"))
+        else:
+            # A token that sees itself alone gets its own value.
+            mixed = block.attn(normed.flatten(0, 1)[:, None]).view_as(normed)
+        mixed = _scaled(block, 1, mixed)
+        if variant == "value":
+            return mixed
+        residual = tokens_BNC[:, :1] if variant == "cat-seg" else tokens_BNC
+        tokens_BNC = residual + mixed
+        return tokens_BNC + _scaled(block, 2, block.mlp(block.norm2(tokens_BNC)))
+
+    def _project(self, tokens_BNC: Tensor) -> Tensor:
+        vit = self.vit
+        tokens_BNC = vit.norm(tokens_BNC)
+        if vit.attn_pool is not None:
+            alone = tokens_BNC.flatten(0, 1)[:, None]
+            tokens_BNC = vit.attn_pool(alone).reshape(*tokens_BNC.shape[:2], -1)
+        return vit.head(vit.fc_norm(tokens_BNC))
+
+
+class AlignedConvNext(nn.Module):
+    """A CLIP ConvNeXt with its norm and projection, at every position of the last map.
+
+    The attributes are those of `AlignedVit`.
+    """
+
+    num_prefix = 0
+
+    def __init__(self, config: BackboneConfig, aligned: AlignedConfig) -> None:
+        super().__init__()
+        if aligned.variant != "tokens":
+            raise ModelError(
+                f"aligned.variant={aligned.variant}: {config.name} has no attention that it could "
+                "replace: set it to tokens"
+            )
+        self.net = cast(Any, create(config, dict(config.kwargs)))
+        self.patch_px = CONVNEXT_STRIDE
+        self.width: int = self.net.num_features
+        self.embed_dim: int = self.net.num_classes or self.width
+        self.mean, self.std = normalisation(self.net)
+
+    def forward(self, image_BCHW: Tensor) -> AlignedFeatures:
+        """Embeds images; H and W are multiples of 32."""
+        map_BChw = self.net.forward_features(image_BCHW)
+        # Pooling over a map of one position is that position.
+        alone = map_BChw.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
+        tokens = self.net.forward_head(alone).unflatten(0, (len(map_BChw), -1))
+        return AlignedFeatures(tokens, 0, (map_BChw.shape[2], map_BChw.shape[3]), [])
+
+
+def build_aligned(
+    config: BackboneConfig, aligned: AlignedConfig, taps: tuple[int, ...] = ()
+) -> AlignedVit | AlignedConvNext:
+    """Builds an image encoder with dense features in the space of its text tower.
+
+    Args:
+        config: a timm model of CLIP's kind.
+        aligned: which variant.
+        taps: blocks of a ViT whose tokens are given too, counted from 0.
+
+    Raises:
+        ModelError: the model has no such features, or computes another activation than its weights
+            were trained with.
+    """
+    require_own_activation(config)
+    outline = probe(config.name)
+    if hasattr(outline, "stages") and hasattr(outline, "forward_head"):
+        return AlignedConvNext(config, aligned)
+    known = isinstance(outline, VisionTransformer | Eva) and hasattr(outline.patch_embed, "norm")
+    if not known or getattr(outline, "rope_mixed", False):
+        raise ModelError(
+            f"backbone.name={config.name}: is no ViT or ConvNeXt of CLIP's kind, so that it has no "
+            "features in the space of a text tower: choose one, such as "
+            "vit_base_patch16_clip_quickgelu_224.openai"
+        )
+    return AlignedVit(config, aligned, taps)
+
+
+QUICK_GELU_TAGS = ("openai", "dfn5b", "metaclip")
+"""Beginnings of the tags of weights that were trained with QuickGELU."""
+
+
+def require_own_activation(config: BackboneConfig) -> None:
+    """Refuses weights under a name that computes GELU where they were trained with QuickGELU.
+
+    Raises:
+        ModelError: names the model to choose.
+    """
+    name, _, tag = config.name.partition(".")
+    if "_clip_" not in name or "quickgelu" in name or not tag.startswith(QUICK_GELU_TAGS):
+        return
+    right = name.replace("_clip_", "_clip_quickgelu_")
+    raise ModelError(
+        f"backbone.name={config.name}: its weights were trained with QuickGELU, and this name "
+        f"computes GELU, which gives other features: name {right}.{tag}"
+    )
+
+
+def _scaled(block: Any, number: int, tokens_BNC: Tensor) -> Tensor:
+    """The layer scale behind attention (1) or MLP (2), under timm's two names for it."""
+    gamma = getattr(block, f"gamma_{number}", None)
+    if gamma is not None:
+        return gamma * tokens_BNC
+    return getattr(block, f"ls{number}", nn.Identity())(tokens_BNC)
+
+
+def self_similar_attention(attention: Any, x_BNC: Tensor, rope: Tensor | None) -> Tensor:
+    """Attends by the similarity of queries to queries, and of keys to keys, added."""
+    query, key, value = (
+        each.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        for each in _projections(attention, x_BNC)
+    )
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    if rope is not None:
+        num_prefix, half = attention.num_prefix_tokens, getattr(attention, "rotate_half", False)
+        query, key = (
+            torch.cat(
+                [
+                    each[:, :, :num_prefix],
+                    apply_rot_embed_cat(each[:, :, num_prefix:], rope, half=half),
+                ],
+                dim=2,
+            )
+            for each in (query, key)
+        )
+    mixed = functional.scaled_dot_product_attention(query, query, value)
+    mixed = mixed + functional.scaled_dot_product_attention(key, key, value)
+    return attention.proj(attention.norm(mixed.transpose(1, 2).flatten(2)))
+
+
+def _projections(attention: Any, x_BNC: Tensor) -> tuple[Tensor, ...]:
+    if attention.qkv is None:
+        return attention.q_proj(x_BNC), attention.k_proj(x_BNC), attention.v_proj(x_BNC)
+    bias = attention.qkv.bias
+    if getattr(attention, "q_bias", None) is not None:
+        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    return functional.linear(x_BNC, attention.qkv.weight, bias).chunk(3, dim=2)
