@@ -14,6 +14,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class Outage(UserError):
+    """A storage that does not answer, refuses or is full: a later attempt may succeed."""
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM, as clusters do, rather than by Ctrl-C."""
 

@@ -7,8 +7,10 @@ are imported inside the functions, because jobs start without them.
 """
 
 import importlib
+import json
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -54,6 +56,54 @@ def guard_snapshots(guard: Callable[[Callable[[], None]], None]) -> None:
 
     guarded.guards = plain  # type: ignore[attr-defined]
     manager._write_state_to_storage = guarded
+
+
+def new_snapshot(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """Makes the content of `SNAPSHOT`, as if Ray Train had noted these checkpoints.
+
+    Args:
+        metrics: The metrics of each by the name of its folder, oldest first; at least one.
+    """
+    import ray
+
+    results = [{"checkpoint_dir_name": n, "metrics": dict(m)} for n, m in metrics.items()]
+    empty = (
+        "pending_training_results pending_validation_specs validated_checkpoint_dir_names "
+        "timed_out_validation_checkpoint_dir_names failed_validation_checkpoint_dir_names"
+    )
+    state: dict[str, Any] = {"ray_version": ray.__version__, "checkpoint_results": results}
+    state |= {"checkpoint_report_indices": list(range(len(results)))}
+    state |= {"latest_checkpoint_result": results[-1], "current_report_index": len(results)}
+    return json.dumps(state | {key: [] for key in empty.split()})
+
+
+def worker_loggers() -> list[logging.Logger]:
+    """The loggers that print the traceback of each error of a training worker.
+
+    Also of those that the driver prints in one line; the names of the loggers differ in kind.
+    """
+    names = ("ray.train.v2._internal.util", "ray.train.v2._internal.execution.context")
+    return [importlib.import_module(name).logger for name in names]
+
+
+def raise_at_once(is_final: Callable[[BaseException], bool]) -> None:
+    """Lets errors of workers end a run at once, in the process of Ray Train's controller.
+
+    Ray starts the workers anew after any error, `max_failures` times.
+
+    Args:
+        is_final: Whether another attempt would meet the error of a worker again.
+    """
+    name = "ray.train.v2._internal.execution.failure_handling.default"
+    policy: Any = importlib.import_module(name).DefaultFailurePolicy
+    plain = getattr(policy._is_retryable_error, "guards", policy._is_retryable_error)
+
+    def is_retryable(self: Any, error: Any) -> bool:
+        failures = getattr(error, "worker_failures", None) or {}
+        return not any(map(is_final, failures.values())) and plain(self, error)
+
+    is_retryable.guards = plain  # type: ignore[attr-defined]
+    policy._is_retryable_error = is_retryable
 
 
 def read_environment_again() -> None:
@@ -195,9 +245,11 @@ class _ShutDown:
 def cause_of(error: BaseException) -> BaseException:
     """Returns the error of a worker without the wrapping of Ray Train or of Ray's tasks.
 
-    `TrainingFailedError.worker_failures` is public, but not how its values wrap the worker's error.
+    `TrainingFailedError.worker_failures` is public, but not how its values wrap the worker's error,
+    which may itself be one of Ray's tasks, such as a loader's.
     """
-    return getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error
+    inner = getattr(error, "_base_exc", None) or getattr(error, "cause", None)
+    return cause_of(inner) if isinstance(inner, BaseException) else error
 
 
 def never_lived(error: BaseException) -> bool:

@@ -61,7 +61,6 @@ TESTED_ELSEWHERE = {
     "pipeline.training.worker.diagnosis": "pipeline/training/worker/test_nonfinite.py",
     "pipeline.training.worker.micro_batches": "pipeline/training/worker/test_ddp.py",
     "pipeline.training.worker.preemption": "pipeline/training/worker/test_hurry.py",
-    "pipeline.training.worker.process": "pipeline/training/worker/test_ddp.py",
 }
 """Module to test file: those that are parts of what the test drives as a whole."""
 

@@ -31,8 +31,8 @@ from pipeline.registry.facts import described, description, tags_for_mlflow
 from pipeline.tracking.limits import name_for_mlflow
 from pipeline.tracking.mlflow_run import (
     MlflowUnavailable,
+    client_of,
     is_unavailable,
-    make_private,
     patient,
     prepare_environment,
 )
@@ -103,14 +103,11 @@ class Registry:
 
     def __init__(self, tracking_uri: str, name: str = RegistryConfig.name) -> None:
         prepare_environment()
-        from mlflow import MlflowClient
-
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self.tracking_uri, self.name = tracking_uri, name
         self._set_process()
-        make_private(tracking_uri)
-        self._client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+        self._client = client_of(tracking_uri)
 
     def register(
         self,

@@ -24,8 +24,8 @@ from pipeline.storage.open import open_storage
 from pipeline.tracking.config import server_uri
 from pipeline.tracking.mlflow_run import (
     MlflowUnavailable,
+    client_of,
     is_unavailable,
-    make_private,
     patient,
     prepare_environment,
 )
@@ -54,7 +54,6 @@ def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
         RetrainLocked: Another call is at it.
     """
     prepare_environment()
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
 
@@ -65,9 +64,8 @@ def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         os.environ[variable] = uri  # What `models:/` means, here and in the workers.
     check_server(base.tracking)
-    make_private(uri)
     storage = open_storage(state_folder(config))
-    record = DecisionRecord(MlflowClient(uri), name, storage)
+    record = DecisionRecord(client_of(uri), name, storage)
     work = Work(
         partial(data_now, base),
         partial(run_training, base, start_ray=start_ray),

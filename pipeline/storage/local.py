@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from pipeline.errors import UserError, told_by_system
+from pipeline.errors import Outage, UserError, told_by_system
 from pipeline.storage.base import Entry, ObjectError, Storage
 from pipeline.storage.names import is_hidden
 
@@ -181,7 +181,7 @@ class LocalStorage(Storage):
 
     def _refused(self, path: str, error: OSError) -> UserError:
         """The message of an error that the system has for a file, whatever it is."""
-        kind = UserError if error.errno in _OF_ALL else ObjectError
+        kind = Outage if error.errno in _OF_ALL else ObjectError
         told = told_by_system(error)
         told = told or f"{error.strerror or error}: check the name and the file system"
         return kind(f"{self.uri}/{path}: the file system refuses it: {told}")

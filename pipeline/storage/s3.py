@@ -25,7 +25,7 @@ from boto3.session import Session
 from botocore import exceptions as aws
 from botocore.config import Config
 
-from pipeline.errors import UserError
+from pipeline.errors import Outage, UserError
 from pipeline.storage.base import Entry, ObjectError, Storage
 
 logger = logging.getLogger(__name__)
@@ -265,8 +265,9 @@ class S3Storage(Storage):
         except (aws.PartialCredentialsError, aws.ProfileNotFound) as error:
             raise self._needs("complete credentials") from error
         except (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError) as error:
+            name = type(error).__name__
             raise self._needs(
-                f"an answering server ({type(error).__name__}): start it, or correct the address"
+                f"an answering server ({name}): start it, or correct the address", Outage
             ) from error
         except aws.ParamValidationError as error:
             raise ObjectError(f"{self.uri}/{path}: not a valid S3 name: {error}") from error
@@ -275,8 +276,8 @@ class S3Storage(Storage):
                 raise
             raise self._needs("a valid URL") from error
 
-    def _needs(self, what: str) -> UserError:
-        return UserError(
+    def _needs(self, what: str, kind: type[UserError] = UserError) -> UserError:
+        return kind(
             f"{self.uri}: {_endpoint()} needs {what}: check the environment variables {_VARIABLES}"
         )
 
@@ -287,7 +288,7 @@ class S3Storage(Storage):
         if code in ("NoSuchKey", "404"):
             return self._missing(path)
         of_object = code in _OF_ONE_OBJECT and error.operation_name in ("GetObject", "HeadObject")
-        return (ObjectError if of_object else UserError)(
+        return (ObjectError if of_object else Outage)(
             f"{self.uri}/{path}: {_endpoint()} answers {error.operation_name} with {code}: the "
             f"credentials must allow it; check the environment variables {_VARIABLES}"
         )

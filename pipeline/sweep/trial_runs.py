@@ -20,7 +20,7 @@ from pipeline.sweep.diagnosis import LOSS, Diagnosis, History
 from pipeline.sweep.results import Result
 from pipeline.sweep.trials import setting_tags, short_names
 from pipeline.tracking.config import server_uri
-from pipeline.tracking.mlflow_run import prepare_environment
+from pipeline.tracking.mlflow_run import client_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,8 @@ class TrialRuns:
         self._runs: dict[str, Any] = {}
         if not parent:
             return
-        prepare_environment()
-        from mlflow import MlflowClient
-
         try:
-            client = MlflowClient(tracking_uri=server_uri(config.tracking))
+            client = client_of(server_uri(config.tracking))
             self._experiment = client.get_run(parent).info.experiment_id
             # As many as one answer of MLflow can hold, which no sweep reaches.
             for run in client.search_runs([self._experiment], self._filter, max_results=50_000):

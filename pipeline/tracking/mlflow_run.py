@@ -8,10 +8,12 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from pipeline.errors import UserError
 from pipeline.tracking.limits import MAX_RUN_TAG_CHARS, folder_for, name_for_mlflow
@@ -106,6 +108,31 @@ def make_private(uri: str) -> None:
         os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
+def client_of(uri: str) -> Any:
+    """Makes MLflow's client of a tracking URI, whose registry is there too.
+
+    MLflow makes the tables of a new sqlite file in whatever process finds none: of two that do so
+    at once one fails. So they take turns.
+    """
+    prepare_environment()
+    from mlflow import MlflowClient
+
+    make_private(uri)
+    with _turn(sqlite_path(uri)):
+        return MlflowClient(uri, registry_uri=uri)
+
+
+@contextmanager
+def _turn(database: Path | None) -> Iterator[None]:
+    with ExitStack() as stack:
+        if database is not None:
+            path = database.with_name(f".{database.name}.lock")
+            # A folder that is only read here, whose file has its tables, or that takes no locks.
+            with suppress(OSError, NotImplementedError):
+                stack.enter_context(FileLock(path, fallback_to_soft=False))
+        yield
+
+
 class MlflowRun:
     """A run on one server. Not thread-safe; `open` first."""
 
@@ -173,13 +200,9 @@ class MlflowRun:
 
     def _connect(self) -> Any:
         if self._client is None:
-            prepare_environment()
-            from mlflow import MlflowClient
-
             for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
-            make_private(self.uri)
-            self._client = MlflowClient(self.uri)
+            self._client = client_of(self.uri)
         return self._client
 
     def _experiment(self) -> str:

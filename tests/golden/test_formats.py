@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +34,10 @@ from pipeline.sweep.trials import grid_trials
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.driver.launch import plan_run, train
+from tests.golden.formats import make
 from tests.support.mini_shards import MiniShards, tiny_model
 from tests.support.mlflow_store import new_store
+from tests.support.ray_fixtures import run_command
 
 FORMATS = Path(__file__).parent / "formats"
 CHECKPOINT = FORMATS / "run" / "step_00000003"
@@ -209,3 +213,25 @@ def test_what_the_registry_knows_of_a_version(tmp_path):
     }
     assert registry.state_folder() == model["tags"]["retrain.state"]
     assert registry.find(tags={"weights": checkpoint_fingerprint(CHECKPOINT)}) == champion
+
+
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_code_of_today_writes_the_same_kinds_of_files(tmp_path):
+    run_command("tests.golden.formats.make", str(tmp_path / "out"))
+
+    def kinds(folder: Path) -> set[str]:
+        files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        return {re.sub(r"[0-9a-f-]{6,}[0-9.:a-f-]*", "N", str(path)) for path in files}
+
+    old = {kind for kind in kinds(FORMATS) if not kind.endswith((".py", ".md", ".pyc"))}
+    assert old <= kinds(tmp_path / "out")
+    retraining = json.loads((tmp_path / "out/retraining/state.json").read_text())
+    assert retraining["attempt"]["phase"] == "finished"
+
+
+def test_what_writes_these_files_can_be_started(tmp_path):
+    (tmp_path / "there").touch()
+    with pytest.raises(SystemExit, match="must be one new or empty folder"):
+        make.main([str(tmp_path)])

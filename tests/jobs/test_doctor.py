@@ -13,6 +13,7 @@ from PIL import Image
 from jobs import doctor
 from pipeline.data.prepare.config import PrepareConfig, RootsConfig
 from pipeline.data.prepare.run import prepare
+from tests.support.other_user import open_folder, refused
 from tests.support.tiny_roots import (
     cityscapes_files,
     encode,
@@ -123,6 +124,30 @@ def test_another_datasets_folder_is_a_finding(tmp_path, monkeypatch, capsys):
     assert diagnose(monkeypatch, *arguments) == 1
     assert list(findings(report)) == [("ade20k", "", "layout")]
     assert "looks like cityscapes" in report.read_text()
+
+
+def test_a_folder_that_may_not_be_read_is_no_wrong_layout(monkeypatch):
+    with open_folder() as folder:
+        root = folder / "city"
+        write_cityscapes(root)
+        report = folder / "report.json"
+        with refused(0o000, root / "leftImg8bit/train"):
+            assert diagnose(monkeypatch, "--roots.cityscapes", root, "--out", report) == 1
+        found = findings(report)
+        assert found[("cityscapes", "train", "access")]
+        assert not any(kind == "layout" for _, _, kind in found)
+        assert "permission denied" in report.read_text()
+
+
+def test_train_ids_in_place_of_raw_ids_are_remarked(tmp_path, monkeypatch, capsys):
+    write_cityscapes(tmp_path, num_train=2)
+    for number, name in enumerate(sorted(tmp_path.rglob("gtFine/train/**/*_labelIds.png"))):
+        ids = np.resize(np.array([number, 11, 18, 255], np.uint8), (32, 64))
+        name.write_bytes(encode(ids, ".png"))
+    assert diagnose(monkeypatch, "--roots.cityscapes", tmp_path) == 0
+    assert "train: the labels hold 255 and nothing above 18: they look like train ids" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_dataset_of_your_own(tmp_path, monkeypatch, capsys):

@@ -75,6 +75,26 @@ def test_a_guard_stands_around_the_write_of_the_snapshot(tmp_path, monkeypatch):
     assert (tmp_path / "run" / ray_internals.SNAPSHOT).read_text() == "{}"
 
 
+def test_ray_reads_a_snapshot_that_is_made_for_it(tmp_path):
+    from ray.train.v2._internal.execution.checkpoint import checkpoint_manager as module
+
+    for step in (2, 4):
+        (tmp_path / f"run/step_{step}").mkdir(parents=True)
+    made = ray_internals.new_snapshot({f"step_{step}": {"step": step} for step in (2, 4)})
+    (tmp_path / "run" / ray_internals.SNAPSHOT).write_text(made)
+    config = ray.train.CheckpointConfig(num_to_keep=2)
+    manager = module.CheckpointManager(config, StorageContext(str(tmp_path), "run"))
+    latest = manager.latest_checkpoint_result
+    assert latest
+    assert latest.checkpoint.path == str(tmp_path / "run/step_4")
+    assert latest.metrics == {"step": 4}
+    assert [each.metrics["step"] for each in manager._checkpoint_results] == [2, 4]
+    assert json.loads(manager._save_state()) == json.loads(made) | {
+        key: [{"version": 0} | each for each in json.loads(made)[key]]
+        for key in ("checkpoint_results",)
+    } | {"latest_checkpoint_result": {"version": 0} | json.loads(made)["latest_checkpoint_result"]}
+
+
 def test_ray_writes_the_snapshot_with_the_keys_that_are_read():
     from ray.train.v2._internal.execution.checkpoint import checkpoint_manager as manager
 
@@ -199,6 +219,8 @@ def test_the_cause_of_a_wrapped_error_is_found(local_ray):
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(fails.remote())
     assert isinstance(ray_internals.cause_of(caught.value), KeyError)
+    both = UserExceptionWithTraceback(caught.value, "")
+    assert type(ray_internals.cause_of(both)) is KeyError
 
 
 def test_the_storage_of_a_run_takes_and_deletes_folders(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from pipeline.errors import printable
 KINDS = {
     # Roots: what the conversion would leave out, or not find at all.
     "layout": "not the folder of this dataset",
+    "access": "folder that cannot be read, so that nobody knows what is in it",
     "empty": "no sample of this split",
     "pair": "image or label without its partner, or a name that clashes",
     "image": "image that cannot be read",

@@ -20,7 +20,8 @@ from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
 from pipeline.data.inspect.report import CheckReport, Finding, Section
 from pipeline.data.pixels.checks import BadSample, reason_of
 from pipeline.data.pixels.encode import decode_image
-from pipeline.errors import UserError
+from pipeline.errors import Outage, UserError
+from pipeline.storage.base import ObjectError
 from pipeline.storage.open import open_storage
 
 SAMPLES_PER_TASK = 64
@@ -102,7 +103,7 @@ def _listed(
     try:
         reader = open_own(dataset, own) if own else open_reader(dataset, root)
     except UserError as error:
-        yield Section(dataset, "", findings=[Finding("layout", root, str(error))]), ()
+        yield Section(dataset, "", findings=[_refusal(root, error)]), ()
         return
     readers[dataset] = reader
     empty = []
@@ -113,7 +114,7 @@ def _listed(
         try:
             listing = reader.listing(split)
         except UserError as error:
-            section.findings.append(Finding("layout", f"{root} ({split})", str(error)))
+            section.findings.append(_refusal(f"{root} ({split})", error))
             yield section, ()
             continue
         section.samples = len(listing.sources) + len(listing.left_out)
@@ -129,6 +130,13 @@ def _listed(
         # A download of one split alone is usual, unless the other was asked for.
         if splits is not None or all_missing or section.samples:
             yield section, ()
+
+
+def _refusal(place: str, error: UserError) -> Finding:
+    """What keeps a root from being listed: its storage, or what lies in it."""
+    return Finding(
+        "access" if isinstance(error, ObjectError | Outage) else "layout", place, str(error)
+    )
 
 
 @functools.lru_cache(maxsize=8)

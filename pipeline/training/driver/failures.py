@@ -10,8 +10,8 @@ import ray.train
 from ray.exceptions import RayActorError, RayError
 
 from model.errors import ModelError
-from pipeline.errors import UserError, told_by_system
-from pipeline.ray_internals import cause_of, never_lived
+from pipeline.errors import Outage, UserError, told_by_system
+from pipeline.ray_internals import cause_of, never_lived, raise_at_once
 from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.saving import snapshot
 
@@ -28,8 +28,15 @@ class FailureReporter(ray.train.UserCallback):
     def __init__(self, run: RunConfig) -> None:
         self._run = run
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrives in the controller's process, before the first worker starts."""
+        self.__dict__.update(state)
+        raise_at_once(_is_final)
+
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Prints one line for each failure of workers."""
+        """Prints one line for each failure of workers from which the run may recover."""
+        if any(map(_is_final, worker_exceptions.values())):
+            return  # The driver tells it.
         causes = "; ".join(
             f"worker {rank}: {_first_line(error)}" for rank, error in worker_exceptions.items()
         )
@@ -38,6 +45,12 @@ class FailureReporter(ray.train.UserCallback):
             f"{way_on(self._run)}",
             flush=True,
         )
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether it is a mistake, which each further attempt would meet again."""
+    inner = cause_of(error)
+    return isinstance(inner, UserError | ModelError) and not isinstance(inner, Outage)
 
 
 def way_on(run: RunConfig) -> str:
@@ -67,14 +80,18 @@ def explained(error: Exception, config: TrainMixConfig) -> Exception:
     The error is a `TrainingFailedError`, or what its controller raised before it began.
     """
     failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        inner = cause_of(failure)
+    causes = [cause_of(failure) for failure in failures.values()]
+    # Mistakes first: the other workers fail too, because the one that met it is gone.
+    for inner in causes:
         if isinstance(inner, UserError | ModelError):
             return inner
+    for inner in causes:
         if isinstance(inner, OSError) and (told := told_by_system(inner)):
             place = inner.filename or "the disk of a worker"
             return UserError(f"{place}: {told}; the same command resumes {way_on(config.run)}")
     failure = getattr(error, "controller_failure", None) or _at_the_start(error)
+    if isinstance(failure, UserError):  # As of a storage that it asked for the newest checkpoint.
+        return failure
     # Ray's own files in the run's folder, such as its snapshot; some errors of Ray are OSErrors.
     if isinstance(failure, OSError) and not isinstance(failure, RayError | TimeoutError):
         told = told_by_system(failure) or f"{failure}: see to the store"

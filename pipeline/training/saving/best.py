@@ -68,6 +68,7 @@ class BestModel:
         self._stored = -math.inf  # The value of the model in the storage, if it counts.
         self._folder = ""  # Of that model, which BEST names; also if its value does not count.
         self._read()
+        self._remove_left()
 
     def is_beaten_by(self, value: float) -> bool:
         """Whether a model would be the best, those included that are on their way."""
@@ -141,6 +142,18 @@ class BestModel:
     @property
     def _path(self) -> str:
         return f"{self._run.name}/{BEST}"
+
+    def _remove_left(self) -> None:
+        """Removes models that BEST does not name: of a process that died as it replaced one."""
+        try:
+            storage = open_storage(self._run.storage)
+            if storage.exists(self._path) and not self._folder:
+                return  # It cannot be read, so nobody knows which of them counts.
+            for name in storage.folders(self._run.name):
+                if re.fullmatch(r"best_\d+", name) and name != self._folder:
+                    self._storage.delete(name)
+        except Exception as error:
+            logger.warning("what an earlier attempt left beside %s stays: %s", self._path, error)
 
     def _read(self) -> None:
         """Reads what an earlier attempt stored, which counts if it is of the same metric."""

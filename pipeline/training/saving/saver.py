@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from pipeline.checkpoints.files import step_folder
 from pipeline.checkpoints.provenance import save_model
 from pipeline.checkpoints.whole import write_digests
-from pipeline.errors import UserError
+from pipeline.errors import Outage, UserError
 from pipeline.ray_internals import RunStorage
 from pipeline.storage.retry import retry
 from pipeline.tracking.tracker import Tracker
@@ -207,7 +207,7 @@ class Saver:
             # Ray repeats an upload whose error reads "AWS Error ...", and this one was repeated
             # long enough.
             reason = str(error).replace("AWS Error", "AWS error")
-            raise UserError(
+            raise Outage(
                 f"run.storage={self._run.storage}: checkpoint {name} was not stored in "
                 f"{time.monotonic() - began:.0f} s (train.storage_patience_s="
                 f"{self._train.storage_patience_s:g}): {reason}: make room or see to the store; "

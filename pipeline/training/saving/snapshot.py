@@ -11,10 +11,11 @@ from typing import Any
 
 import ray.train
 
-from pipeline.checkpoints.files import TRAINER, step_folder, step_of
+from model.checkpoint import DIGESTS
+from pipeline.checkpoints.files import METRICS, TRAINER, step_folder, step_of
 from pipeline.checkpoints.whole import fault_of
 from pipeline.errors import UserError
-from pipeline.ray_internals import SNAPSHOT, guard_snapshots
+from pipeline.ray_internals import SNAPSHOT, guard_snapshots, new_snapshot
 from pipeline.storage.open import open_storage
 from pipeline.storage.retry import retry
 from pipeline.training.config import RunConfig
@@ -72,7 +73,7 @@ class SnapshotKeeper(ray.train.UserCallback):
 
 
 def repair(run: RunConfig) -> int:
-    """Replaces a torn snapshot by the copy of the one before.
+    """Replaces a torn snapshot by the copy of the one before, and a missing one by a new one.
 
     Returns:
         Steps done in the newest complete checkpoint; 0 when there is none.
@@ -83,11 +84,13 @@ def repair(run: RunConfig) -> int:
     storage = open_storage(run.storage)
     path, spare = f"{run.name}/{SNAPSHOT}", f"{run.name}/{_SPARE}"
     if not storage.exists(path):
-        return 0
+        return _taken_up(run)
     try:
         snapshot = json.loads(storage.read(path))
     except ValueError:
         if not storage.exists(spare):
+            if step := _taken_up(run):
+                return step
             logger.warning("%s is torn, and no checkpoint was complete: starting over", path)
             storage.delete(path)
             return 0
@@ -106,6 +109,34 @@ def repair(run: RunConfig) -> int:
                 "back, or give the run another name"
             )
     return step_of(latest["checkpoint_dir_name"]) if latest else 0
+
+
+def _taken_up(run: RunConfig) -> int:
+    """Makes a snapshot of the checkpoints that are there and whole by their own record.
+
+    A process that dies between the first checkpoint and the first snapshot leaves such a run.
+
+    Returns:
+        Steps done in the newest one; 0 when there is none.
+    """
+    storage, found = open_storage(run.storage), dict[str, dict[str, Any]]()
+    for folder in filter(step_of, storage.folders(run.name)):
+        place = f"{run.name}/{folder}"
+        if not storage.exists(f"{place}/{DIGESTS}") or fault_of(storage, place):
+            continue  # The process died while it copied this one.
+        try:
+            metrics = json.loads(storage.read(f"{place}/{METRICS}"))
+        except (FileNotFoundError, ValueError):
+            metrics = {}
+        found[folder] = {**metrics, "step": step_of(folder)}
+    if not found:
+        return 0
+    storage.write(f"{run.name}/{SNAPSHOT}", new_snapshot(found).encode())
+    newest = list(found)[-1]
+    logger.warning(
+        "run %s: no list of its checkpoints: taking up %s, a whole one", run.name, newest
+    )
+    return step_of(newest)
 
 
 def newest_whole(run: RunConfig) -> int:

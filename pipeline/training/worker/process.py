@@ -9,7 +9,15 @@ import ray.train
 import ray.train.torch
 import torch
 
+from model.errors import ModelError
+from pipeline.errors import UserError
+from pipeline.ray_internals import worker_loggers
 from pipeline.training.config import TrainMixConfig
+
+
+def _is_no_mistake(record: logging.LogRecord) -> bool:
+    """Keeps back the traceback of what the driver prints in one line."""
+    return not isinstance(sys.exc_info()[1], UserError | ModelError)
 
 
 def prepare_process(config: TrainMixConfig) -> torch.device:
@@ -32,5 +40,7 @@ def _log_to_driver() -> None:
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
     logging.getLogger().setLevel(logging.WARNING)
+    for logger in worker_loggers():
+        logger.addFilter(_is_no_mistake)
     # Batches arrive as read-only views into Ray's object store; nothing here writes into them.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

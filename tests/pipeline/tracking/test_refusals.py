@@ -1,17 +1,20 @@
 """What MLflow refuses for good is told with its remedy; an outage stays an outage."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from jobs.track import ReplayConfig, replay_job
 from pipeline.errors import UserError
 from pipeline.tracking.limits import MAX_EXPERIMENT_CHARS, folder_for
-from pipeline.tracking.mlflow_run import make_private
+from pipeline.tracking.mlflow_run import client_of, make_private
 from pipeline.tracking.preflight import check_server
 from pipeline.tracking.refusals import MlflowRefused
 from pipeline.tracking.tracker import Tracker, TrackingConfig
@@ -159,6 +162,40 @@ def test_a_new_database_is_its_owners_alone(tmp_path):
     os.chmod(path, 0o640)  # What the user has set stays.
     make_private(f"sqlite:///{path}")
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_processes_take_turns_in_making_a_new_database(tmp_path, monkeypatch):
+    lock = tmp_path / ".mlflow.db.lock"
+    made = []
+
+    def client(uri: str, registry_uri: str) -> str:
+        with pytest.raises(Timeout), FileLock(lock, blocking=False, is_singleton=False):
+            pass
+        made.append(registry_uri)
+        return uri
+
+    monkeypatch.setattr("mlflow.MlflowClient", client)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert client_of(uri) == uri
+    assert made == [uri]
+    with FileLock(lock, blocking=False):
+        pass
+    monkeypatch.setattr("mlflow.MlflowClient", lambda uri, registry_uri: uri)
+    assert client_of("http://127.0.0.1:9") == "http://127.0.0.1:9"
+
+
+@pytest.mark.slow
+def test_a_new_database_is_made_once_by_many_processes(tmp_path):
+    code = (
+        f"from pipeline.tracking.mlflow_run import client_of; client_of('sqlite:///{tmp_path}/m')"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for each in started:
+        _, said = each.communicate()
+        assert each.returncode == 0, said[-2000:]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.data.datasets import open_reader
@@ -80,3 +81,22 @@ def test_differences_from_the_published_counts_are_noted(put: Put, tmp_path: Pat
     assert listing.notes == (
         "train: 1 samples with image and label, 2975 published: 2974 are missing",
     )
+
+
+@pytest.mark.parametrize(
+    ("ids", "is_told"),
+    [
+        ([0, 11, 18, 255], True),  # The 19 classes of training, and what is none.
+        ([11, 255], True),
+        ([13], False),  # Raw ids of a small part of the pictures.
+        ([0, 7, 18], False),
+        ([7, 26, 255], False),  # Raw ids, and pixels that another program has filled.
+        ([], False),
+    ],
+)
+def test_train_ids_are_told_from_raw_ids(put: Put, tmp_path: Path, ids: list[int], is_told: bool):
+    put_one(put)
+    pixels = np.zeros(256, np.int64)
+    pixels[ids] = 100
+    remarks = open_reader("cityscapes", str(tmp_path)).remarks(pixels)
+    assert ["train ids" in text for text in remarks] == [True] * is_told

@@ -4,6 +4,7 @@ import json
 import pickle
 
 import pytest
+import ray.train
 import torch
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
@@ -127,3 +128,29 @@ def test_a_run_falls_back_to_its_newest_whole_checkpoint(run, tmp_path, caplog, 
 
 def test_a_new_run_has_nothing_to_fall_back_from(tmp_path):
     assert snapshot.newest_whole(RunConfig(name="mine", storage=str(tmp_path))) == 0
+
+
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_checkpoint_that_was_stored_before_any_list_is_taken_up(run, tmp_path, torn, caplog):
+    folder = tmp_path / "mine"
+    (folder / SNAPSHOT).write_text("{") if torn else (folder / SNAPSHOT).unlink()
+    whole(folder / step_folder(4))
+    (folder / step_folder(4) / "metrics.json").write_text('{"step": 4, "train/loss": 1.5}')
+    # A process that died while it copied the next one.
+    assert snapshot.repair(run) == snapshot.newest_whole(run) == 4
+    assert "taking up step_00000004" in caplog.text
+    manager = CheckpointManager(ray.train.CheckpointConfig(), StorageContext(str(tmp_path), "mine"))
+    assert [each.metrics for each in manager._checkpoint_results] == [
+        {"step": 4, "train/loss": 1.5}
+    ]
+    assert manager.latest_checkpoint_result
+
+
+@pytest.mark.parametrize("missing", ["files.json", TRAINER, "labels.txt"])
+def test_what_is_not_whole_by_its_own_record_is_not_taken_up(run, tmp_path, missing):
+    folder = tmp_path / "mine"
+    (folder / SNAPSHOT).unlink()
+    whole(folder / step_folder(4))
+    (folder / step_folder(4) / missing).unlink()
+    assert snapshot.repair(run) == snapshot.newest_whole(run) == 0
+    assert not (folder / SNAPSHOT).exists()

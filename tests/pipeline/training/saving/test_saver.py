@@ -331,3 +331,26 @@ def test_only_a_full_disk_lets_a_later_checkpoint_make_up_for_it(
     # What is none of the disk's is kept for all workers to end by.
     assert mine.defect is (None if of_the_disk else error)
     assert list(local.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", ["best_00000002", ""])
+def test_models_that_a_killed_process_left_are_removed(tmp_path, monkeypatch, named):
+    mine, _ = saver(tmp_path, monkeypatch)
+    for step in (2, 4, 6):
+        offer(mine, step, 0.1)
+        mine.wait()
+        assert mine._best
+        mine._best._stored = -math.inf
+        mine._best._folder = ""  # As if it had died before it removed the one before.
+    assert len(stored(tmp_path)[0]) == 3
+    record = tmp_path / "mine/best.json"
+    entry = json.loads(record.read_text())
+    record.write_text(json.dumps(entry | {"folder": named})) if named else record.unlink()
+    again, _ = saver(tmp_path, monkeypatch)
+    assert again._best
+    assert stored(tmp_path)[0] == ([named] if named else [])
+    # Where the record cannot be read, each may be the one that counts.
+    (tmp_path / "mine/best_00000008").mkdir()
+    record.write_text("{")
+    saver(tmp_path, monkeypatch)
+    assert (tmp_path / "mine/best_00000008").is_dir()

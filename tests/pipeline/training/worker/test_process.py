@@ -1,0 +1,37 @@
+"""What a worker prints of errors, besides what the driver says of them."""
+
+import logging
+
+import pytest
+from ray.train.v2._internal.util import construct_user_exception_with_traceback
+
+from model.errors import ModelError
+from pipeline.errors import UserError
+from pipeline.ray_internals import worker_loggers
+from pipeline.training.worker import process
+
+
+@pytest.mark.parametrize("error", [UserError("a mistake"), ModelError("a mistake"), KeyError("x")])
+def test_ray_prints_the_traceback_of_defects_alone(caplog, monkeypatch, error):
+    loggers = worker_loggers()
+    for logger in loggers:
+        monkeypatch.setattr(logger, "filters", [])
+        monkeypatch.setattr(logger, "propagate", True)
+        logger.addHandler(caplog.handler)
+    ours = logging.getLogger("pipeline")
+    kept = ours.handlers, ours.propagate, ours.level, logging.getLogger().level
+    try:
+        process._log_to_driver()
+        try:
+            raise error
+        except Exception as raised:
+            construct_user_exception_with_traceback(raised)
+            loggers[1].exception("an upload failed")
+    finally:
+        for logger in loggers:
+            logger.removeHandler(caplog.handler)
+        ours.handlers, ours.propagate = kept[:2]
+        ours.setLevel(kept[2])
+        logging.getLogger().setLevel(kept[3])
+    told = {record.name for record in caplog.records}
+    assert told == ({each.name for each in loggers} if isinstance(error, KeyError) else set())
