@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from model.config import STAND_IN, ModelConfig, TextConfig, config_from_dict
 from model.errors import ModelError
-from model.network import Network
+from model.network import Storable
 from model.outline import MAX_EMBED_DIM, stored_tensors
 from model.settings_file import MAX_BYTES, parse_json, parse_yaml, shown, text_of
 
@@ -66,7 +66,7 @@ RESOLVERS = "lseg.resolvers"
 
 def save_checkpoint(
     directory: Path | str,
-    network: Network,
+    network: Storable,
     labels: Sequence[str] = (),
     extra_config: Mapping[str, Any] | None = None,
     texts: Sequence[str] = (),

@@ -23,6 +23,19 @@ class Trunk(NamedTuple):
         return map_BChw[:, :, : self.cropped[0], : self.cropped[1]]
 
 
+class Storable(Protocol):
+    """What a checkpoint stores of a network."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its settings."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the trained weights by name."""
+        ...
+
+
 class Network(Protocol):
     """A network that scores images in two parts; `model.lseg.LSeg` is the one of this project."""
 

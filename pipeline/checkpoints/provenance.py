@@ -17,7 +17,7 @@ from model.checkpoint import (
     save_checkpoint,
 )
 from model.errors import ModelError
-from model.network import Network
+from model.network import Storable
 from model.settings_file import MAX_BYTES, parse_json, parse_yaml, text_of
 from pipeline.checkpoints.files import METRICS, PROVENANCE, fingerprints, step_of
 from pipeline.data.shards.format import Manifest, load_manifest
@@ -107,7 +107,7 @@ class Provenance:
         return found if isinstance(found, dict) else {}
 
 
-def save_model(folder: Path, network: Network, provenance: Provenance) -> None:
+def save_model(folder: Path, network: Storable, provenance: Provenance) -> None:
     """Writes what using a model takes, but not what continuing its training takes."""
     extra = {key: value for key, value in provenance.config.items() if key != "model"}
     save_checkpoint(folder, network, provenance.labels, extra, provenance.texts)

@@ -82,10 +82,11 @@ class LoneWorker:
     def batches_of_noise(self) -> Iterator[dict]:
         """The batches of the stream, with noise for pictures."""
         rng, count = np.random.default_rng(0), self.config.train.batch_size
+        side = self.config.data.augment.crop_px
         t = self.state.step * count
         while True:
-            image = rng.integers(0, 256, (count, 48, 48, 3), dtype=np.uint8)
-            label = rng.integers(0, 200, (count, 48, 48), dtype=np.uint8)
+            image = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+            label = rng.integers(0, 200, (count, side, side), dtype=np.uint8)
             yield {
                 "image": image,
                 "label": label,

@@ -9,19 +9,23 @@ trainer.pt the weights that training continues from. The position in the data st
 of its own: step s has used s x batch_size rows.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from model.checkpoint import WEIGHTS
+from model.config import ModelConfig
 from pipeline.checkpoints.files import ORDER, TRAINER
 from pipeline.checkpoints.provenance import Provenance, save_model
 from pipeline.ray_internals import set_current_rates
 from pipeline.training.config import TrainMixConfig, plain
 from pipeline.training.questions.labels import LabelSpace
+from pipeline.training.saving.host_copy import HostCopy
 from pipeline.training.state import order
 from pipeline.training.state.state import TrainingState
 
@@ -36,23 +40,74 @@ def provenance_of(
     return Provenance(labels.names, plain(config), tags, texts=labels.texts, metrics=metrics)
 
 
-def save(folder: Path, state: TrainingState, provenance: Provenance) -> None:
-    """Writes a checkpoint of a state into an existing folder."""
-    save_model(folder, state.evaluated, provenance)
-    trainer: dict[str, Any] = {
-        "step": state.step,
-        "optimizer": state.optimizer.state_dict(),
-        "schedule": state.schedule.state_dict(),
-        "torch_rng": torch.get_rng_state(),
-        "owes_validation": state.owes_validation,
-    }
-    # The rule of the schedule is a function of the configuration, not state.
-    trainer["schedule"].pop("lr_lambdas", None)
-    if state.average is not None:
-        trainer["weights"] = state.lseg.state_dict()
-        trainer["num_averaged"] = int(state.average.n_averaged)
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint stores of a state, in host memory: later steps do not change it."""
+
+    step: int
+    config: ModelConfig
+    """Settings of the network."""
+    weights: dict[str, Tensor]
+    """Weights of the network that is handed out."""
+    trainer: dict[str, Any] | None
+    """What continuing the training takes; None where only the model is stored."""
+    order: list[int]
+    copy: HostCopy
+    """Whose memory the tensors are in."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights, as those of a network."""
+        return self.weights
+
+
+def content_of(
+    state: TrainingState,
+    copy: HostCopy | None = None,
+    before: Content | None = None,
+    resumable: bool = True,
+) -> Content:
+    """Copies what a checkpoint stores.
+
+    Args:
+        state: The state, which may change from then on.
+        copy: Memory to copy into; new memory if None.
+        before: What was copied into it last; weights of the same step are not copied again.
+        resumable: Whether training shall be able to continue from it.
+    """
+    copy = copy or HostCopy()
+    if before is not None and before.step == state.step:
+        weights = before.weights
+    else:
+        weights = copy.take(state.evaluated.state_dict(), "weights")
+    trainer: dict[str, Any] | None = None
+    if resumable:
+        trainer = {
+            "step": state.step,
+            "optimizer": state.optimizer.state_dict(),
+            "schedule": state.schedule.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "owes_validation": state.owes_validation,
+        }
+        # The rule of the schedule is a function of the configuration, not state.
+        trainer["schedule"].pop("lr_lambdas", None)
+        if state.average is not None:
+            trainer["weights"] = state.lseg.state_dict()
+            trainer["num_averaged"] = state.average.n_averaged
+        trainer = copy.take(trainer, "trainer")
+    return Content(state.step, state.lseg.config, weights, trainer, list(state.order), copy)
+
+
+def save(folder: Path, content: Content, provenance: Provenance) -> None:
+    """Writes a checkpoint into an existing folder; on any thread."""
+    content.copy.wait()
+    save_model(folder, content, provenance)
+    if content.trainer is None:
+        return
+    trainer = dict(content.trainer)
+    if "num_averaged" in trainer:
+        trainer["num_averaged"] = int(trainer["num_averaged"])
     torch.save(trainer, folder / TRAINER)
-    order.write(folder / ORDER, state.order)
+    order.write(folder / ORDER, content.order)
 
 
 def restore(source: ray.train.Checkpoint, state: TrainingState, device: torch.device) -> None:

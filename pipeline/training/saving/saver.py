@@ -1,14 +1,20 @@
 """Writes the checkpoints of a run without delaying it, and outlasts a storage that fails.
 
-Worker 0 writes a local folder; a thread of Ray Train copies it to the run's storage. While the
-storage fails (a full disk, an object store that is down) the copy is tried again and again, and
-training goes on; only when it failed for `train.storage_patience_s` does the attempt end, and Ray
-starts a new one from the last complete checkpoint. What waits on the local disk is bounded.
+    training thread       writer                   a thread of Ray Train
+    copy in host memory > folder on the own disk > the run's storage
+
+Worker 0 copies the state, and a thread of its own writes the copy to a local folder while the next
+steps are made. There is memory for one copy: a checkpoint waits until the one before is written.
+Once it is, every worker reports it, and Ray Train copies it to the run's storage. While the storage
+fails (a full disk, an object store that is down) that is tried again and again, and training goes
+on; only when it failed for `train.storage_patience_s` does the attempt end, and Ray starts a new
+one from the last complete checkpoint. What waits on the local disk is bounded.
 """
 
 import logging
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,6 @@ import ray.train
 from safetensors import SafetensorError
 
 from pipeline.checkpoints.files import step_folder
-from pipeline.checkpoints.provenance import save_model
 from pipeline.checkpoints.whole import write_digests
 from pipeline.errors import Outage, UserError
 from pipeline.ray_internals import RunStorage
@@ -25,6 +30,8 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.job import Job
 from pipeline.training.saving import checkpoint
 from pipeline.training.saving.best import BestModel
+from pipeline.training.saving.checkpoint import Content, content_of
+from pipeline.training.saving.host_copy import HostCopy
 from pipeline.training.saving.local_folders import LocalFolders
 from pipeline.training.state import order
 from pipeline.training.state.state import TrainingState
@@ -40,7 +47,7 @@ _MOST_ON_THEIR_WAY = 2
 
 
 class Saver:
-    """Writes the checkpoints of one worker; every worker calls `save` after the same steps."""
+    """Writes the checkpoints of one worker; every worker calls its methods after the same steps."""
 
     def __init__(
         self, job: Job, state: TrainingState, rank: int, tracker: Tracker | None = None
@@ -51,6 +58,12 @@ class Saver:
         self._lost = self._on_their_way = 0
         self._lock = threading.Lock()
         self._folders = LocalFolders(self._run)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._copy = HostCopy()
+        self._content: Content | None = None  # What it holds.
+        self._writing: Future[Any] | None = None  # What the writer was given last.
+        self._due: dict[str, Any] | None = None  # The report of a checkpoint, until it is made.
+        self._written: Future[Path | None] | None = None  # Its folder, on worker 0.
         self._best: BestModel | None = None
         self.defect: Exception | None = None
         """What kept this worker from writing the state, and would keep it from it again."""
@@ -59,10 +72,18 @@ class Saver:
             if self._train.keep_best:
                 self._best = BestModel(job.plan.config, self._storage, self._upload, self._folders)
 
+    @property
+    def news(self) -> int:
+        """1 on the worker whose checkpoint is written, or could not be, and is to be reported."""
+        if self._rank != 0:
+            return 0
+        ready = self._due is not None and (self._written is None or self._written.done())
+        return int(ready or self.defect is not None)
+
     def save(
         self, metrics: dict[str, float], *, required: bool, bypass_backlog: bool = False
     ) -> None:
-        """Reports a checkpoint of the state to Ray Train.
+        """Has a checkpoint of the state written; `report` is to be called once it is.
 
         Args:
             metrics: Metrics of this step, which are stored with the checkpoint.
@@ -71,15 +92,35 @@ class Saver:
             bypass_backlog: Write it even though others are still on their way to the storage.
 
         Raises:
-            UserError: There is no room for the local folder.
+            UserError: There was no room for the local folder of the one before.
         """
         step = self._state.step
-        report = {"step": step, **metrics, "order": order.summary(self._state.order)}
-        # Written before it is reported: Ray copies the folder while the next steps change the
-        # state.
-        local = None
+        self.report(f"step {step}: the checkpoint")
+        self._due = {"step": step, **metrics, "order": order.summary(self._state.order)}
         if self._rank == 0 and not self._backlog_full(required or bypass_backlog):
-            folder = self._write_local(report, required)
+            content = self._take()
+            self._written = self._writing = self._writer.submit(
+                self._write_local, content, self._due, required
+            )
+
+    def report(self, waiting: str = "") -> None:
+        """Reports the checkpoint that was saved last to Ray Train, if that is still to be done.
+
+        Args:
+            waiting: What waits until it is written, for the log.
+
+        Raises:
+            UserError: There is no room for its local folder.
+        """
+        due, written = self._due, self._written
+        self._due = self._written = None
+        if due is None:
+            return
+        local = None
+        if written is not None:
+            if waiting and not written.done():
+                logger.warning("%s waits until that of step %d is written", waiting, due["step"])
+            folder = written.result()
             if folder is not None:
                 local = ray.train.Checkpoint.from_directory(folder)
                 # Counted before Ray's thread can start: it counts down when the upload has ended.
@@ -88,9 +129,9 @@ class Saver:
         # Last, and by every worker, with a checkpoint or without: Ray waits for the reports of all.
         # A report without a checkpoint would wait for those before it too, if it were not ASYNC.
         ray.train.report(
-            report,
+            due,
             checkpoint=local,
-            checkpoint_dir_name=step_folder(step),
+            checkpoint_dir_name=step_folder(due["step"]),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=self._store_and_forget,
             delete_local_checkpoint_after_upload=False,
@@ -99,17 +140,32 @@ class Saver:
     def keep_best(self, metrics: dict[str, float]) -> None:
         """Keeps the model (not what continuing its training takes) if no validation was better."""
         value = metrics.get(self._train.keep_best)
-        if self._best is None or value is None or not self._best.is_beaten_by(value):
+        if self._best is None or value is None:
             return
-        step = self._state.step
-        folder = self._write_local({"step": step, **metrics}, required=False, resumable=False)
-        if folder is not None:
-            self._best.keep(step, value, folder)
+        self._settle()  # Only what is written counts among those that this one must beat.
+        if self._best.is_beaten_by(value):
+            report = {"step": self._state.step, **metrics}
+            content = self._take(resumable=False)
+            self._writing = self._writer.submit(self._write_best, content, report, value)
 
     def wait(self) -> None:
-        """Waits until the best model is in the storage."""
+        """Reports what is still to be reported, and waits until the best model is stored."""
+        self.report()
+        self._settle()
         if self._best is not None:
             self._best.wait()
+
+    def _settle(self) -> None:
+        """Waits until the writer has nothing to do; raises what it met."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def _take(self, resumable: bool = True) -> Content:
+        """Copies the state, when what the memory holds of another step is written."""
+        if self._content is None or self._content.step != self._state.step:
+            self._settle()
+        self._content = content_of(self._state, self._copy, self._content, resumable)
+        return self._content
 
     def _backlog_full(self, bypassed: bool) -> bool:
         """Whether so many checkpoints wait for the storage that this one is left out."""
@@ -125,25 +181,27 @@ class Saver:
         )
         return True
 
+    def _write_best(self, content: Content, metrics: dict[str, Any], value: float) -> None:
+        folder = self._write_local(content, metrics, required=False)
+        if folder is not None and self._best is not None:
+            self._best.keep(content.step, value, folder)
+
     def _write_local(
-        self, metrics: dict[str, Any], required: bool, resumable: bool = True
+        self, content: Content, metrics: dict[str, Any], required: bool
     ) -> Path | None:
-        """Writes a checkpoint to this node's disk.
+        """Writes a checkpoint to this node's disk; on the writer's thread.
 
         Returns:
             None where there is no room for it, or after a defect, which is kept: the other workers
             wait for a report, and must learn of it before any of them ends.
         """
-        job, state, folder = self._job, self._state, None
-        # Asked first, because it may wait: a full disk is judged at the moment of writing.
-        tags = job.tags | {"mlflow_run_id": self._mlflow_run_id()}
-        provenance = checkpoint.provenance_of(job.plan.config, job.plan.labels, metrics, tags)
+        job, folder = self._job, None
         try:
+            # Asked first, because it may wait: a full disk is judged at the moment of writing.
+            tags = job.tags | {"mlflow_run_id": self._mlflow_run_id(content.step)}
+            provenance = checkpoint.provenance_of(job.plan.config, job.plan.labels, metrics, tags)
             folder = self._folders.new()
-            if resumable:
-                checkpoint.save(folder, state, provenance)
-            else:
-                save_model(folder, state.evaluated, provenance)
+            checkpoint.save(folder, content, provenance)
         except Exception as error:
             # The half-written folder goes at once: its room is what the next checkpoint needs.
             if folder is not None:
@@ -155,14 +213,14 @@ class Saver:
             self._lost += 1
             if required or self._lost >= _LOST_IN_A_ROW:
                 raise UserError(
-                    f"{self._folders.place}: the checkpoint after step {state.step} cannot "
+                    f"{self._folders.place}: the checkpoint after step {content.step} cannot "
                     f"be written there ({error}): make room, or set TMPDIR to a folder with room "
                     "on every node; the same command goes on from the last checkpoint that was "
                     "stored"
                 ) from None
             logger.error(
                 "step %d: no checkpoint, since %s cannot be written (%s); training goes on",
-                state.step,
+                content.step,
                 self._folders.place,
                 error,
             )
@@ -170,12 +228,12 @@ class Saver:
         self._lost = 0
         return folder
 
-    def _mlflow_run_id(self) -> str:
+    def _mlflow_run_id(self, step: int) -> str:
         """The MLflow run, for later evaluations; empty while MLflow does not answer."""
         if self._tracker is None:
             return ""
         # A run of seconds ends before a new server has made its run.
-        is_last = self._state.step == self._train.steps
+        is_last = step == self._train.steps
         return self._tracker.wait_for_run(_RUN_WAIT_S if is_last else 0.0) or ""
 
     def _store_and_forget(self, local: ray.train.Checkpoint, name: str) -> Any:

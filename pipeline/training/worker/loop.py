@@ -3,7 +3,8 @@
 One optimiser step: fetch the micro-batches, count the labelled pixels of the GLOBAL batch, forward
 and backward with the loss divided by that count, all-rank finite check, clip, step, schedule. So N
 workers make the same update as one worker with an N times larger batch. Now and then: log,
-validate, checkpoint. Host synchronisations are marked.
+validate, copy the state for a checkpoint, which threads store. Host synchronisations go through
+`Overhead.read`, which counts them by name: two in a step that does nothing else.
 
 Exactness. The gradients of the accumulated passes sum to those of the whole batch, whatever the
 number of passes and workers. Batch norm sees one pass of all workers at a time: `accumulate` > 1
@@ -39,13 +40,14 @@ from pipeline.training.worker.defects import ended_by
 from pipeline.training.worker.device_batches import on_device
 from pipeline.training.worker.diagnosis import diagnose
 from pipeline.training.worker.micro_batches import BlockDealer
+from pipeline.training.worker.overhead import Overhead
 from pipeline.training.worker.preemption import PreemptionNotice
 from pipeline.training.worker.process import prepare_process
 from pipeline.training.worker.progress import SpeedMeter
 from pipeline.training.worker.regularizer_watch import RegularizerWatch
 from pipeline.training.worker.validation import validate
 from pipeline.training.worker.watchdog import Watchdog
-from pipeline.training.worker.wrapping import wrap
+from pipeline.training.worker.wrapping import autocast, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +105,13 @@ class Loop:
         )
         self.saver = Saver(job, state, self.rank, tracker)
         self.statistics = Statistics(self.lseg)
-        self.amp = _autocast(self.train.precision, device)
+        self.amp = autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
         self.notice = PreemptionNotice(self.config.cluster.preemption_every, self.rank)
         self.watchdog = Watchdog(self.config.run, self.config.cluster.stuck_s, self.rank)
         self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
         self.ended, self.chance_loss = EarlyEnd(), lambda: math.nan
+        self.overhead = Overhead(state.step)
         self.bad = BadSamples(self.config.data.max_bad_share)
         self.dealer = BlockDealer(
             self.config, self.order, state.step, self.rank, self.world, self.bad
@@ -118,8 +121,7 @@ class Loop:
         """Trains from the state's step to the end, or until there is a reason to stop."""
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None
-        rows = self.config.rows_per_pass
-        batches = Timed(on_device(batches_of(shard, rows), self.device))
+        batches = Timed(on_device(batches_of(shard, self.config.rows_per_pass), self.device))
         if self.rank == 0:
             logger.info("%d workers from step %d", self.world, self.state.step)
         metrics: dict[str, float] = {}
@@ -129,14 +131,13 @@ class Loop:
         progress = SpeedMeter(self.state.step, self.train.steps, self.train.batch_size)
         while self.state.step < self.train.steps and self.ended == EarlyEnd():
             # The step comes first: all that follows looks at the weights that it left.
-            loss, grad_norm = self.step(batches)
+            loss, grad_norm, news = self.step(batches)
             self.watchdog.beat()
-            done = self.state.step
-            last = done == self.train.steps
-            # Metrics are logged before the validation, whose metrics have the same step.
+            if news:
+                self.end_save()
+            done, last = self.state.step, self.state.step == self.train.steps
             if last or _every(done, self.train.log_every):
-                dist.all_reduce(loss)  # host synchronisation below, at `.item()`
-                metrics = self.log(loss.item(), grad_norm, progress, batches)
+                metrics = self.log(loss, grad_norm, progress, batches)
             validates = last or _every(done, self.train.validate_every)
             # Nobody has to leave after the last step, nor has a run that ends anyway.
             ends = last or self.ended != EarlyEnd()
@@ -149,31 +150,35 @@ class Loop:
             if validates and not hurries:
                 metrics |= self.validate()
                 progress.skip()
-            leaves = bool(self.ended.leaving)
-            required = last or bool(self.ended.stopped)
+            leaves, required = bool(self.ended.leaving), last or bool(self.ended.stopped)
             # The checkpoint comes last, so that it holds the metrics and what is still pending.
             # Weights that give no finite gradient must not push out the last good checkpoint,
             # but for the one that the end of a run promises.
             due = (leaves or _every(done, self.train.checkpoint_every)) and not self.nonfinite
-            saves = (required or due) and not self.ended.failed
-            if saves:
-                self.saver.save(metrics, required=required, bypass_backlog=leaves)
-            if saves or validates:
-                self.ended = ended_by(self.saver.defect, self.device) or self.ended
+            if (required or due) and not (self.ended.failed or self.ended.defect):
+                with self.overhead.spent("checkpoint"):
+                    self.saver.save(metrics, required=required, bypass_backlog=leaves)
         self.watchdog.close()
+        self.end_save()
         self.saver.wait()
         return self.ended
 
-    def step(self, batches: Timed) -> tuple[Tensor, float]:
+    def end_save(self) -> None:
+        """Reports what was written, or ends the run by what kept it from that, on all workers."""
+        with self.overhead.spent("checkpoint"):
+            self.saver.report()
+            self.ended = ended_by(self.saver.defect, self.device) or self.ended
+
+    def step(self, batches: Timed) -> tuple[Tensor, float, int]:
         """One optimiser step.
 
         Returns:
             loss: 0-d, this worker's part of the mean loss over the global batch.
             grad_norm: Norm of the gradients before clipping.
+            news: Not 0 if a checkpoint was written, or could not be.
         """
-        # The statistics are kept before any forward pass, in case the step has to be skipped.
         self.state.optimizer.zero_grad(set_to_none=True)
-        self.statistics.keep()
+        self.statistics.keep()  # Before any forward pass, in case the step has to be skipped.
         # All micro-batches are fetched before the first pass: the loss is divided by the labelled
         # pixels of the whole global batch, which one all-reduce counts over all workers.
         rows = self.order.rows(self.state.step)
@@ -181,13 +186,11 @@ class Loop:
         self.chance_loss = functools.partial(question.chance_loss, [row.dataset for row in rows])
         parts = range(self.train.accumulate)
         micro = [self.dealer.take(self.state.step, part, batches, question) for part in parts]
-        num_labelled, stop, digest = self.sync_step(
-            [each.label for each in micro], sum(each.digest for each in micro)
-        )
+        summed = self.sync_step([each.label for each in micro], sum(each.digest for each in micro))
         # The watch measures the weights before the step, as its first figure is of step 0.
         self.watch.look(self.state.step, micro[0].image, question.text_KC)
         # DDP averages gradients over workers; the mean wanted is over all labelled pixels.
-        weight = self.world / num_labelled.clamp_min(1)
+        weight = self.world / summed[0].clamp_min(1)
         total = torch.zeros((), device=self.device)
         for part, (image, label, dataset, _) in enumerate(micro):
             is_last = part + 1 == len(micro)
@@ -200,8 +203,8 @@ class Loop:
                 loss.backward()
             total += loss.detach() / self.world
         # Gradients are all-reduced: every worker sees the same norm and decides alike.
-        limit = self.train.clip_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.lseg.parameters(), limit).item()  # host sync
+        norm = nn.utils.clip_grad_norm_(self.lseg.parameters(), self.train.clip_norm or math.inf)
+        norm = self.overhead.read("gradient norm", norm)
         if math.isfinite(norm):
             self.state.optimizer.step()
             self.nonfinite = 0
@@ -212,26 +215,26 @@ class Loop:
         # A skipped step counts too: schedule and stream stay functions of the step alone.
         self.state.schedule.step()
         self.state.step += 1
-        self.state.order.append(int(digest))
-        # The stop flag came with the all-reduce above, so every worker ends after the same step.
+        # All came with the all-reduce above, so every worker ends or reports after the same step.
+        _, stop, digest, news = self.overhead.read("sums of the step", summed)
+        self.state.order.append(digest)
         if stop and self.state.step < self.train.steps and not self.ended.failed:
             self.ended = EarlyEnd(stopped=f"asked to stop, after step {self.state.step}")
-        return total, norm
+        return total, norm, news
 
-    def sync_step(self, labels: list[Tensor], digest: int) -> tuple[Tensor, Tensor, Tensor]:
-        """All-reduces label count, stop flag and sample digest of a step in one call.
+    def sync_step(self, labels: list[Tensor], digest: int) -> Tensor:
+        """Sums over all workers what they must know of a step, in one call.
 
         Returns:
-            num_labelled: 0-d int64, labelled pixels of the global batch.
-            stop: 0-d int64, not 0 if the run was asked to stop.
-            digest: 0-d int64, of the samples of the global batch.
+            (4,) int64: labelled pixels and digest of the global batch at 0 and 2; at 1 and 3 not 0
+            if the run was asked to stop, and if a checkpoint was written or could not be.
         """
         asked = bool(self.stop and self.stop.reason)
-        mine = torch.tensor([0, asked, wrapped(digest)], dtype=torch.int64)
+        mine = torch.tensor([0, asked, wrapped(digest), self.saver.news], dtype=torch.int64)
         mine = mine.to(self.device, non_blocking=True)
         mine[0] = torch.stack([(label != IGNORE).sum() for label in labels]).sum()
         dist.all_reduce(mine)
-        return mine[0], mine[1], mine[2]
+        return mine
 
     def skip_step(self, norm: float, loss: Tensor) -> None:
         """Leaves the weights and the statistics as they are after a gradient of NaN or infinity."""
@@ -248,23 +251,25 @@ class Loop:
             self.ended = EarlyEnd(failed=text)
 
     def log(
-        self, loss: float, grad_norm: float, progress: SpeedMeter, batches: Timed
+        self, part: Tensor, grad_norm: float, progress: SpeedMeter, batches: Timed
     ) -> dict[str, float]:
-        """One line of log and one point in MLflow, on rank 0."""
-        done = self.state.step
+        """One line of log and one point in MLflow, on rank 0; `part` is this worker's loss."""
+        dist.all_reduce(part)
+        done, loss = self.state.step, self.overhead.read("loss", part)
         speed = progress.lap(done, batches)
         num_bad, problem = self.bad.totals(self.device)
         if problem:
             self.ended = EarlyEnd(failed=problem)
         metrics = {
             "train/loss": loss,
-            "train/chance_loss": self.chance_loss(),  # host sync
+            "train/chance_loss": self.chance_loss(),
             "train/lr": self.state.schedule.get_last_lr()[0],
             "train/grad_norm": grad_norm,
             "train/images_per_s": speed.images_per_s,
             "train/data_wait_share": speed.data_wait_share,
             "train/bad_samples": num_bad,
             "train/skipped_steps": self.skipped,
+            **self.overhead.metrics(done),
         }
         if self.tracker:
             self.tracker.log_metrics(metrics, done)
@@ -275,9 +280,11 @@ class Loop:
         """Scores the validation split over all workers; the same figures on each."""
         if self.plan.validation is None:
             return {}
-        result = validate(
-            self.state.evaluated, self.questions, self.plan, self.amp, self.watchdog.beat
-        )
+        # A validation takes minutes, in which the checkpoint before it can be stored.
+        self.saver.report(f"step {self.state.step}: the validation")
+        with self.overhead.spent("validation"):
+            given = self.questions, self.plan, self.amp, self.watchdog.beat
+            result = validate(self.state.evaluated, *given)
         metrics, done = result.metrics(), self.state.step
         if self.tracker:
             self.tracker.log_metrics(metrics, done)
@@ -291,8 +298,3 @@ class Loop:
 
 def _every(done: int, interval: int) -> bool:
     return bool(interval) and done % interval == 0
-
-
-def _autocast(precision: str, device: torch.device) -> Any:
-    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -48,3 +48,9 @@ def _on_all_workers(lseg: LSeg, train: TrainConfig) -> DistributedDataParallel:
     if train.gradient_dtype == "bf16":
         network.register_comm_hook(None, bf16_compress_hook)
     return network
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """The context of forward passes in a precision of `TrainConfig`."""
+    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -86,7 +86,7 @@ def test_the_checkpoint_says_the_words_that_were_asked(tmp_path):
     labels = episode_labels(map(manifest, NAMES), TRAIN)
     assert labels is not None
     provenance = checkpoint.provenance_of(config, labels, {}, {})
-    checkpoint.save(tmp_path, build_state(config, 512, CPU), provenance)
+    checkpoint.save(tmp_path, checkpoint.content_of(build_state(config, 512, CPU)), provenance)
     stored = read_checkpoint(tmp_path)
     assert stored.labels == stored.texts == ("others", *NAMES)
     assert tuple(LSeg.load(tmp_path).labels) == ("others", *NAMES)

@@ -20,6 +20,7 @@ from pipeline.checkpoints.files import step_folder
 from pipeline.errors import UserError
 from pipeline.training.config import plain
 from pipeline.training.driver.launch import absolute
+from pipeline.training.saving.checkpoint import content_of
 from pipeline.training.saving.saver import Saver
 from tests.support.local_saver import local_saver
 from tests.support.mini_shards import MiniShards
@@ -50,8 +51,12 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
+def written(mine: Saver, required: bool) -> Path | None:
+    return mine._write_local(content_of(mine._state), {"step": 0}, required)
+
+
 def local(mine: Saver) -> ray.train.Checkpoint:
-    folder = mine._write_local({"step": 0}, required=True)
+    folder = written(mine, required=True)
     assert folder
     return ray.train.Checkpoint.from_directory(folder)
 
@@ -90,10 +95,10 @@ def test_no_room_for_the_local_folder_is_told_at_the_end_alone(small_disk, monke
     mine = local_saver(small_disk, monkeypatch, 0.5)
     fill(small_disk)
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
-    assert mine._write_local({"step": 0}, required=False) is None
+    assert written(mine, required=False) is None
     assert "training goes on" in caplog.messages[-1]
     with pytest.raises(UserError, match=rf"{small_disk}: the checkpoint after step 0 .*TMPDIR"):
-        mine._write_local({"step": 0}, required=True)
+        written(mine, required=True)
     assert list(small_disk.glob("lseg-*")) == []
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray.train
+import torch
 from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.context import (
     DistributedContext,
@@ -28,6 +29,7 @@ from pipeline.checkpoints.files import step_folder
 from pipeline.errors import UserError
 from pipeline.training.config import RunConfig
 from pipeline.training.saving import checkpoint
+from pipeline.training.saving.checkpoint import content_of
 from pipeline.training.saving.local_folders import LocalFolders
 from pipeline.training.saving.saver import Saver
 from tests.support.local_saver import local_saver
@@ -218,7 +220,12 @@ def save(mine: Saver, step: int, **how: bool) -> None:
     """Saves a checkpoint, which must not wait for those before it."""
     mine._state.step = step
     mine._state.order = [0] * step
-    thread = threading.Thread(target=mine.save, args=({},), kwargs={"required": False} | how)
+
+    def save_and_report() -> None:
+        mine.save({}, **({"required": False} | how))
+        mine.report()
+
+    thread = threading.Thread(target=save_and_report)
     thread.start()
     thread.join(15)
     assert not thread.is_alive()
@@ -240,6 +247,89 @@ def test_what_waits_for_a_slow_storage_is_bounded(reporting, local, caplog):
     save(mine, 6)
     assert reports.take(1) == [step_folder(6)]
     assert list(local.iterdir()) == []
+
+
+class Pen:
+    """Holds up what writes checkpoints to the local disk."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.free, self.began = threading.Event(), threading.Event()
+        write = checkpoint.save
+
+        def held(*given: Any) -> None:
+            self.began.set()
+            assert self.free.wait(30)
+            write(*given)
+
+        monkeypatch.setattr(checkpoint, "save", held)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_a_later_one_waits(
+    reporting, tmp_path, monkeypatch, caplog
+):
+    mine, _, reports = reporting
+    pen, weight = Pen(monkeypatch), next(iter(mine._state.lseg.parameters()))
+    before = weight.detach().clone()
+    mine._state.step, mine._state.order = 1, [7]
+    mine.save({}, required=False)
+    assert pen.began.wait(30)
+    assert mine.news == 0
+    with torch.no_grad():  # The step after it.
+        weight += 1.0
+    mine._state.step, mine._state.order = 2, [7, 8]
+    later = threading.Thread(target=mine.save, args=({},), kwargs={"required": False})
+    later.start()
+    later.join(0.3)
+    assert later.is_alive()
+    assert caplog.messages[-1] == "step 2: the checkpoint waits until that of step 1 is written"
+    pen.free.set()
+    later.join(30)
+    mine.wait()
+    assert reports.take(2) == [step_folder(1), step_folder(2)]
+    for step, wanted in ((1, before), (2, before + 1.0)):
+        folder = tmp_path / "mine" / step_folder(step)
+        assert torch.equal(next(iter(LSeg.load(folder).parameters())), wanted)
+        assert len((folder / "order.txt").read_text().split()) == step
+    assert mine.news == 0
+
+
+def test_what_is_written_is_news_until_it_is_reported(reporting, monkeypatch):
+    mine, _, reports = reporting
+    save(mine, 1)
+    assert mine.news == 0
+    mine._state.step = 2
+    mine.save({}, required=False)
+    mine._settle()
+    assert mine.news == 1
+    mine.report()
+    assert mine.news == 0
+    assert reports.take(2) == [step_folder(1), step_folder(2)]
+    monkeypatch.setattr(checkpoint, "save", lambda *_: 1 / 0)
+    mine._state.step = 3
+    mine.save({}, required=False)
+    mine._settle()
+    mine.report()
+    assert mine.news == 1  # A defect, until the run has ended by it.
+    assert isinstance(mine.defect, ZeroDivisionError)
+
+
+def test_the_best_model_and_the_checkpoint_of_a_step_share_one_copy(
+    local_ray, tmp_path, local, monkeypatch
+):
+    mine, _ = saver(tmp_path, monkeypatch)
+    reports, pen = Reports(mine, monkeypatch), Pen(monkeypatch)
+    mine._state.step, mine._state.order = 1, [7]
+    mine.keep_best({METRIC: 0.5})
+    assert pen.began.wait(30)
+    mine.save({}, required=False)  # Does not wait for the writer.
+    pen.free.set()
+    mine.wait()
+    assert reports.take(1) == [step_folder(1)]
+    one, other = (tmp_path / "mine" / name for name in ("best_00000001", step_folder(1)))
+    name = "model.safetensors"
+    assert (one / name).read_bytes() == (other / name).read_bytes()
+    assert not (one / "trainer.pt").exists()
+    reports.close()
 
 
 def test_a_report_without_a_checkpoint_does_not_wait_for_those_before(
@@ -327,7 +417,7 @@ def test_only_a_full_disk_lets_a_later_checkpoint_make_up_for_it(
         raise error
 
     monkeypatch.setattr(checkpoint, "save", fail)
-    assert mine._write_local({"step": 0}, required=False) is None
+    assert mine._write_local(content_of(mine._state), {"step": 0}, required=False) is None
     # What is none of the disk's is kept for all workers to end by.
     assert mine.defect is (None if of_the_disk else error)
     assert list(local.iterdir()) == []

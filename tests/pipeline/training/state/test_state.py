@@ -55,7 +55,7 @@ def test_a_resumed_state_goes_on_as_the_one_it_was_saved_from(tmp_path, precisio
         one_step(whole, step)
     checkpoint.save(
         tmp_path,
-        whole,
+        checkpoint.content_of(whole),
         provenance_of(config, label_space(["road", "sky"]), {"step": 3}, {}),
     )
     checkpoint.restore(ray.train.Checkpoint.from_directory(tmp_path), resumed, CPU)
@@ -78,7 +78,7 @@ def test_a_resumed_state_takes_rates_that_were_changed(tmp_path):
         one_step(before, step)
     checkpoint.save(
         tmp_path,
-        before,
+        checkpoint.content_of(before),
         provenance_of(CONFIG, label_space(["road", "sky"]), {"step": 3}, {}),
     )
     train = replace(CONFIG.train, lr=CONFIG.train.lr / 8, weight_decay=0.5, steps=100)
@@ -100,7 +100,9 @@ def test_the_checkpoint_hands_out_the_average(tmp_path):
     state = build_state(CONFIG, 512, CPU)
     one_step(state, 0)
     one_step(state, 1)
-    checkpoint.save(tmp_path, state, provenance_of(CONFIG, label_space(["road"]), {}, {}))
+    checkpoint.save(
+        tmp_path, checkpoint.content_of(state), provenance_of(CONFIG, label_space(["road"]), {}, {})
+    )
     loaded = LSeg.load(tmp_path)
     for one, other in zip(loaded.parameters(), state.evaluated.parameters(), strict=True):
         assert torch.equal(one, other)

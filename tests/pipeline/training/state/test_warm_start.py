@@ -71,7 +71,11 @@ def test_a_resumed_run_needs_the_other_checkpoint_no_more(other, tmp_path):
     with pytest.raises(UserError, match=r"holds no model.safetensors: name the folder"):
         check_start(config)
     # What the run saves says the recipe's own network, so that it resumes under that recipe.
-    checkpoint.save(tmp_path, state, provenance_of(config, label_space(["road"]), {"step": 0}, {}))
+    checkpoint.save(
+        tmp_path,
+        checkpoint.content_of(state),
+        provenance_of(config, label_space(["road"]), {"step": 0}, {}),
+    )
     text = (tmp_path / "config.yaml").read_text()
     assert f"pretrained: {str(config.model.backbone.pretrained).lower()}" in text
 

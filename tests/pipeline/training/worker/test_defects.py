@@ -17,12 +17,14 @@ pytestmark = pytest.mark.usefixtures("process_group")
 def run(mini_shards: MiniShards, folder, monkeypatch, fails_in: str, error: Exception) -> Any:
     """The loop of a run that cannot write its state at one of its calls, after step 4."""
     config = mini_shards.config(folder, "mine", steps=8, checkpoint_every=2, validate_every=4)
-    saver = SimpleNamespace(defect=None, steps=[], wait=lambda: None)
+    saver = SimpleNamespace(
+        defect=None, steps=[], news=0, report=lambda *_: None, wait=lambda: None
+    )
 
     def call(name: str, *_: Any, **__: Any) -> None:
         saver.steps.append((name, worker.state.step))
         if name == fails_in and worker.state.step == 4:
-            saver.defect = error
+            saver.defect, saver.news = error, 1
 
     saver.save = lambda *given, **how: call("save", *given, **how)
     saver.keep_best = lambda *given: call("keep_best", *given)

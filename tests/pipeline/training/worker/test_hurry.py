@@ -26,6 +26,7 @@ class Recorder:
         self.config, self.folder, self.events = config, folder, list[tuple[str, int]]()
         self.notice_from = self.stop_at = 10**9
         self.defect: Exception | None = None
+        self.news = 0
         self.stop = SimpleNamespace(reason="")
         self.worker: Any = None
         monkeypatch.setattr(ray.train, "get_dataset_shard", lambda _: self)
@@ -57,13 +58,19 @@ class Recorder:
     def save(
         self, metrics: dict[str, float], *, required: bool, bypass_backlog: bool = False
     ) -> None:
-        """In place of the upload."""
+        """Writes at once."""
         state = self.worker.state
         self.events.append(("save", state.step))
         folder = self.folder / str(state.step)
         folder.mkdir(exist_ok=True)
         provenance = checkpoint.provenance_of(self.config, self.worker.labels, metrics, {})
-        checkpoint.save(folder, state, provenance)
+        checkpoint.save(folder, checkpoint.content_of(state), provenance)
+
+    def report(self, waiting: str = "") -> None:
+        """Notes it where there is something to report."""
+        if self.news:
+            self.events.append(("report", self.worker.state.step))
+        self.news = 0
 
     def wait(self) -> None:
         """Nothing is under way."""
@@ -124,3 +131,20 @@ def test_a_notice_at_the_last_step_does_not_cost_the_validation(recorder):
     recorder.notice_from = 5
     assert recorder.run() == EarlyEnd()
     assert recorder.events[-2:] == [("validate", 6), ("save", 6)]
+
+
+def test_what_is_written_is_reported_after_the_next_step_and_at_the_end(
+    mini_shards, tmp_path, monkeypatch
+):
+    config = mini_shards.config(tmp_path, "news", steps=6, checkpoint_every=3, validate_every=4)
+    recorder = Recorder(config, tmp_path, monkeypatch)
+    save = recorder.save
+
+    def save_with_news(*given: Any, **how: Any) -> None:
+        save(*given, **how)
+        recorder.news = 1
+
+    monkeypatch.setattr(recorder, "save", save_with_news)
+    recorder.run()
+    assert recorder.events[:3] == [("save", 3), ("report", 4), ("validate", 4)]
+    assert recorder.events[3:] == [("validate", 6), ("save", 6), ("report", 6)]

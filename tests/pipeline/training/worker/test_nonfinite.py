@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 @pytest.fixture
 def config(mini_shards: MiniShards, tmp_path, monkeypatch) -> TrainMixConfig:
-    monkeypatch.setattr(loop, "Saver", lambda *_: SimpleNamespace())  # Nothing is saved here.
+    monkeypatch.setattr(loop, "Saver", lambda *_: SimpleNamespace(news=0))  # It saves nothing.
     config = mini_shards.config(tmp_path, "nan", steps=30, clip_norm=1.0, ema_decay=0.5)
     return replace(config, train=replace(config.train, max_nonfinite_steps=2))
 
