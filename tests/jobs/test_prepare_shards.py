@@ -208,6 +208,31 @@ class TestConversion:
         assert job(*arguments) == 2
         assert "other source files" in capsys.readouterr().err
 
+    def test_train_splits_can_be_stored_no_finer_than_training_uses(self, roots, capsys):
+        arguments = ("--roots.cityscapes", roots / "city", "--samples_per_shard", 2)
+        for name, more in (("plain", ()), ("small", ("--train_long_side", 40))):
+            assert job(*arguments, "--out", roots / name, *more) == 0
+        plain, small = files(roots / "plain"), files(roots / "small")
+        assert {name for name in plain if plain[name] != small[name]} == {
+            name for name in plain if "/train/" in name
+        }
+        manifest = load_manifest(open_storage(str(roots / "small")), "cityscapes", "train")
+        assert {(s.height, s.width) for shard in manifest.shards for s in shard.samples} == {
+            (20, 40)  # Of 32 x 64.
+        }
+        assert manifest.settings["train_long_side"] == 40
+        assert b"train_long_side" not in plain["cityscapes/train/manifest.json"]
+        capsys.readouterr()
+        assert job(*arguments, "--out", roots / "small", "--train_long_side", 40) == 0
+        assert job(*arguments, "--out", roots / "small") == 2
+        assert "train_long_side=40, but this run has 0" in capsys.readouterr().err
+        assert job(*arguments, "--out", roots / "plain", "--train_long_side", 40) == 2
+        assert "train_long_side=0, but this run has 40" in capsys.readouterr().err
+        # What is not well above it stays as it is, to the byte.
+        assert job(*arguments, "--out", roots / "near", "--train_long_side", 50) == 0
+        tar = "cityscapes/train/cityscapes-train-000000.tar"
+        assert files(roots / "near")[tar] == plain[tar]
+
     def test_labels_without_any_known_class_are_no_usable_samples(self, roots, capsys):
         for frame in range(5):
             label = cityscapes_files("train", "aachen", frame)[1]

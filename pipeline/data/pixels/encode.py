@@ -30,6 +30,9 @@ from pipeline.data.pixels.scans import check_scans
 _PNG_LEVEL = 3  # In zlib 1.2.13 the fastest to decode, and the last before writing gets slow.
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1  # Second bytes of JPEG markers; the first is 0xFF.
 
+WELL_ABOVE = 1.5
+"""So many times the side that training uses: from there on smaller files are cheaper to load."""
+
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes an image of any common format and colour mode to 8-bit colour.
@@ -63,12 +66,15 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return header.height, header.width
 
 
-def keep_jpeg(data: bytes, short_side_px: int) -> tuple[bytes, tuple[int, int]] | None:
+def keep_jpeg(
+    data: bytes, short_side_px: int, long_side_px: int = 0
+) -> tuple[bytes, tuple[int, int]] | None:
     """Checks an image that can be stored as it is, for half the cost of `decode_image`.
 
     Args:
         data: The file.
         short_side_px: Larger images must be shrunk.
+        long_side_px: Images well above it must be shrunk too; see `shrunk_size`.
 
     Returns:
         The JPEG free of any EXIF orientation, and its height and width; None when the image must be
@@ -78,17 +84,18 @@ def keep_jpeg(data: bytes, short_side_px: int) -> tuple[bytes, tuple[int, int]] 
         BadSample: The image cannot be used; see `decode_image`.
     """
     header, is_jpeg = _open_image(data, MAX_PIXELS)
+    size = header.height, header.width
     # Others than the usual samplings are compressed anew: few readers of shards decode them.
     if (
         not is_jpeg
         or not has_usual_sampling(data)
         or header.mode != "RGB"
-        or min(header.size) > short_side_px
+        or shrunk_size(size[0], size[1], short_side_px, long_side_px) != size
     ):
         return None
     # An eighth of the size: all of the data is read, but most of the arithmetic left out.
     _decode_by_opencv(header, data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
-    return _without_orientation(data), (header.height, header.width)
+    return _without_orientation(data), size
 
 
 def _open_image(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
@@ -134,12 +141,23 @@ def encode_label(label: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks)
 
 
-def shrunk_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
-    """The size to store: the given one, or the one whose short side is `short_side_px`."""
-    short = min(height, width)
-    if short <= short_side_px:
+def shrunk_size(
+    height: int, width: int, short_side_px: int, long_side_px: int = 0
+) -> tuple[int, int]:
+    """The size to store: the given one, or a smaller one of the same shape.
+
+    Args:
+        height: Pixels of the image, downwards.
+        width: Pixels of the image, across.
+        short_side_px: Most that the short side may have.
+        long_side_px: What the long side gets in images that are well above it (`WELL_ABOVE`);
+            compressing others anew would cost sharpness and save little. 0 for none.
+    """
+    scale = short_side_px / min(height, width)
+    if long_side_px and max(height, width) >= WELL_ABOVE * long_side_px:
+        scale = min(scale, long_side_px / max(height, width))
+    if scale >= 1:
         return height, width
-    scale = short_side_px / short
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 

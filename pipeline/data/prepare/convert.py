@@ -71,6 +71,15 @@ class ConvertSettings:
     """Whether native ids are stored too."""
     relabel: str = ""
     """Fingerprint of the relabelling."""
+    train_long_side: int = 0
+    """Long side of images that are well above it; 0 in splits that keep theirs."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as manifests and records hold them."""
+        values = dataclasses.asdict(self)
+        if not self.train_long_side:  # As before there was any: equal fingerprints.
+            del values["train_long_side"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +160,7 @@ def make_units(blank: Unit, sources: tuple[Source, ...], sizes: dict[str, int]) 
         sources: All samples, sorted by key.
         sizes: Bytes of the source files by path; a file that changed its size is converted anew.
     """
-    settings = dataclasses.asdict(blank.settings)
+    settings = blank.settings.to_dict()
     step = blank.settings.samples_per_shard
     units = []
     for index, start in enumerate(range(0, len(sources), step)):
@@ -188,7 +197,8 @@ def convert_sample(
     """
     data = reader.read(source.image, "the image file is missing")
     image = None
-    if kept := keep_jpeg(data, unit.settings.short_side_px):
+    sides = unit.settings.short_side_px, unit.settings.train_long_side
+    if kept := keep_jpeg(data, *sides):
         jpeg, original = kept
     else:
         jpeg, image = b"", decode_image(data)
@@ -205,7 +215,7 @@ def convert_sample(
         native_pixels += count_ids(native)
     label = cv2.LUT(native, unit.labelling.table)
     relabelled = relabel(label, native, reader, source)
-    size = shrunk_size(*original, unit.settings.short_side_px)
+    size = shrunk_size(*original, *sides)
     if size != original:
         label, native = resize_label(label, size), resize_label(native, size)
         assert image is not None  # `keep_jpeg` keeps none that must shrink.
@@ -266,7 +276,7 @@ def convert_unit(unit: Unit) -> UnitResult:
         shard = writer.finish() if len(left_out) < len(unit.sources) else None
     result = UnitResult(
         unit.fingerprint,
-        dataclasses.asdict(unit.settings),
+        unit.settings.to_dict(),
         shard,
         tuple(totals[: len(unit.labelling.taxonomy.classes)].tolist()),
         tuple(left_out),

@@ -73,6 +73,7 @@ class SplitJob:
             lookup=self._labelling.fingerprint,
             native=config.native,
             relabel="" if relabelling is None else relabelling.fingerprint,
+            train_long_side=config.train_long_side if split == "train" else 0,
         )
         sizes = _file_sizes(reader.root, listing)
         self._source_fingerprint = fingerprint_sources(listing.sources, sizes)
@@ -149,7 +150,7 @@ class SplitJob:
         """
         assert not self.waiting
         results = [self._results[unit.index] for unit in self._units]
-        settings, taxonomy = dataclasses.asdict(self._settings), self._labelling.taxonomy
+        settings, taxonomy = self._settings.to_dict(), self._labelling.taxonomy
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             dataset=self.dataset,
@@ -244,6 +245,7 @@ class SplitJob:
 
     def _check_settings(self, where: str, found: dict[str, object]) -> None:
         wanted = dataclasses.asdict(self._settings)
+        found = {"train_long_side": 0} | found
         # The taxonomy first: another one changes the look-up table too.
         for key in ("taxonomy_fingerprint", *sorted(wanted)):
             if found.get(key) != wanted[key]:

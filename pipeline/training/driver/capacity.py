@@ -47,14 +47,6 @@ class Capacity:
         """What saturates first."""
         return min(self.limits, key=lambda name: self.limits[name])
 
-    @property
-    def checkpoint_gb(self) -> float:
-        """10^9 bytes of a checkpoint: weights, moments, and the weights beside an average."""
-        train = self.estimate.config.train
-        moments = {"sgd": 1, "adamw": 2}[train.optimizer]
-        copies = 1 + moments + bool(train.ema_decay)
-        return 4 * copies * self.estimate.num_parameters / _GB
-
     def warnings(self) -> list[str]:
         """What to change, most pressing first."""
         found = []
@@ -112,7 +104,7 @@ class Capacity:
             f"together        {self.images_per_s:.0f} images/s; first to saturate: {self.first}",
             f"time            {whole}{duration(seconds)}, "
             f"{seconds * hardware.num_workers / 3600:.1f} GPU-hours, without validations",
-            f"checkpoints     {self.checkpoint_gb:.1f} GB every {duration(every_s)}",
+            f"checkpoints     {self.estimate.checkpoint_gb:.1f} GB every {duration(every_s)}",
         ]
         return [*lines, *(f"WARNING         {text}" for text in self.warnings())]
 

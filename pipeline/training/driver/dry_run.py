@@ -5,7 +5,8 @@ makes a step of one worker's images. Memory, operations and time are estimates: 
 are what autograd keeps, and the speed is an assumption, which is printed with the result.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.lseg import LSeg
+from pipeline.data.pixels.encode import WELL_ABOVE
+from pipeline.data.shards.format import Manifest
 from pipeline.data.taxonomy import universal
 from pipeline.progress import duration
 from pipeline.ray_internals import fake_tensors
@@ -45,6 +48,16 @@ class Estimate:
     """10^12 floating-point operations of forward and backward."""
     seconds_per_image: float
     """At the assumed speed, of all workers together."""
+    finer: tuple[str, ...] = ()
+    """Datasets whose shards are far finer than the recipe can use."""
+
+    @property
+    def checkpoint_gb(self) -> float:
+        """10^9 bytes of a checkpoint: weights, moments, and the weights beside an average."""
+        train = self.config.train
+        moments = {"sgd": 1, "adamw": 2}[train.optimizer]
+        copies = 1 + moments + bool(train.ema_decay)
+        return (8 if train.precision == "fp64" else 4) * copies * self.num_parameters / 1e9
 
     def lines(self) -> list[str]:
         """The report, for people."""
@@ -79,7 +92,36 @@ class Estimate:
             f"run             {f'{train.steps} steps' if images else 'steps not known'} of "
             f"{train.batch_size} images: {f'{images} images, ' if images else ''}{passes}",
             f"operations      {self.tflop_per_image:.3g} TFLOP an image",
+            f"checkpoint      {self.checkpoint_gb:.2g} GB, in the host memory of worker 0 too",
+            *self._about_shards(),
         ]
+
+    def _about_shards(self) -> list[str]:
+        if not self.finer:
+            return []
+        used_px = used_long_side(self.config)
+        return [
+            f"WARNING         {', '.join(self.finer)}: most images are far finer than {used_px} "
+            "px, the most that this recipe uses: they load about twice as fast from shards that "
+            f"jobs/prepare_shards.py makes with --train_long_side {used_px}"
+        ]
+
+
+def used_long_side(config: TrainMixConfig) -> int:
+    """Pixels of the long side of an image at the largest scale of the augmentation."""
+    augment = config.data.augment
+    return math.ceil(augment.base_px * augment.scale[1])
+
+
+def finer_than_used(config: TrainMixConfig, manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
+    """Datasets of which more than half of the images are well above `used_long_side`."""
+    limit_px = WELL_ABOVE * used_long_side(config)
+    found = []
+    for name, manifest in manifests.items():
+        sides = [max(s.height, s.width) for shard in manifest.shards for s in shard.samples]
+        if sides and sum(side >= limit_px for side in sides) > len(sides) / 2:
+            found.append(name)
+    return tuple(found)
 
 
 def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
@@ -92,11 +134,12 @@ def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
     Raises:
         ModelError: The network cannot be built so.
     """
-    num_labels, images = len(universal().classes), None
+    num_labels, images, finer = len(universal().classes), None, tuple[str, ...]()
     if plan is None:
         config = replace(config, train=in_steps(config.train, 0))
     else:
         config, num_labels, images = plan.config, len(plan.labels), plan.mixture.rows_per_epoch
+        finer = finer_than_used(config, plan.corpus.manifests)
         if plan.is_few_shot:  # A step asks for the classes of its own images alone.
             num_labels = min(num_labels, config.train.batch_size + 1)
     lseg = check_model(config.model).train()
@@ -123,9 +166,8 @@ def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
     per_image = flops.get_total_flops() / config.rows_per_pass
     speed = (GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS) * 1e12
     seconds = per_image / (speed * config.cluster.num_workers)
-    return Estimate(
-        config, num_parameters, num_labels, images, memory / _GIB, per_image / 1e12, seconds
-    )
+    sizes = memory / _GIB, per_image / 1e12, seconds
+    return Estimate(config, num_parameters, num_labels, images, *sizes, finer)
 
 
 def _step(lseg: LSeg, config: TrainMixConfig, num_labels: int, kept: list[int]) -> None:

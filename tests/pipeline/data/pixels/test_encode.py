@@ -162,6 +162,18 @@ def test_shrinking_a_label_invents_no_id(label):
     assert set(np.unique(small)) <= set(np.unique(label))
 
 
+def test_only_what_is_well_above_the_long_side_is_shrunk_to_it():
+    # Cityscapes, IDD, BDD100K, the largest of Mapillary, ADE20K.
+    sizes = (1024, 2048), (1080, 1920), (720, 1280), (3024, 4032), (512, 683)
+    found = [shrunk_size(*size, 1080, 1040) for size in sizes]
+    assert found == [(520, 1040), (585, 1040), (720, 1280), (780, 1040), (512, 683)]
+    assert shrunk_size(1200, 1500, 1080, 1040) == (1080, 1350)  # Above the short side alone.
+    assert shrunk_size(4000, 60, 1080, 1040) == (1040, 16)
+    data = encode_jpeg(np.zeros((100, 300, 3), np.uint8), 95)
+    assert keep_jpeg(data, 1080, 200) is None
+    assert keep_jpeg(data, 1080, 201) == (data, (100, 300))
+
+
 def test_shrunk_label_lies_over_its_image():
     """Edges of image and label fall together, without the half pixel that cv2's nearest is off."""
     label = np.zeros((90, 90), np.uint8)

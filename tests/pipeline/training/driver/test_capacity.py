@@ -6,10 +6,14 @@ import pytest
 
 from jobs.cli import main
 from jobs.train_mix import JobConfig, run
+from pipeline.data.ingest.augment import AugmentConfig
+from pipeline.data.ingest.config import DataConfig
+from pipeline.data.shards.format import find_manifests
 from pipeline.errors import UserError
+from pipeline.storage.open import open_storage
 from pipeline.training.config import ClusterConfig, TrainConfig, TrainMixConfig
 from pipeline.training.driver.capacity import LOADER_MS, SUSTAINED, Capacity, plan_capacity
-from pipeline.training.driver.dry_run import Estimate
+from pipeline.training.driver.dry_run import Estimate, finer_than_used
 from pipeline.training.driver.hardware import GPUS, HardwareConfig
 from tests.support.mini_shards import write_manifests
 
@@ -40,7 +44,7 @@ def test_each_bound_is_that_of_the_data_sheets():
     assert found.limits["S3 requests"] == 5500
     step_s = 256 / compute
     assert found.images_per_s == pytest.approx(256 / (step_s / 3 + max(2 / 3 * step_s, seconds)))
-    assert found.checkpoint_gb == pytest.approx(2.4)  # Weights and momentum.
+    assert found.estimate.checkpoint_gb == pytest.approx(2.4)  # Weights and momentum.
 
 
 def test_an_exchange_that_ends_within_the_backward_pass_costs_nothing():
@@ -90,6 +94,20 @@ def test_the_job_plans_for_the_machines_and_never_trains_on_them(tmp_path, capsy
     assert main(JobConfig, run, [*recipe, *machines]) == 2
     assert "hardware: plans without training" in capsys.readouterr().err
     assert main(JobConfig, run, [*recipe, "--hardware.gpu", "A100", "--dry_run", "true"]) == 0
+    assert "finer" not in text  # Pictures of 8 pixels; the recipe uses 160.
+
+
+def test_shards_that_are_far_finer_than_the_recipe_are_named(tmp_path):
+    write_manifests(tmp_path, ("ade20k", "idd"), "train")
+    manifests = find_manifests(open_storage(str(tmp_path)), "train")
+    for scale, names in ((0.05, ("ade20k", "idd")), (0.2, ())):  # Of 100 px; the pictures have 8.
+        augment = AugmentConfig(crop_px=16, base_px=100, scale=(0.01, scale))
+        config = TrainMixConfig(data=DataConfig(augment=augment), train=TrainConfig(steps=1))
+        assert finer_than_used(config, manifests) == names
+    estimate = replace(planned(EIGHT_BY_EIGHT).estimate, finer=("cityscapes", "idd"))
+    (line,) = (line for line in estimate.facts() if "finer" in line)
+    assert "cityscapes, idd: most images are far finer than 1040 px" in line
+    assert line.endswith("--train_long_side 1040")
 
 
 @pytest.mark.parametrize(
