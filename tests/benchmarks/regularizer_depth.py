@@ -153,12 +153,12 @@ def build(block: RegularizerConfig, seed: int) -> LSeg:
     return lseg.train()
 
 
-def train(job: tuple[RegularizerConfig, int, int, float]) -> Run:
+def train(job: tuple[RegularizerConfig, int, int, float], device: str = "cpu") -> Run:
     """Trains one network: (block, seed, steps, base learning rate)."""
     block, seed, steps, lr = job
     torch.set_num_threads(1)
-    image, label, text = scenes()
-    lseg = build(block, seed)
+    image, label, text = (tensor.to(device) for tensor in scenes())
+    lseg = build(block, seed).to(device)
     bias = first_bias(lseg.regularizer) if block.depth else 0.0
     optimizer = torch.optim.SGD(lseg.parameter_groups(lr), momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** 0.9)

@@ -169,10 +169,10 @@ class Kill:
         return self.step - self.resumed_at + 1
 
 
-def train(recipe: Path, name: str, *arguments: str) -> Process:
-    """Starts a run on a Ray of its own."""
+def train(recipe: Path, name: str, *arguments: str, env: dict[str, str] | None = None) -> Process:
+    """Starts a run, on a Ray of its own unless the environment names another."""
     command = [sys.executable, "jobs/train_mix.py", "--config", str(recipe), "--run.name", name]
-    return Process.start([*command, *arguments])
+    return Process.start([*command, *arguments], env)
 
 
 def terminate(process: Process) -> None:
