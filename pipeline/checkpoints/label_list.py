@@ -1,9 +1,10 @@
 """A list of labels in a text file, one a line, as users write it."""
 
+import unicodedata
 from pathlib import Path
 
 from model.settings_file import MAX_BYTES
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 
 
 def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
@@ -14,7 +15,7 @@ def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
         where: The setting and its value, for messages.
 
     Raises:
-        UserError: It cannot be read, or is no text.
+        UserError: It cannot be read, is no text, or names no label.
     """
     try:
         if Path(path).exists() and not Path(path).is_file():
@@ -31,4 +32,14 @@ def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
         raise UserError(
             f"{where}: cannot be read as UTF-8 text: {error}: save it as UTF-8, one label a line"
         ) from None
-    return tuple(line.strip() for line in lines if line.strip())
+    labels = tuple(line.strip() for line in lines if line.strip())
+    if not labels:
+        raise UserError(f"{where}: names no label: write one label a line")
+    for label in labels:
+        # Marks that join letters, as in Persian or in emoji, are no control characters.
+        if any(unicodedata.category(letter) == "Cc" for letter in label):
+            raise UserError(
+                f"{where}: names {printable(label)[:60]}: a label must be plain text, without "
+                "control characters: save the file as UTF-8, one label a line"
+            )
+    return labels
