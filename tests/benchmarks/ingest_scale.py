@@ -39,6 +39,7 @@ from ray.cluster_utils import Cluster
 
 from jobs.local_ray import require_token
 from pipeline.data.ingest import stream
+from pipeline.data.ingest.augment import AugmentConfig
 from pipeline.data.ingest.config import DataConfig
 from pipeline.data.ingest.mixture import Row
 from pipeline.training.config import ClusterConfig, RunConfig, TrainConfig, TrainMixConfig
@@ -48,6 +49,8 @@ from tests.benchmarks.ingest_samples import plain_picture, write_shards
 
 ROWS = 4
 """Crops of a consumer's batch, as the recipes of 8 GPUs have them."""
+CROP_PX = 192
+"""Small, so that the blocks of eight consumers fit into the store of a simulated node."""
 PER_NODE = 8
 STORE = 1 << 30
 CPUS_PER_NODE, LOADERS = 4, 1
@@ -156,7 +159,12 @@ def run_case(address: str, shards: str, consumers: int, steps: int, seconds: flo
     places = [nodes[rank * len(nodes) // consumers] for rank in range(consumers)]
     config = TrainMixConfig(
         run=RunConfig(name="scale", storage=tempfile.gettempdir()),
-        data=DataConfig(shards=shards, num_loaders=LOADERS, loader_cpus=0.5),
+        data=DataConfig(
+            shards=shards,
+            num_loaders=LOADERS,
+            loader_cpus=0.5,
+            augment=AugmentConfig(crop_px=CROP_PX),
+        ),
         train=TrainConfig(steps=steps, batch_size=consumers * ROWS),
         cluster=ClusterConfig(num_workers=consumers, cpus_per_worker=0.1),
     )
