@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -188,7 +188,10 @@ def evaluation(scale: Scale, backbone: str) -> dict[str, float]:
     image = torch.randn(1, 3, *scale.picture, device=scale.device)
     text = torch.randn(scale.labels[0], DIM, device=scale.device)
     found = {}
-    for name, mode in (("multi_scale", PUBLISHED), ("whole", WHOLE)):
+    # As published where a picture is of the usual size; smaller ones get views as small.
+    sizes = {} if scale is FULL else {"base_px": max(scale.picture), "window_px": scale.size_px}
+    whole = replace(WHOLE, **{**sizes, "window_px": None})
+    for name, mode in (("multi_scale", replace(PUBLISHED, **sizes)), ("whole", whole)):
 
         def look(mode: Any = mode) -> None:
             with torch.no_grad(), torch.autocast(scale.device, torch.bfloat16):
