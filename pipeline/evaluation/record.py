@@ -39,6 +39,7 @@ def open_run(config: EvaluateConfig, found: Destination) -> Tracker:
         spill_path=found.journal,
         run_id=found.run_id,
         tags=tags,
+        is_guest=not found.is_own,
     )
 
 

@@ -44,7 +44,7 @@ class Delivery:
         """Prepares without any call; the journal is open, or to be opened before `send`.
 
         The complete URI and the root for artifacts are for other runs than `own`, which is that of
-        this process and is marked as running again.
+        this process and is marked as running again, unless this process is its guest.
         """
         self.final: Record | None = None
         """How this process ended `own`."""
@@ -89,7 +89,7 @@ class Delivery:
 
     def _offer(self, identity: RunIdentity, batch: Sequence[Record]) -> None:
         run = self.run_of(identity)
-        if run is self._own:
+        if run is self._own and not run.is_guest:
             # How an earlier process ended this run is out of date.
             batch = [r for r in batch if r.kind != "status" or r == self.final]
         refused = run.offer(batch) if batch else []

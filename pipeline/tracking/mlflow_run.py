@@ -136,7 +136,9 @@ def _turn(database: Path | None) -> Iterator[None]:
 class MlflowRun:
     """A run on one server. Not thread-safe; `open` first."""
 
-    def __init__(self, uri: str, identity: RunIdentity, artifacts: str = "") -> None:
+    def __init__(
+        self, uri: str, identity: RunIdentity, artifacts: str = "", is_guest: bool = False
+    ) -> None:
         """Prepares without any call.
 
         Args:
@@ -144,11 +146,13 @@ class MlflowRun:
             identity: The run; its `run_id` is tried first, then its `run_key`.
             artifacts: Root for the artifacts of a new experiment; empty: the server's choice, or
                 a folder beside the sqlite file.
+            is_guest: Whether the run is another process's, whose status stays what it is.
         """
         self.uri = uri
         self.identity = identity
         self.experiment_id = ""
         self.artifacts = artifacts
+        self.is_guest = is_guest
         self._client: Any = None
         self._params: dict[str, str] = {}
         self._maybe_created = False
@@ -191,7 +195,8 @@ class MlflowRun:
                 tags["mlflow.parentRunId"] = self.identity.parent_run_id
             self._maybe_created = True
             run = client.create_run(self.experiment_id, tags=tags, run_name=self.identity.run_name)
-        elif resume and run.info.status != "RUNNING":
+            self.is_guest = False  # Nobody else ends a run that was not there.
+        elif resume and not self.is_guest and run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
         self._maybe_created = False
         self._params = dict(run.data.params)
@@ -328,7 +333,12 @@ class MlflowRun:
         self._params |= params
 
     def end(self, status: str, time_ms: int) -> None:
-        """Marks the run as ended (FINISHED, FAILED or KILLED), or as one that others go on with."""
+        """Marks the run as ended (FINISHED, FAILED or KILLED), or as one that others go on with.
+
+        UNCHANGED is how a guest leaves a run.
+        """
+        if status == "UNCHANGED":
+            return
         if status == "RUNNING":
             self._client.update_run(self.identity.run_id, status=status)
         else:

@@ -20,7 +20,7 @@ from pipeline.tracking.refusals import MlflowRefused
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["FINISHED", "FAILED", "KILLED", "RUNNING"]
+Status = Literal["FINISHED", "FAILED", "KILLED", "RUNNING", "UNCHANGED"]
 
 _FLUSH_S = 1.0
 _MAX_BACKOFF_S = 8.0
@@ -68,6 +68,8 @@ class Sender:
         """Sends what is left, for `timeout_s` at most; the rest stays in the journal."""
         if self._delivery.final is not None:
             return
+        if self._run.is_guest:
+            status = "UNCHANGED"
         final = Record(kind="status", time_ms=now_ms(), values={"status": status})
         # The thread must know its own end when it reads it, and must not end before it is there.
         self._delivery.final = final

@@ -53,6 +53,7 @@ class Tracker:
         params: Any = None,
         parent_run_id: str | None = None,
         copy_to: str = "",
+        is_guest: bool = False,
     ) -> "Tracker":
         """Starts recording; returns at once whether or not a server answers.
 
@@ -69,6 +70,8 @@ class Tracker:
             parent_run_id: MLflow run to nest this one in.
             copy_to: Folder of a storage (`s3://...`) for copies of the journal and of the run's
                 identity, where `spill_path` is on a node that may vanish.
+            is_guest: The run is another process's, which may still be at work: its status and the
+                time of its end stay what they are, whatever this process comes to.
 
         Raises:
             UserError: There is no usable tracking URI.
@@ -80,7 +83,7 @@ class Tracker:
             run_id=run_id or "",
             parent_run_id=parent_run_id or "",
         )
-        run = MlflowRun(server_uri(config), identity, config.artifacts)
+        run = MlflowRun(server_uri(config), identity, config.artifacts, is_guest)
         path = spill_path.absolute() if spill_path else None
         copy = JournalCopy(copy_to, path.name) if copy_to and path else None
         tracker = cls(run, Sender(run, Journal(path, identity, config.queue_size), copy))

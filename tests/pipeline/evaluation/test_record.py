@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.checkpoints.provenance import Provenance
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.record import destination
+from pipeline.evaluation.record import Destination, destination, open_run
 from pipeline.tracking.config import TrackingConfig
+from pipeline.tracking.tracker import Tracker
+from tests.support.mlflow_store import new_store
 
 THEIRS, MINE = "sqlite:////theirs/mlflow.db", "sqlite:////mine/mlflow.db"
 
@@ -85,3 +88,36 @@ def test_a_checkpoint_without_a_run_has_one_of_its_own(tmp_path):
     found = destination(asked(tmp_path / "imported"), Provenance((), {}, {}), tmp_path / "o" / "x")
     assert found.is_own
     assert found.tracking.experiment == "lseg-evaluation"
+
+
+def test_an_evaluation_leaves_the_status_of_the_training_run(tmp_path):
+    tracking = TrackingConfig(uri=new_store(tmp_path))
+    client = MlflowClient(tracking.uri)
+    training = Tracker.start(tracking, run_name="street", spill_path=None)
+    run_id = training.wait_for_run(60)
+    assert run_id
+
+    def evaluated(name: str) -> None:
+        found = Destination(tracking, "street", tmp_path / f"{name}.jsonl", run_id)
+        tracker = open_run(asked(tmp_path), found)
+        tracker.log_metrics({f"eval/{name}/miou": 0.5}, step=3)
+        tracker.close("FINISHED", 60.0)
+        assert client.get_run(run_id).data.metrics[f"eval/{name}/miou"] == 0.5
+
+    evaluated("under way")
+    assert client.get_run(run_id).info.status == "RUNNING"
+    training.close("FAILED")
+    ended = client.get_run(run_id).info
+    evaluated("afterwards")
+    after = client.get_run(run_id).info
+    assert (after.status, after.end_time) == ("FAILED", ended.end_time)
+
+
+def test_an_evaluation_ends_a_run_that_it_had_to_make(tmp_path):
+    tracking = TrackingConfig(uri=new_store(tmp_path))
+    found = Destination(tracking, "street", tmp_path / "tracking.jsonl", "0" * 32)
+    tracker = open_run(asked(tmp_path), found)
+    run_id = tracker.wait_for_run(60)
+    tracker.close("FINISHED", 60.0)
+    assert run_id not in (None, "0" * 32)
+    assert MlflowClient(tracking.uri).get_run(str(run_id)).info.status == "FINISHED"
