@@ -2,7 +2,9 @@
 # What a timer, cron or a CronJob calls: submits jobs/retrain.py to the cluster,
 # waits for its end and exits with its exit code (0; 2: wrong settings; 69:
 # MLflow does not answer; 75: another re-training is at work), which
-# `ray job submit` turns into 1.
+# `ray job submit` turns into 1. A job that somebody stopped is 143. Where the
+# cluster goes away before the end, which `ray job submit` calls a success, it
+# is 69: the next call goes on where the job was, or finds its lock.
 #
 #   RAY_ADDRESS         dashboard of the cluster, http://HEAD:8265; with tokens
 #                       also RAY_AUTH_MODE=token and RAY_AUTH_TOKEN
@@ -19,9 +21,11 @@ fi
 default="--config jobs/recipes/mix7_vitl16.yaml --data.shards s3://shards/mix7"
 default+=" --run.storage s3://runs --run.name retrain --registry.name lseg"
 read -r -a arguments <<<"${LSEG_RETRAIN_ARGS:-$default}"
+# What is uploaded has no .git: the job is told which commit it runs, if this is a checkout.
+commit="$(git describe --always --abbrev=40 --dirty '--exclude=*' 2>/dev/null || true)"
 runtime_env='{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120",
   "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
-  "LSEG_CLUSTER_WAIT_S": "1800"}}'
+  "LSEG_CLUSTER_WAIT_S": "1800"'"${commit:+, \"LSEG_GIT_COMMIT\": \"$commit\"}"'}}'
 
 log="$(mktemp)"
 trap 'rm -f "$log"' EXIT
@@ -31,4 +35,11 @@ code=0
 if ((code != 0)); then
   found="$(sed -n 's/.*entrypoint command failed with exit code \([0-9][0-9]*\).*/\1/p' "$log" | tail -n 1)"
   exit "${found:-$code}"
+fi
+# Only the last word of `ray job submit` says how the job ended.
+if grep -q "^Job '[^']*' was stopped" "$log"; then
+  exit 143
+elif ! grep -q "^Job '[^']*' succeeded" "$log"; then
+  echo "error: the connection to $RAY_ADDRESS ended before the job did" >&2
+  exit 69
 fi

@@ -1,11 +1,13 @@
 """The Kubernetes files: schemas, what keeps a run alive, and what keeps others out."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import jsonschema
 import kubernetes_validate
@@ -14,6 +16,8 @@ import yaml
 from ray.scripts.scripts import start
 
 from jobs.cli import parse
+from pipeline.data.shards.cache import FOLDER_VARIABLE, ShardCache
+from pipeline.errors import UserError
 from pipeline.registry.locks import LOCKED_EXIT_CODE
 from pipeline.tracking.mlflow_run import MlflowUnavailable
 from pipeline.training.config import TrainMixConfig
@@ -279,7 +283,50 @@ def test_policies_choose_the_right_pods():
     budget = document("policies.yaml", "PodDisruptionBudget")["spec"]
     # KubeRay labels each pod with its kind of node.
     assert budget["selector"]["matchLabels"] == dict(chosen) | {"ray.io/node-type": "head"}
-    assert budget["minAvailable"] == 1
+    # Of two clusters' heads none may go: the number must stay out of reach.
+    assert budget["minAvailable"] >= 100
+
+
+def test_copies_of_shards_lie_below_the_root_of_their_volume(tmp_path):
+    places = []
+    for template in PODS.values():
+        for container in template["spec"]["containers"]:
+            env = {each["name"]: each.get("value") for each in container.get("env", [])}
+            if place := env.get(FOLDER_VARIABLE):
+                mounts = [PurePosixPath(each["mountPath"]) for each in container["volumeMounts"]]
+                (mount,) = [each for each in mounts if PurePosixPath(place).is_relative_to(each)]
+                places.append(PurePosixPath(place).relative_to(mount))
+    assert len(places) == 3
+    # As kubelet makes it with an fsGroup; of root's, where tests run as root too.
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    if os.getuid() == 0:
+        os.chown(volume, 12345, 100)
+    volume.chmod(0o2777)
+    with pytest.raises(UserError, match="this user alone"):
+        ShardCache(volume, 1)
+    for place in places:
+        ShardCache(volume / place, 1)
+        assert stat.S_IMODE((volume / place).stat().st_mode) & 0o777 == 0o700
+
+
+def test_pods_ask_for_the_disk_that_their_volumes_may_take():
+    for place, template in PODS.items():
+        volumes = [each["emptyDir"] for each in template["spec"].get("volumes", [])]
+        on_disk = [each["sizeLimit"] for each in volumes if each.get("medium") != "Memory"]
+        wanted = sum(int(size.removesuffix("Gi")) for size in on_disk)
+        if wanted:
+            (container,) = template["spec"]["containers"]
+            for kind in ("requests", "limits"):
+                size = container["resources"][kind]["ephemeral-storage"]
+                assert int(size.removesuffix("Gi")) > wanted, (place, kind)
+
+
+@pytest.mark.parametrize("place", [place for place in PODS if "GroupSpec" in place])
+def test_nobody_moves_a_pod_of_a_cluster_to_save_a_node(place):
+    annotations = PODS[place]["metadata"]["annotations"]
+    assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert annotations["karpenter.sh/do-not-disrupt"] == "true"
 
 
 def test_secrets_are_references():

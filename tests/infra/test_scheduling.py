@@ -105,8 +105,11 @@ def run_script(tmp_path: Path, exit_code: int = 0, says: str = "", **variables: 
     return done, words
 
 
+SUCCEEDED = "trained\n\nJob 'raysubmit_1' succeeded\n"
+
+
 def test_script_submits_the_job(tmp_path, monkeypatch):
-    done, words = run_script(tmp_path, says="trained")
+    done, words = run_script(tmp_path, says=SUCCEEDED)
     assert done.returncode == 0, done.stderr
     assert "trained" in done.stdout
     assert (tmp_path / "folder").read_text().strip() == str(ROOT)
@@ -115,6 +118,7 @@ def test_script_submits_the_job(tmp_path, monkeypatch):
     variables = json.loads(words[words.index("--runtime-env-json") + 1])["env_vars"]
     assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
     assert float(variables["LSEG_CLUSTER_WAIT_S"]) >= 600
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", variables["LSEG_GIT_COMMIT"])
     assert words[job + 1 : job + 3] == ["python", "jobs/retrain.py"]
     monkeypatch.chdir(ROOT)
     arguments = words[job + 3 :]
@@ -124,7 +128,7 @@ def test_script_submits_the_job(tmp_path, monkeypatch):
 
 
 def test_script_takes_other_arguments(tmp_path):
-    _, words = run_script(tmp_path, LSEG_RETRAIN_ARGS="--config a.yaml --margin 0.5")
+    _, words = run_script(tmp_path, 0, SUCCEEDED, LSEG_RETRAIN_ARGS="--config a.yaml --margin 0.5")
     assert words[-4:] == ["--config", "a.yaml", "--margin", "0.5"]
 
 
@@ -132,6 +136,14 @@ def test_script_takes_other_arguments(tmp_path):
 def test_script_passes_the_exit_code_of_the_job_on(tmp_path, code):
     says = f"Status message: Job entrypoint command failed with exit code {code}, last logs"
     assert run_script(tmp_path, 1, says)[0].returncode == code
+
+
+def test_script_takes_no_other_end_for_a_success(tmp_path):
+    # `ray job submit` ends with 0 in all of these cases.
+    assert run_script(tmp_path, 0, "step 1\nJob 'raysubmit_1' was stopped")[0].returncode == 143
+    done, _ = run_script(tmp_path, 0, "step 1\nStatus for job 'raysubmit_1': RUNNING")
+    assert done.returncode == 69
+    assert "ended before the job did" in done.stderr
 
 
 def test_script_fails_when_the_cluster_does(tmp_path):

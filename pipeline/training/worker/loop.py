@@ -156,7 +156,7 @@ class Loop:
             # but for the one that the end of a run promises.
             due = (leaves or _every(done, self.train.checkpoint_every)) and not self.nonfinite
             if (required or due) and not (self.ended.failed or self.ended.defect):
-                with self.overhead.spent("checkpoint"):
+                with self.overhead.spent("train/checkpoint_s"):
                     self.saver.save(metrics, required=required, bypass_backlog=leaves)
         self.watchdog.close()
         self.end_save()
@@ -165,7 +165,7 @@ class Loop:
 
     def end_save(self) -> None:
         """Reports what was written, or ends the run by what kept it from that, on all workers."""
-        with self.overhead.spent("checkpoint"):
+        with self.overhead.spent("train/checkpoint_s"):
             self.saver.report()
             self.ended = ended_by(self.saver.defect, self.device) or self.ended
 
@@ -282,7 +282,7 @@ class Loop:
             return {}
         # A validation takes minutes, in which the checkpoint before it can be stored.
         self.saver.report(f"step {self.state.step}: the validation")
-        with self.overhead.spent("validation"):
+        with self.overhead.spent("train/validation_s"):
             given = self.questions, self.plan, self.amp, self.watchdog.beat
             result = validate(self.state.evaluated, *given)
         metrics, done = result.metrics(), self.state.step

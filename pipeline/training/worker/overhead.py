@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Overhead:
-    """Seconds and host synchronisations by name, since they were last asked for."""
+    """Seconds by metric and host synchronisations by name, since they were last asked for."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -24,7 +24,7 @@ class Overhead:
 
     @contextmanager
     def spent(self, name: str) -> Iterator[None]:
-        """Adds the time of a block to a name."""
+        """Adds the time of a block to a metric."""
         began = time.perf_counter()
         try:
             yield
@@ -37,8 +37,8 @@ class Overhead:
         return value.tolist()
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Returns `train/<name>_s` for each name and `train/host_syncs` a step; starts anew."""
-        found = {f"train/{name}_s": seconds for name, seconds in self.seconds.items()}
+        """Returns the seconds of each metric and `train/host_syncs` a step; starts anew."""
+        found = dict(self.seconds)
         found["train/host_syncs"] = self.syncs.total() / max(step - self._step, 1)
         self._step = step
         self.seconds.clear()

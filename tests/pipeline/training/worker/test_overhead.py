@@ -43,12 +43,12 @@ def test_a_step_waits_for_its_device_as_often_as_the_loop_says(
 def test_times_are_told_by_name_and_then_start_anew(monkeypatch):
     overhead = Overhead(step=10)
     for _ in range(2):
-        with overhead.spent("validation"):
+        with overhead.spent("train/validation_s"):
             pass
-    overhead.seconds["validation"] = 3.0
+    overhead.seconds["train/validation_s"] = 3.0
     assert overhead.read("loss", torch.tensor(0.5)) == 0.5
     assert overhead.metrics(14) == {"train/validation_s": 3.0, "train/host_syncs": 0.25}
     assert overhead.metrics(15) == {"train/host_syncs": 0.0}
-    with pytest.raises(KeyError), overhead.spent("checkpoint"):
+    with pytest.raises(KeyError), overhead.spent("train/checkpoint_s"):
         raise KeyError
     assert overhead.metrics(16)["train/checkpoint_s"] >= 0
