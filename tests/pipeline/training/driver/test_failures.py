@@ -218,5 +218,7 @@ def test_a_mistake_that_only_workers_see_is_one_line(mini_shards: MiniShards, tm
     assert done.returncode == 2, said[-3000:]
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert f"{weights}: fills 0.0 % of vit_tiny_patch16_224" in line
-    assert "Traceback" not in said
-    assert "ModelError" not in said
+    # Ray may have tracebacks of its own on a busy machine.
+    assert not any("Traceback" in text for text in said.splitlines() if "RayTrainWorker" in text)
+    assert "Error in training function" not in said
+    assert "ModelError" not in said  # In a line about a failure from which the run recovers.
