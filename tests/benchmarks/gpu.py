@@ -79,7 +79,8 @@ def network(backbone: str) -> Any:
     if backbone == "tiny":
         sizes = {"patch_size": 8, "depth": 4, "embed_dim": 32, "num_heads": 2, "img_size": 64}
         given = BackboneConfig(name=given.name, pretrained=False, kwargs=sizes)
-    return build_lseg(ModelConfig(backbone=given), DIM)
+    features = 16 if backbone == "tiny" else 256
+    return build_lseg(ModelConfig(backbone=given, features=features), DIM)
 
 
 def training(
