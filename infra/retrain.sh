@@ -32,14 +32,18 @@ trap 'rm -f "$log"' EXIT
 code=0
 "$ray" job submit --working-dir . --runtime-env-json "$runtime_env" \
   -- python jobs/retrain.py "${arguments[@]}" 2>&1 | tee "$log" || code=$?
-if ((code != 0)); then
+# Only its word says how the job ended: the end of a job that was stopped, and that
+# of the connection to a cluster that goes away, may count as a success there.
+job="$(sed -n "s/.*Job '\([^']*\)' submitted.*/\1/p" "$log" | head -n 1)"
+if [[ -z "$job" ]]; then
+  exit "$((code == 0 ? 1 : code))"
+elif grep -qF "Job '$job' succeeded" "$log"; then
+  exit "$code"
+elif grep -qF "Job '$job' was stopped" "$log"; then
+  exit 143
+elif grep -qF "Job '$job' failed" "$log"; then
   found="$(sed -n 's/.*entrypoint command failed with exit code \([0-9][0-9]*\).*/\1/p' "$log" | tail -n 1)"
   exit "${found:-$code}"
 fi
-# Only the last word of `ray job submit` says how the job ended.
-if grep -q "^Job '[^']*' was stopped" "$log"; then
-  exit 143
-elif ! grep -q "^Job '[^']*' succeeded" "$log"; then
-  echo "error: the connection to $RAY_ADDRESS ended before the job did" >&2
-  exit 69
-fi
+echo "error: the connection to $RAY_ADDRESS ended before the job did" >&2
+exit 69

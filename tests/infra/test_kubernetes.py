@@ -234,13 +234,13 @@ def test_the_cron_job_has_no_rights_and_knows_the_standing_cluster():
     # The operator names the token's secret after the cluster.
     secret = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
     assert secret == {"name": cluster, "key": "auth_token"}
-    (codes,) = [
-        rule["onExitCodes"]
-        for rule in spec["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
-        if "onExitCodes" in rule
-    ]
+    # A pod that is moved ends with 143 as well as one whose job was stopped: the first rule counts.
+    moved, ended = spec["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    assert (moved["action"], ended["action"]) == ("Ignore", "FailJob")
+    assert moved["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    codes = ended["onExitCodes"]
     assert codes["containerName"] == container["name"]
-    assert codes["values"] == [2, LOCKED_EXIT_CODE]
+    assert codes["values"] == [2, LOCKED_EXIT_CODE, 143]
     assert MlflowUnavailable.exit_code not in codes["values"]  # It may answer the next time.
     assert spec["jobTemplate"]["spec"]["backoffLimit"] >= 2
 

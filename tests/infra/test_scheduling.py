@@ -105,7 +105,8 @@ def run_script(tmp_path: Path, exit_code: int = 0, says: str = "", **variables: 
     return done, words
 
 
-SUCCEEDED = "trained\n\nJob 'raysubmit_1' succeeded\n"
+SUBMITTED = "Job 'raysubmit_1' submitted successfully\n"
+SUCCEEDED = f"{SUBMITTED}trained\n12:00 SUCC cli.py:67 -- Job 'raysubmit_1' succeeded\n"
 
 
 def test_script_submits_the_job(tmp_path, monkeypatch):
@@ -134,16 +135,22 @@ def test_script_takes_other_arguments(tmp_path):
 
 @pytest.mark.parametrize("code", [2, 69, 75, 143])
 def test_script_passes_the_exit_code_of_the_job_on(tmp_path, code):
-    says = f"Status message: Job entrypoint command failed with exit code {code}, last logs"
+    says = f"{SUBMITTED}Job 'raysubmit_1' failed\n"
+    says += f"Status message: Job entrypoint command failed with exit code {code}, last logs"
     assert run_script(tmp_path, 1, says)[0].returncode == code
 
 
 def test_script_takes_no_other_end_for_a_success(tmp_path):
     # `ray job submit` ends with 0 in all of these cases.
-    assert run_script(tmp_path, 0, "step 1\nJob 'raysubmit_1' was stopped")[0].returncode == 143
-    done, _ = run_script(tmp_path, 0, "step 1\nStatus for job 'raysubmit_1': RUNNING")
-    assert done.returncode == 69
-    assert "ended before the job did" in done.stderr
+    assert run_script(tmp_path, 0, f"{SUBMITTED}Job 'raysubmit_1' was stopped")[0].returncode == 143
+    for code, says in (
+        (0, "Status for job 'raysubmit_1': RUNNING"),
+        (1, "RuntimeError: WebSocket"),
+    ):
+        done, _ = run_script(tmp_path, code, SUBMITTED + says)
+        assert done.returncode == 69
+        assert "ended before the job did" in done.stderr
+    assert run_script(tmp_path, 0, "nothing was submitted")[0].returncode == 1
 
 
 def test_script_fails_when_the_cluster_does(tmp_path):
