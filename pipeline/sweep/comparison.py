@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import scipy.stats
 from rich import box
 from rich.table import Table
 
@@ -251,8 +250,10 @@ def _gap(best: Row, second: Row) -> str:
     gaps = [best.by_repetition[key] - second.by_repetition[key] for key in sorted(shared)]
     if len(gaps) < 2:
         return "One pair of trials says nothing about the spread: add seeds."
+    from scipy import stats  # It takes seconds to load, and few sweeps have several seeds.
+
     mean, num = statistics.fmean(gaps), len(gaps)
-    half = float(scipy.stats.t.ppf(0.975, num - 1)) * statistics.stdev(gaps) / math.sqrt(num)
+    half = float(stats.t.ppf(0.975, num - 1)) * statistics.stdev(gaps) / math.sqrt(num)
     return (
         f"The difference, {mean:.3f}, is {'more' if mean > half else 'less'} than half its 95 % "
         f"interval ({half:.3f}, {num} pairs)."

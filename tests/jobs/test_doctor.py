@@ -139,15 +139,22 @@ def test_a_folder_that_may_not_be_read_is_no_wrong_layout(monkeypatch):
         assert "permission denied" in report.read_text()
 
 
-def test_train_ids_in_place_of_raw_ids_are_remarked(tmp_path, monkeypatch, capsys):
+def test_train_ids_in_place_of_raw_ids_are_remarked(tmp_path, monkeypatch):
     write_cityscapes(tmp_path, num_train=2)
     for number, name in enumerate(sorted(tmp_path.rglob("gtFine/train/**/*_labelIds.png"))):
         ids = np.resize(np.array([number, 11, 18, 255], np.uint8), (32, 64))
         name.write_bytes(encode(ids, ".png"))
-    assert diagnose(monkeypatch, "--roots.cityscapes", tmp_path) == 0
-    assert "train: the labels hold 255 and nothing above 18: they look like train ids" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    report = tmp_path / "report.json"
+    assert diagnose(monkeypatch, "--roots.cityscapes", tmp_path, "--out", report) == 0
+    said = [
+        found["detail"]
+        for section in json.loads(report.read_text())["roots"]
+        if section["split"] == "train"
+        for same_kind in section["findings"].values()
+        for found in same_kind
+    ]
+    wanted = "the labels hold 255 and nothing above 18: they look like train ids"
+    assert [text for text in said if wanted in text], said
 
 
 def test_a_dataset_of_your_own(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from pipeline.training.config import OtherConfig, TrainMixConfig
 from pipeline.training.driver.launch import plan_run
 from pipeline.training.driver.resumable import check_resumable
 from pipeline.training.questions.labels import LabelSpace, label_space
-from pipeline.training.saving.checkpoint import provenance_of, save
+from pipeline.training.saving.checkpoint import content_of, provenance_of, save
 from pipeline.training.state.state import build_state
 from tests.support.mini_shards import MiniShards
 
@@ -33,7 +33,8 @@ def trained(
     folder.mkdir(parents=True)
     # The files are those that a worker writes; nothing needs to be trained for them.
     state = build_state(plan.config, 512, torch.device("cpu"))
-    save(folder, state, provenance_of(plan.config, plan.labels, {}, plan.manifest_tags))
+    provenance = provenance_of(plan.config, plan.labels, {}, plan.manifest_tags)
+    save(folder, content_of(state), provenance)
     return config, plan.labels, plan.manifest_tags
 
 
