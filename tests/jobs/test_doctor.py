@@ -147,7 +147,7 @@ def test_train_ids_in_place_of_raw_ids_are_remarked(tmp_path, monkeypatch):
     report = tmp_path / "report.json"
     assert diagnose(monkeypatch, "--roots.cityscapes", tmp_path, "--out", report) == 0
     said = [
-        found["detail"]
+        found["name"]
         for section in json.loads(report.read_text())["roots"]
         if section["split"] == "train"
         for same_kind in section["findings"].values()
