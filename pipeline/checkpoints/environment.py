@@ -1,5 +1,6 @@
 """The origin of a run: code version, library versions, Ray job."""
 
+import hashlib
 import json
 import os
 import platform
@@ -11,6 +12,11 @@ from pathlib import Path
 from pipeline.ray_internals import SUBMITTED_JOB
 
 UNKNOWN = "unknown"
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder of the sources that run."""
+
+_SOURCES = (".csv", ".json", ".py", ".yaml")
+"""What decides about a run; compiled files do not."""
 
 _LIBRARIES = (
     "mlflow",
@@ -47,6 +53,31 @@ def git_commit(source: Path = Path(__file__)) -> str:
     # Excluding every tag leaves the full hash as the only name.
     described = _git(source.parent, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     return described or UNKNOWN
+
+
+def source_fingerprint(root: Path = ROOT) -> str:
+    """Names the sources of a folder by their content, also where there is no repository.
+
+    `ray job submit` uploads sources without `.git`: their commit is not known there, but equal
+    files have equal names, there and in a checkout.
+
+    Args:
+        root: The folder that holds `pipeline`, `model` and `jobs`.
+
+    Returns:
+        16 hex digits, of the SHA-256 of all names and contents.
+    """
+    digest = hashlib.sha256()
+    paths = [
+        path
+        for package in ("jobs", "model", "pipeline")
+        for path in (root / package).rglob("*")
+        if path.suffix in _SOURCES and path.is_file()
+    ]
+    for path in sorted(paths, key=lambda path: path.relative_to(root).as_posix()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

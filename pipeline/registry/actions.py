@@ -1,11 +1,13 @@
 """The registry by hand: register, promote, roll back, list; what `jobs/registry.py` does."""
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from pipeline.checkpoints.environment import source_fingerprint
 from pipeline.checkpoints.files import checkpoint_fingerprint
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
@@ -76,7 +78,15 @@ def describe(version: ModelVersion) -> str:
     words += [f"step {version.tags.get('step', '?')}", f"run {version.run_id or '-'}"]
     if "val/miou" in version.metrics:
         words.append(f"val/miou {version.metrics['val/miou']:.4f}")
+    if sources := version.tags.get("source_fingerprint"):
+        same = "those of this checkout" if sources == _sources_here() else "others"
+        words.append(f"sources {sources} ({same})")
     return "  ".join(words)
+
+
+@functools.cache
+def _sources_here() -> str:
+    return source_fingerprint()
 
 
 def _register(registry: Registry, config: RegistryJobConfig) -> ModelVersion:

@@ -14,7 +14,12 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from model.checkpoint import is_uri
-from pipeline.checkpoints.environment import git_commit, library_versions, ray_job_id
+from pipeline.checkpoints.environment import (
+    git_commit,
+    library_versions,
+    ray_job_id,
+    source_fingerprint,
+)
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import mlflow_variables, pinned, worker_runtime_env
 from pipeline.data.ingest.stream import configure_context
@@ -122,7 +127,8 @@ def _fit(
     # The stop signal exists before the workers that listen to it, and its handler before `fit`.
     run, stop = plan.config.run, start_signal()
     lease.on_loss(lambda: stop.request.remote("another process has taken over"))
-    tags = {"git_commit": git_commit(), "ray_job_id": ray_job_id() or ""} | plan.manifest_tags
+    tags = {"git_commit": git_commit(), "source_fingerprint": source_fingerprint()}
+    tags |= {"ray_job_id": ray_job_id() or ""} | plan.manifest_tags
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
     job = Job(plan, stop, tags, lineage)
     ended = _attempt(job, callbacks)

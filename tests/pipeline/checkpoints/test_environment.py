@@ -1,10 +1,18 @@
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoints.environment import UNKNOWN, git_commit, library_versions, ray_job_id
+from pipeline.checkpoints.environment import (
+    UNKNOWN,
+    git_commit,
+    library_versions,
+    ray_job_id,
+    source_fingerprint,
+)
 
 
 @pytest.fixture
@@ -44,6 +52,31 @@ def test_a_file_that_the_repository_around_it_does_not_track(checkout):
 def test_the_environment_comes_first(checkout, monkeypatch):
     monkeypatch.setenv("LSEG_GIT_COMMIT", "abc123")
     assert git_commit(checkout[0]) == "abc123"
+
+
+def test_equal_sources_have_one_name_wherever_they_lie(tmp_path):
+    def checkout(name: str) -> Path:
+        for place in ("jobs/train.py", "model/deep/net.py", "pipeline/table.csv"):
+            (tmp_path / name / place).parent.mkdir(parents=True)
+            (tmp_path / name / place).write_text(place)
+        return tmp_path / name
+
+    one, other = checkout("one"), checkout("other")
+    (one / "README.md").write_text("no source")
+    (one / "jobs" / "__pycache__").mkdir()
+    (one / "jobs" / "__pycache__" / "train.pyc").write_text("nor this")
+    name = source_fingerprint(one)
+    assert name == source_fingerprint(other)
+    assert re.fullmatch(r"[0-9a-f]{16}", name)
+    names = {name}
+    (other / "model/deep/net.py").write_text("changed")
+    names.add(source_fingerprint(other))
+    (other / "model/deep/net.py").rename(other / "model/deep/other.py")
+    names.add(source_fingerprint(other))
+    (other / "pipeline/table.csv").unlink()
+    names.add(source_fingerprint(other))
+    assert len(names) == 4
+    assert source_fingerprint() == source_fingerprint(Path(__file__).parents[3])
 
 
 def test_library_versions_are_those_imported():

@@ -17,6 +17,7 @@ from jobs.registry import BARE, run
 from model.checkpoint import save_checkpoint
 from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
+from pipeline.checkpoints.environment import source_fingerprint
 from pipeline.checkpoints.files import content_fingerprint
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.checkpoints.resolvers import pinned
@@ -47,7 +48,9 @@ def write_checkpoint(folder: Path, seed: int) -> Path:
     texts = ("wall", "traffic light")
     save_checkpoint(folder, build_lseg(tiny_model(), 512), LABELS, extra, texts=texts)
     (folder / "trainer.pt").write_bytes(b"a pickle")
-    provenance = {"git_commit": "c" * 40, "manifest.ade20k": f"{seed:016x}"}
+    sources = source_fingerprint() if seed == 1 else "0" * 16
+    provenance = {"git_commit": "c" * 40, "source_fingerprint": sources}
+    provenance |= {"manifest.ade20k": f"{seed:016x}"}
     (folder / "provenance.json").write_text(json.dumps(provenance))
     (folder / "metrics.json").write_text(json.dumps({"step": 10 + seed, "val/miou": 0.25 * seed}))
     return folder
@@ -325,6 +328,9 @@ def test_the_job_registers_promotes_rolls_back_and_lists(filled, folders, capsys
         ["models:/mine/1", "@candidate"],
     ]
     assert "val/miou 0.5000" in lines[0]
+    # Two lists of sources can be told apart where `ray job submit` left no commit.
+    assert lines[0].endswith(f"sources {'0' * 16} (others)")
+    assert lines[1].endswith(f"sources {source_fingerprint()} (those of this checkout)")
     mine = Registry(filled.tracking_uri, "mine")
     assert mine.get("1").tags["why"] == "again"
     assert mine.get("1").tags["checkpoint"] == str(folders[0])
