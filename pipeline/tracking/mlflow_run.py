@@ -348,7 +348,9 @@ class MlflowRun:
         """Says how to open the MLflow UI on this run; without credentials."""
         place = ""
         if self.experiment_id and self.identity.run_id:
+            # Without the type the page opens as one about language models, with empty tabs.
             place = f"/#/experiments/{self.experiment_id}/runs/{self.identity.run_id}"
+            place += "?workflowType=machine_learning"
         if self.uri.startswith(("http://", "https://")):
             return redact_text(self.uri.rstrip("/")) + place
         command = f"mlflow ui --backend-store-uri {redact_text(self.uri)} --port 5000"

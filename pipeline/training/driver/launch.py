@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from pipeline.training.driver.failures import (
     way_on,
 )
 from pipeline.training.driver.holding import held
+from pipeline.training.driver.origin import origin_tags
 from pipeline.training.driver.preflight import check_model
 from pipeline.training.driver.resumable import first_step
 from pipeline.training.driver.stream import StreamDealer, remaining_rows
@@ -114,7 +116,10 @@ def train(
             plan.announce(first)
             if start_ray is not None:
                 start_ray(plan.config.logical_cpus, plan.config.fewest_gpus)
-            _fit(plan, lineage, lease, callbacks)
+            # A trial of a sweep runs in a process of Ray's, whose command says nothing.
+            command = () if lineage.parent_run_id else sys.argv
+            origin = origin_tags(git_commit(), not first, command)
+            _fit(plan, replace(lineage, tags=origin | lineage.tags), lease, callbacks)
     # A run that ends has stored the checkpoint of its last step.
     address = snapshot.address_of(run, max(first, plan.config.train.steps))
     return Outcome(address, read_provenance(address).metrics, time.perf_counter() - began)

@@ -74,6 +74,7 @@ def test_refused_from_the_start(server, tmp_path, caplog):
     run = check(server, "refused", 2 * _CALLS)
     assert tracker.ui_hint() == (
         f"{server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        "?workflowType=machine_learning"
     )
     assert list(server.folder.glob("artifacts/**/notes/note.txt"))
     assert not spill.exists()

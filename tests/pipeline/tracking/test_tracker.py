@@ -154,7 +154,9 @@ def test_ui_hint_names_the_run(sqlite, dead):
     run_id = tracker.wait_for_run(60)
     tracker.close()
     assert f"mlflow ui --backend-store-uri {sqlite.uri}" in tracker.ui_hint()
-    assert tracker.ui_hint().endswith(f"/#/experiments/2/runs/{run_id}")
+    assert tracker.ui_hint().endswith(
+        f"/#/experiments/2/runs/{run_id}?workflowType=machine_learning"
+    )
     unknown = Tracker.start(dead, run_name="a", spill_path=None)
     assert unknown.ui_hint() == dead.uri
     unknown.close(timeout_s=5)

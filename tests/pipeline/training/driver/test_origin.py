@@ -1,0 +1,44 @@
+"""Tags that MLflow's pages read, and that no secret is in them."""
+
+import getpass
+from pathlib import Path
+
+from pipeline.training.driver.origin import origin_tags
+
+JOB = str(Path(__file__).parents[4] / "jobs" / "train_mix.py")
+COMMIT = "c" * 40
+
+
+def test_a_new_run_says_who_started_it_and_how():
+    tags = origin_tags(
+        COMMIT, True, [JOB, "--config", "jobs/recipes/demo.yaml", "--run.name", "a b"]
+    )
+    assert tags == {
+        "mlflow.source.name": "jobs/train_mix.py",
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.git.commit": COMMIT,
+        "mlflow.note.content": "To train it again or go on with it:\n\n"
+        "    python jobs/train_mix.py --config jobs/recipes/demo.yaml --run.name 'a b'\n",
+    }
+
+
+def test_what_a_person_wrote_about_a_run_stays():
+    assert "mlflow.note.content" not in origin_tags(COMMIT, False, [JOB])
+
+
+def test_an_unknown_commit_is_none_and_a_foreign_script_stays_as_it_is():
+    tags = origin_tags("unknown", True, ["/elsewhere/mine.py"])
+    assert "mlflow.source.git.commit" not in tags
+    assert tags["mlflow.source.name"] == "/elsewhere/mine.py"
+    assert origin_tags("unknown", True, ()).keys() == {"mlflow.user"}
+
+
+def test_secrets_stay_out_of_the_command(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
+    words = ["--tracking.uri", "https://me:hunter3@mlflow", "--auth.token", "hunter4"]
+    words += ["--auth.password=hunter5", "--note=hunter2-hunter2", "--flag", "--steps", "9"]
+    note = origin_tags(COMMIT, True, [JOB, *words])["mlflow.note.content"]
+    assert "hunter" not in note
+    assert "'https://***@mlflow' --auth.token" in note
+    assert note.count("***") == 4
+    assert note.endswith("--flag --steps 9\n")
