@@ -214,7 +214,8 @@ def regularizer(scale: Scale, sign: int) -> dict[str, float]:
         s for s in seeds if (study.first_bias(study.reference_block(4, s)[1]) > 0) == (sign > 0)
     )
     for init in ("reference", "identity"):
-        block = RegularizerConfig(depth=4, activation="lrelu", init=cast(Any, init))
+        kind = {"kind": "depthwise", "depth": 4, "activation": "lrelu", "init": init}
+        block = RegularizerConfig(**cast(Any, kind))
         run = study.train((block, seed, scale.regularizer_steps, study.BASE_LR), scale.device)
         found |= {f"{init}_loss": run.loss, f"{init}_gain": run.end_gain}
         found[f"{init}_trained"] = float(run.verdict == "trained")
