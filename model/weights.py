@@ -19,7 +19,7 @@ from huggingface_hub.utils import get_session
 from torch import nn
 
 from model.config import BackboneConfig
-from model.errors import ModelError
+from model.errors import ModelError, Unreachable
 from model.settings_file import shown
 
 logger = logging.getLogger(__name__)
@@ -46,14 +46,14 @@ def require_hub_file(repo: str, filenames: Sequence[str], where: str, otherwise:
     """
     if any(isinstance(try_to_load_from_cache(repo, name), str) for name in filenames):
         return
-    reason = "the hub is switched off by HF_HUB_OFFLINE"
+    reason, kind = "the hub is switched off by HF_HUB_OFFLINE", ModelError
     if not constants.HF_HUB_OFFLINE:
         try:
             get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT_S)
             return
         except Exception as error:  # whatever the HTTP library of this version raises
-            reason = f"the hub does not answer: {type(error).__name__}"
-    raise ModelError(
+            reason, kind = f"the hub does not answer: {type(error).__name__}", Unreachable
+    raise kind(
         f"{where}: needs {filenames[0]} of {repo}, which is not on this machine, and {reason}: "
         f"fetch it where there is a network (`hf download {repo} {filenames[0]}`) and copy that "
         f"machine's Hugging Face cache to {constants.HF_HUB_CACHE} (or set HF_HOME); {otherwise}"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.config import STAND_IN, TextConfig
-from model.errors import ModelError
+from model.errors import ModelError, Unreachable
 from model.settings_file import shown
 from model.weights import require_hub_file
 
@@ -82,7 +82,9 @@ def load_open_clip(config: TextConfig, keep_image_tower: bool = False) -> nn.Mod
         try:
             model = open_clip.create_model(config.encoder, pretrained=config.pretrained)
         except (OSError, RuntimeError) as error:
-            raise ModelError(
+            # A file that does not fit is a RuntimeError; what cannot be fetched or kept is none.
+            kind = Unreachable if isinstance(error, OSError) else ModelError
+            raise kind(
                 f"text.pretrained={config.pretrained}: cannot be loaded into {config.encoder}: "
                 f"{error}"
             ) from error

@@ -261,7 +261,8 @@ class S3Storage(Storage):
                 raise self._explained(error.__context__, path) from error
             raise
         except (aws.CredentialRetrievalError, aws.NoCredentialsError) as error:
-            raise self._needs("credentials") from error
+            # Also where the machine's own role does not answer in time, which passes.
+            raise self._needs("credentials", Outage) from error
         except (aws.PartialCredentialsError, aws.ProfileNotFound) as error:
             raise self._needs("complete credentials") from error
         except (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError) as error:

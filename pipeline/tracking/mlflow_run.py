@@ -155,7 +155,7 @@ class MlflowRun:
         self.is_guest = is_guest
         self._client: Any = None
         self._params: dict[str, str] = {}
-        self._maybe_created = False
+        self._maybe_created = self._created = False
 
     def open(self, *, resume: bool) -> None:
         """Finds the run, or creates it. Call again after any exception.
@@ -196,6 +196,7 @@ class MlflowRun:
             self._maybe_created = True
             run = client.create_run(self.experiment_id, tags=tags, run_name=self.identity.run_name)
             self.is_guest = False  # Nobody else ends a run that was not there.
+            self._created = True
         elif resume and not self.is_guest and run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
         self._maybe_created = False
@@ -335,10 +336,12 @@ class MlflowRun:
     def end(self, status: str, time_ms: int) -> None:
         """Marks the run as ended (FINISHED, FAILED or KILLED), or as one that others go on with.
 
-        UNCHANGED is how a guest leaves a run.
+        UNCHANGED is how a guest leaves a run, but for one that had to be made for it.
         """
         if status == "UNCHANGED":
-            return
+            if not self._created:
+                return
+            status = "FINISHED"
         if status == "RUNNING":
             self._client.update_run(self.identity.run_id, status=status)
         else:

@@ -9,6 +9,9 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.config import TrainMixConfig, plain
 from pipeline.training.plan import RunPlan
 
+NOTE_TAG = "mlflow.note.content"
+"""The description of a run, which people edit on MLflow's page."""
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -31,6 +34,11 @@ class Job:
     """Provenance: git commit, fingerprints, versions, Ray job."""
     lineage: Lineage = field(default_factory=Lineage)
     """The larger undertaking that the run is part of, such as a sweep."""
+
+    def run_tags(self, resumes: bool) -> dict[str, str]:
+        """Tags of the MLflow run; those that resume leave the description that a person may own."""
+        tags = self.tags | self.lineage.tags
+        return {key: value for key, value in tags.items() if not resumes or key != NOTE_TAG}
 
 
 @dataclass(frozen=True)

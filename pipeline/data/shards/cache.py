@@ -12,6 +12,7 @@ next would fetch each of them again and again: room is made only at the cost of 
 not used for a while, the longest unused first. What does not fit stays remote.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.data.shards.format import ShardRecord
-from pipeline.errors import UserError
+from pipeline.errors import Outage, UserError
 from pipeline.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -245,7 +246,9 @@ def _make_private(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
-        raise UserError(
+        # The disk of one node may be full or broken, where those of others are not.
+        kind = UserError if error.errno in (errno.EACCES, errno.ENOTDIR, errno.EEXIST) else Outage
+        raise kind(
             f"data.cache_dir={folder}: cannot be made ({error.strerror}): give another folder, "
             f"there or in ${FOLDER_VARIABLE}, or set data.cache_gib to 0"
         ) from None

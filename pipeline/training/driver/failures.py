@@ -9,7 +9,7 @@ from typing import Any
 import ray.train
 from ray.exceptions import RayActorError, RayError
 
-from model.errors import ModelError
+from model.errors import ModelError, Unreachable
 from pipeline.errors import Outage, UserError, told_by_system
 from pipeline.ray_internals import cause_of, never_lived, raise_at_once
 from pipeline.training.config import RunConfig, TrainMixConfig
@@ -50,7 +50,7 @@ class FailureReporter(ray.train.UserCallback):
 def _is_final(error: BaseException) -> bool:
     """Whether it is a mistake, which each further attempt would meet again."""
     inner = cause_of(error)
-    return isinstance(inner, UserError | ModelError) and not isinstance(inner, Outage)
+    return isinstance(inner, UserError | ModelError) and not isinstance(inner, Outage | Unreachable)
 
 
 def way_on(run: RunConfig) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.checkpoints.environment import ROOT, UNKNOWN
 from pipeline.tracking.redaction import MASK, is_secret_key, redact_text
+from pipeline.training.job import NOTE_TAG
 
 
 def origin_tags(commit: str, is_new: bool, command: Sequence[str]) -> dict[str, str]:
@@ -28,7 +29,7 @@ def origin_tags(commit: str, is_new: bool, command: Sequence[str]) -> dict[str, 
     tags["mlflow.source.name"] = script
     if is_new:
         again = shlex.join(["python", script, *_masked(words)])
-        tags["mlflow.note.content"] = f"To train it again or go on with it:\n\n    {again}\n"
+        tags[NOTE_TAG] = f"To train it again or go on with it:\n\n    {again}\n"
     return tags
 
 

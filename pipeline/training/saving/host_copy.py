@@ -32,8 +32,9 @@ class HostCopy:
         copied = self._copied(content, name)
         if torch.cuda.is_initialized():
             # Queued behind the copies: later steps, which change the state, come after both.
-            self._arrived = arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()
             arrived.record()
+            self._arrived = arrived  # Last: one that is not recorded yet makes nobody wait.
         return copied
 
     def wait(self) -> None:

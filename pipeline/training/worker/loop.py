@@ -66,7 +66,7 @@ def train_worker(settings: dict[str, Any]) -> EarlyEnd:
     with ExitStack() as stack:
         tracker = stop = None
         if context.get_world_rank() == 0:
-            tags = job.tags | job.lineage.tags
+            tags = job.run_tags(resumes=latest is not None)
             tracker = stack.enter_context(open_tracker(config, tags, job.lineage.parent_run_id))
             stop = StopListener(job.stop) if job.stop else None
         loop = Loop(job, state, wrapped, encoder, device, tracker, stop)

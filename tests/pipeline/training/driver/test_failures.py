@@ -17,7 +17,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 
-from model.errors import ModelError
+from model.errors import ModelError, Unreachable
 from pipeline.errors import Outage, UserError
 from pipeline.storage import retry as patience
 from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig, plain
@@ -168,6 +168,7 @@ def of_a_loader(error: Exception) -> Exception:
         ({0: of_a_loader(MISTAKE)}, MISTAKE),
         ({0: wrapped(ModelError("model.features=0: wrong"))}, "model.features=0: wrong"),
         ({0: wrapped(Outage("run.storage=x: does not answer"))}, None),
+        ({0: wrapped(Unreachable("text.pretrained=openai: the hub does not answer"))}, None),
         ({0: wrapped(GONE)}, None),
     ],
 )

@@ -2,8 +2,10 @@
 
 import getpass
 from pathlib import Path
+from typing import Any
 
 from pipeline.training.driver.origin import origin_tags
+from pipeline.training.job import NOTE_TAG, Job, Lineage
 
 JOB = str(Path(__file__).parents[4] / "jobs" / "train_mix.py")
 COMMIT = "c" * 40
@@ -42,3 +44,9 @@ def test_secrets_stay_out_of_the_command(monkeypatch):
     assert "'https://***@mlflow' --auth.token" in note
     assert note.count("***") == 4
     assert note.endswith("--flag --steps 9\n")
+
+
+def test_workers_that_start_again_leave_the_description_alone():
+    job = Job(plan=Any, tags={"a": "1"}, lineage=Lineage(tags={NOTE_TAG: "made", "b": "2"}))  # type: ignore[arg-type]
+    assert job.run_tags(resumes=False) == {"a": "1", "b": "2", NOTE_TAG: "made"}
+    assert job.run_tags(resumes=True) == {"a": "1", "b": "2"}
