@@ -199,7 +199,8 @@ class TrainConfig:
             )
         if self.steps and self.warmup_steps >= self.steps:
             raise UserError(
-                f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}"
+                f"train.warmup_steps={self.warmup_steps}: must be below train.steps={self.steps}: "
+                "set it lower, or train for more steps"
             )
 
 
