@@ -27,7 +27,10 @@ from jsonargparse import (
 from jobs import local_ray
 from jobs.mistakes import check_settings
 from model.errors import ModelError
+from pipeline import monitoring
 from pipeline.errors import Terminated, UserError, printable, told_by_system
+from pipeline.log_lines import OURS, Lines
+from pipeline.ray_internals import keep_back_lines
 
 Config = TypeVar("Config")
 
@@ -37,7 +40,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 _USAGE = "[--config RECIPE] [--KEY VALUE ...]"
 _WAIT = "LSEG_CLUSTER_WAIT_S"
-_OURS = ("pipeline", "model", "jobs")
+
+_NEWS_TO_NOBODY = (
+    # Ray Data's actors get their arguments so, and Ray Train's too: nothing of it can be changed.
+    "has constructor arguments in the object store and max_restarts > 0",
+    # The log has lines of its own.
+    "Progress bars disabled. To enable, set",
+    "execution finished in",
+)
+"""Parts of lines that Ray's processes print and that say nothing to a user."""
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -144,9 +155,9 @@ def main(
     """
     local_ray.quiet()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(Lines("driver" if os.environ.get("RAY_ADDRESS") else "", as_text=True))
     logging.basicConfig(handlers=[handler])
-    for ours in _OURS:
+    for ours in OURS:
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
         run(parse(config_class, argv, description, bare))
@@ -162,15 +173,6 @@ def main(
         print(str(error) or "interrupted", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return 0
-
-
-class _OneLine(logging.Formatter):
-    """Keeps what names of files may hold, such as codes for the terminal, out of our lines."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        if record.name.partition(".")[0] in _OURS:
-            record.message = printable(record.message)
-        return super().formatMessage(record)
 
 
 def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
@@ -211,6 +213,7 @@ def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
                 logging_level=logging.WARNING,
                 runtime_env={"worker_process_setup_hook": "jobs.ray_worker.prepare"},
             )
+    keep_back_lines(_NEWS_TO_NOBODY)
     needed = {"CPU": num_cpus, "GPU": float(num_gpus)}
     for kind, available in _cluster_resources(needed).items():
         if available < needed[kind]:
@@ -243,7 +246,10 @@ def _cluster_resources(needed: dict[str, float]) -> dict[str, float]:
         return {kind: there.get(kind, 0.0) for kind in needed}
 
     def is_enough() -> bool:
-        return all(number >= needed[kind] for kind, number in available().items())
+        there = available()
+        for kind, number in there.items():
+            monitoring.MISSING.set(max(0.0, needed[kind] - number), kind=kind)
+        return all(number >= needed[kind] for kind, number in there.items())
 
     deadline = time.monotonic() + wait_s
     if is_enough() or wait_s <= 0:

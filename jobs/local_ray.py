@@ -5,11 +5,14 @@ reaches it. So it answers only to those who know a token: the processes that thi
 inherit it with their environment. No file holds it.
 """
 
+import atexit
+import json
 import logging
 import os
 import secrets
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,6 +24,8 @@ logger = logging.getLogger(__name__)
 _MODE, _TOKEN, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _ATTEMPTS = 3
 _PAUSE_S = 5.0
+_TARGETS = "lseg-metrics-{}.json"
+"""Name of a file in Ray's folder, by process, in the form of Prometheus's service discovery."""
 _QUIET = {
     # Lines of workers begin with the time, as ours do; colours are no text for a file.
     "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
@@ -66,6 +71,8 @@ def start(**settings: Any) -> None:
         before = set(psutil.Process().children(recursive=True))
         try:
             ray.init(address="local", include_dashboard=False, **settings)
+            if ray.is_initialized():
+                _announce()
             return
         except (TypeError, ValueError):  # Of the arguments.
             raise
@@ -88,6 +95,23 @@ def start(**settings: Any) -> None:
         "what keeps it busy and start the same command again; Ray's own words are in "
         "/tmp/ray/session_latest/logs"
     )
+
+
+def _announce() -> None:
+    """Writes down for Prometheus where the metrics are, as a Ray with a dashboard does by itself.
+
+    `infra/prometheus/local.yaml` reads all such files. They go with their processes.
+    """
+    import ray
+
+    folder = Path(ray.get_runtime_context().get_temp_dir())
+    for left in folder.glob(_TARGETS.format("*")):
+        if not psutil.pid_exists(int(left.stem.rpartition("-")[2])):
+            left.unlink(missing_ok=True)
+    nodes = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
+    file = folder / _TARGETS.format(os.getpid())
+    file.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": nodes}]))
+    atexit.register(file.unlink, missing_ok=True)
 
 
 def _end(processes: set[psutil.Process]) -> None:

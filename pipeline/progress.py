@@ -3,6 +3,7 @@
 import logging
 import time
 
+from pipeline import monitoring
 from pipeline.errors import printable
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ class Progress:
         self._every_s = every_s
         self._done = 0
         self._began = self._logged = time.monotonic()
+        monitoring.ITEMS_PLANNED.set(total, unit=unit)
+        monitoring.ITEMS_DONE.start(unit=unit)
 
     def add(self, count: int, note: str = "") -> None:
         """Counts items as done.
@@ -32,6 +35,8 @@ class Progress:
             note: Ends the line, such as the name of what was just finished.
         """
         self._done += count
+        monitoring.ITEMS_DONE.add(count, unit=self._unit)
+        monitoring.ITEMS_LEFT.set(self._total - self._done, unit=self._unit)
         now = time.monotonic()
         if now - self._logged < self._every_s and self._done < self._total:
             return

@@ -10,7 +10,7 @@ import importlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -115,6 +115,46 @@ def read_environment_again() -> None:
     raylet: Any = importlib.import_module("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def keep_back_lines(parts: Sequence[str]) -> None:
+    """Keeps lines of Ray's processes that have one of these parts from being printed here.
+
+    Ray prints all that its processes write, and each of its own messages has another switch, if
+    any. Called again, it replaces the parts of the call before.
+    """
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    name = "ray_print_logs"
+    for plain in [handler for each, handler in dispatcher.handlers if each == name]:
+        print_batch = getattr(plain, "guards", plain)
+
+        def print_some(batch: dict[str, Any], print_batch: Any = print_batch) -> None:
+            lines = batch.get("lines", [])
+            kept = [line for line in lines if not any(part in line for part in parts)]
+            if kept or not lines:
+                print_batch(batch | {"lines": kept})
+
+        print_some.guards = print_batch  # type: ignore[attr-defined]
+        dispatcher.remove_handler(name)
+        dispatcher.add_handler(name, print_some)
+
+
+def say_nothing_of_shutdowns() -> None:
+    """Keeps back a warning, with traceback, of Ray Train's controller after each crash of a worker.
+
+    It says itself that it is expected, and no option switches it off.
+    """
+    name = "ray.train.v2._internal.callbacks.backend_setup"
+    importlib.import_module(name).logger.setLevel(logging.ERROR)
+
+
+def start_counter(counter: Any, tags: Mapping[str, str]) -> None:
+    """Makes a `ray.util.metrics.Counter` show 0.
+
+    Its public call takes no 0, and without one Prometheus does not see the first increase.
+    """
+    counter._record(0.0, dict(tags))
 
 
 def limit_waiting_blocks(context: Any, most: int) -> None:

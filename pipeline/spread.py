@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from pipeline.errors import UserError
+from pipeline.log_lines import log_as
 from pipeline.ray_internals import never_lived
 
 Item = TypeVar("Item")
@@ -40,6 +41,7 @@ class _Worker:
     """The actor: makes the function at the first item, and applies it to one item a call."""
 
     def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        log_as("worker")
         self._make = make
         self._function: Callable[[Any], Any] | None = None
 

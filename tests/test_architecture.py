@@ -23,7 +23,9 @@ pipeline.checkpoints  pipeline.scoring
 pipeline.data  pipeline.tracking
 pipeline.storage
 pipeline.spread
-pipeline.progress  pipeline.ray_internals  pipeline.signals
+pipeline.progress
+pipeline.monitoring
+pipeline.ray_internals  pipeline.signals  pipeline.log_lines
 pipeline.errors  model
 """
 
@@ -33,7 +35,7 @@ pipeline.training.worker
 pipeline.training.saving
 pipeline.training.job
 pipeline.training.plan
-pipeline.training.state  pipeline.training.questions
+pipeline.training.state  pipeline.training.questions  pipeline.training.published
 pipeline.training.stopping
 pipeline.training.config
 """

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from model.checkpoint import is_uri
+from pipeline import monitoring
 from pipeline.checkpoints.files import checkpoint_fingerprint
 from pipeline.checkpoints.provenance import Provenance, open_checkpoint
 from pipeline.checkpoints.resolvers import pinned
@@ -136,7 +137,8 @@ def _evaluate(
             "--geometry.mode whole is one"
         )
     # Workers on this machine read what the driver fetched; others fetch for themselves.
-    with Runner(config, plan.parts, out) as runner:
+    active = monitoring.EVALUATION_ACTIVE.while_in(protocol=config.protocol)
+    with active, Runner(config, plan.parts, out) as runner:
         counts = runner.run()
         figures, bytes_of = figures_of(plan, counts), checkpoint_fingerprint(checkpoint)
         report = EvaluationReport(

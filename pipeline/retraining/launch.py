@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from functools import partial
 
 from model.errors import ModelError
+from pipeline import monitoring
 from pipeline.checkpoints.files import VALIDATION, manifest_tags
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.data.shards.format import find_manifests
@@ -18,7 +19,7 @@ from pipeline.registry.registry import Registry
 from pipeline.retraining.config import ComparisonConfig, RetrainConfig
 from pipeline.retraining.data import DataState
 from pipeline.retraining.record import DecisionRecord
-from pipeline.retraining.runner import Result, Retraining, Trained, Work
+from pipeline.retraining.runner import OUTCOMES, Result, Retraining, Trained, Work
 from pipeline.retraining.state import Attempt
 from pipeline.storage.open import open_storage
 from pipeline.tracking.config import server_uri
@@ -65,6 +66,7 @@ def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
         os.environ[variable] = uri  # What `models:/` means, here and in the workers.
     check_server(base.tracking)
     storage = open_storage(state_folder(config))
+    start_ray = _shown(start_ray, name)
     record = DecisionRecord(client_of(uri), name, storage)
     work = Work(
         partial(data_now, base),
@@ -74,7 +76,9 @@ def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
     retraining = Retraining(config, Registry(uri, name), record, storage, work)
     try:
         with patient(_ANSWER_WITHIN_S):
-            return retraining.rollback() if config.rollback else retraining.run()
+            result = retraining.rollback() if config.rollback else retraining.run()
+            monitoring.RETRAININGS.add(model=name, outcome=result.kind)
+            return result
     except (MlflowException, OperationalError, ModelError) as error:
         unavailable = is_unavailable(error)
         if isinstance(error, ModelError) and not unavailable:
@@ -84,6 +88,19 @@ def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
             f"tracking.uri={redact_text(uri)}: the registry failed ({reason}): "
             f"{retraining.champion_now()}; the same command goes on where this one ended"
         ) from error
+
+
+def _shown(start_ray: StartRay | None, model: str) -> StartRay:
+    """Shows Prometheus the re-training from when Ray is there, hours before its outcome."""
+
+    def start(num_cpus: float, num_gpus: int = 0) -> None:
+        if start_ray is not None:
+            start_ray(num_cpus, num_gpus)
+        monitoring.RETRAINING_ACTIVE.set(1, model=model)
+        for outcome in OUTCOMES:
+            monitoring.RETRAININGS.start(model=model, outcome=outcome)
+
+    return start
 
 
 def _check_shared(uri: str, storage: str) -> None:

@@ -37,6 +37,8 @@ from pipeline.tracking.redaction import redact_text
 
 logger = logging.getLogger(__name__)
 
+OUTCOMES = ("unchanged", "tried", "promoted", "rejected", "rolled back")
+"""The kinds of a `Result`."""
 _UNDONE = "it was promoted, and "
 """How the reason begins where a person took a promotion back."""
 
@@ -69,7 +71,7 @@ class Result:
     """How a call ended."""
 
     kind: str
-    """`unchanged`, `tried`, `promoted`, `rejected` or `rolled back`."""
+    """One of `OUTCOMES`."""
     text: str
     """For people."""
     version: str = ""

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from typing import Literal
 
+from pipeline import monitoring
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import Journal, JournalClosed
 from pipeline.tracking.journal_copy import JournalCopy
@@ -44,6 +45,7 @@ class Sender:
         self._closing = threading.Event()
         self.opened = threading.Event()
         self._failures, self._refusal = 0, ""
+        self._failing_since = 0.0
         self._next_try = self._next_copy = 0.0
         self._thread = threading.Thread(target=self._loop, name="mlflow-sender", daemon=True)
 
@@ -91,6 +93,8 @@ class Sender:
             )  # fmt: skip
         if num_lost:
             logger.error("MLflow took not everything: %d records are lost", num_lost)
+        elif not rest and status == "FAILED":
+            logger.info("what the run logged until it failed is in MLflow: %s", self._run.ui_hint())
         elif not rest:
             logger.info("MLflow has everything: %s", self._run.ui_hint())
 
@@ -99,6 +103,8 @@ class Sender:
             self._open_journal()
         while True:
             closing = self._closing.wait(_FLUSH_S)
+            away_s = time.monotonic() - self._failing_since if self._failures else 0.0
+            monitoring.MLFLOW_AWAY.set(away_s, run=self._asked.run_name)
             # First the disk: what it has is safe whatever happens to the process in a call.
             self._journal.flush()
             is_outage = not closing and time.monotonic() < self._next_try
@@ -151,6 +157,7 @@ class Sender:
                            kept, reason_of(error))  # fmt: skip
         self._refusal = refusal
         self._next_try = time.monotonic() + min(2.0**self._failures, _MAX_BACKOFF_S)
+        self._failing_since = self._failing_since if self._failures else time.monotonic()
         self._failures += 1
 
     def _open_journal(self) -> None:

@@ -9,7 +9,7 @@ the run, or to `jobs/track.py --replay`.
 import atexit
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,6 +40,7 @@ class Tracker:
     def __init__(self, run: MlflowRun, sender: Sender) -> None:
         self._run = run
         self._sender = sender
+        self._on_metrics: Callable[[Mapping[str, float]], object] = len
 
     @classmethod
     def start(
@@ -54,6 +55,7 @@ class Tracker:
         parent_run_id: str | None = None,
         copy_to: str = "",
         is_guest: bool = False,
+        on_metrics: Callable[[Mapping[str, float]], object] = len,
     ) -> "Tracker":
         """Starts recording; returns at once whether or not a server answers.
 
@@ -72,6 +74,7 @@ class Tracker:
                 identity, where `spill_path` is on a node that may vanish.
             is_guest: The run is another process's, which may still be at work: its status and the
                 time of its end stay what they are, whatever this process comes to.
+            on_metrics: Called with the metrics of each call of `log_metrics`.
 
         Raises:
             UserError: There is no usable tracking URI.
@@ -87,6 +90,7 @@ class Tracker:
         path = spill_path.absolute() if spill_path else None
         copy = JournalCopy(copy_to, path.name) if copy_to and path else None
         tracker = cls(run, Sender(run, Journal(path, identity, config.queue_size), copy))
+        tracker._on_metrics = on_metrics
         tracker.set_tags(tags or {})
         tracker.log_params(params or {})
         # A process that ends without `close` still writes what it has.
@@ -123,6 +127,7 @@ class Tracker:
                 values[key] = float(value)
             except (TypeError, ValueError):
                 logger.warning("metric %s=%r is not a number: left out", key, value)
+        self._on_metrics(values)
         self._put_parts("metrics", values, MAX_ENTITIES, step=step)
 
     def log_params(self, params: Any) -> None:

@@ -8,6 +8,7 @@ from pipeline.storage.places import home_state_dir
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.config import TrainMixConfig, plain
 from pipeline.training.plan import RunPlan
+from pipeline.training.published import Published
 
 NOTE_TAG = "mlflow.note.content"
 """The description of a run, which people edit on MLflow's page."""
@@ -79,4 +80,5 @@ def open_tracker(
         params=plain(config),
         parent_run_id=parent_run_id,
         copy_to=f"{storage}/{config.run.name}" if "://" in storage else "",
+        on_metrics=Published(config),
     )

@@ -52,11 +52,20 @@ def outcome_of(reason: str) -> type[TrainingStopped]:
 
 
 class StopSignal:
-    """The actor that holds why a run should stop; empty while it should not."""
+    """The actor that holds why a run should stop (empty while it should not), and its workers."""
 
     def __init__(self) -> None:
         self._reason = ""
         self._heard = False
+        self._places: dict[int, str] = {}
+
+    def place(self, rank: int, where: str) -> None:
+        """Notes the node and process of a worker."""
+        self._places[rank] = where
+
+    def places(self) -> dict[int, str]:
+        """The node and process of each worker by rank; of a number that has gone, the last one."""
+        return dict(self._places)
 
     def request(self, reason: str) -> None:
         """Stops the run; the first reason counts."""

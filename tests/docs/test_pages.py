@@ -17,7 +17,12 @@ from tests.test_architecture import ROOMS, ROOMS_OF_TRAINING
 
 README = ROOT / "README.md"
 PAGES = [
-    *(README, ROOT / "CONTRIBUTING.md", ROOT / "infra" / "RUNBOOK.md"),
+    *(
+        README,
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "infra" / "RUNBOOK.md",
+        ROOT / "infra" / "ALERTS.md",
+    ),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 HEADERS = sorted([*ROOT.glob("jobs/recipes/*.yaml"), *ROOT.glob("jobs/sweeps/*.yaml")])

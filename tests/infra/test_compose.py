@@ -43,7 +43,7 @@ def resolved(tmp_path_factory) -> dict:
 
 def test_services(resolved):
     expected = {"seaweedfs", "buckets", "postgres", "mlflow", "ray-head", "ray-worker"}
-    assert resolved["services"].keys() == expected
+    assert resolved["services"].keys() == expected | {"prometheus", "grafana"}
     assert "version" not in yaml.safe_load(COMPOSE.read_text())
 
 
@@ -94,7 +94,7 @@ def test_every_service_is_confined_and_watched(resolved):
     published = {
         port["target"] for s in resolved["services"].values() for port in s.get("ports", [])
     }
-    assert published == {8333, 5000, 8265}
+    assert published == {8333, 5000, 8265, 9090, 3000}
 
 
 def test_images_are_pinned_to_the_versions_of_the_tests(resolved):
@@ -107,7 +107,11 @@ def test_images_are_pinned_to_the_versions_of_the_tests(resolved):
         "postgres": images["postgres"],
         "ray-head": own,
         "ray-worker": own,
+        "prometheus": images["prometheus"],
+        "grafana": images["grafana"],
     }
+    assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", images["prometheus"])
+    assert re.fullmatch(r"grafana/grafana:\d+\.\d+\.\d+", images["grafana"])
     assert re.fullmatch(r"postgres:\d+\.\d+-bookworm", images["postgres"])
     for name, service in resolved["services"].items():
         if service["image"].startswith("lseg-"):
@@ -123,7 +127,7 @@ def test_volumes_are_mounted_on_folders_of_the_service_user(resolved):
         for volume in service.get("volumes", [])
         if "build" in service
     }
-    assert len(mounted) == 2
+    assert len(mounted) == 3
     for dockerfile, target in mounted:
         text = (INFRA / "docker" / os.path.basename(dockerfile)).read_text()
         assert f"mkdir {target} " in text, target

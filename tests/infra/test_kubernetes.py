@@ -279,7 +279,7 @@ def test_policies_choose_the_right_pods():
     for each in selectors:  # An empty one is everybody.
         assert any(selector.get("matchLabels") for selector in each.values()), each
     ports = [{port["port"] for port in rule.get("ports", [])} for rule in policy["ingress"]]
-    assert ports == [set(), {8265}, {8080}]  # Its own pods, the operator, Prometheus.
+    assert ports == [set(), {8265}, {8080, 44217, 44227}]  # Its own pods, the operator, Prometheus.
     budget = document("policies.yaml", "PodDisruptionBudget")["spec"]
     # KubeRay labels each pod with its kind of node.
     assert budget["selector"]["matchLabels"] == dict(chosen) | {"ray.io/node-type": "head"}

@@ -166,13 +166,17 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def head_node(**variables: str) -> Iterator[tuple[str, dict[str, str]]]:
+def head_node(
+    port: int = 0, metrics: int = 0, **variables: str
+) -> Iterator[tuple[str, dict[str, str]]]:
     """A head node of its own, with ports of its own: (dashboard address, environment)."""
-    port, dashboard, client, agent, agent_grpc = free_ports(5)
+    dashboard, client, agent, agent_grpc, *more = free_ports(6)
+    port, metrics = port or more[0], metrics or more[1]
     env = environment(**variables)
     with tempfile.TemporaryDirectory(prefix="lsr-") as temporary:
         command = ["ray", "start", "--head", "--block", "--num-cpus", "4"]
-        command += ["--port", str(port), "--ray-client-server-port", str(client)]
+        command += ["--port", str(port), "--metrics-export-port", str(metrics)]
+        command += ["--ray-client-server-port", str(client)]
         command += ["--dashboard-port", str(dashboard), "--temp-dir", temporary]
         command += ["--dashboard-agent-listen-port", str(agent)]
         command += ["--dashboard-agent-grpc-port", str(agent_grpc), "--disable-usage-stats"]

@@ -1,21 +1,23 @@
 """The whole path on one machine without containers: `python -m tests.integration.whole_path`.
 
 Starts what `infra/compose.yaml` starts, as processes on loopback: SeaweedFS, PostgreSQL (sqlite
-where it is not installed), an MLflow server and a Ray head, the last with token authentication.
-Then it submits every job as a user would, `ray job submit --working-dir . -- python jobs/...`, and
-looks at what each left in the bucket and in MLflow. It prints what it did, and ends with exit code
-0 or 1. It stops only what it started.
+where it is not installed), an MLflow server, a Ray head with token authentication, and Prometheus
+where it is installed. Then it submits every job as a user would, `ray job submit --working-dir . --
+python jobs/...`, looks at what each left in the bucket and in MLflow, and whether Prometheus had a
+value for each expression of the board. It prints what it did, and ends with exit code 0 or 1;
+`--stay` first leaves all servers up to be looked at. It stops only what it started.
 """
 
 import argparse
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,12 @@ from mlflow.exceptions import MlflowException
 
 from jobs.local_s3 import local_s3
 from pipeline.demo.layouts import write_mini_seven
-from tests.integration.same_weights import head_node
+from tests.integration.same_weights import free_ports, head_node
 from tests.integration.training_runs import REPOSITORY
 from tests.support.mini_shards import paint_vectors
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres_server import missing_for_postgres, postgres_server
+from tests.support.prometheus_server import PrometheusServer, expressions, is_installed
 
 DATASETS = ("ade20k", "cityscapes", "coco_panoptic")
 JOBS = ("prepare", "train", "evaluate", "sweep", "retrain")
@@ -65,6 +68,8 @@ class WholePath:
     address: str = ""
     env: dict[str, str] = field(default_factory=dict)
     rows: list[tuple[str, float, str]] = field(default_factory=list)
+    stays: bool = False
+    prometheus: PrometheusServer | None = None
 
     def run(self) -> None:
         """Starts the services, runs the jobs, stops the services."""
@@ -72,6 +77,14 @@ class WholePath:
             self._services(stack)
             for name in self.only:
                 getattr(self, name)()
+            if self.prometheus is not None and self.only == JOBS:
+                self.board(self.prometheus)
+            watched = f", Prometheus {self.prometheus.uri}/alerts" if self.prometheus else ""
+            print(f"MLflow {mlflow.get_tracking_uri()}, Ray {self.address}{watched}", flush=True)
+            if self.stays:
+                print("all servers stay until Ctrl-C", flush=True)
+                with suppress(KeyboardInterrupt):
+                    signal.pause()
 
     def _services(self, stack: ExitStack) -> None:
         with self._step("object store") as done:
@@ -92,8 +105,10 @@ class WholePath:
             mlflow.set_tracking_uri(server.uri)
             done(f"{server.uri} over {'PostgreSQL' if database else 'sqlite'}, artifacts in S3")
         with self._step("Ray head") as done:
+            (metrics,) = free_ports(1)
             self.address, self.env = stack.enter_context(
                 head_node(
+                    metrics=metrics,
                     # `python` of a submitted job is looked up in the PATH of the head.
                     PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                     RAY_AUTH_MODE="token",
@@ -102,6 +117,13 @@ class WholePath:
                 )
             )
             done(f"{self.address}, 4 logical CPUs, token authentication")
+        if not is_installed():
+            print("no Prometheus here: the board is not looked at (apt install prometheus)")
+            return
+        with self._step("Prometheus") as done:
+            server = PrometheusServer(self.folder, [f"127.0.0.1:{metrics}"])
+            self.prometheus = stack.enter_context(server)
+            done(f"{server.uri} fetches from the head every 5 s")
 
     def prepare(self) -> None:
         """Official layouts in the bucket `raw` become shards in the bucket `lseg`."""
@@ -202,6 +224,16 @@ class WholePath:
             self._retrain(settings | {"margin": -1}, expected_code=2)
             done("a wrong setting: the exit code 2 comes through to the scheduler")
 
+    def board(self, prometheus: PrometheusServer) -> None:
+        """Each expression of board and rules had a value while the jobs ran."""
+        with self._step("board") as done:
+            asked = expressions()
+            unanswered = prometheus.unanswered(asked)
+            _expect(not unanswered, f"a value for {unanswered}")
+            fired = prometheus.fired()
+            _expect(not fired, f"no alert while all is well: {fired}")
+            done(f"{len(asked)} expressions of board and rules had values, no alert fired")
+
     def _retrain(self, settings: dict[str, Any], expected_code: int = 0) -> str:
         arguments = " ".join(_words(settings))
         print(f"    LSEG_RETRAIN_ARGS='{arguments}' infra/retrain.sh")
@@ -300,6 +332,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The whole path on one machine.")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument("--out", type=Path, help="Folder that keeps logs and data; else they go.")
+    parser.add_argument("--stay", action="store_true", help="Leave the servers up at the end.")
     given = parser.parse_args(argv)
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_TRACKING"))]:
         del os.environ[name]
@@ -308,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="whole-path-") as temporary:
         folder = (given.out or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        path = WholePath(folder, tuple(given.jobs))
+        path = WholePath(folder, tuple(given.jobs), stays=given.stay)
         try:
             path.run()
         except Failed as error:

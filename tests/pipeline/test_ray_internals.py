@@ -15,6 +15,7 @@ import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
@@ -23,12 +24,15 @@ import ray.data
 import ray.train
 import torch
 from packaging.requirements import Requirement
+from ray._private import ray_logging
+from ray._private.ray_logging import WorkerStandardStreamDispatcher
 from ray.data._internal.iterator.stream_split_iterator import StreamSplitDataIterator
 from ray.data.block import BlockMetadata
 from ray.train.v2._internal.data_integration.dataset_manager import DatasetManager
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.context import TrainContext
 from ray.train.v2._internal.execution.storage import StorageContext
+from ray.util.metrics import Counter
 
 from pipeline import ray_internals
 from pipeline.ray_internals import Coordinators
@@ -139,6 +143,46 @@ def test_an_actor_that_never_lived_is_known_from_one_that_died(local_ray):
         with pytest.raises(ray.exceptions.RayActorError) as caught:
             ray.get(actor.die.remote())
         assert ray_internals.never_lived(caught.value) is fails
+
+
+def test_lines_that_say_nothing_are_kept_back(monkeypatch):
+    dispatcher, printed = WorkerStandardStreamDispatcher(), []
+    monkeypatch.setattr(ray_logging, "global_worker_stdstream_dispatcher", dispatcher)
+    ray_internals.keep_back_lines(["nothing"])  # Ray prints no lines here.
+    assert dispatcher.handlers == []
+    dispatcher.add_handler("ray_print_logs", lambda batch: printed.append(batch["lines"]))
+    for part in ("other", "says nothing"):  # The second replaces the first.
+        ray_internals.keep_back_lines([part])
+    for lines in (["a", "says nothing at all", "b"], ["it says nothing"], ["other"]):
+        dispatcher.emit({"pid": 1, "lines": lines})
+    assert printed == [["a", "b"], ["other"]]
+
+
+def test_ray_prints_lines_of_workers_by_the_handler_of_this_name():
+    import inspect
+
+    from ray._private import worker
+
+    assert '"ray_print_logs"' in inspect.getsource(worker.connect)
+
+
+def test_the_warning_after_a_crash_is_of_this_logger():
+    from ray.train.v2._internal.callbacks import backend_setup
+
+    level = backend_setup.logger.level
+    try:
+        ray_internals.say_nothing_of_shutdowns()
+        assert not backend_setup.logger.isEnabledFor(logging.WARNING)
+        assert backend_setup.logger.isEnabledFor(logging.ERROR)
+    finally:
+        backend_setup.logger.setLevel(level)
+
+
+def test_a_counter_takes_a_zero():
+    counter, taken = Counter("lseg_test_of_zero_total", tag_keys=("run",)), []
+    counter._metric = SimpleNamespace(record=lambda value, tags: taken.append((value, tags)))
+    ray_internals.start_counter(counter, {"run": "mine"})
+    assert taken == [(0.0, {"run": "mine"})]
 
 
 def test_waiting_blocks_have_a_bound_that_ray_data_knows():

@@ -20,6 +20,7 @@ import ray.data
 from ray.data import DataContext, Dataset, Datasource, ExecutionOptions, ReadTask
 from ray.data.block import BlockMetadata
 
+from pipeline import monitoring
 from pipeline.data.ingest.config import DataConfig as DataConfig
 from pipeline.data.ingest.loader import CropLoader as CropLoader
 from pipeline.data.ingest.loader import open_cache as open_cache
@@ -28,6 +29,7 @@ from pipeline.data.ingest.share import NodeShare
 from pipeline.data.shards.corpus import Corpus as Corpus
 from pipeline.data.shards.corpus import SampleReader as SampleReader
 from pipeline.data.shards.corpus import open_corpus as open_corpus
+from pipeline.log_lines import log_as
 from pipeline.ray_internals import limit_source, limit_waiting_blocks
 
 NUMBERS_AHEAD = 32
@@ -122,9 +124,16 @@ class BlockLoader:
     def __init__(
         self, corpus: Corpus, mixture: Mixture, config: DataConfig, share: NodeShare
     ) -> None:
+        log_as("loader")
         self._loader = CropLoader(corpus, mixture, config)
         self._mixture, self._share = mixture, share
         self._node = ray.get_runtime_context().get_node_id()
+        for each in (
+            monitoring.LOADED_BLOCKS,
+            monitoring.LOADED_IMAGES,
+            monitoring.LOADING_SECONDS,
+        ):
+            each.start()
 
     def __call__(self, task: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """Yields each block as one row for Ray; `unpacked` takes it apart."""
@@ -132,7 +141,11 @@ class BlockLoader:
         for number in task["block"].tolist():
             firsts = self._share.block(number)
             rows = self._mixture.rows_of([range(first, first + count) for first in firsts])
+            began = time.perf_counter()
             block = self._loader.load(rows)
+            monitoring.LOADING_SECONDS.add(time.perf_counter() - began)
+            monitoring.LOADED_BLOCKS.add()
+            monitoring.LOADED_IMAGES.add(len(rows))
             # Ray knows no arrays of texts, and packs bits.
             problems = json.dumps(block.pop("problem").tolist())
             yield {name: column[None] for name, column in block.items()} | {

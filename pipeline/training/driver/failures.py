@@ -6,16 +6,26 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 import ray.train
 from ray.exceptions import RayActorError, RayError
 
 from model.errors import ModelError, Unreachable
+from pipeline import monitoring
 from pipeline.errors import Outage, UserError, told_by_system
-from pipeline.ray_internals import cause_of, never_lived, raise_at_once
+from pipeline.log_lines import log_as
+from pipeline.ray_internals import (
+    cause_of,
+    never_lived,
+    raise_at_once,
+    say_nothing_of_shutdowns,
+)
 from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.saving import snapshot
 
 logger = logging.getLogger(__name__)
+
+_ANSWER_WITHIN_S = 5.0
 
 
 class TrainingDefect(RuntimeError):
@@ -25,26 +35,43 @@ class TrainingDefect(RuntimeError):
 class FailureReporter(ray.train.UserCallback):
     """Reports failures of workers, and from where the run resumes, in the controller's log."""
 
-    def __init__(self, run: RunConfig) -> None:
-        self._run = run
+    def __init__(self, run: RunConfig, stop: Any = None) -> None:
+        self._run, self._stop = run, stop
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrives in the controller's process, before the first worker starts."""
         self.__dict__.update(state)
         raise_at_once(_is_final)
+        say_nothing_of_shutdowns()
+        log_as("controller")
+        monitoring.FAILURES.start(run=self._run.name)
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Prints one line for each failure of workers from which the run may recover."""
         if any(map(_is_final, worker_exceptions.values())):
             return  # The driver tells it.
+        monitoring.FAILURES.add(run=self._run.name)
+        places = self._places()
         causes = "; ".join(
-            f"worker {rank}: {_first_line(error)}" for rank, error in worker_exceptions.items()
+            f"worker {rank}{places.get(rank, '')}: {_first_line(error)}"
+            for rank, error in worker_exceptions.items()
         )
-        print(
-            f"run {self._run.name}: {causes}. Unless it failed too often, it goes on "
-            f"{way_on(self._run)}",
-            flush=True,
+        logger.error(
+            "run %s: %s. Unless it failed too often, it goes on %s",
+            self._run.name,
+            causes,
+            way_on(self._run),
         )
+
+    def _places(self) -> dict[int, str]:
+        """Where each worker was, for a message; empty where that is not known."""
+        if self._stop is None:
+            return {}
+        try:
+            found = ray.get(self._stop.places.remote(), timeout=_ANSWER_WITHIN_S)
+        except RayError:  # There is another error to report.
+            return {}
+        return {rank: f" on {where}" for rank, where in found.items()}
 
 
 def _is_final(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from model.checkpoint import is_uri
+from pipeline import monitoring
 from pipeline.checkpoints.environment import (
     git_commit,
     library_versions,
@@ -119,7 +120,9 @@ def train(
             # A trial of a sweep runs in a process of Ray's, whose command says nothing.
             command = () if lineage.parent_run_id else sys.argv
             origin = origin_tags(git_commit(), not first, command)
-            _fit(plan, replace(lineage, tags=origin | lineage.tags), lease, callbacks)
+            monitoring.WORKERS_WANTED.set(plan.config.cluster.num_workers, run=run.name)
+            with monitoring.TRAINING_ACTIVE.while_in(run=run.name):
+                _fit(plan, replace(lineage, tags=origin | lineage.tags), lease, callbacks)
     # A run that ends has stored the checkpoint of its last step.
     address = snapshot.address_of(run, max(first, plan.config.train.steps))
     return Outcome(address, read_provenance(address).metrics, time.perf_counter() - began)
@@ -213,7 +216,7 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
             worker_runtime_env={"env_vars": variables},
             callbacks=[
                 snapshot.SnapshotKeeper(config.run, config.train.storage_patience_s),
-                FailureReporter(config.run),
+                FailureReporter(config.run, job.stop),
                 *callbacks,
             ],
         ),

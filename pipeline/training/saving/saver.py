@@ -21,6 +21,7 @@ from typing import Any
 import ray.train
 from safetensors import SafetensorError
 
+from pipeline import monitoring
 from pipeline.checkpoints.files import step_folder
 from pipeline.checkpoints.whole import write_digests
 from pipeline.errors import Outage, UserError
@@ -68,6 +69,9 @@ class Saver:
         self.defect: Exception | None = None
         """What kept this worker from writing the state, and would keep it from it again."""
         if rank == 0:
+            monitoring.CHECKPOINT_TIME.set(time.time(), run=self._run.name)
+            monitoring.CHECKPOINTS.start(run=self._run.name)
+            monitoring.CHECKPOINTS_LEFT_OUT.start(run=self._run.name)
             self._folders.remove_left()
             if self._train.keep_best:
                 self._best = BestModel(job.plan.config, self._storage, self._upload, self._folders)
@@ -173,6 +177,7 @@ class Saver:
             count = self._on_their_way
         if bypassed or count < _MOST_ON_THEIR_WAY:
             return False
+        monitoring.CHECKPOINTS_LEFT_OUT.add(run=self._run.name)
         logger.warning(
             "step %d: no checkpoint, since %d are still on their way to run.storage; training "
             "goes on",
@@ -211,6 +216,7 @@ class Saver:
                 self.defect = self.defect or error
                 return None
             self._lost += 1
+            monitoring.CHECKPOINTS_LEFT_OUT.add(run=self._run.name)
             if required or self._lost >= _LOST_IN_A_ROW:
                 raise UserError(
                     f"{self._folders.place}: the checkpoint after step {content.step} cannot "
@@ -239,7 +245,10 @@ class Saver:
     def _store_and_forget(self, local: ray.train.Checkpoint, name: str) -> Any:
         """Copies a checkpoint to the storage and removes it here; on a thread of Ray Train."""
         try:
-            return self._upload(local, name)
+            stored = self._upload(local, name)
+            monitoring.CHECKPOINT_TIME.set(time.time(), run=self._run.name)
+            monitoring.CHECKPOINTS.add(run=self._run.name)
+            return stored
         finally:
             # The folder first: what counts as off its way must not take room on the disk any more.
             self._folders.remove(Path(local.path))

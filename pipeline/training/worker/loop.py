@@ -56,7 +56,7 @@ def train_worker(settings: dict[str, Any]) -> EarlyEnd:
     """Entry point of each training worker; `settings["job"]` is a `Job`."""
     job: Job = settings["job"]
     config, context = job.plan.config, ray.train.get_context()
-    device = prepare_process(config)
+    device = prepare_process(config, job.stop)
     encoder = build_text_encoder(config.model.text)
     latest = ray.train.get_checkpoint()
     state = build_state(config, encoder.dim, device, resumes=latest is not None)
@@ -128,7 +128,7 @@ class Loop:
         # A run that was stopped just before a validation makes it first, with the same weights.
         if self.state.owes_validation:
             metrics, self.state.owes_validation = self.validate(), False
-        progress = SpeedMeter(self.state.step, self.train.steps, self.train.batch_size)
+        progress = SpeedMeter(self.state.step, self.config, self.rank, self.world)
         while self.state.step < self.train.steps and self.ended == EarlyEnd():
             # The step comes first: all that follows looks at the weights that it left.
             loss, grad_norm, news = self.step(batches)

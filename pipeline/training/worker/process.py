@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -11,6 +12,7 @@ import torch
 
 from model.errors import ModelError
 from pipeline.errors import UserError
+from pipeline.log_lines import here, log_as
 from pipeline.ray_internals import worker_loggers
 from pipeline.training.config import TrainMixConfig
 
@@ -20,9 +22,16 @@ def _is_no_mistake(record: logging.LogRecord) -> bool:
     return not isinstance(sys.exc_info()[1], UserError | ModelError)
 
 
-def prepare_process(config: TrainMixConfig) -> torch.device:
-    """Sets up a worker's log, threads and kernels; returns its device."""
-    _log_to_driver()
+def prepare_process(config: TrainMixConfig, stop: Any) -> torch.device:
+    """Sets up a worker's log, threads and kernels; returns its device.
+
+    The `StopSignal`, if there is one, learns where the worker is.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    if stop is not None:
+        node = ray.get_runtime_context().get_node_id()[:8]
+        stop.place.remote(rank, f"{here()} (node {node}, process {os.getpid()})")
+    _log_to_driver(rank)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         share = max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size())
@@ -32,13 +41,9 @@ def prepare_process(config: TrainMixConfig) -> torch.device:
     return device
 
 
-def _log_to_driver() -> None:
+def _log_to_driver(rank: int) -> None:
     """Sends a worker's own log lines to stdout, which Ray passes on, and of Ray's only warnings."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    ours = logging.getLogger("pipeline")
-    ours.handlers, ours.propagate = [handler], False
-    ours.setLevel(logging.INFO)
+    log_as(f"worker {rank}")
     logging.getLogger().setLevel(logging.WARNING)
     for logger in worker_loggers():
         logger.addFilter(_is_no_mistake)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import ray
 
+from pipeline import monitoring
 from pipeline.storage.open import open_storage
 from pipeline.training.config import RunConfig
 
@@ -25,6 +26,8 @@ EXIT_CODE = 75
 """Exit code of a worker that ended itself."""
 _FOR_THE_OTHERS_S = 10.0
 """Seconds between its own stacks and its end, for the others: the first death ends them all."""
+_TELL_EVERY_S = 1.0
+"""Least seconds between two beats that Prometheus hears of."""
 _LOOKS = 8
 """Number of looks of the watch within `stuck_s`."""
 
@@ -43,7 +46,7 @@ class Watchdog:
         self, run: RunConfig, stuck_s: float, rank: int, end: Callable[[int], object] = os._exit
     ) -> None:
         self._run, self._stuck_s, self._rank, self._end = run, stuck_s, rank, end
-        self._last = 0.0
+        self._last = self._told = 0.0
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -54,6 +57,10 @@ class Watchdog:
         found by `cluster.collective_timeout_s`, so that the first beat starts the watch.
         """
         self._last = time.monotonic()
+        if self._last - self._told > _TELL_EVERY_S:
+            self._told = self._last
+            labels = {"run": self._run.name, "worker": str(self._rank)}
+            monitoring.BEAT_TIME.set(time.time(), **labels)
         if self._thread is None and self._stuck_s:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()

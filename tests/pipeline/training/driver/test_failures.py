@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import ray.train
 import torch
 import yaml
@@ -25,6 +26,7 @@ from pipeline.training.driver.failures import FailureReporter, explained
 from pipeline.training.driver.launch import absolute
 from pipeline.training.driver.stream import patient_latest_step
 from pipeline.training.saving import snapshot
+from pipeline.training.stopping import start_signal
 from tests.support.mini_shards import MiniShards
 
 REPOSITORY = Path(__file__).resolve().parents[4]
@@ -56,12 +58,26 @@ class DeadStorage:
     ("failures", "words"),
     [(0, "from checkpoint runs/mine/step_00000008"), (1, "from its newest checkpoint")],
 )
-def test_a_failure_is_told_with_or_without_the_storage(monkeypatch, capsys, failures, words):
+def test_a_failure_is_told_with_or_without_the_storage(monkeypatch, caplog, failures, words):
     monkeypatch.setattr(snapshot, "open_storage", DeadStorage(failures).open)
     FailureReporter(RunConfig(name="mine")).after_exception(None, {1: RuntimeError("gone")})
-    said = capsys.readouterr().out
-    assert "run mine: worker 1: RuntimeError: gone." in said
-    assert words in said
+    assert "run mine: worker 1: RuntimeError: gone." in caplog.text
+    assert words in caplog.text
+
+
+def test_a_failure_names_the_node_where_the_worker_was(local_ray, monkeypatch, caplog):
+    monkeypatch.setattr(snapshot, "open_storage", DeadStorage(0).open)
+    stop = start_signal()
+    stop.place.remote(1, "gpu-3 (node 12ab, process 7)")
+    reporter = FailureReporter(RunConfig(name="mine"), stop)
+    errors: dict[int, Exception] = {0: RuntimeError("waits"), 1: RuntimeError("gone")}
+    reporter.after_exception(None, errors)
+    told = "worker 0: RuntimeError: waits; worker 1 on gpu-3 (node 12ab, process 7): RuntimeError"
+    assert told in caplog.text
+    ray.kill(stop)
+    caplog.clear()
+    reporter.after_exception(None, errors)
+    assert "worker 1: RuntimeError: gone. Unless" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -172,7 +188,7 @@ def of_a_loader(error: Exception) -> Exception:
         ({0: wrapped(GONE)}, None),
     ],
 )
-def test_a_mistake_ends_the_run_at_once_and_an_outage_does_not(monkeypatch, capsys, errors, told):
+def test_a_mistake_ends_the_run_at_once_and_an_outage_does_not(monkeypatch, caplog, errors, told):
     monkeypatch.setattr(snapshot, "open_storage", DeadStorage(0).open)
     policy = DefaultFailurePolicy
     monkeypatch.setattr(
@@ -183,7 +199,7 @@ def test_a_mistake_ends_the_run_at_once_and_an_outage_does_not(monkeypatch, caps
     failure = ray.train.WorkerGroupError("x", errors)
     decision = policy(ray.train.FailureConfig(max_failures=3)).make_decision(failure)
     reporter.after_exception(None, errors)
-    said = capsys.readouterr().out
+    said = caplog.text
     if told:
         assert decision == FailureDecision.RAISE
         assert said == ""  # The driver says it, in one line.

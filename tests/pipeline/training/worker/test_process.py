@@ -21,7 +21,7 @@ def test_ray_prints_the_traceback_of_defects_alone(caplog, monkeypatch, error):
     ours = logging.getLogger("pipeline")
     kept = ours.handlers, ours.propagate, ours.level, logging.getLogger().level
     try:
-        process._log_to_driver()
+        process._log_to_driver(0)
         try:
             raise error
         except Exception as raised:
