@@ -1,4 +1,4 @@
-"""Turns a published LSeg checkpoint (.ckpt) into a checkpoint folder of this project.
+"""Turns a published LSeg or CAT-Seg checkpoint into a checkpoint folder of this project.
 
     python jobs/import_official.py lseg.ckpt --out runs/published
 
@@ -22,13 +22,15 @@ class ImportConfig:
     """Which checkpoint to import, and into which folder."""
 
     checkpoint: str
-    """The published .ckpt file; may also be the first word of the command line."""
+    """The published file, .ckpt of LSeg or .pth of CAT-Seg; may also be the first word of the
+    command line."""
     out: str
     """The checkpoint folder to write."""
     labels: str | None = None
     """A text file with one label a line, to be kept as the labels of the checkpoint."""
     keep_text: bool = False
-    """Also keep the file's CLIP text tower (125 to 250 MB), for use where there is no network."""
+    """Also keep the file's CLIP text tower (125 to 250 MB), for use where there is no network.
+    CAT-Seg's is kept in any case, since it was trained."""
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
     """The regularizer, for a file that has one and does not say which."""
 
@@ -59,7 +61,8 @@ def run(config: ImportConfig) -> None:
     lseg = imported.lseg
     for note in imported.notes:
         print(note)
-    if config.keep_text:
+    keeps_text = config.keep_text or imported.text_trained
+    if keeps_text:
         if not imported.text_weights:
             raise ModelError(
                 f"keep_text=true: {config.checkpoint} holds no CLIP text tower: set it to false"
@@ -67,7 +70,7 @@ def run(config: ImportConfig) -> None:
         text = replace(lseg.config.text, pretrained=TEXT_WEIGHTS)
         lseg.config = replace(lseg.config, text=text)
     save_checkpoint(config.out, lseg, labels)
-    if config.keep_text:
+    if keeps_text:
         save_file(imported.text_weights, Path(config.out) / TEXT_WEIGHTS)
     print(f"written: {config.out}")
 

@@ -46,8 +46,12 @@ PRETRAINED = "LSEG_TEXT_PRETRAINED"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
-HEAD = "decoder.head.weight"
-"""The tensor (C, features, 1, 1) that says how long the text vectors are."""
+HEADS = {
+    "dot": ("decoder.head.weight", 4, 0),
+    "cost": ("cost.aggregator.text_guidance_projection.0.weight", 2, 1),
+}
+"""By kind of head: a tensor, its number of dimensions, and which of them is the length of the text
+vectors."""
 MAX_LABELS = 65_535
 """Labels of a checkpoint; what an index of 16 bits can tell apart."""
 
@@ -148,15 +152,16 @@ def read_checkpoint(source: Path | str, text: TextConfig | None = None) -> Store
         backbone=replace(config.backbone, pretrained=False),
         text=followed(config.text, directory, text),
     )
-    head, _ = stored_tensors(directory / WEIGHTS).get(HEAD, ((), ""))
-    if len(head) != 4 or not 1 <= head[0] <= MAX_EMBED_DIM:
-        there = f"a {HEAD} of shape {shown(head)}" if head else f"no {HEAD}"
+    name, num_dims, dim = HEADS[config.head.kind]
+    head, _ = stored_tensors(directory / WEIGHTS).get(name, ((), ""))
+    if len(head) != num_dims or not 1 <= head[dim] <= MAX_EMBED_DIM:
+        there = f"a {name} of shape {shown(head)}" if head else f"no {name}"
         raise ModelError(
-            f"{directory / WEIGHTS}: has {there}: must be the weights of an LSeg, with "
-            f"(1 to {MAX_EMBED_DIM}, features, 1, 1): check the file"
+            f"{directory / WEIGHTS}: has {there}: must be the weights of an LSeg, with text "
+            f"vectors of 1 to {MAX_EMBED_DIM} numbers: check the file"
         )
     labels, texts = read_labels(directory)
-    return Stored(config, directory / WEIGHTS, head[0], labels, texts)
+    return Stored(config, directory / WEIGHTS, head[dim], labels, texts)
 
 
 def text_variables() -> dict[str, str]:

@@ -4,6 +4,7 @@ Frozen dataclasses, read from YAML and the command line by jsonargparse; every v
 work is refused here, before anything is built.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -21,11 +22,13 @@ STAND_IN = "stand-in"
 MAX_FEATURES, MAX_CHANNELS = 8192, 2**16
 """Channels of the fusion stages, and of a reassembled map: thirty times those of any ViT."""
 
-MAX_TEXT = 2000
-"""Characters of a name or a template that a file gives."""
+MAX_TEXT, MAX_TEMPLATES = 10_000, 200
+"""Characters of a name or of the templates that a file gives, and how many these are."""
 
 NO_TEMPLATE = "none"
 IMAGENET_TEMPLATES = "imagenet"
+TEMPLATES = (NO_TEMPLATE, IMAGENET_TEMPLATES, "cat-seg", "vild", "tcl")
+"""Names of lists of templates, which `model.text.templates` holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +78,13 @@ class TextConfig:
     encoder have nothing to choose and do not read it."""
 
     templates: str = NO_TEMPLATE
-    """`none` (the bare label, as LSeg does), `imagenet` (the mean over CLIP's 80 templates), or
-    one template of your own that contains `{}`."""
+    """Sentences with the label: `none` (the bare label, as LSeg does); the mean over CLIP's 80
+    (`imagenet`), ViLD's 14 (`vild`), TCL's 9 (`tcl`) or CAT-Seg's one (`cat-seg`); or your own, one
+    a line, each with `{}`."""
+
+    synonyms: Literal["none", "first", "mean"] = "none"
+    """What a label of several names between commas ("car, auto") is to the encoder: one text, as
+    LSeg takes it, or its `first` name, or the `mean` of all."""
 
     def __post_init__(self) -> None:
         if not self.encoder:
@@ -84,10 +92,19 @@ class TextConfig:
                 "text.encoder='': must be an open_clip model, `stand-in` or "
                 "`sentence-transformers/NAME`: see open_clip.list_models()"
             )
-        if self.templates not in (NO_TEMPLATE, IMAGENET_TEMPLATES) and "{}" not in self.templates:
+        if self.synonyms not in ("none", "first", "mean"):
             raise ModelError(
-                f"text.templates={self.templates!r}: must be 'none', 'imagenet' or a text that "
-                "contains {}: write for example 'a photo of a {}'"
+                f"text.synonyms={self.synonyms!r}: must be one of none, first, mean: choose one"
+            )
+        own = [line for line in self.templates.splitlines() if line]
+        if self.templates not in TEMPLATES and not (own and all("{}" in line for line in own)):
+            raise ModelError(
+                f"text.templates={shown(self.templates)}: must be one of {', '.join(TEMPLATES)}, "
+                "or texts that contain {}, one a line: write for example 'a photo of a {}'"
+            )
+        if len(own) > MAX_TEMPLATES:
+            raise ModelError(
+                f"text.templates: has {len(own)} lines: must be at most {MAX_TEMPLATES}: drop some"
             )
 
 
@@ -136,6 +153,70 @@ class RegularizerConfig:
         return 0 if self.kind == "none" else self.depth
 
 
+Variant = Literal["tokens", "value", "value+mlp", "cat-seg", "csa"]
+Positions = Literal["bicubic", "bicubic-antialias", "bilinear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedConfig:
+    """How dense image features in the space of the text encoder are made."""
+
+    variant: Variant = "cat-seg"
+    """What stands in place of the backbone's last attention, which mixes positions: `value` (each
+    token's own value alone), `value+mlp`, `cat-seg` (with the class token's residual), `csa`, or
+    `tokens`, which leaves it."""
+
+    positions: Positions = "bicubic"
+    """How learned positions are resized to the grid of the patches."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("variant", Variant), ("positions", Positions)):
+            if getattr(self, name) not in get_args(kind):
+                raise ModelError(
+                    f"model.head.aligned.{name}={getattr(self, name)!r}: must be one of "
+                    f"{', '.join(get_args(kind))}: choose one"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What makes scores of an image's features and the vectors of labels."""
+
+    kind: Literal["dot", "cost"] = "dot"
+    """`dot`: a decoder and cosines, as LSeg publishes; `cost`: CAT-Seg's cost aggregation, on a
+    CLIP, SigLIP, EVA or PE ViT and the text encoder that it was trained with."""
+
+    aligned: AlignedConfig = field(default_factory=AlignedConfig)
+
+    padded: int = 256
+    """With `cost`, fewer labels are filled up to this number with a learned one, and of more only
+    the best of each image are scored; 0 for neither."""
+
+    pool: int = 2
+    """With `cost`, side of the squares of positions that its attention over labels sees as one
+    while it trains."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("dot", "cost"):
+            raise ModelError(
+                f"model.head.kind={shown(self.kind)}: must be one of dot, cost: choose one"
+            )
+        if not 0 <= self.padded <= MAX_CHANNELS:
+            raise ModelError(
+                f"model.head.padded={shown(self.padded)}: must be 0 to {MAX_CHANNELS}: 256 as "
+                "published"
+            )
+        if not 1 <= self.pool <= 16:
+            raise ModelError(f"model.head.pool={shown(self.pool)}: must be 1 to 16: 2 as published")
+        changed = {"aligned": AlignedConfig(), "padded": 256, "pool": 2}
+        for name, default in changed.items():
+            if self.kind == "dot" and getattr(self, name) != default:
+                raise ModelError(
+                    f"model.head.{name}: has no meaning with model.head.kind=dot: set the kind to "
+                    "cost, or leave it out"
+                )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The whole network."""
@@ -143,6 +224,7 @@ class ModelConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     text: TextConfig = field(default_factory=TextConfig)
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
 
     features: int = 256
     """Channels of the decoder's fusion stages."""
@@ -168,6 +250,25 @@ class ModelConfig:
                 raise ModelError(
                     f"model.reassemble={shown(list(self.reassemble))}: must be four positive "
                     f"channel counts up to {MAX_CHANNELS}: leave it out for the published ones"
+                )
+        if self.head.kind == "cost":
+            self._check_cost()
+
+    def _check_cost(self) -> None:
+        """Refuses what the cost head has no use for, with the values that a recipe may set."""
+        published = {
+            "regularizer.depth": (self.regularizer.applications, 0),
+            "features": (self.features, 256),
+            "reassemble": (self.reassemble and list(self.reassemble), None),
+            "backbone.hooks": (self.backbone.hooks and list(self.backbone.hooks), None),
+            "activation_checkpointing": (self.activation_checkpointing, False),
+        }
+        for name, (value, default) in published.items():
+            if value != default:
+                raise ModelError(
+                    f"model.{name}={json.dumps(value)}: has no meaning with model.head.kind=cost, "
+                    "which has no decoder and no regularizer: leave it out, or set "
+                    f"--model.{name} {json.dumps(default)} where a recipe has it"
                 )
 
 

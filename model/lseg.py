@@ -20,14 +20,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbone import LEVEL_STRIDES, TokenBackbone, build_backbone
+from model.backbone import (
+    LEVEL_STRIDES,
+    AlignedFeatures,
+    AlignedVit,
+    PyramidBackbone,
+    TokenBackbone,
+    build_aligned_vit,
+    build_backbone,
+)
 from model.checkpoint import CONFIG, read_checkpoint
 from model.config import ModelConfig, TextConfig
 from model.errors import ModelError
+from model.head.aggregator import ImageMaps
+from model.head.cost import CostHead, guiding_blocks
 from model.head.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.head.scoring import cosine_scores
 from model.network import Trunk
 from model.outline import load_weights, outline_of
+from model.partners import require_partner
 from model.prediction import NO_LABEL, as_batches
 from model.regularizer import Regularizer
 from model.sliding import AS_IT_IS, SlidingConfig, sliding_label_ids
@@ -49,6 +60,10 @@ class LSeg(nn.Module):
 
     mean_C: Tensor
     std_C: Tensor
+    backbone: TokenBackbone | PyramidBackbone | AlignedVit
+    decoder: Decoder
+    """With the dot head alone."""
+    stride_px: int
 
     def __init__(self, config: ModelConfig, embed_dim: int) -> None:
         super().__init__()
@@ -57,8 +72,21 @@ class LSeg(nn.Module):
         self.labels: tuple[str, ...] = ()
         self._text_encoder: TextEncoder | None = None
         self._memory_format = torch.contiguous_format
-        self.backbone = build_backbone(config.backbone, config.activation_checkpointing)
         self.reassemble = nn.ModuleList()
+        self.cost: CostHead | None = None
+        if config.head.kind == "cost":
+            self._build_cost()
+        else:
+            self._build_dot()
+        self.regularizer = Regularizer(config.regularizer)
+        # The recipe gives these, not the weights: they stay out of the state dict.
+        self.register_buffer("mean_C", torch.tensor(self.backbone.mean), persistent=False)
+        self.register_buffer("std_C", torch.tensor(self.backbone.std), persistent=False)
+
+    def _build_dot(self) -> None:
+        """The backbone's four levels, and a decoder."""
+        config = self.config
+        self.backbone = build_backbone(config.backbone, config.activation_checkpointing)
         if isinstance(self.backbone, TokenBackbone):
             factors = reassemble_factors(self.backbone.patch_px)
             widths = config.reassemble or reassemble_widths(self.backbone.width)
@@ -75,11 +103,30 @@ class LSeg(nn.Module):
                 )
             widths = self.backbone.widths
             self.stride_px = LEVEL_STRIDES[-1]
-        self.decoder = Decoder(widths, config.features, embed_dim)
-        self.regularizer = Regularizer(config.regularizer)
-        # The recipe gives these, not the weights: they stay out of the state dict.
-        self.register_buffer("mean_C", torch.tensor(self.backbone.mean), persistent=False)
-        self.register_buffer("std_C", torch.tensor(self.backbone.std), persistent=False)
+        self.decoder = Decoder(widths, config.features, self.embed_dim)
+
+    def _build_cost(self) -> None:
+        """A backbone whose features lie in the text's space, and cost aggregation on them."""
+        config = self.config
+        require_partner(config)
+        backbone = build_aligned_vit(config.backbone, config.head.aligned)
+        if backbone.embed_dim != self.embed_dim:
+            untrained = (
+                ""
+                if config.backbone.pretrained
+                else "; or give an untrained one a projection of that length, with "
+                f"num_classes: {self.embed_dim} in model.backbone.kwargs"
+            )
+            raise ModelError(
+                f"model.backbone.name={config.backbone.name}: gives vectors of "
+                f"{backbone.embed_dim} numbers, and model.text.encoder={config.text.encoder} of "
+                f"{self.embed_dim}: choose the text encoder that it was trained with{untrained}"
+            )
+        # The number of blocks is known once the backbone is built.
+        backbone.taps = guiding_blocks(backbone.depth)
+        self.backbone = backbone
+        self.cost = CostHead(config.head, backbone.width, self.embed_dim)
+        self.stride_px = backbone.patch_px
 
     def __repr__(self) -> str:
         """What the network is, in a line; its modules are those of `named_modules`."""
@@ -233,10 +280,13 @@ class LSeg(nn.Module):
                 is repeated up to a multiple of `stride_px`, and cut off again.
 
         Returns:
-            pixels_BChw: (B, C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C.
+            pixels_BChw: (B, C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C. With the cost
+            head the backbone's features, which the head has not refined.
         """
         trunk = self.trunk(image_BCHW)
-        embedded = self.decoder.head(trunk.features_BFhw)
+        embedded = trunk.features_BFhw
+        if self.cost is None:
+            embedded = self.decoder.head(embedded)
         embedded = upsample(embedded.to(_at_least_float32(embedded)), trunk.size)
         with _full_precision(embedded):
             return functional.normalize(trunk.crop(embedded), dim=1)
@@ -246,7 +296,10 @@ class LSeg(nn.Module):
 
         Equal to the product of `embed` and the labels, without the pixel vectors' memory.
         """
-        return self._cosines(self.trunk(image_BCHW), text_KC)
+        trunk = self.trunk(image_BCHW)
+        if self.cost is not None:
+            return self.score_trunk(trunk, text_KC)
+        return self._cosines(trunk, text_KC)
 
     def trunk(self, image_BCHW: Tensor) -> Trunk:
         """Computes from images, as in `embed`, all that does not depend on the labels."""
@@ -254,20 +307,40 @@ class LSeg(nn.Module):
         pad_right, pad_down = -width % self.stride_px, -height % self.stride_px
         if pad_right or pad_down:
             image_BCHW = functional.pad(image_BCHW, (0, pad_right, 0, pad_down), mode="replicate")
+        size = ((height + pad_down + 1) // 2, (width + pad_right + 1) // 2)
+        cropped = ((height + 1) // 2, (width + 1) // 2)
+        if self.cost is not None:
+            found: AlignedFeatures = self.backbone(image_BCHW)
+            return Trunk(found.dense_BEhw, size, cropped, self.cost.guidance(found.taps))
         levels: list[Any] = self.backbone(image_BCHW)
         if self.reassemble:
             levels = [block(level) for block, level in zip(self.reassemble, levels, strict=True)]
-        return Trunk(
-            self.decoder(levels),
-            ((height + pad_down + 1) // 2, (width + pad_right + 1) // 2),
-            ((height + 1) // 2, (width + 1) // 2),
-        )
+        return Trunk(self.decoder(levels), size, cropped)
 
     def score_trunk(self, trunk: Trunk, text_KC: Tensor) -> Tensor:
         """Scores the pixels of a `trunk` against labels: what `forward` does to an image."""
+        if self.cost is not None:
+            return self._aggregated(self.cost, trunk, text_KC)
         logits = self._cosines(trunk, text_KC)
         with _full_precision(logits):
             return self.regularizer(logits)
+
+    @property
+    def couples_labels(self) -> bool:
+        """Whether the score of a label depends on the other labels that are asked."""
+        takes_maximum = self.regularizer.depth and self.config.regularizer.kind == "bottleneck"
+        return self.cost is not None or bool(takes_maximum)
+
+    @property
+    def scores_apart(self) -> bool:
+        """Whether the score of a label is the logit that this label alone is right."""
+        return self.cost is not None
+
+    def _aggregated(self, cost: CostHead, trunk: Trunk, text_KC: Tensor) -> Tensor:
+        dense = trunk.features_BFhw.to(_at_least_float32(trunk.features_BFhw))
+        logits = cost(ImageMaps(dense, trunk.guidance), text_KC.to(dense.device, dense.dtype))
+        logits = upsample(logits.to(_at_least_float32(logits)), trunk.size)
+        return trunk.crop(logits)
 
     def _cosines(self, trunk: Trunk, text_KC: Tensor) -> Tensor:
         features, head = trunk.features_BFhw, self.decoder.head
@@ -302,9 +375,9 @@ class LSeg(nn.Module):
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups the parameters for the optimiser as published.
 
-        Gives `backbone` (with the reassemble blocks) at the base rate `lr`; `decoder` at ten times
-        that; `regularizer`, where there is one, at `lr` from the identity and at ten times that
-        from the reference initialisation.
+        Gives `backbone` (with the reassemble blocks) at the base rate `lr`; `decoder` (or the cost
+        head) at ten times that; `regularizer`, where there is one, at `lr` from the identity and at
+        ten times that from the reference initialisation.
         """
 
         def group(name: str, rate: float, *modules: nn.Module) -> dict[str, Any]:
@@ -313,7 +386,7 @@ class LSeg(nn.Module):
 
         groups = [
             group("backbone", lr, self.backbone, self.reassemble),
-            group("decoder", 10 * lr, self.decoder),
+            group("decoder", 10 * lr, self.decoder if self.cost is None else self.cost),
         ]
         if self.regularizer.depth:
             factor = 1 if self.config.regularizer.init == "identity" else 10

@@ -12,11 +12,14 @@ class Trunk(NamedTuple):
     """The part of the network's output on an image that does not depend on the labels."""
 
     features_BFhw: Tensor
-    """The decoder's features, F channels, at stride 4 of the padded input."""
+    """The decoder's features, F channels, at stride 4 of the padded input; with the cost head dense
+    features in the space of the text encoder, one for each patch."""
     size: tuple[int, int]
     """Half of the padded input, rounded up."""
     cropped: tuple[int, int]
     """Half of the input, rounded up."""
+    guidance: tuple[Tensor, ...] = ()
+    """What guides the decoder of the cost head."""
 
     def crop(self, map_BChw: Tensor) -> Tensor:
         """Cuts a half-resolution map to the half of the unpadded input."""
@@ -43,6 +46,16 @@ class Network(Protocol):
     regularizer: Regularizer
     mean_C: Tensor
     std_C: Tensor
+
+    @property
+    def couples_labels(self) -> bool:
+        """Whether the score of a label depends on the other labels that are asked."""
+        ...
+
+    @property
+    def scores_apart(self) -> bool:
+        """Whether the score of a label is the logit that this label alone is right."""
+        ...
 
     def trunk(self, image_BCHW: Tensor) -> Trunk:
         """Computes what does not depend on the labels."""

@@ -1,4 +1,4 @@
-"""The published LSeg checkpoints, and the way back.
+"""The published LSeg checkpoints, and the way back; those of CAT-Seg come in here too.
 
 A published file is a Lightning `.ckpt`: `state_dict` with `net.` before every key, in which every
 parameter of our network has its entry, among others that nothing depends on.
@@ -18,6 +18,7 @@ from model.config import RegularizerConfig
 from model.errors import ModelError
 from model.lightning_file import TorchFile, is_tensor, plain_mapping, shape_of
 from model.lseg import LSeg, build_lseg
+from model.official_cost import import_cost, is_cost
 from model.official_keys import CONFIG_KEY, DEAD, check_keys, infer_config, official_name
 
 PREFIX = "net."
@@ -33,6 +34,8 @@ class Imported:
     """What was found and what was left out, a sentence each."""
     text_weights: dict[str, Tensor]
     """The file's CLIP text tower under OpenAI's names (float32); empty where it has none."""
+    text_trained: bool = False
+    """Whether that tower was trained too, so that no other gives its vectors."""
 
 
 def import_official(path: Path | str, regularizer: RegularizerConfig | None = None) -> Imported:
@@ -49,9 +52,20 @@ def import_official(path: Path | str, regularizer: RegularizerConfig | None = No
     """
     file = TorchFile(path)
     content = plain_mapping(file.content)
-    entries = plain_mapping(content.get("state_dict", file.content))
+    entries = plain_mapping(content.get("state_dict", content.get("model", file.content)))
     records = {key.removeprefix(PREFIX): r for key, r in entries.items() if is_tensor(r)}
     shapes = {key: shape_of(record) for key, record in records.items()}
+    if is_cost(shapes):
+        if regularizer is not None:
+            raise ModelError(
+                f"regularizer.kind={regularizer.kind}: {path} is a CAT-Seg, which has none: leave "
+                "it out"
+            )
+        cost = import_cost(shapes, lambda key: file.tensor(records[key]), path)
+        note = f"{path}: a CAT-Seg; its text tower was trained with it, and is kept"
+        return Imported(
+            lseg=cost.lseg, notes=(note,), text_weights=cost.text_weights, text_trained=True
+        )
     hyper = plain_mapping(content.get("hyper_parameters", {}))
     hyper = {**plain_mapping(hyper.get("kwargs")), **plain_mapping(hyper.get("args")), **hyper}
     config, notes = infer_config(shapes, hyper, regularizer, str(path))
@@ -88,6 +102,11 @@ def official_state(lseg: LSeg, clip: Mapping[str, Tensor] | None = None) -> dict
         ModelError: the published form cannot hold this network.
     """
     backbone = lseg.backbone
+    if lseg.config.head.kind != "dot":
+        raise ModelError(
+            f"model.head.kind={lseg.config.head.kind}: the published form has a dot head alone: it "
+            "cannot be exported"
+        )
     if isinstance(backbone, TokenBackbone) and not (
         isinstance(backbone.vit, VisionTransformer)
         and backbone.has_class_token

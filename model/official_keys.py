@@ -216,12 +216,13 @@ def check_keys(found: Shapes, wanted: Shapes, path: Path | str) -> None:
     if missing or unexpected or wrong:
         raise ModelError(
             f"{path}: does not fit the network that its keys suggest:"
-            f"{_listed('missing', missing)}{_listed('unexpected', unexpected)}"
-            f"{_listed('of another shape', wrong)}"
+            f"{listed('missing', missing)}{listed('unexpected', unexpected)}"
+            f"{listed('of another shape', wrong)}"
         )
 
 
-def _listed(what: str, keys: list[str]) -> str:
+def listed(what: str, keys: list[str]) -> str:
+    """Up to 20 keys, one a line, under how many there are; empty for none."""
     if not keys:
         return ""
     more = f"\n    and {len(keys) - 20} more" if len(keys) > 20 else ""

@@ -9,6 +9,10 @@ Reproduces the evaluation of the published code on ADE20K (`PUBLISHED`), whose r
 - the logits of a window and of its mirror image are added; where windows overlap, the mean counts;
 - the map of each scale is resized to the image, corners on corners, and all maps are added.
 
+Where each label's score is a logit of its own (`Network.scores_apart`: cost aggregation), means are
+those of probabilities, as CAT-Seg takes them, and come back as logits: a window in which a label is
+no candidate so halves its probability, where a mean of logits would end it.
+
 All but the network is linear, so here the sums are made of the network's half-resolution scores,
 some rows of the image at a time, and a map of all labels never has to exist whole. Windows are
 scored in batches, from the top down, and forgotten once the rows below no longer touch them.
@@ -166,7 +170,11 @@ class Views:
         self.size = size or own_size
         self._num_images = len(image_BCHW)
         grids = [window_grid(own_size, scale, config) for scale in config.scales]
-        self._scales = [_ScaledView(network, image_BCHW, g, config.flip, keep) for g in grids]
+        several = config.num_views > 1 or any(len(g.tops) * len(g.lefts) > 1 for g in grids)
+        self._num_views, self._apart = config.num_views, several and network.scores_apart
+        self._scales = [
+            _ScaledView(network, image_BCHW, grid, config.flip, keep, self._apart) for grid in grids
+        ]
 
     @property
     def mib_per_label(self) -> float:
@@ -182,7 +190,8 @@ class Views:
             text_KC: (K, C), or (B, K, C) where every image has labels of its own.
 
         Yields:
-            The rows of a band, and its summed logits (B, K, R, W) float32. All rows come, in order.
+            The rows of a band, and its summed logits (B, K, R, W) float32, which over the number of
+            views are the mean. All rows come, in order.
         """
         height, width = self.size
         num_labels = text_KC.shape[-2]
@@ -197,6 +206,8 @@ class Views:
             total = parts[0]
             for part in parts[1:]:
                 total += part
+            if self._apart:
+                total = self._num_views * _logits_of(total / self._num_views)
             yield slice(start, stop), total
 
 
@@ -248,8 +259,8 @@ def sliding_label_ids(
     num_labels = text_KC.shape[-2]
     views = Views(network, image_BCHW, config, size)
     chunk = max(1, int(SCORES_MIB / views.mib_per_label))
-    if network.regularizer.depth and network.regularizer.config.kind == "bottleneck":
-        chunk = num_labels  # its maximum is over all labels
+    if network.couples_labels:
+        chunk = num_labels
     if chunk < num_labels:
         views = Views(network, image_BCHW, config, size, keep=True)
     best = _Best(len(image_BCHW), views.size, image_BCHW.device, threshold is not None)
@@ -289,14 +300,27 @@ class _Best:
         return (self._score - self._log_sum).exp()
 
 
+def _logits_of(probability: Tensor) -> Tensor:
+    """The logits of probabilities, which are finite for 0 and 1 too."""
+    least, most = 1e-37, 1 - 2**-24
+    return probability.clamp_min(least).log() - (-probability.clamp_max(most)).log1p()
+
+
 class _ScaledView:
-    """The images at one scale."""
+    """The images at one scale, with `apart` as probabilities."""
 
     def __init__(
-        self, network: Network, image_BCHW: Tensor, grid: Grid, flip: bool, keep: bool
+        self,
+        network: Network,
+        image_BCHW: Tensor,
+        grid: Grid,
+        flip: bool,
+        keep: bool,
+        apart: bool = False,
     ) -> None:
         self.grid = grid
-        self._network, self._image_BCHW, self._flip = network, image_BCHW, flip
+        self._network, self._image_BCHW = network, image_BCHW
+        self._flip, self._apart = flip, apart
         self._text_KC: Tensor | None = None
         self._window_rows: dict[int, Tensor] = {}
         """Row of the grid -> (columns, B, K, h, w), mirror images added."""
@@ -424,6 +448,8 @@ class _ScaledView:
         if text.ndim == 3:
             text = text.repeat(len(trunk.features_BFhw) // num_images, 1, 1)
         scores = self._network.score_trunk(trunk, text)
+        if self._apart:
+            scores = scores.sigmoid()
         scores = scores.unflatten(0, (-1, len(places), num_images))
         return scores[0] + scores[1].flip(-1) if self._flip else scores[0]
 

@@ -56,10 +56,8 @@ TESTED_ELSEWHERE = {
     "pipeline.training.plan": "pipeline/training/driver/test_resume.py",
     "pipeline.training.questions.question": "pipeline/training/questions/test_questions.py",
     "pipeline.training.saving.best": "pipeline/training/saving/test_saver.py",
-    "pipeline.training.state.optimizer": "pipeline/training/state/test_state.py",
     "pipeline.training.worker.device_batches": "pipeline/training/worker/test_hurry.py",
     "pipeline.training.worker.diagnosis": "pipeline/training/worker/test_nonfinite.py",
-    "pipeline.training.worker.micro_batches": "pipeline/training/worker/test_ddp.py",
     "pipeline.training.worker.preemption": "pipeline/training/worker/test_hurry.py",
 }
 """Module to test file: those that are parts of what the test drives as a whole."""

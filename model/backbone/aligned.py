@@ -16,8 +16,7 @@ Pooled models map each position as they would map an image of that position alon
 Shapes: B batch, C channels, E embedding, H W pixels, h w grid, P prefix tokens, N = P + h * w.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
@@ -27,32 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbone.levels import create, normalisation, probe
-from model.config import BackboneConfig
+from model.config import AlignedConfig, BackboneConfig
 from model.errors import ModelError
 
-Variant = Literal["tokens", "value", "value+mlp", "cat-seg", "csa"]
-Positions = Literal["bicubic", "bicubic-antialias", "bilinear"]
-
 CONVNEXT_STRIDE = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignedConfig:
-    """How dense features in the space of the text tower are made."""
-
-    variant: Variant = "cat-seg"
-    """What stands in place of the last attention; ConvNeXts have none and know `tokens` alone."""
-
-    positions: Positions = "bicubic"
-    """How learned positions are resized to the grid: CAT-Seg's way, timm's or LSeg's."""
-
-    def __post_init__(self) -> None:
-        for name, kind in (("variant", Variant), ("positions", Positions)):
-            if getattr(self, name) not in get_args(kind):
-                raise ModelError(
-                    f"aligned.{name}={getattr(self, name)!r}: must be one of "
-                    f"{', '.join(get_args(kind))}: choose one"
-                )
 
 
 class AlignedFeatures(NamedTuple):
@@ -96,10 +73,14 @@ class AlignedVit(nn.Module):
         self.mean, self.std = normalisation(self.vit)
         head = self.vit.head
         self.embed_dim: int = head.out_features if isinstance(head, nn.Linear) else self.width
+        if aligned.variant == "value":
+            # Never called: parameters without a gradient stop DDP.
+            for name in ("norm2", "mlp"):
+                setattr(self.vit.blocks[-1], name, nn.Identity())
         if aligned.variant == "cat-seg" and getattr(self.vit, "cls_token", None) is None:
             raise ModelError(
-                f"aligned.variant=cat-seg: {config.name} has no class token, whose residual this "
-                "variant adds: choose value+mlp"
+                f"model.head.aligned.variant=cat-seg: {config.name} has no class token, whose "
+                "residual this variant adds: choose value+mlp"
             )
 
     def forward(self, image_BCHW: Tensor) -> AlignedFeatures:
@@ -203,8 +184,8 @@ class AlignedConvNext(nn.Module):
         super().__init__()
         if aligned.variant != "tokens":
             raise ModelError(
-                f"aligned.variant={aligned.variant}: {config.name} has no attention that it could "
-                "replace: set it to tokens"
+                f"model.head.aligned.variant={aligned.variant}: {config.name} has no attention "
+                "that it could replace: set it to tokens"
             )
         self.net = cast(Any, create(config, dict(config.kwargs)))
         self.patch_px = CONVNEXT_STRIDE
@@ -235,14 +216,26 @@ def build_aligned(
         ModelError: the model has no such features, or computes another activation than its weights
             were trained with.
     """
-    require_own_activation(config)
     outline = probe(config.name)
     if hasattr(outline, "stages") and hasattr(outline, "forward_head"):
         return AlignedConvNext(config, aligned)
+    return build_aligned_vit(config, aligned, taps)
+
+
+def build_aligned_vit(
+    config: BackboneConfig, aligned: AlignedConfig, taps: tuple[int, ...] = ()
+) -> AlignedVit:
+    """Builds a ViT as `build_aligned` does, and refuses all else.
+
+    Raises:
+        ModelError: as there, or the model is no such ViT.
+    """
+    require_own_activation(config)
+    outline = probe(config.name)
     known = isinstance(outline, VisionTransformer | Eva) and hasattr(outline.patch_embed, "norm")
     if not known or getattr(outline, "rope_mixed", False):
         raise ModelError(
-            f"backbone.name={config.name}: is no ViT or ConvNeXt of CLIP's kind, so that it has no "
+            f"model.backbone.name={config.name}: is no ViT of CLIP's kind, so that it has no "
             "features in the space of a text tower: choose one, such as "
             "vit_base_patch16_clip_quickgelu_224.openai"
         )
@@ -264,8 +257,8 @@ def require_own_activation(config: BackboneConfig) -> None:
         return
     right = name.replace("_clip_", "_clip_quickgelu_")
     raise ModelError(
-        f"backbone.name={config.name}: its weights were trained with QuickGELU, and this name "
-        f"computes GELU, which gives other features: name {right}.{tag}"
+        f"model.backbone.name={config.name}: its weights were trained with QuickGELU, and this "
+        f"name computes GELU, which gives other features: name {right}.{tag}"
     )
 
 

@@ -185,7 +185,7 @@ class LinearAttention(nn.Module):
         # Divided here and multiplied below, as published: sums of many values keep their digits.
         moment = torch.einsum("bpkhd,bpkhv->bphdv", key, value / total)
         keys = key.sum(2)  # (B, P, heads, d)
-        if padding is not None and num_padded:
+        if padding is not None:
             extra, extra_guidance = padding
             extra_key = functional.elu(self._heads(guided(self.k, extra, extra_guidance))) + 1
             extra_value = self._heads(self.v(extra)) * (num_padded / total)
@@ -244,7 +244,8 @@ class ClassBlock(nn.Module):
 
     def _mix(self, x_BPKC: Tensor, guidance_B1KC: Tensor) -> Tensor:
         padding, num_padded = None, max(0, self.padded - x_BPKC.shape[2])
-        if num_padded:
+        # Also where none is needed: parameters without a gradient stop DDP.
+        if self.padded:
             token = cast(Tensor, self.padding_tokens).flatten()
             padding = (self.norm1(token), cast(Tensor, self.padding_guidance).flatten())
 

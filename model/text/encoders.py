@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.config import IMAGENET_TEMPLATES, NO_TEMPLATE, STAND_IN, TextConfig
+from model.config import STAND_IN, TextConfig
 from model.errors import ModelError
 from model.settings_file import shown
 from model.stand_in import STAND_IN_DIM, stand_in_vectors
 from model.text.open_clip_tower import load_open_clip, open_clip_dim
+from model.text.templates import names_of, templates_of
 from model.weights import require_hub_file
 
 SENTENCE_PREFIX = "sentence-transformers/"
@@ -78,15 +79,20 @@ class TextEncoder(ABC):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _embed(self, labels: list[str]) -> Tensor:
-        templates = _templates(self.config.templates)
-        texts = [template.replace("{}", label) for label in labels for template in templates]
+        templates = templates_of(self.config.templates)
+        names = [names_of(label, self.config.synonyms) for label in labels]
+        texts = [t.replace("{}", name) for each in names for name in each for t in templates]
         self._warn_of_cut(texts)
         chunks = [
             functional.normalize(self._forward(texts[start : start + self.chunk_size]).float())
             for start in range(0, len(texts), self.chunk_size)
         ]
-        per_label = torch.cat(chunks).unflatten(0, (len(labels), len(templates)))
-        return functional.normalize(per_label.mean(dim=1)).cpu()
+        vectors, sizes = torch.cat(chunks), [len(each) * len(templates) for each in names]
+        if len(set(sizes)) == 1:
+            means = vectors.unflatten(0, (len(labels), sizes[0])).mean(dim=1)
+        else:
+            means = torch.stack([part.mean(dim=0) for part in vectors.split(sizes)])
+        return functional.normalize(means).cpu()
 
     @abstractmethod
     def _forward(self, texts: list[str]) -> Tensor:
@@ -241,13 +247,3 @@ def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _templates(name: str) -> list[str]:
-    if name == NO_TEMPLATE:
-        return ["{}"]
-    if name == IMAGENET_TEMPLATES:
-        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-
-        return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-    return [name]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from model.config import ModelConfig
+from model.loss import LossKind
 from pipeline.data.ingest.config import DataConfig
 from pipeline.errors import UserError
 from pipeline.tracking.config import TrackingConfig
@@ -21,6 +22,25 @@ def _require(group: str, given: Any, names: str, holds: Callable[[Any], bool], r
     for name in names.split():
         if not holds(value := getattr(given, name)):
             raise UserError(f"{group}.{name}={value}: must {rule}")
+
+
+def read_rate(text: str) -> tuple[str, float]:
+    """The pattern and the factor of one of `train.rates`.
+
+    Raises:
+        UserError: It is not PATTERN=FACTOR.
+    """
+    pattern, _, factor = text.rpartition("=")
+    try:
+        re.compile(pattern)
+        if pattern and 0 <= float(factor) < math.inf:
+            return pattern, float(factor)
+    except (re.error, ValueError):
+        pass
+    raise UserError(
+        f"train.rates={text!r}: must be a regular expression and a factor of 0 or more, as "
+        "PATTERN=FACTOR: write for example '^backbone=0.01'"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +134,35 @@ class TrainConfig:
     """Momentum of `sgd`."""
     weight_decay: float = 1e-4
     """L2 penalty on every trained weight (decoupled with `adamw`)."""
+    decay_norms: bool = True
+    """Whether the weights of normalisation layers have the penalty too; false as CAT-Seg does."""
+    backbone: Literal["all", "attention-qv", "none"] = "all"
+    """What of the backbone trains: all, or the weights of queries and values in its attention
+    alone, as CAT-Seg does with CLIP, or nothing."""
+    rates: tuple[str, ...] = ()
+    """Factors on `lr` for the weights whose name a pattern (a regular expression) is found in, each
+    as PATTERN=FACTOR, such as `^backbone=0.01`; the first that is found counts, and 0 leaves the
+    weight as it is. Without one: as published, which with `adamw` is 1."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """How the learning rate falls to 0: as (1 - step / steps) ** poly_power, or along a cosine."""
     poly_power: float = 0.9
-    """The learning rate falls as (1 - step / steps) ** poly_power."""
+    """Exponent of the schedule `poly`."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     clip_norm: float = 0.0
     """Gradients are scaled down to this norm; 0 turns clipping off, as published."""
     labels: Literal["present", "all"] = "present"
     """Labels to train against: the classes that occur in the training shards, or all."""
+    loss: Literal["auto", "softmax", "binary", "binary-all"] = "auto"
+    """`softmax`: labels compete for each labelled pixel; `binary`: each label is right or wrong for
+    it, whatever the others are; `binary-all`: so too, and unlabelled pixels count as wrong for
+    every label, as CAT-Seg is published. `auto`: `binary` with the cost head, `softmax` without."""
     label_sets: Literal["union", "own"] = "union"
     """Labels that compete in an image: those of the run, or only those that its dataset shows."""
+    labels_per_step: int = 0
+    """Most labels that compete in one step, which bounds the memory of the cost head: those that
+    its pixels show, then by turns the nearest to these for the text encoder and drawn ones. 0:
+    all."""
     test_fold: int | None = None
     """On the pairs of a few-shot benchmark: the fold whose classes are not trained, 0 to 3."""
     other: OtherConfig = field(default_factory=OtherConfig)
@@ -186,12 +225,16 @@ class TrainConfig:
             "max_nonfinite_steps lr"
         )
         not_negative = (
-            "weight_decay warmup_steps clip_norm validate_every val_images storage_patience_s"
+            "weight_decay warmup_steps clip_norm validate_every val_images storage_patience_s "
+            "labels_per_step"
         )
         _require("train", self, length, lambda v: 0 <= v < math.inf, "be above 0")
         _require("train", self, positive, lambda v: 0 < v < math.inf, "be above 0, and finite")
         _require("train", self, not_negative, lambda v: v >= 0, "be 0 or more")
+        _require("train", self, "labels_per_step", lambda v: v != 1, "be 0, or 2 or more")
         _require("train", self, shares, lambda v: 0 <= v < 1, "be at least 0 and below 1")
+        for rate in self.rates:
+            read_rate(rate)
         if self.keep_best and not re.fullmatch(r"val/(\w+/)?(miou|pixel_accuracy)", self.keep_best):
             raise UserError(
                 f"train.keep_best={self.keep_best!r}: must be a metric of the validation: write "
@@ -295,6 +338,13 @@ class TrainMixConfig:
                 "train.gradient_dtype=bf16: one worker exchanges no gradients: leave it out, or "
                 "raise cluster.num_workers"
             )
+
+    @property
+    def loss(self) -> LossKind:
+        """The loss that `train.loss` and the head mean."""
+        if self.train.loss != "auto":
+            return self.train.loss
+        return "binary" if self.model.head.kind == "cost" else "softmax"
 
     @property
     def rows_per_pass(self) -> int:

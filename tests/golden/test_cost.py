@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.backbone.aligned import AlignedConfig
+from model.config import AlignedConfig
 from model.head.aggregator import Aggregator
 from tests.golden import run_cost, run_dense
 

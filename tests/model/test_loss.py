@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from model.errors import ModelError
-from model.loss import segmentation_loss
+from model.loss import num_counted, segmentation_loss
 
 
 def plain_loss(logits, label):
@@ -35,6 +35,40 @@ def test_any_chunking_gives_the_plain_loss_and_gradients(
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
     grad = torch.autograd.grad(3 * loss, logits)[0]
     expected_grad = torch.autograd.grad(3 * expected, logits)[0]
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-9)
+
+
+def plain_binary(logits, label, counts_all):
+    upsampled = functional.interpolate(logits, label.shape[1:], mode="bilinear", align_corners=True)
+    target = torch.zeros_like(upsampled)
+    for row in range(logits.shape[1]):
+        target[:, row] = (label == row).to(target)
+    each = functional.binary_cross_entropy_with_logits(upsampled, target, reduction="none")
+    counted = torch.ones_like(label, dtype=torch.bool) if counts_all else label != 255
+    return (each.mean(1) * counted).sum(), counted.sum()
+
+
+@given(
+    num_labels=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 17), st.integers(1, 17)),
+    ignored=st.floats(0, 1),
+    chunk_mib=st.sampled_from([1e-9, 2e-4, 1.0]),
+    counts_all=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_binary_loss_is_of_labelled_pixels_or_as_published_of_all(
+    num_labels, size, ignored, chunk_mib, counts_all
+):
+    torch.manual_seed(0)
+    logits = torch.randn(2, num_labels, 4, 7, dtype=torch.float64, requires_grad=True)
+    label = torch.randint(0, num_labels, (2, *size), dtype=torch.uint8)
+    label[torch.rand(label.shape) < ignored] = 255
+    kind = "binary-all" if counts_all else "binary"
+    loss, count = segmentation_loss(logits, label, chunk_mib=chunk_mib, kind=kind)
+    expected, expected_count = plain_binary(logits, label, counts_all)
+    assert int(count) == int(num_counted(label, kind)) == int(expected_count)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
+    grad, expected_grad = (torch.autograd.grad(3 * x, logits)[0] for x in (loss, expected))
     torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-9)
 
 

@@ -175,7 +175,8 @@ def _step(lseg: LSeg, config: TrainMixConfig, num_labels: int, kept: list[int]) 
     side, rows = config.data.augment.crop_px, config.rows_per_pass
     extra = config.train.distractors.count + bool(config.train.other.share)
     image = torch.empty(rows, side, side, 3, dtype=torch.uint8)
-    text = torch.empty(num_labels + extra, lseg.embed_dim)
+    asked = num_labels + extra
+    text = torch.empty(min(asked, config.train.labels_per_step or asked), lseg.embed_dim)
     logits = lseg(lseg.normalize(image), text)
     # The loss keeps its gradient of this size, and a chunk of rows at full size that is small.
     kept.append(2 * logits.numel() * logits.element_size())

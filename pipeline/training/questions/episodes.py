@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.loss import LossKind
 from model.text import TextEncoder
 from pipeline.data.datasets.few_shot.training import OTHERS, class_of
 from pipeline.data.ingest.mixture import Row
@@ -67,10 +68,16 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
 class EpisodeQuestions:
     """The label sets of the steps of a few-shot run, with the interface of `Questions`."""
 
-    def __init__(self, labels: LabelSpace, encoder: TextEncoder, device: torch.device) -> None:
+    def __init__(
+        self,
+        labels: LabelSpace,
+        encoder: TextEncoder,
+        device: torch.device,
+        loss: LossKind = "softmax",
+    ) -> None:
         self.text_KC = encoder.encode(labels.texts).to(device)
         """(K, C) float32, "others" first."""
-        self._device = device
+        self._device, self._loss = device, loss
 
     def at(self, step: int, rows: Sequence[Row]) -> Question:
         """The label set of one step: "others", and the classes of its rows."""
@@ -86,6 +93,7 @@ class EpisodeQuestions:
             self.text_KC[asked],
             torch.from_numpy(lut).to(self._device),
             torch.from_numpy(allowed).to(self._device),
+            self._loss,
         )
 
     def labels_of(self, dataset: str) -> Tensor:

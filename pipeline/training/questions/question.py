@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from model.loss import LossKind, num_counted, segmentation_loss
+from pipeline.data.taxonomy import IGNORE
+
 NEVER = -1e4
 """Logit of a label that does not compete: its probability is 0 in float32."""
 
@@ -21,6 +24,8 @@ class Question:
     the ids of each dataset mean something else."""
     allowed_DK: Tensor | None = None
     """(D, K) bool, which labels compete in an image of each dataset; None: all in all."""
+    loss: LossKind = "softmax"
+    """How the answers are judged."""
 
     def target(self, label_BHW: Tensor, dataset_B: Tensor) -> Tensor:
         """Ids (uint8) as positions in `text_KC` (int64); `dataset_B` (int64) is each image's."""
@@ -34,12 +39,33 @@ class Question:
             return logits_BKhw
         return logits_BKhw.masked_fill(~self.allowed_DK[dataset_B][:, :, None, None], NEVER)
 
+    def loss_sum(self, logits_BKhw: Tensor, label_BHW: Tensor, dataset_B: Tensor) -> Tensor:
+        """The loss summed over the pixels that `num_counted` counts: 0-d; see `segmentation_loss`.
+
+        `label_BHW` holds positions in `text_KC`, as `target` gives them.
+        """
+        competing = self.mask(logits_BKhw, dataset_B)
+        return segmentation_loss(competing, label_BHW, IGNORE, kind=self.loss)[0]
+
+    def num_counted(self, label_BHW: Tensor) -> Tensor:
+        """How many pixels enter the loss: 0-d int64."""
+        return num_counted(label_BHW, self.loss, IGNORE)
+
     def chance_loss(self, datasets: Sequence[int]) -> float:
         """The loss of a network that cannot distinguish labels, as a mean over images.
 
-        That is ln K, where K is how many labels compete in an image; `datasets` names its dataset.
+        Where K labels compete in an image that is ln K, or with a binary loss the entropy of a
+        label that is right for one pixel of K; `datasets` names the dataset of each image.
         """
+        asked = len(self.text_KC)
         if self.allowed_DK is None:
-            return math.log(len(self.text_KC))
+            return self._chance(asked, asked)
         competing = self.allowed_DK.sum(1).tolist()
-        return sum(math.log(competing[dataset]) for dataset in datasets) / len(datasets)
+        return sum(self._chance(competing[d], asked) for d in datasets) / len(datasets)
+
+    def _chance(self, competing: int, asked: int) -> float:
+        if self.loss == "softmax" or competing == 1:
+            return math.log(competing)
+        rest = competing - 1
+        # Labels that do not compete enter the mean with a loss of 0.
+        return (math.log(competing) + rest * math.log(competing / rest)) / asked

@@ -38,6 +38,7 @@ class Questions:
         own: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._seed, self._train, self._device = config.run.seed, config.train, device
+        self._loss = config.loss
         self.text_KC = encoder.encode(labels.texts).to(device)
         """(K, C) float32, text vectors of all labels of the run."""
         for line in twin_warnings(labels.texts, self.text_KC.cpu().numpy()):
@@ -69,7 +70,7 @@ class Questions:
             drawn = torch.from_numpy(drawn).to(self._device)
             text = torch.cat([text, self._distractor_MC[drawn]])
             allowed = _widened(allowed, count) if allowed is not None else None
-        return Question(text, lut, allowed)
+        return Question(text, lut, allowed, self._loss)
 
     def labels_of(self, dataset: str) -> Tensor:
         """(L,) int64, positions of the labels that compete in images of one dataset."""

@@ -1,19 +1,116 @@
-"""The optimiser over the published parameter groups, and the learning rate of each step."""
+"""The optimiser over its parameter groups, and the learning rate of each step."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from model.lseg import LSeg
-from pipeline.training.config import TrainConfig
+from pipeline.errors import UserError
+from pipeline.training.config import TrainConfig, read_rate
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+"""Normalisation layers; timm's own derive from these."""
 
 
 def build_optimizer(lseg: LSeg, train: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser over the published parameter groups."""
+    """The optimiser over the published parameter groups, as `train` divides them further.
+
+    What is not to train is frozen here: before the network is wrapped for several workers.
+
+    Raises:
+        UserError: A pattern of `train.rates` matches nothing, or nothing is left to train.
+    """
     groups = lseg.parameter_groups(train.lr)
     if train.optimizer == "adamw":
         # Adam's step does not depend on the size of a gradient: the groups need no factor.
         groups = [{**group, "lr": train.lr} for group in groups]
+    freeze_backbone(lseg, train)
+    if train.rates or not train.decay_norms or train.backbone != "all":
+        groups = list(_divided(lseg, groups, train))
+    if not groups:
+        raise UserError(
+            f"train.rates={list(train.rates)}: must leave something to train: raise a factor "
+            "above 0"
+        )
+    if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=train.weight_decay)
     return torch.optim.SGD(groups, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+def freeze_backbone(lseg: LSeg, train: TrainConfig) -> None:
+    """Freezes the backbone's weights that `train.backbone` does not name.
+
+    Raises:
+        UserError: It has no attention.
+    """
+    if train.backbone == "all":
+        return
+    trained = 0
+    for name, parameter in lseg.backbone.named_parameters():
+        if train.backbone == "attention-qv" and re.search(
+            r"attn\.(qkv|q_proj|v_proj)\.weight$", name
+        ):
+            trained += 1
+            if "qkv" in name:
+                parameter.register_hook(_without_keys)
+        else:
+            parameter.requires_grad_(False)
+    if train.backbone == "attention-qv" and not trained:
+        raise UserError(
+            f"train.backbone=attention-qv: {lseg.config.backbone.name} has no attention with "
+            "queries and values: set it to all or none"
+        )
+
+
+def _without_keys(grad: Tensor) -> Tensor:
+    """The gradient of the joint weight of queries, keys and values, 0 for the keys."""
+    third = len(grad) // 3
+    grad = grad.clone()
+    grad[third : 2 * third] = 0
+    return grad
+
+
+def _divided(
+    lseg: LSeg, groups: list[dict[str, Any]], train: TrainConfig
+) -> Iterator[dict[str, Any]]:
+    """Divides groups by `train.rates`, and by who has the weight penalty."""
+    norms = {
+        parameter
+        for module in lseg.modules()
+        if isinstance(module, NORMS)
+        for parameter in module.parameters(recurse=False)
+    }
+    names = {parameter: name for name, parameter in lseg.named_parameters()}
+    rates = [read_rate(text) for text in train.rates]
+    for pattern, factor in rates:
+        if not any(re.search(pattern, name) for name in names.values()):
+            raise UserError(
+                f"train.rates={pattern}={factor:g}: is found in no weight; their names "
+                f"begin with {', '.join(sorted({name.split('.')[0] for name in names.values()}))}"
+            )
+    for group in groups:
+        parts: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            found = (f for p, f in rates if re.search(p, names[parameter]))
+            factor = next(found, None)
+            if factor == 0:
+                parameter.requires_grad_(False)
+            if parameter.requires_grad:
+                # A joint weight's keys have no gradient, and may not shrink either.
+                joint = train.backbone == "attention-qv" and names[parameter].startswith(
+                    "backbone."
+                )
+                decays = not joint and (train.decay_norms or parameter not in norms)
+                parts.setdefault((factor, decays), []).append(parameter)
+        for (factor, decays), parameters in parts.items():
+            divided = {**group, "params": parameters}
+            if factor is not None:
+                divided["lr"] = factor * train.lr
+            yield divided if decays else {**divided, "weight_decay": 0.0}
 
 
 def build_schedule(
@@ -24,6 +121,9 @@ def build_schedule(
 
 
 def rate(step: int, train: TrainConfig) -> float:
-    """Factor on the learning rates at a step: linear warm-up, then polynomial decay."""
+    """Factor on the learning rates at a step: linear warm-up, then decay by the schedule."""
     warm = min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else 1.0
-    return warm * (1 - min(step, train.steps) / train.steps) ** train.poly_power
+    done = min(step, train.steps) / train.steps
+    if train.schedule == "cosine":
+        return warm * 0.5 * (1 + math.cos(math.pi * done))
+    return warm * (1 - done) ** train.poly_power

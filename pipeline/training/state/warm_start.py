@@ -24,7 +24,13 @@ from pipeline.errors import UserError
 from pipeline.tracking.redaction import leaves
 from pipeline.training.config import TrainMixConfig, plain
 
-_FREE = ("backbone.pretrained", "activation_checkpointing", "regularizer.init", "text.templates")
+_FREE = (
+    "backbone.pretrained",
+    "activation_checkpointing",
+    "regularizer.init",
+    "text.templates",
+    "text.synonyms",
+)
 """Settings of the network that do not decide whether weights fit."""
 
 

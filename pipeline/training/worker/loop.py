@@ -22,10 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from model.loss import segmentation_loss
 from model.text import TextEncoder, build_text_encoder
 from pipeline.data.ingest.stream import Timed, batches_of
-from pipeline.data.taxonomy import IGNORE
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.job import EarlyEnd, Job, open_tracker
 from pipeline.training.questions.episodes import EpisodeQuestions
@@ -39,6 +37,7 @@ from pipeline.training.worker.bad_samples import BadSamples
 from pipeline.training.worker.defects import ended_by
 from pipeline.training.worker.device_batches import on_device
 from pipeline.training.worker.diagnosis import diagnose
+from pipeline.training.worker.label_budget import narrowed
 from pipeline.training.worker.micro_batches import BlockDealer
 from pipeline.training.worker.overhead import Overhead
 from pipeline.training.worker.preemption import PreemptionNotice
@@ -99,7 +98,7 @@ class Loop:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.order = StreamOrder(job.plan.mixture, job.plan.corpus)
         self.questions = (
-            EpisodeQuestions(self.plan.labels, encoder, device)
+            EpisodeQuestions(self.plan.labels, encoder, device, self.config.loss)
             if self.plan.is_few_shot
             else Questions(self.config, self.plan.labels, encoder, device, self.plan.own_labels)
         )
@@ -182,11 +181,13 @@ class Loop:
         # All micro-batches are fetched before the first pass: the loss is divided by the labelled
         # pixels of the whole global batch, which one all-reduce counts over all workers.
         rows = self.order.rows(self.state.step)
-        question = self.questions.at(self.state.step, rows)
-        self.chance_loss = functools.partial(question.chance_loss, [row.dataset for row in rows])
+        asked = self.questions.at(self.state.step, rows)
         parts = range(self.train.accumulate)
-        micro = [self.dealer.take(self.state.step, part, batches, question) for part in parts]
-        summed = self.sync_step([each.label for each in micro], sum(each.digest for each in micro))
+        micro = [self.dealer.take(self.state.step, part, batches, asked) for part in parts]
+        question, micro = narrowed(self.config, asked, micro, self.state.step)
+        self.chance_loss = functools.partial(question.chance_loss, [row.dataset for row in rows])
+        counted = torch.stack([question.num_counted(each.label) for each in micro]).sum()
+        summed = self.sync_step(counted, sum(each.digest for each in micro))
         # The watch measures the weights before the step, as its first figure is of step 0.
         self.watch.look(self.state.step, micro[0].image, question.text_KC)
         # DDP averages gradients over workers; the mean wanted is over all labelled pixels.
@@ -198,8 +199,7 @@ class Loop:
             with sync:
                 with self.amp:
                     logits = self.wrapped(self.lseg.normalize(image), question.text_KC)
-                loss_sum, _ = segmentation_loss(question.mask(logits, dataset), label, IGNORE)
-                loss = loss_sum * weight
+                loss = question.loss_sum(logits, label, dataset) * weight
                 loss.backward()
             total += loss.detach() / self.world
         # Gradients are all-reduced: every worker sees the same norm and decides alike.
@@ -222,7 +222,7 @@ class Loop:
             self.ended = EarlyEnd(stopped=f"asked to stop, after step {self.state.step}")
         return total, norm, news
 
-    def sync_step(self, labels: list[Tensor], digest: int) -> Tensor:
+    def sync_step(self, counted: Tensor, digest: int) -> Tensor:
         """Sums over all workers what they must know of a step, in one call.
 
         Returns:
@@ -232,7 +232,7 @@ class Loop:
         asked = bool(self.stop and self.stop.reason)
         mine = torch.tensor([0, asked, wrapped(digest), self.saver.news], dtype=torch.int64)
         mine = mine.to(self.device, non_blocking=True)
-        mine[0] = torch.stack([(label != IGNORE).sum() for label in labels]).sum()
+        mine[0] = counted
         dist.all_reduce(mine)
         return mine
 

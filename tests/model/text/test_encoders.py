@@ -101,6 +101,23 @@ def test_templates_wrap_the_label_and_are_averaged():
     np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
 
 
+def test_names_of_a_label_are_asked_as_the_setting_says():
+    def asked(label: str, **values: str) -> tuple[list[str], np.ndarray]:
+        encoder = CountingEncoder(TextConfig(encoder="stand-in", **values))
+        (vector, _) = encoder.encode([label, "tree"])
+        return [text for chunk in encoder.chunks for text in chunk], vector.numpy()
+
+    texts, _ = asked("car, auto")
+    assert texts == ["car, auto", "tree"]
+    texts, first = asked("car, auto", synonyms="first")
+    assert texts == ["car", "tree"]
+    np.testing.assert_allclose(first, stand_in_vectors(["car"])[0], atol=1e-6)
+    texts, mean = asked("car,auto,", synonyms="mean", templates="a {}\n{}s")
+    assert texts == ["a car", "cars", "a auto", "autos", "a tree", "trees"]
+    expected = stand_in_vectors(texts[:4]).mean(0)
+    np.testing.assert_allclose(mean, expected / np.linalg.norm(expected), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -147,6 +164,12 @@ def test_labels_must_be_a_list(labels):
 def test_a_template_needs_a_place_for_the_label():
     with pytest.raises(ModelError, match=r"text\.templates"):
         TextConfig(templates="a photo")
+    with pytest.raises(ModelError, match=r"text\.templates"):
+        TextConfig(templates="a {}\na photo")
+    with pytest.raises(ModelError, match="has 201 lines"):
+        TextConfig(templates="{}\n" * 201)
+    with pytest.raises(ModelError, match=r"text.synonyms='max': must be one of none, first, mean"):
+        TextConfig(synonyms="max")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("place", ["/no/such/folder", "./nowhere", "a/b/c"])

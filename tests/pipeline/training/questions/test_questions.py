@@ -1,5 +1,6 @@
 """The labels a step asks: a function of seed and step, with "other" and distractors in place."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -141,3 +142,22 @@ def test_the_chance_loss_is_that_of_equal_logits(label_sets):
     losses = -logits.log_softmax(1)[:, :, 0, 0]  # Of the labels that compete, all the same.
     expected = losses.min(1).values.mean().item()
     assert question.chance_loss([1, 0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("label_sets", ["union", "own"])
+def test_the_chance_loss_of_single_labels_is_the_best_of_equal_logits(label_sets):
+    """No answer that is the same for all labels has a smaller loss."""
+    shown = {"first": np.array([1, 1, 0, 0, 0], bool), "second": np.array([0, 1, 1, 1, 1], bool)}
+    config = TrainMixConfig(train=TrainConfig(label_sets=label_sets, loss="binary"))
+    question = Questions(config, label_space(NAMES), ENCODER, torch.device("cpu"), shown).at(0)
+    dataset, label = torch.tensor([1, 0]), torch.ones(2, 3, 3, dtype=torch.int64)
+    label[0, 0] = 255
+    competing = [5, 5] if label_sets == "union" else [4, 2]
+    best = torch.tensor([-math.log(count - 1) for count in competing])
+    losses = []
+    for change in (-0.1, 0.0, 0.1):
+        logits = (best + change)[:, None, None, None].expand(2, len(NAMES), 3, 3)
+        each = [question.loss_sum(logits[[i]], label[[i]], dataset[[i]]) for i in (0, 1)]
+        losses.append((each[0] / 6 + each[1] / 9).item() / 2)
+    assert question.num_counted(label) == 15
+    assert min(losses) == losses[1] == pytest.approx(question.chance_loss([1, 0]))
