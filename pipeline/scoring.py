@@ -35,7 +35,8 @@ Unreadable = TypeVar("Unreadable", bound=Exception)
 class AnswerSpace:
     """The classes that are scored, and the texts that stand for them.
 
-    A class's probability is the sum over its texts of the softmax over all texts.
+    A class's probability is the sum over its texts of the softmax over all texts, or the largest of
+    them.
     """
 
     classes: tuple[str, ...]
@@ -44,18 +45,21 @@ class AnswerSpace:
     text_class: tuple[int, ...]
     """The class of each text: a position in `classes`; `len(classes)` for none of them; DROPPED."""
     lut: tuple[int, ...]
-    """Stored id (0..255) -> position in `classes`, or IGNORE."""
+    """Stored id (0..255) -> position in `classes`, or IGNORE; empty where the stored ids are such
+    positions already, of any number of classes."""
     threshold: float | None = None
     """Pixels whose best class is less probable are none of the classes."""
     rest: int | None = None
     """The class that means "none of the others" (a background); it gets those pixels."""
     policy: str = "none"
     """How "other" is handled, in words."""
+    best_text: bool = False
+    """A class is as probable as the best of its texts, not as all together."""
 
     def __post_init__(self) -> None:
         assert len(self.texts) in (0, len(self.text_class))
-        assert len(self.lut) == 256
-        assert len(self.classes) <= IGNORE
+        assert len(self.lut) in (0, 256)
+        assert len(self.classes) <= IGNORE or not self.lut
 
     @property
     def none(self) -> int:
@@ -66,10 +70,12 @@ class AnswerSpace:
     def one_text_each(self) -> bool:
         """Whether the best text decides, without any probability."""
         used = [number for number in self.text_class if number != DROPPED]
-        return self.threshold is None and len(set(used)) == len(used)
+        return self.threshold is None and (self.best_text or len(set(used)) == len(used))
 
     def target(self, stored: np.ndarray) -> np.ndarray:
-        """Stored ids as classes: (H, W) uint8, positions or IGNORE."""
+        """Stored ids as classes: (H, W) integers, positions or what is no class."""
+        if not self.lut:
+            return stored
         return np.asarray(self.lut, np.uint8)[stored]
 
 
@@ -122,7 +128,10 @@ def choose(logits_BTRW: Tensor, space: AnswerSpace) -> Tensor:
         return classes[kept[logits_BTRW[:, kept].argmax(1)]]
     count = max(len(space.classes), int(classes.max()) + 1)
     sums = logits_BTRW.new_zeros((len(logits_BTRW), count, *logits_BTRW.shape[2:]))
-    sums.index_add_(1, classes[kept], logits_BTRW.softmax(1)[:, kept])
+    if space.best_text:
+        sums.index_reduce_(1, classes[kept], logits_BTRW.softmax(1)[:, kept], "amax")
+    else:
+        sums.index_add_(1, classes[kept], logits_BTRW.softmax(1)[:, kept])
     probability, best = sums.max(1)
     if space.threshold is None:
         return best

@@ -17,10 +17,24 @@ ProtocolName = Literal[
     "fss-1000",
     "held-out",
     "behaviours",
+    "a-150",
+    "a-847",
+    "pc-59",
+    "pc-459",
+    "pas-20",
+    "pas-20b",
+    "coco-stuff-171",
 ]
 """Names of the protocols, which `pipeline.evaluation.protocols` describes."""
 
-Mode = Literal["whole", "single", "published", "squash"]
+SUITE_PROTOCOLS = ("a-150", "a-847", "pc-59", "pc-459", "pas-20", "pas-20b", "coco-stuff-171")
+"""The open-vocabulary suite, each a set of its own."""
+
+MeanRule = Literal["target", "union", "all"]
+"""Classes of a mean IoU: those that the labels show (detectron2 since July 2022); those that are
+shown or predicted (before it, and MESS); all, of which absent ones count 0."""
+
+Mode = Literal["whole", "single", "published", "squash", "cat-seg"]
 """Ways in which the network sees an image, which `Geometry` describes."""
 
 DEFAULT_MODES: dict[str, str] = {
@@ -28,6 +42,7 @@ DEFAULT_MODES: dict[str, str] = {
     "pascal-5i": "squash",
     "coco-20i": "squash",
     "fss-1000": "squash",
+    **dict.fromkeys(SUITE_PROTOCOLS, "cat-seg"),
 }
 """Default geometry of the protocols that do not see an image as a whole."""
 
@@ -64,14 +79,17 @@ class Geometry:
     `whole`: resized to a long side of `base_px`, one forward pass. `single`: windows of `window_px`
     on the image at `base_px`. `published`: LSeg's six scales of `base_px`, each mirrored too, in
     windows; logits summed. `squash`: resized to a square of `window_px` whatever its shape, and
-    scored at that size, as the few-shot protocols do.
+    scored at that size, as the few-shot protocols do. `cat-seg`: resized to a square of `base_px`
+    whatever its shape, seen in windows of `window_px`, which overlap by a third, and as a whole at
+    that size, and scored at the label's size, as CAT-Seg does.
     """
 
     mode: Mode = "whole"
     """How the network sees an image: as a whole, in windows, as published, or squashed."""
     base_px: int | None = None
-    """Long side of the image at scale 1; 0 with `whole` keeps the image's size; null: as in the
-    checkpoint's training (520 where it does not say), or as the protocol publishes."""
+    """Long side of the image at scale 1 (with `cat-seg` both sides); 0 with `whole` keeps the
+    image's size; null: as in the checkpoint's training (520 where it does not say), or as the
+    protocol publishes."""
     window_px: int | None = None
     """Side of a window, or of the square to which `squash` resizes; null: as in the checkpoint's
     training (480 where it does not say), or as the protocol publishes."""
@@ -140,6 +158,12 @@ class EvaluateConfig:
     """Label set of protocol unified: `all` of the taxonomy; those of the `checkpoint`, where pixels
     of other classes do not count; or, zero-shot, the `unseen` classes that the images show and the
     checkpoint was not trained on, where pixels of other classes should get "other"."""
+    synonyms: Literal["first", "best"] = "first"
+    """What is asked for a class of the open-vocabulary suite: CAT-Seg's first name for it, or all
+    of FC-CLIP's, of which the best counts."""
+    mean_over: MeanRule | None = None
+    """Classes of the mean IoU: those that the labels show (`target`), those that are shown or
+    predicted (`union`, as before July 2022 and in MESS), or `all`; null: as the protocol does."""
     max_images: int = 0
     """Number of images of each dataset, spread evenly over it; 0 takes all."""
     seed: int = 0
@@ -168,6 +192,10 @@ class EvaluateConfig:
             raise UserError(f"max_bad_share={self.max_bad_share}: must lie between 0 and 1")
         if not self.folds or not set(self.folds) <= {0, 1, 2, 3}:
             raise UserError(f"folds={list(self.folds)}: must be some of 0, 1, 2, 3")
+        if self.synonyms != "first" and self.protocol not in SUITE_PROTOCOLS:
+            raise UserError(
+                f"synonyms={self.synonyms}: has no effect on protocol {self.protocol}: leave it out"
+            )
         if len(set(self.folds)) < len(self.folds):
             raise UserError(f"folds={list(self.folds)}: each must be there once")
 
@@ -201,6 +229,11 @@ class EvaluateConfig:
             "other": self.other if self.other != plain_other else None,
             "geometry": self.geometry if self.geometry != plain_geometry else None,
         }
+        # Named only where given, so that older names stay.
+        if self.synonyms != "first":
+            words.append(f"{self.synonyms}-synonym")
+        if self.mean_over:
+            words.append(f"over-{self.mean_over}")
         if any(rest.values()):
             words.append(hashlib.sha256(repr(rest).encode()).hexdigest()[:6])
         return "-".join(words)

@@ -82,7 +82,7 @@ def _classes(plan: ProtocolPlan, part: Part, whole: np.ndarray) -> dict[str, flo
     matrix = ConfusionMatrix(len(whole))
     matrix.merge(torch.from_numpy(whole))
     classes = [i for i, name in enumerate(part.space.classes) if name not in plan.unscored]
-    over = "all" if plan.mean_over == "all" else "target"
+    over = plan.mean_over
     figures = {
         "miou": matrix.miou(over=over, classes=classes),
         "miou_all": matrix.miou(over="all", classes=classes),

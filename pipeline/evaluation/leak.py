@@ -17,6 +17,7 @@ from pipeline.evaluation.few_shot import EpisodeItems
 from pipeline.evaluation.held_out import HeldOutItems
 from pipeline.evaluation.items import RootItems, ShardItems
 from pipeline.evaluation.plan import Part, ProtocolPlan
+from pipeline.evaluation.suite import IN_DOMAIN, SuiteItems
 
 SYNONYMS = {
     "aeroplane": "airplane",
@@ -129,6 +130,15 @@ def _seen_images(
     if isinstance(source, EpisodeItems):
         seen, why = _seen_episodes(source, provenance)
         return (seen, why) if seen or not own else (None, why or _own(own))
+    if isinstance(source, SuiteItems):
+        sibling = IN_DOMAIN.get(source.dataset)
+        if sibling in provenance.datasets:
+            return 0, f"in-domain: trained on {sibling}, whose validation pictures these are"
+        if own:
+            return None, _own(own)
+        if source.dataset.startswith("p") and "coco_panoptic" in provenance.datasets:
+            return None, FLICKR
+        return 0, ""
     if isinstance(source, HeldOutItems):
         if own:
             return None, _own(own)

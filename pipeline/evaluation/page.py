@@ -142,8 +142,9 @@ def _row(part: Part, score: ItemScore, answer: tuple[Item, Any, Any]) -> Compare
         labels = (space.classes[0], item.texts[-1])
     # Colours are few: only labels that are in the image get one.
     shown = np.union1d(np.unique(target[target < len(labels)]), np.unique(prediction)).astype(int)
-    place = np.full(256, IGNORE, np.int64)
+    place = np.full(max(256, len(labels) + 1), IGNORE, np.int64)
     place[shown] = np.arange(len(shown))
+    target = np.where(target < len(labels), target, len(place) - 1)
     named = tuple(labels[number] for number in shown)
     title = f"{score.key.rpartition('/')[2]}: {100 * (score.miou or 0):.1f} %"
     has_none = space.rest is None and bool((prediction == space.none).any())

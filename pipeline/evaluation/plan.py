@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from pipeline.evaluation.config import OtherPolicy
+from pipeline.evaluation.config import MeanRule, OtherPolicy
 from pipeline.evaluation.items import ItemSource
 from pipeline.evaluation.views import View
 from pipeline.scoring import AnswerSpace
@@ -27,8 +27,8 @@ class ProtocolPlan:
     parts: tuple[Part, ...]
     kind: str
     """How counts become figures: `classes`, `few-shot` or `held-out`."""
-    mean_over: str = "target"
-    """Classes of the mean IoU: those that the labels show, or `all`, absent ones counting 0."""
+    mean_over: MeanRule = "target"
+    """Classes of the mean IoU."""
     equal_classes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """By part: a number for each class; equal numbers are classes that cannot be distinguished."""
     unscored: frozenset[str] = frozenset()

@@ -6,6 +6,7 @@ native-mapped   a dataset's own classes, from universal ones: probabilities summ
 ade20k-150      LSeg's table 6: the labels as published, six scales, flips, windows
 pascal-5i, coco-20i, fss-1000    zero-shot episodes of HSNet, as LSeg scores them
 held-out        MSeg's six held-out sets, mapped; harmonic mean
+a-150, ...      the open-vocabulary suite, each set in its own classes; see `suite`
 behaviours      the four behaviours of LSeg's first figure; see `behaviours`
 """
 
@@ -34,7 +35,7 @@ from pipeline.data.taxonomy import (
     universal,
 )
 from pipeline.errors import UserError, did_you_mean
-from pipeline.evaluation.config import EvaluateConfig, OtherPolicy
+from pipeline.evaluation.config import SUITE_PROTOCOLS, EvaluateConfig, OtherPolicy
 from pipeline.evaluation.items import ItemSource, RootItems, ShardItems
 from pipeline.evaluation.plan import Part, ProtocolPlan, with_policy
 from pipeline.evaluation.views import View, size_remark, view_of
@@ -57,10 +58,27 @@ def make_plan(
     Raises:
         UserError: Data that the protocol needs is missing, or a setting does not go with it.
     """
+    plan = _plan(config, trained, size)
+    if config.mean_over is None or config.mean_over == plan.mean_over:
+        return plan
+    if plan.kind == "few-shot":
+        raise UserError(
+            f"mean_over={config.mean_over}: has no effect on protocol {config.protocol}, whose "
+            "mean is over all classes of a fold: leave it out"
+        )
+    note = f"mean over {config.mean_over}; the protocol's: {plan.mean_over}"
+    return replace(plan, mean_over=config.mean_over, notes=(*plan.notes, note))
+
+
+def _plan(config: EvaluateConfig, trained: Sequence[str], size: TrainedSize) -> ProtocolPlan:
     if config.protocol in FEW_SHOT_SETS:
         from pipeline.evaluation.few_shot import few_shot_plan
 
         return few_shot_plan(config, size)
+    if config.protocol in SUITE_PROTOCOLS:
+        from pipeline.evaluation.suite import suite_plan
+
+        return suite_plan(config, size)
     if config.protocol == "held-out":
         from pipeline.evaluation.held_out import held_out_plan
 

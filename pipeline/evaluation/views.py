@@ -29,6 +29,10 @@ class View:
         size = f"at {self.base_px} px" if self.base_px else "at their own size"
         if self.mode == "whole":
             return f"whole {size}"
+        if self.mode == "cat-seg":
+            return (
+                f"squashed to {self.base_px} px, in windows of {self.window_px} px and as a whole"
+            )
         return f"{self.mode} {size} in windows of {self.window_px} px"
 
 
@@ -38,6 +42,8 @@ def view_of(config: EvaluateConfig, trained: TrainedSize) -> View:
     given = config.geometry
     mode: Mode = given.mode if given else usual or "whole"  # type: ignore[assignment]
     known = View() if mode == usual else View(base_px=trained.base_px, window_px=trained.crop_px)
+    if mode == "cat-seg":
+        known = View(base_px=640, window_px=384)
     base_px, window_px = (given.base_px, given.window_px) if given else (None, None)
     return View(
         mode=mode,
@@ -73,6 +79,13 @@ def network_input(image: np.ndarray, geometry: View) -> np.ndarray:
     if geometry.mode == "squash":
         square = (geometry.window_px, geometry.window_px)
         return np.asarray(Image.fromarray(image).resize(square, Image.Resampling.BILINEAR))
+    if geometry.mode == "cat-seg":
+        # Twice, as published: by the short side with antialiasing, then to the square without.
+        zoom = geometry.base_px / min(image.shape[:2])
+        size = tuple(round(side * zoom) for side in (image.shape[1], image.shape[0]))
+        near = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))  # type: ignore[arg-type]
+        square = (geometry.base_px, geometry.base_px)
+        return cv2.resize(near, square, interpolation=cv2.INTER_LINEAR)
     if geometry.mode == "whole" and geometry.base_px:
         height, width = image.shape[:2]
         zoom = geometry.base_px / max(height, width)
@@ -116,5 +129,13 @@ def sliding_config(geometry: View) -> SlidingConfig:
     """The views that the network takes of what `network_input` gives it."""
     if geometry.mode in ("whole", "squash"):
         return AS_IT_IS
+    if geometry.mode == "cat-seg":
+        return SlidingConfig(
+            # The whole at the size of a window; a hair less, since sizes are rounded up.
+            scales=(1.0, geometry.window_px / geometry.base_px * (1 - 1e-9)),
+            base_px=geometry.base_px,
+            window_px=geometry.window_px,
+            stride_px=int(geometry.window_px * 0.667),
+        )
     kind = PUBLISHED if geometry.mode == "published" else SINGLE_SCALE
     return replace(kind, base_px=geometry.base_px, window_px=geometry.window_px)

@@ -70,6 +70,29 @@ def decode_16bit_png(data: bytes, path: str) -> np.ndarray:
     return _decode_png(data, path, MAX_PIXELS, fits, "16-bit grey").astype(np.int64)
 
 
+def decode_16bit_ids(data: bytes, path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes a TIFF or PNG whose pixels are ids of 16 bits.
+
+    Returns:
+        (H, W) uint16.
+
+    Raises:
+        BadSample: The file is damaged, too large, of another format, or not 16-bit grey: 8 bits
+            would turn every id above 255 into another class.
+    """
+    with (
+        bad_sample_errors(path),
+        Image.open(io.BytesIO(data), formats=["PNG", "TIFF"]) as image,
+    ):
+        check_size(path, image.width, image.height, max_pixels)
+        if not image.mode.startswith("I;16") and not (image.format == "PNG" and data[24] == 16):
+            raise BadSample(f"{path}: of mode {image.mode}: must be 16-bit grey")
+        ids = np.asarray(image)
+        if ids.ndim != 2:
+            raise BadSample(f"{path}: has {ids.ndim} dimensions: must be 16-bit grey")
+        return ids.astype(np.uint16)
+
+
 def _decode_png(
     data: bytes, path: str, max_pixels: int, fits: Callable[[str, int], bool], wanted: str
 ) -> np.ndarray:
