@@ -2,9 +2,10 @@
 
 import gzip
 import io
+import tempfile
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,20 @@ def mat(folder: Path) -> list[Target]:
     ]
 
 
+@contextmanager
+def _own_copies(folder: Path) -> Iterator[None]:
+    """A folder for node-local copies that goes with them.
+
+    Each is looked through when a copy is made: those of thousands of archives would take all time.
+    """
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(dir=folder) as tempfile.tempdir:
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
 def archive(folder: Path) -> list[Target]:
     """Zips and tars, of which every member is read."""
     content = {"a/1.txt": b"one" * 300, "a/b/2.png": pngs()[0], "c.json": b'{"a": [1, 2]}'}
@@ -137,12 +152,13 @@ def archive(folder: Path) -> list[Target]:
 
     def reader(suffix: str) -> Callable[[], None]:
         def read() -> None:
-            storage = LocalStorage(folder)
-            found = Archive(Blob.of(storage, f"changed{suffix}"))
-            for name in found.names[:20]:
-                with suppress(DamagedFile):
-                    if found.size(name) < 64 * MIB:
-                        found.read(name)
+            with _own_copies(folder):
+                storage = LocalStorage(folder)
+                found = Archive(Blob.of(storage, f"changed{suffix}"))
+                for name in found.names[:20]:
+                    with suppress(DamagedFile):
+                        if found.size(name) < 64 * MIB:
+                            found.read(name)
 
         return read
 
