@@ -11,6 +11,7 @@ import numpy as np
 
 from model.label_twins import label_twins
 from pipeline.checkpoints.label_list import read_label_list
+from pipeline.data.pixels.checks import MAX_SIDE_PX
 from pipeline.data.pixels.palette import PaletteName
 from pipeline.errors import UserError
 
@@ -104,8 +105,8 @@ class PredictConfig:
                 raise UserError(f"{name}={value}: must be at least 1")
         for name in ("base_px", "window_px"):
             value = getattr(self, name)
-            if value is not None and value < 8:
-                raise UserError(f"{name}={value}: must be at least 8 pixels")
+            if value is not None and not 8 <= value <= MAX_SIDE_PX:
+                raise UserError(f"{name}={value}: must be 8 to {MAX_SIDE_PX} pixels")
         if self.full_size and self.features:
             raise UserError(
                 "features: full_size is set too, and the vectors of a whole photo at its own size "

@@ -8,12 +8,12 @@ outcomes travel.
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -185,7 +185,8 @@ def _task(config: PredictConfig) -> SegmentTask:
 
 def _is_in(uri: str, folder: str) -> bool:
     if "://" not in uri and "://" not in folder:
-        uri, folder = str(Path(uri).resolve()), str(Path(folder).resolve())
+        # Unlike `Path.resolve`, it takes a link that leads to itself.
+        uri, folder = os.path.realpath(uri), os.path.realpath(folder)
     return uri.startswith(f"{folder.rstrip('/')}/")
 
 

@@ -122,11 +122,14 @@ def _look_in_s3(source: str, search: Search) -> list[Photo]:
 def _all_in(root: str, search: Search) -> list[Photo]:
     """The images of a folder or prefix; what else it holds is noted."""
     photos = []
-    for entry in open_storage(root).list():
+    storage = open_storage(root)
+    for entry in storage.list():
         if _is_image(entry.path):
             photos.append(_photo(root, entry.path))
         elif not is_hidden(entry.path):
             search.others.append(f"{root}/{entry.path}")
+    # Named at the end as what cannot be read.
+    photos += [_photo(root, path) for path in storage.broken() if _is_image(path)]
     return photos
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import UserError
+from pipeline.errors import Outage, UserError
 from pipeline.storage.names import why_unusable
 
 
@@ -32,6 +32,10 @@ class DamagedFile(ValueError):
 
 class ObjectError(UserError):
     """One object cannot be read, though its storage answers: access is denied, for example."""
+
+
+class ObjectOutage(ObjectError, Outage):
+    """One object cannot be read, which may pass: of all others nothing is known."""
 
 
 class Storage(ABC):
@@ -177,6 +181,14 @@ class Storage(ABC):
         with self._at(path):
             self._delete(path)
 
+    def broken(self, prefix: str = "") -> Iterator[str]:
+        """Yields what a folder names and does not hold, at any depth: links that lead nowhere.
+
+        So are the files of git-annex and DVC until they are fetched. Pipes and devices are too.
+        """
+        with self._in(prefix) as folder:
+            yield from self._broken(folder)
+
     def is_empty(self, prefix: str = "") -> bool:
         """Whether there is no object below a folder."""
         return next(iter(self.list(prefix)), None) is None
@@ -222,6 +234,9 @@ class Storage(ABC):
 
     def _clean(self, prefix: str) -> int:
         return 0
+
+    def _broken(self, prefix: str) -> Iterator[str]:
+        return iter(())
 
     @abstractmethod
     def _size(self, path: str) -> int: ...

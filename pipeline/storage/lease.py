@@ -102,6 +102,8 @@ class Lease:
             found = self._read()
             if found is None:  # released just now
                 continue
+            if self._is_ours(found):  # Its answer alone got lost.
+                break
             holder = _parse(found)
             if _lives(holder) is not False:
                 found = self._watch(found, holder)

@@ -13,8 +13,9 @@ from typing import BinaryIO
 from filelock import FileLock
 
 from pipeline.errors import Outage, UserError, told_by_system
-from pipeline.storage.base import Entry, ObjectError, Storage
+from pipeline.storage.base import Entry, ObjectError, ObjectOutage, Storage
 from pipeline.storage.names import is_hidden
+from pipeline.storage.outages import AWAY, PASSES, patient
 
 _PARTIAL, _LOCK = ".partial", ".lock"
 _COPY_BYTES = 1 << 20
@@ -29,10 +30,12 @@ class LocalStorage(Storage):
         self._root = Path(os.path.abspath(root.expanduser()))
         self.uri = str(self._root)
 
+    @patient
     def _read(self, path: str) -> bytes:
         with self._opened(path) as file:
             return file.read()
 
+    @patient
     def _read_range(self, path: str, offset: int, length: int) -> bytes:
         with self._opened(path) as file:
             file.seek(offset)
@@ -44,16 +47,18 @@ class LocalStorage(Storage):
             descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno == errno.ENXIO:  # A socket.
-                raise self._missing(path) from error
+                raise self._missing(path, "is no plain file") from error
             raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise self._missing(path)
+            raise self._missing(path, "is no plain file")
         return os.fdopen(descriptor, "rb")
 
+    @patient
     def _write(self, path: str, data: bytes) -> None:
         self._store(path, lambda partial: partial.write_bytes(data))
 
+    @patient
     def _upload(self, path: str, local: BinaryIO) -> None:
         def copy(partial: Path) -> None:
             local.seek(0)
@@ -62,6 +67,7 @@ class LocalStorage(Storage):
 
         self._store(path, copy)
 
+    @patient
     def _create(self, path: str, data: bytes) -> bool:
         target = self._root / path
         self._make_folder(target.parent)
@@ -77,6 +83,7 @@ class LocalStorage(Storage):
         finally:
             partial.unlink(missing_ok=True)
 
+    @patient
     def _replace(self, path: str, data: bytes, expected: bytes) -> bool:
         target = self._root / path
         if target.read_bytes() != expected:
@@ -112,6 +119,7 @@ class LocalStorage(Storage):
                 "give another"
             ) from error
 
+    @patient
     def _size(self, path: str) -> int:
         file = self._root / path
         if not file.is_file():
@@ -122,7 +130,7 @@ class LocalStorage(Storage):
         if not (names := self._scan(prefix)):
             return
         try:
-            status = os.stat(self._root / prefix)
+            status = self._stat(prefix)
         except FileNotFoundError:  # Another process deleted it since the scan.
             return
         identity = (status.st_dev, status.st_ino)
@@ -135,6 +143,21 @@ class LocalStorage(Storage):
             else:
                 yield from self._entries([path])
 
+    def _broken(self, prefix: str) -> Iterator[str]:
+        def look(folder: str) -> Iterator[str]:
+            with os.scandir(folder) as scan:
+                found = sorted(scan, key=lambda item: item.name)
+            for item in found:
+                if is_hidden(item.name):
+                    continue
+                if item.is_dir(follow_symlinks=False):
+                    yield from look(item.path)
+                elif not _ending(item):
+                    yield os.path.relpath(item.path, self._root)
+
+        if (self._root / prefix).is_dir():
+            yield from look(str(self._root / prefix))
+
     def _folders(self, prefix: str) -> Iterator[str]:
         return (name.removesuffix("/") for name in self._scan(prefix) if name.endswith("/"))
 
@@ -142,6 +165,7 @@ class LocalStorage(Storage):
         names = (name for name in self._scan(prefix) if not name.endswith("/"))
         return self._entries(f"{prefix}/{name}" if prefix else name for name in names)
 
+    @patient
     def _scan(self, folder: str) -> list[str]:
         """The names in a folder without half-written files and locks; none if it is missing."""
         try:
@@ -160,17 +184,22 @@ class LocalStorage(Storage):
         for path in paths:
             # What another process deleted since the scan is no longer there to be listed.
             try:
-                size = os.stat(self._root / path).st_size
+                size = self._stat(path).st_size
             except FileNotFoundError:
                 continue
             except PermissionError as error:  # A folder may be listed and not be entered.
                 raise _closed(error) from error
             yield Entry(path, size)
 
+    @patient
+    def _stat(self, path: str) -> os.stat_result:
+        return os.stat(self._root / path)
+
     def _version(self, path: str) -> str:
-        status = os.stat(self._root / path)
+        status = self._stat(path)
         return f"{status.st_size}-{status.st_mtime_ns}"
 
+    @patient
     def _delete(self, path: str) -> None:
         target = self._root / path
         target.unlink(missing_ok=True)
@@ -179,11 +208,19 @@ class LocalStorage(Storage):
                 # A process that waits for it sees that the file is gone.
                 lock.unlink(missing_ok=True)
 
+    def _missing(self, path: str, what: str = "") -> FileNotFoundError:
+        if not what and (self._root / path).is_symlink():
+            what = "is a link to nothing: fetch what it stands for, or remove it"
+        return FileNotFoundError(f"{self.uri}/{path}: {what}") if what else super()._missing(path)
+
     def _refused(self, path: str, error: OSError) -> UserError:
         """The message of an error that the system has for a file, whatever it is."""
         kind = Outage if error.errno in _OF_ALL else ObjectError
+        if error.errno in PASSES:
+            kind = Outage if error.errno in AWAY else ObjectOutage
         told = told_by_system(error)
-        told = told or f"{error.strerror or error}: check the name and the file system"
+        check = "network file system" if error.errno in PASSES else "name and the file system"
+        told = told or f"{error.strerror or error}: check the {check}"
         return kind(f"{self.uri}/{path}: the file system refuses it: {told}")
 
     @contextmanager
@@ -195,6 +232,8 @@ class LocalStorage(Storage):
                 f"{self.uri}/{path}: a file is where a folder must be: give another directory"
             ) from error
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            if error.errno is None:  # One of ours.
+                raise
             raise self._missing(path) from error
         except PermissionError as error:
             raise ObjectError(
@@ -204,7 +243,7 @@ class LocalStorage(Storage):
             raise self._refused(path, error) from error
 
 
-_OF_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ESTALE)
+_OF_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors that concern the whole storage rather than one object."""
 
 
@@ -212,10 +251,10 @@ def _ending(item: os.DirEntry[str]) -> tuple[str, ...]:
     """What ends the name of a folder or a file; nothing for pipes, devices and dead links."""
     try:
         return ("/",) if item.is_dir() else ("",) if item.is_file() else ()
-    except PermissionError:  # A link to where this user may not go.
-        raise
-    except OSError:  # A link to itself leads nowhere, as a dead one.
-        return ()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # A link to itself leads nowhere, as a dead one.
+            return ()
+        raise  # Where this user may not go, or what does not answer: it may be a file.
 
 
 def _closed(error: PermissionError) -> ObjectError:

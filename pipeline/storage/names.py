@@ -5,8 +5,12 @@ archives of Windows unpack, with an empty part, as a doubled slash in a copying 
 in another encoding than UTF-8. The readers of datasets leave such objects out, with the reason.
 """
 
-_NO_CONTENT = frozenset({"@eaDir", "__MACOSX", "#recycle", "lost+found", "$RECYCLE.BIN"})
-"""Folders that a NAS, macOS or a file system adds; thumbnails and the like lie in them."""
+_NO_CONTENT = frozenset(
+    {"@eadir", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "@sharebin", "@tmp"}
+    | {"__macosx", "lost+found", "$recycle.bin", "recycler", "system volume information"}
+)
+"""Folders, in lower case, that a NAS, macOS, Windows or a file system adds: thumbnails, what was
+deleted, and earlier states of the same files lie in them."""
 
 
 def why_unusable(path: str) -> str:
@@ -27,4 +31,4 @@ def why_unusable(path: str) -> str:
 
 def is_hidden(path: str) -> bool:
     """Whether a path goes through what systems add beside content: `._x.jpg`, `@eaDir/...`."""
-    return any(part.startswith(".") or part in _NO_CONTENT for part in path.split("/"))
+    return any(part.startswith(".") or part.lower() in _NO_CONTENT for part in path.split("/"))

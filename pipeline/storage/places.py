@@ -33,7 +33,7 @@ def resolve_location(key: str, uri: str) -> str:
             f"{key}={uri}: is relative to the folder that Ray made for this job; give an absolute "
             "path that all nodes share, or an s3:// address"
         )
-    return str(path.resolve())
+    return os.path.realpath(path)  # Unlike `Path.resolve`, it takes a link that leads to itself.
 
 
 def home_state_dir() -> Path:

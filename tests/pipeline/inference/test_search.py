@@ -140,6 +140,17 @@ def test_suffixes_of_phones_and_browsers(folder):
     assert found[1:] == ["deep/c", "x.HEIC", "x.Heif", "x.avif", "x.gif", "x.jfif", "x.jpe"]
 
 
+def test_links_to_nothing_are_found_so_that_they_are_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "b.jpg").symlink_to("/nowhere")
+    (tmp_path / "c.txt").symlink_to("/nowhere")
+    (tmp_path / ".d.jpg").symlink_to("/nowhere")
+    photos = find_photos([str(tmp_path)]).photos
+    assert [photo.name for photo in photos] == ["a", "b"]
+    with pytest.raises(FileNotFoundError, match="is a link to nothing: fetch"):
+        photos[1].read()
+
+
 def test_what_is_not_segmented_is_named(folder):
     for name in ("b.txt", "clip.MOV", "in/more.txt", "in/x.txt", "README", "out/old.npy"):
         path = folder / name

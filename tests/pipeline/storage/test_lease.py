@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -47,6 +48,22 @@ def test_a_lock_is_there_for_the_block_alone(storage):
     assert not storage.exists("lock")
     with Lease(storage, "lock"):
         assert storage.exists("lock")
+
+
+def test_a_lock_of_which_the_answer_alone_got_lost_is_held(tmp_path, monkeypatch):
+    link = os.link
+
+    def lose_the_answer(*places: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        link(*places)
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    storage = open_storage(str(tmp_path))
+    monkeypatch.setattr(os, "link", lose_the_answer)
+    with Lease(storage, "lock", **QUICK) as lease:
+        lease.check()
+        assert storage.exists("lock")
+    assert not storage.exists("lock")
 
 
 def test_a_living_process_on_this_machine_refuses_at_once(storage):

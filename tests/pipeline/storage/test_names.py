@@ -27,8 +27,10 @@ def test_odd_names_that_are_paths(name: str):
 
 def test_what_systems_add_is_no_content():
     hidden = ["._x.jpg", "a/.b/c.jpg", "@eaDir/x.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/a/x.jpg"]
+    hidden += ["@Recycle/x.jpg", "#snapshot/daily/x.jpg", "$Recycle.Bin/x.jpg", "__macosx/x.jpg"]
+    hidden += ["System Volume Information/x.jpg", "@eadir/x.jpg", "a/@Recently-Snapshot/x.jpg"]
     assert all(map(is_hidden, hidden))
-    assert not any(map(is_hidden, ["x.jpg", "a.b/c.jpg", "eaDir/x.jpg"]))
+    assert not any(map(is_hidden, ["x.jpg", "a.b/c.jpg", "eaDir/x.jpg", "recycle/x.jpg"]))
 
 
 def test_odd_names_are_listed_and_stop_nothing(tmp_path: Path):

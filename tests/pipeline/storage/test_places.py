@@ -78,3 +78,11 @@ def test_a_trial_leaves_nothing_and_keeps_what_is_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     with pytest.raises(UserError, match="out=/proc/nope"):
         try_writable_place("out", "/proc/nope")
+
+
+def test_a_link_that_leads_to_itself_is_a_place_that_cannot_be_made(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    place = str(tmp_path / "loop")
+    assert resolve_location("out", place) == place
+    with pytest.raises(UserError, match=f"out={place}: .* must be a folder"):
+        try_writable_place("out", place)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.storage import outages
 from pipeline.storage import s3 as storage_s3
 from pipeline.storage.base import Entry, ObjectError, Storage
 from pipeline.storage.local import LocalStorage
@@ -367,6 +368,7 @@ def test_whatever_the_system_refuses_is_one_line(tmp_path, monkeypatch, name, re
     storage = open_storage(str(tmp_path))
     storage.write("a", b"1")
     with monkeypatch.context() as patch:
+        patch.setattr(outages, "_PAUSES_S", (0.0,))
         patch.setattr(os, "open", refuse)
         patch.setattr(os, "replace", refuse)
         patch.setattr(os, "stat", refuse)
