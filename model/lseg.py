@@ -170,7 +170,8 @@ class LSeg(nn.Module):
         lseg = build_lseg(stored.config, stored.embed_dim)
         lseg.load_state_dict(weights)
         lseg.labels = stored.texts or stored.labels
-        return lseg.to(device).eval()
+        _check_scores(lseg.eval(), str(stored.weights))
+        return lseg.to(device)
 
     def predict(
         self,
@@ -402,6 +403,26 @@ class LSeg(nn.Module):
         with _evaluating(self):
             gain = self.regularizer.label_spread_gain(self.score(image_BCHW, text_KC))
         return float(gain)
+
+
+@torch.inference_mode()
+def _check_scores(lseg: LSeg, where: str) -> None:
+    """Refuses a network of finite weights that overflows, or whose variances are negative.
+
+    Raises:
+        ModelError: its scores of a small image are not finite.
+    """
+    numbers = torch.Generator().manual_seed(0)
+    side = 2 * lseg.stride_px
+    image_BHWC = torch.randint(0, 256, (1, side, side, 3), generator=numbers, dtype=torch.uint8)
+    text_KC = torch.randn((2, lseg.embed_dim), generator=numbers)
+    logits = lseg(lseg.normalize(image_BHWC), functional.normalize(text_KC, dim=1))
+    if not bool(logits.isfinite().all()):
+        raise ModelError(
+            f"{where}: its weights are finite, and the scores that they give are not: every "
+            "prediction would be meaningless: take an earlier checkpoint of the run, or fetch it "
+            "again"
+        )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from model.errors import ModelError
 from model.network import Storable
 from model.settings_file import MAX_BYTES, parse_json, parse_yaml, text_of
 from pipeline.checkpoints.files import METRICS, PROVENANCE, fingerprints, step_of
+from pipeline.data.pixels.checks import MAX_SIDE_PX
 from pipeline.data.shards.format import Manifest, load_manifest
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
@@ -92,10 +93,10 @@ class Provenance:
         said = self.group("data", "augment")
         sizes = {key: said[key] for key in ("base_px", "crop_px") if key in said}
         for key, value in sizes.items():
-            if type(value) is not int or value < 1:
+            if type(value) is not int or not 1 <= value <= MAX_SIDE_PX:
                 raise UserError(
                     f"{CONFIG}: data.augment.{key}={str(value)[:40]!r}: must be a whole number of "
-                    "pixels: mend the checkpoint's file"
+                    f"pixels, at most {MAX_SIDE_PX}: mend the checkpoint's file"
                 )
         return TrainedSize(**sizes)
 

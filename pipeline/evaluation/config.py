@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.data.pixels.checks import MAX_SIDE_PX
 from pipeline.errors import UserError
 from pipeline.tracking.config import TrackingConfig
 
@@ -102,6 +103,9 @@ class Geometry:
             )
         if window_px is not None and window_px < 16:
             raise UserError(f"geometry.window_px={self.window_px}: must be at least 16")
+        for key, value in (("base_px", base_px), ("window_px", window_px)):
+            if value is not None and value > MAX_SIDE_PX:
+                raise UserError(f"geometry.{key}={value}: must be at most {MAX_SIDE_PX} pixels")
 
 
 @dataclass(frozen=True, kw_only=True)

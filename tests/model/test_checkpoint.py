@@ -160,6 +160,15 @@ def kwargs_of(**values) -> dict:
 HEAD = "decoder.head.weight"
 
 
+UNIT = "decoder.fusion.0.path_unit"
+
+
+def scale_weights(folder: Path, factor: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    scaled = {name: w * factor if w.is_floating_point() else w for name, w in weights.items()}
+    save_file(scaled, folder / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -168,6 +177,9 @@ HEAD = "decoder.head.weight"
         lambda f: set_weight(f, "decoder.fusion.0.out.bias", torch.ones(16, dtype=torch.bool)),
         lambda f: set_weight(f, "decoder.fusion.0.out.bias", torch.ones(16, dtype=torch.int64)),
         lambda f: set_weight(f, HEAD, torch.tensor(1.0)),
+        # All of it is finite, and what it computes is not.
+        lambda f: scale_weights(f, 1e20),
+        lambda f: set_weight(f, f"{UNIT}.bn1.running_var", torch.full((16,), -1.0)),
         lambda f: set_weight(f, HEAD, torch.zeros(2**50, 0, 1, 1)),
         lambda f: set_weight(f, HEAD, torch.zeros(0, 16, 1, 1)),
         lambda f: set_weight(f, "x" * 10_000 + "\n", torch.zeros(1)),
@@ -213,7 +225,7 @@ HEAD = "decoder.head.weight"
         lambda f: write_labels(f, b"x\n" * 70_000),
         lambda f: write_labels(f, b"x" * 5_000_000),
     ],
-    ids=range(46),
+    ids=range(48),
 )
 def test_whatever_a_folder_holds_ends_in_one_line_at_once(saved, damage, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

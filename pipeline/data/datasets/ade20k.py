@@ -10,13 +10,16 @@ from collections.abc import Collection
 from typing import ClassVar
 
 import cv2
+import numpy as np
 
 from pipeline.data.datasets.base import Listing, Masks, Reader, Source, Split, pair, safe_key
 from pipeline.data.pixels.checks import BadSample, bad_sample_errors
 from pipeline.data.pixels.official import decode_rgb_png
+from pipeline.data.taxonomy import IGNORE
 from pipeline.storage.archives.packed import Packing
 from pipeline.storage.open import open_storage
 
+_LAST_ID = 150
 _FOLDERS: dict[Split, str] = {"train": "training", "val": "validation"}
 
 
@@ -36,6 +39,15 @@ class ADE20K(Reader):
         labels = self._files(f"annotations/{_FOLDERS[split]}", ".png", role="label")
         # The official names never differ by case alone.
         return pair(images, labels, lambda name: safe_key(name.lower()))
+
+    def remarks(self, native_pixels: np.ndarray) -> list[str]:
+        """Ids that were shifted down by one for a training, of which 0 for other became 255."""
+        if not native_pixels[IGNORE] or native_pixels[_LAST_ID]:
+            return []
+        return [
+            f"the labels hold 255 and no {_LAST_ID}: they look shifted by one (0 to 149, and 255 "
+            "for other), and 0 for other and 1 to 150 are read: give the official annotations"
+        ]
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:
         """Pixels by blue value in the full release's `*_seg.png`; see `Reader.segment_masks`."""

@@ -300,7 +300,8 @@ class Reader(ABC):
         path = "/".join(part for part in (self.base if base is None else base, folder) if part)
         suffixes = (suffixes,) if isinstance(suffixes, str) else suffixes
         paths = (entry.path for entry in self.root.list(path))
-        return self._found.add(path, paths, suffixes, role, also)
+        broken = self.root.broken(path)
+        return self._found.add(path, paths, suffixes, role, also, broken)
 
 
 def pair(

@@ -5,6 +5,7 @@ are no paths, and formats that are not read are each named with their reason.
 """
 
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,17 @@ from pipeline.storage.names import is_hidden, why_unusable
 Role = Literal["image", "label"]
 
 LOOKS_LIKE_AN_IMAGE = frozenset(
-    ".pjpeg .apng .dib .jxl .jp2 .j2k .jpx .pbm .pnm .tga .dng .cr2 .cr3 .nef .arw .raf .orf .psd "
-    ".exr .hdr .npy .npz .svg".split()
+    ".pjpeg .apng .dib .jxl .jxr .jp2 .j2k .jpx .pbm .pnm .pam .tga .pcx .ico .xcf .psd .psb .exr "
+    ".hdr .npy .npz .svg .heics .heifs .dng .cr2 .cr3 .nef .nrw .arw .raf .orf .rw2 .pef .srw .x3f "
+    ".3fr .dcm .nii .fits".split()
 ).union(SUFFIXES)
 """Suffixes of images and masks in formats of all kinds, whether this project reads them or not."""
+_NO_IMAGES = frozenset(
+    ".txt .md .rst .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .cfg .db .log .html .htm .pdf "
+    ".py .ipynb .sh .license .sha256 .md5".split()
+)
+"""Suffixes of what lies beside images and holds none."""
+_BROKEN = "is a link to nothing, or no plain file: fetch what it stands for, or remove it"
 _SHOWN = 3
 
 
@@ -53,6 +61,8 @@ class FoundFiles:
     unusable: list[LeftOut] = field(default_factory=list)
     unread: list[LeftOut] = field(default_factory=list)
     """Files that look like images, and are not read."""
+    strange: list[str] = field(default_factory=list)
+    """Files of which their names do not say whether they are images."""
 
     def add(
         self,
@@ -61,17 +71,24 @@ class FoundFiles:
         suffixes: tuple[str, ...],
         role: Role,
         also: tuple[str, ...] = (),
+        broken: Iterable[str] = (),
     ) -> dict[str, str]:
-        """Takes the files below a folder; see `Reader._files`."""
+        """Takes the files below a folder, and its `Storage.broken` ones; see `Reader._files`."""
         folder = _Folder(path, suffixes, role)
         self.folders.append(folder)
         first: dict[str, str] = {}
+        for file in broken:
+            is_meant = file.lower().endswith(tuple(end.lower() for end in suffixes))
+            if is_meant and not is_hidden(file.removeprefix(f"{path}/")):
+                self.unusable.append(LeftOut(file, _BROKEN))
         for file in paths:
             inner = file.removeprefix(f"{path}/")
             if is_hidden(inner):
                 continue
             suffix = next((end for end in suffixes if inner.lower().endswith(end.lower())), "")
             if not suffix and not looks_like_an_image(inner):
+                if posixpath.splitext(inner)[1].lower() not in _NO_IMAGES:
+                    self.strange.append(file)
                 continue
             if reason := why_unusable(file):
                 self.unusable.append(LeftOut(file, reason))
@@ -84,6 +101,13 @@ class FoundFiles:
                 if first.setdefault(name, file) is not file:
                     folder.twins.setdefault(name, [first[name]]).append(file)
         return {name: file for name, file in first.items() if name not in folder.twins}
+
+    def nothing_fits(self) -> bool:
+        """Whether there are images and labels, and no two of one name."""
+        names: dict[Role, set[str]] = {"image": set(), "label": set()}
+        for folder in self.folders:
+            names[folder.role] |= {*folder.names.values()}
+        return all(names.values()) and not names["image"] & names["label"]
 
     def left_out(self) -> list[LeftOut]:
         """The files that no listing can pair."""
@@ -121,12 +145,21 @@ class FoundFiles:
         alike = [bad.name for bad in self.unread if bad.name.startswith(stems)]
         if alike:
             return f"no {wanted} {expected}; {alike[0]} is there, which is not read"
+        for folder in partners:
+            for file, other in folder.names.items():
+                if _folded(other) == _folded(name):
+                    return f"no {wanted}: {file} is spelt otherwise (case, or accents): rename one"
         return f"no {wanted}" if any_paired else f"no {wanted}: {expected} is not there"
 
 
 def looks_like_an_image(path: str) -> bool:
     """Whether a file's suffix is that of an image or a mask in any format."""
     return posixpath.splitext(path)[1].lower() in LOOKS_LIKE_AN_IMAGE
+
+
+def _folded(name: str) -> str:
+    """A name as the file systems see it that know neither case nor two spellings of a letter."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def summary_of(unread: Sequence[LeftOut]) -> str:

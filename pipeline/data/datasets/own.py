@@ -15,9 +15,10 @@ mask with any other id that the table lacks is a bad sample.
 import hashlib
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from pipeline.data.datasets.base import Listing, Reader, Split, has_folders, pai
 from pipeline.data.datasets.found import LeftOut, Role, looks_like_an_image
 from pipeline.data.datasets.misplaced import doubled, elsewhere
 from pipeline.data.datasets.own_classes import read_classes
+from pipeline.data.datasets.own_splits import deeper_folders, note_on_depth, splits_in
 from pipeline.data.pixels.formats import SUFFIXES
 from pipeline.data.taxonomy import DATASETS, IGNORE, VARIANTS
 from pipeline.errors import UserError
@@ -33,16 +35,6 @@ from pipeline.storage.names import is_hidden
 from pipeline.storage.open import open_storage
 
 _IMAGES = (".jpg", ".png", *sorted(SUFFIXES - {".jpg", ".png"}))
-_NAMES_OF_SPLITS: dict[str, Split | Literal["test"]] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Folders that are splits, in lower case. Nothing reads those of `test`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +98,7 @@ class OwnReader(Reader):
 
     def _listing(self, split: Split) -> Listing:
         spec = self.spec
-        folders = _splits_in(self.root.folders(spec.images))
+        self._folders = folders = splits_in(self.root.folders(spec.images))
         self._divided = bool(folders)
         images = self._of_split("image", split, bool(folders))
         labels = self._of_split("label", split, bool(folders))
@@ -118,10 +110,14 @@ class OwnReader(Reader):
             end = f"{spec.mask_suffix}.png".lower()
             images = {name: path for name, path in images.items() if not path.lower().endswith(end)}
         listing = pair(images, labels, lambda name: safe_key(*name.split("/")))
+        strange = sorted(set(self._found.strange))
+        notes = [_note_on(strange)] if strange and (folders or split == "train") else []
+        if not folders:
+            notes += [note_on_depth(names) for names in [deeper_folders(images.values())] if names]
         if not folders or split != "train":
-            return listing
-        left_out, notes = self._beside(folders)
-        return Listing(listing.sources, (*listing.left_out, *left_out), tuple(notes))
+            return Listing(listing.sources, listing.left_out, tuple(notes))
+        left_out, more = self._beside(folders)
+        return Listing(listing.sources, (*listing.left_out, *left_out), (*notes, *more))
 
     def _of_split(self, role: Role, split: Split, divided: bool) -> dict[str, str]:
         """Name -> path of the images or masks of a split, as `_files` returns them."""
@@ -129,7 +125,8 @@ class OwnReader(Reader):
         folder = spec.images if role == "image" else spec.masks
         below = ""
         if divided:
-            names = _splits_in(self.root.folders(folder)).get(split, [])
+            there = self._folders if role == "image" else splits_in(self.root.folders(folder), True)
+            names = there.get(split, [])
             if len(names) > 1:
                 raise UserError(
                     f"own.{self.name}: {folder} holds {' and '.join(names)}, which are all names "
@@ -170,11 +167,30 @@ class OwnReader(Reader):
         key = f"own.{self.name}"
         if remedy := doubled(self.root, "", (self.spec.images, self.spec.masks)):
             return remedy
-        if folders := _splits_in(self.root.folders(self.spec.images)):
+        images, masks = self.spec.images, self.spec.masks
+        of_masks = splits_in(self.root.folders(masks))
+        if folders := splits_in(self.root.folders(images)):
             there = ", ".join(name for names in folders.values() for name in names)
+            if split not in folders:
+                return (
+                    f"{images} holds the folders {there}: add one called {split}, or set splits to "
+                    "those that it has"
+                )
+            if not of_masks:
+                return (
+                    f"{images} holds the folders {there}, and {masks} none of such names: divide "
+                    "the masks as the images"
+                )
+        elif of_masks:
+            there = ", ".join(name for names in of_masks.values() for name in names)
             return (
-                f"{self.spec.images} holds the folders {there}: add one called {split}, or set "
-                "splits to those that it has"
+                f"{masks} holds the folders {there}, and {images} none of such names: divide the "
+                "images as the masks"
+            )
+        if self._found.nothing_fits():
+            return (
+                f"no mask is called as its image: {masks}/NAME{self.spec.mask_suffix}.png belongs "
+                f"to {images}/NAME.jpg: rename them, or set {key}.mask_suffix"
             )
         share = self.spec.val_fraction
         return (
@@ -193,6 +209,13 @@ class OwnReader(Reader):
         shown = ", ".join(f"{entry.name} ({entry.native_id})" for entry in unseen[:10])
         more = f" and {len(unseen) - 10} more" if len(unseen) > 10 else ""
         remarks = [f"classes without a pixel in any mask: {shown}{more}"]
+        if IGNORE in seen and len(seen) != 2:
+            unread = native_pixels[IGNORE] / native_pixels.sum()
+            remarks.append(
+                f"{unread:.0%} of the pixels of the masks are 255, which is read as unlabelled: "
+                f"where it means one of these classes, such as {unseen[0].name}, write its id "
+                f"({unseen[0].native_id}) in its place"
+            )
         if IGNORE in seen and len(seen) == 2:
             remarks.append(
                 f"the masks hold nothing but {seen[0]} and 255, and 255 is read as unlabelled: "
@@ -221,6 +244,15 @@ def open_own(name: str, spec: OwnDataset) -> OwnReader:
         folder = getattr(spec, key)
         if not has_folders(root, "", folder):
             there = ", ".join(root.folders()[:8]) or "no folders"
+            apart = [f for f in root.folders() if has_folders(root, f, spec.images, spec.masks)]
+            if len(apart) > 1:
+                first = apart[0]
+                raise UserError(
+                    f"own.{name}.root={spec.root}: holds {', '.join(apart[:8])}, each with "
+                    f"{spec.images} and {spec.masks}: move {first}/{spec.images} to "
+                    f"{spec.images}/{first} and {first}/{spec.masks} to {spec.masks}/{first}, and "
+                    "so on, or give each as a dataset of its own"
+                )
             place = elsewhere(
                 lambda r, base: has_folders(r, base, spec.images, spec.masks), root.uri
             )
@@ -231,11 +263,8 @@ def open_own(name: str, spec: OwnDataset) -> OwnReader:
     return OwnReader(name, spec, root)
 
 
-def _splits_in(folders: Sequence[str]) -> dict[str, list[str]]:
-    """The folders that are splits, by split; nothing where none is, or test alone among others."""
-    found: dict[str, list[str]] = {}
-    for name in folders:
-        if split := _NAMES_OF_SPLITS.get(name.lower()):
-            found.setdefault(split, []).append(name)
-    only_test = found.keys() == {"test"} and len(folders) > len(found["test"])
-    return {} if only_test else found
+def _note_on(strange: Sequence[str]) -> str:
+    counts = Counter(posixpath.splitext(name)[1] or "without a suffix" for name in strange)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())[:8])
+    names = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+    return f"{len(strange)} files are not read, of which the names say no format ({kinds}): {names}"

@@ -6,8 +6,10 @@ it: `Bottle-X` and `bottle_x` would be trained against each other.
 """
 
 import csv
+import difflib
 import io
 import re
+from collections.abc import Sequence
 
 from pipeline.data.taxonomy import IGNORE, spelling, universal
 from pipeline.data.taxonomy.labelling import OwnClass
@@ -15,6 +17,10 @@ from pipeline.errors import UserError, printable
 from pipeline.storage.base import Storage
 
 _IGNORED = "-"
+_COLUMNS = ("id", "name", "universal")
+_UNIVERSAL = _COLUMNS[2]
+_MORE = "\n"
+"""The key of the cells beyond the columns; no column can be called so."""
 _MAX_BYTES = 1 << 20
 _MAX_NAME = 200
 
@@ -27,14 +33,11 @@ def read_classes(root: Storage, path: str, key: str) -> tuple[OwnClass, ...]:
     """
     where = f"{key}={root.uri}/{path}"
     text, separator = _table(root, path, where)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    rows = csv.DictReader(
+        io.StringIO(text, newline=""), restkey=_MORE, delimiter=separator, skipinitialspace=True
+    )
     rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-    if not {"id", "name"} <= {*rows.fieldnames}:
-        shown = _shown(", ".join(rows.fieldnames)) or "nothing"
-        raise UserError(
-            f"{where}: its first line must name the columns id and name, with commas, semicolons "
-            f"or tabs between: it is {shown}"
-        )
+    _check_columns(rows.fieldnames, where)
     found: dict[int, OwnClass] = {}
     spelt: dict[str, OwnClass] = {}
     for row in rows:
@@ -54,6 +57,25 @@ def read_classes(root: Storage, path: str, key: str) -> tuple[OwnClass, ...]:
     if not any(entry.target is not None for entry in found.values()):
         raise UserError(f"{where}: names no class: write a line with an id and a name for each")
     return tuple(found[number] for number in sorted(found))
+
+
+def _check_columns(names: Sequence[str], where: str) -> None:
+    """Refuses columns of which one is missing, comes twice, or was most likely meant otherwise."""
+    if not {"id", "name"} <= {*names}:
+        shown = _shown(", ".join(names)) or "nothing"
+        raise UserError(
+            f"{where}: its first line must name the columns id and name, with commas, semicolons "
+            f"or tabs between: it is {shown}"
+        )
+    for name in _COLUMNS:
+        if names.count(name) > 1:
+            raise UserError(f"{where}: names the column {name} twice: keep one of them")
+    for name in set(names) - {*_COLUMNS}:
+        if _UNIVERSAL not in names and difflib.get_close_matches(name, [_UNIVERSAL], cutoff=0.75):
+            raise UserError(
+                f"{where}: has a column {_shown(name)!r}, which is not read: call it {_UNIVERSAL} "
+                "if that is meant, or leave it out"
+            )
 
 
 def _table(root: Storage, path: str, where: str) -> tuple[str, str]:
@@ -80,6 +102,12 @@ def _table(root: Storage, path: str, where: str) -> tuple[str, str]:
 
 
 def _class_of(row: dict[str, str], line: str) -> OwnClass:
+    more = [cell.strip() for cell in row.get(_MORE, ()) if cell.strip()]
+    if more:
+        raise UserError(
+            f"{line}: has more cells than the first line has columns ({_shown(more[0])!r}): put a "
+            "name that holds a comma into double quotes"
+        )
     number, name = (row["id"] or "").strip(), (row["name"] or "").strip()
     if number.lstrip("0") == str(IGNORE):
         raise UserError(

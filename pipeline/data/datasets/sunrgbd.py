@@ -20,11 +20,12 @@ from pipeline.data.datasets.sunrgbd_layouts import (
     toolbox_folder,
 )
 from pipeline.data.pixels.checks import BadSample
-from pipeline.data.taxonomy import IGNORE
+from pipeline.data.taxonomy import IGNORE, native_table
 from pipeline.storage.archives.packed import Packing, local_copy
 from pipeline.storage.base import Storage
 
 _FOLDERS: dict[Split, str] = {"train": "train", "val": "test"}
+_COARSE = 13
 _SHIFTED = "semseg-label37"
 _LABELS = ("label37", "label38", _SHIFTED)
 _NUMBERED_LABELS = ("sunrgbd_train_test_labels", "sunrgbd_test_train_labels")
@@ -83,6 +84,16 @@ class SUNRGBD(Reader):
                 labels = labels or by_number(self._files(candidate, ".png", role="label"))
             images, labels = over_both_splits(split, images, labels)
         return pair(images, labels, lambda n: safe_key(split, PurePosixPath(images[n]).stem))
+
+    def remarks(self, native_pixels: np.ndarray) -> list[str]:
+        """Labels by 13 classes, as the same packages have them, with other meanings of the ids."""
+        ids = native_pixels[1 : len(native_table(self.name))]
+        if not ids[:_COARSE].all() or ids[_COARSE:].any():
+            return []
+        return [
+            f"the labels hold all of 1 to {_COARSE} and nothing above: they look like those of "
+            f"{_COARSE} classes, and the ids of 37 classes are read: give the labels of 37 classes"
+        ]
 
     def native_label(self, source: Source) -> np.ndarray:
         """Reads a label; see `Reader.native_label`."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from pipeline.data.pixels.checks import MAX_SIDE_PX
 from pipeline.data.pixels.decode import decode_jpeg, decode_label
 from pipeline.data.taxonomy import IGNORE
 from pipeline.errors import UserError
@@ -68,9 +69,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("crop_px", 16), ("base_px", 16), ("grid_px", 1)):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) <= MAX_SIDE_PX:
                 raise UserError(
-                    f"data.augment.{name}={getattr(self, name)}: must be at least {least} pixels"
+                    f"data.augment.{name}={getattr(self, name)}: must be {least} to {MAX_SIDE_PX} "
+                    "pixels"
                 )
         low, high = self.scale
         if not 0 < low <= high < float("inf"):

@@ -13,6 +13,9 @@ MAX_PIXELS = 80_000_000
 about 22 million pixels. Kept below the size at which Pillow warns of decompression bombs."""
 
 
+MAX_SIDE_PX = 8192
+"""Limit of a side at which a network is asked to see images; a window of it has 67 million pixels,
+of which each takes hundreds of bytes there."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_REASON = 300
 """Characters of a library's own words that a reason quotes; some quote the whole file."""

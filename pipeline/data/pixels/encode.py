@@ -100,6 +100,8 @@ def keep_jpeg(
 
 def _open_image(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
     """The header of an image whose size is allowed, and whether it is a JPEG, which is whole."""
+    if not data:
+        raise BadSample("the image: cannot be read: it is empty")
     if reason := unread_reason(data):
         raise BadSample(f"the image is {reason}")
     with bad_sample_errors("the image"):

@@ -20,6 +20,7 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", 
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 
 
+_LFS_POINTER = b"version https://git-lfs"
 _PPM_HEADER = re.compile(rb"P\d(?:\s+|#[^\r\n]*[\r\n])+\d+(?:\s+|#[^\r\n]*[\r\n])+\d+\s")
 _MAX_PPM_HEADER = 4096
 """Bytes; Pillow reads a header one byte at a time, and comments in it may be of any length."""
@@ -39,6 +40,8 @@ def decoded_formats() -> tuple[str, ...]:
 
 def unread_reason(data: bytes) -> str:
     """Why a whole file of a known format is not decoded here; empty where nothing is known."""
+    if data.startswith(_LFS_POINTER):
+        return "a pointer of Git LFS in its place: fetch it with git lfs pull"
     if data[:1] == b"P" and data[1:2].isdigit():
         if _PPM_HEADER.match(data[:_MAX_PPM_HEADER]):
             return ""

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.pixels.checks import MAX_PIXELS, BadSample, bad_sample_errors, check_size
+from pipeline.data.pixels.formats import unread_reason
 
 _MODE_NAMES = {"L": "grey (L)", "P": "palette (P)"}
 
@@ -97,6 +98,10 @@ def _decode_png(
     data: bytes, path: str, max_pixels: int, fits: Callable[[str, int], bool], wanted: str
 ) -> np.ndarray:
     """Decodes a PNG whose Pillow mode and bits a channel fit."""
+    if not data:
+        raise BadSample(f"{path}: cannot be read: it is empty")
+    if reason := unread_reason(data):
+        raise BadSample(f"{path}: is {reason}")
     with bad_sample_errors(path), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         check_size(path, image.width, image.height, max_pixels)
         bits = data[24]  # The bit depth of a PNG.

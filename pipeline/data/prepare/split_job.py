@@ -168,7 +168,8 @@ class SplitJob:
         if not any(manifest.class_pixels):
             raise UserError(
                 f"{self.name}: zero usable samples: none of {manifest.num_samples} labels has a "
-                f"pixel of a known class: are these the official labels of {self.dataset}?"
+                f"pixel of a known class; 255 is none: are these the labels of "
+                f"{self.dataset}, with ids of its table?"
             )
         present = [entry.path for entry in self._out.list(self.name)]
         kept = {f"{self.name}/{shard.name}" for shard in manifest.shards}

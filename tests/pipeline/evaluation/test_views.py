@@ -61,7 +61,7 @@ def test_a_checkpoint_that_names_no_size_is_refused_or_published():
     assert Provenance((), {}, {}).trained_size == PUBLISHED_SIZE
     augment = {"data": {"augment": {"base_px": 160, "crop_px": 96, "flip_probability": 0.5}}}
     assert Provenance((), augment, {}).trained_size == SMALL
-    for value in ("big", 0, -3, True, [160], None):
+    for value in ("big", 0, -3, True, [160], None, 48_000_000):
         wrong = {"data": {"augment": {"crop_px": value}}}
         with pytest.raises(UserError, match=r"data\.augment\.crop_px=.*whole number"):
             _ = Provenance((), wrong, {}).trained_size

@@ -68,6 +68,19 @@ def test_a_bad_label_is_named(put: Put, tmp_path: Path, label: bytes):
         reader.native_label(source)
 
 
+@pytest.mark.parametrize(
+    ("ids", "is_told"),
+    [([0, 3, 149, 255], True), ([255], True), ([0, 12], False), ([1, 150, 255], False)],
+)
+def test_shifted_ids_are_told_from_official_ones(put: Put, tmp_path: Path, ids, is_told: bool):
+    put(f"{I}/training/ADE_train_00000001.jpg")
+    put(f"{A}/training/ADE_train_00000001.png", png(LABEL))
+    pixels = np.zeros(256, np.int64)
+    pixels[ids] = 100
+    remarks = open_reader("ade20k", str(tmp_path)).remarks(pixels)
+    assert ["shifted by one" in text for text in remarks] == [True] * is_told
+
+
 def test_a_label_that_vanishes_is_a_bad_sample(put: Put, tmp_path: Path):
     put(f"{I}/training/ADE_train_00000001.jpg")
     put(f"{A}/training/ADE_train_00000001.png", png(LABEL))

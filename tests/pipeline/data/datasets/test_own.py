@@ -96,6 +96,37 @@ def test_names_that_are_no_paths_are_left_out(tmp_path):
     assert "UTF-8" in found["images/b\\udcff\\n.jpg"]
 
 
+def test_names_that_are_spelt_otherwise_are_named(tmp_path):
+    nfc, nfd = "caf\u00e9", "cafe\u0301"
+    put(tmp_path, "images/a.jpg", "masks/a.png", f"images/{nfc}.jpg", f"masks/{nfd}.png")
+    put(tmp_path, "images/IMG_1.JPG", "masks/img_1.png")
+    found = left_out(tmp_path)
+    assert found[f"images/{nfc}.jpg"].startswith(f"no label: masks/{nfd}.png is spelt otherwise")
+    assert found["masks/img_1.png"].startswith("no image: images/IMG_1.JPG is spelt otherwise")
+
+
+def test_links_to_nothing_are_left_out(tmp_path):
+    put(tmp_path, "images/a.jpg", "masks/a.png", "images/notes.txt")
+    # As git-annex and DVC leave what was not fetched: neither file of the sample can be read.
+    for name in ("images/b.jpg", "masks/b.png", "images/._b.jpg", "images/c.txt"):
+        (tmp_path / name).symlink_to("/nowhere/b")
+    os.mkfifo(tmp_path / "images/pipe.png")
+    assert pairs(tmp_path) == [("images/a.jpg", "masks/a.png")]
+    found = left_out(tmp_path)
+    assert sorted(found) == ["images/b.jpg", "images/pipe.png", "masks/b.png"]
+    assert all("link to nothing" in reason for reason in found.values())
+    with pytest.raises(FileNotFoundError, match=r"pipe\.png: is no plain file"):
+        own(tmp_path).root.read("images/pipe.png")
+
+
+def test_files_of_no_known_format_are_noted(tmp_path):
+    put(tmp_path, "images/a.jpg", "masks/a.png", "images/notes.txt", "images/b", "images/c.jpg.gz")
+    (note,) = own(tmp_path).listing("train").notes
+    assert note.startswith("2 files are not read, of which the names say no format")
+    assert note.endswith("(1 .gz, 1 without a suffix): images/b, images/c.jpg.gz")
+    assert own(tmp_path).listing("val").notes == ()
+
+
 @pytest.mark.parametrize(
     ("train", "val"), [("training", "validation"), ("train", "valid"), ("Train", "VAL")]
 )
@@ -163,8 +194,13 @@ def test_masks_may_lie_among_the_images(tmp_path):
         ("id,name\n0,\n", "has no name"),
         ("id,name,universal\n0,a,rode\n", "universal='rode'"),
         ("id,name,universal\n0,a,-\n", "names no class"),
+        ("id,name\n0,car, red\n1,car, blue\n", "line 2: has more cells than the first line has"),
+        ("id;name;universal\n0;car; ;red\n", "double quotes"),
+        ("id,name,Name\n0,car,Auto\n", "names the column name twice"),
+        ("id,name,univrsal\n0,car,road\n", "column 'univrsal', which is not read: call it univ"),
+        ("id,name,universal_class\n0,car,road\n", "which is not read"),
     ],
-    ids=range(21),
+    ids=range(26),
 )
 def test_tables_that_are_refused_in_one_line(tmp_path, table: str, words: str):
     put(tmp_path, "images/a.jpg", "masks/a.png")
@@ -184,7 +220,13 @@ def test_a_table_of_another_encoding_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "table", ["ID;Name\n007;Road\n", "\ufeffid\tname\n7\tRoad\n", "name,id\nRoad,7"]
+    "table",
+    [
+        "ID;Name\n007;Road\n",
+        "id,name,colour,\n7,Road,red,,\n",
+        "\ufeffid\tname\n7\tRoad\n",
+        "name,id\nRoad,7",
+    ],
 )
 def test_tables_in_the_forms_that_spreadsheets_write(tmp_path, table: str):
     put(tmp_path, "images/a.jpg", "masks/a.png")
@@ -229,6 +271,11 @@ def test_masks_of_two_values_are_remarked(tmp_path):
     assert "write 1" in binary
     assert reader.remarks(counts(i0=9, i1=3, i255=5)) == []
     assert len(reader.remarks(counts(i0=9))) == 1
+    (tmp_path / "classes.csv").write_text("id,name\n0,background\n1,bottle\n2,cup\n")
+    unseen, share = own(tmp_path).remarks(counts(i0=6, i1=3, i255=1))
+    assert unseen == "classes without a pixel in any mask: cup (2)"
+    assert share.startswith("10% of the pixels of the masks are 255, which is read as unlabelled")
+    assert "such as cup, write its id (2)" in share
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENAMETOOLONG])

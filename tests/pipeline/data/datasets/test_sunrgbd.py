@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.data.datasets import open_reader
@@ -49,3 +50,21 @@ def test_splits_repeat_numbers(put: Put, tmp_path: Path):
         LeftOut("image/train/img-000012.jpg", "no label"),
         LeftOut("label37/train/00001200.png", "no image"),
     )
+
+
+@pytest.mark.parametrize(
+    ("ids", "is_told"),
+    [
+        (range(14), True),
+        ([*range(1, 14), 255], True),
+        (range(1, 13), False),  # A few rooms may lack any class.
+        ([*range(14), 22], False),
+    ],
+)
+def test_labels_of_13_classes_are_told_from_those_of_37(put: Put, tmp_path: Path, ids, is_told):
+    put("image/train/img-000001.jpg")
+    put("label37/train/00000001.png", png([[1]]))
+    pixels = np.zeros(256, np.int64)
+    pixels[[*ids]] = 100
+    remarks = open_reader("sunrgbd", str(tmp_path)).remarks(pixels)
+    assert ["13 classes" in text for text in remarks] == [True] * is_told

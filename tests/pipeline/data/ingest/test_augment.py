@@ -207,6 +207,7 @@ def test_a_picture_of_absurd_size_is_refused_from_its_header():
     ("values", "words"),
     [
         ({"crop_px": 8}, r"augment\.crop_px=8"),
+        ({"base_px": 10**9}, r"augment\.base_px=1000000000: must be 16 to 8192"),
         ({"base_px": 0}, r"augment\.base_px=0"),
         ({"scale": (0.0, 2.0)}, r"augment\.scale=\[0\.0, 2\.0\]"),
         ({"scale": (2.0, 0.5)}, r"augment\.scale=\[2\.0, 0\.5\]"),

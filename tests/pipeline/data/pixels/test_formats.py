@@ -8,6 +8,9 @@ from pipeline.data.pixels import formats
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import decode_image
 from pipeline.data.pixels.formats import SUFFIXES, decoded_formats, unread_reason
+from pipeline.data.pixels.official import decode_index_png
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
 def container(major: bytes, *others: bytes) -> bytes:
@@ -34,6 +37,14 @@ def test_what_cannot_be_decoded_here_is_named(monkeypatch, data, kind):
     # Where they can be, no reason is given.
     monkeypatch.setattr(formats, "decoded_formats", lambda: ("JPEG", "AVIF", "HEIF"))
     assert unread_reason(data) == ""
+
+
+def test_what_lies_in_the_place_of_a_file_is_named():
+    for read in (decode_image, lambda data: decode_index_png(data, "a.png", ("L",))):
+        with pytest.raises(BadSample, match="Git LFS in its place: fetch it with git lfs pull"):
+            read(LFS)
+        with pytest.raises(BadSample, match="cannot be read: it is empty"):
+            read(b"")
 
 
 def test_every_format_that_is_decoded_has_a_suffix():
