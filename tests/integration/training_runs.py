@@ -22,6 +22,8 @@ from tests.support.train_workers import train_workers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BATCH = 12
+REPORT_S = 3.0
+"""Seconds after which a checkpoint counts: it is written and stored, and Ray asks every 2 s."""
 
 RECIPE = """\
 run: {{storage: {storage}, seed: 5}}
@@ -146,7 +148,8 @@ class Process:
             later = [(t, step) for t, step in self.steps if t > began + 2.0]
             if later and later[0][1] <= before + 1:
                 when, step = later[0]
-                return Kill(before, step, when - began)
+                late = sum(t > began - REPORT_S for t, _ in self.steps if t <= began)
+                return Kill(before, step, when - began, late)
             if self.popen.poll() is not None or time.monotonic() - began > 300:
                 raise RuntimeError("no step after the kill:\n" + "\n".join(self.lines[-40:]))
             time.sleep(0.05)
@@ -162,6 +165,8 @@ class Kill:
     """First step that was logged after."""
     seconds: float
     """From the kill to that step."""
+    late: int
+    """Steps that were logged in the last `REPORT_S` before."""
 
     @property
     def lost(self) -> int:
