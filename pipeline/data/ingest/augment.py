@@ -153,8 +153,8 @@ def load_crop(
         png: The stored label.
         seed: 64-bit seed of this row of the stream.
         config: Sizes and probabilities.
-        image_out: (crop_px, crop_px, 3) uint8, all 0; receives the crop at its top left.
-        label_out: (crop_px, crop_px) uint8, all IGNORE; the same.
+        image_out: (crop_px, crop_px, 3) uint8; receives the crop at its top left, and 0 beside it.
+        label_out: (crop_px, crop_px) uint8; the same, with IGNORE beside it.
         num_classes: The classes that stored ids are positions in.
 
     Raises:
@@ -191,7 +191,10 @@ def cut_window(
     image_out: np.ndarray,
     label_out: np.ndarray,
 ) -> None:
-    """Resizes the window of an image, shrunk already, and of its whole label into place."""
+    """Resizes the window of an image, shrunk already, and of its whole label into place.
+
+    The rest of `image_out` becomes 0, and that of `label_out` IGNORE.
+    """
     bottom, right = window.top + window.height, window.left + window.width
     box = image[
         window.top // window.shrink : bottom // window.shrink,
@@ -208,6 +211,10 @@ def cut_window(
         cv2.flip(crop_ids, 1, crop_ids)
     if window.colour:
         cv2.transform(crop, _colour_matrix(window.colour, cv2.mean(crop)[:3]), crop)
+    # What is left of the square, whose memory may hold an earlier crop.
+    for out, padding in ((image_out, 0), (label_out, IGNORE)):
+        out[window.out_height :] = padding
+        out[: window.out_height, window.out_width :] = padding
 
 
 def _draw_colour(

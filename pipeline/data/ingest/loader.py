@@ -1,5 +1,6 @@
 """Rows of the stream in, crops out: the decoding, as each loader actor does it."""
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ class CropLoader:
         self._mixture = mixture
         self._config = config
         self._threads = ThreadPoolExecutor(config.loader_threads, thread_name_prefix="decode")
+        self._memory = _Memory()
 
     def load(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """The crops of some rows.
@@ -37,9 +39,7 @@ class CropLoader:
             by a blank, because the stored sample does not decode), `problem` (B,) str (shard, key
             and reason of a bad one, else "").
         """
-        side, count = self._config.augment.crop_px, len(rows)
-        image = np.zeros((count, side, side, 3), np.uint8)
-        label = np.full((count, side, side), IGNORE, np.uint8)
+        image, label = self._memory.take(len(rows), self._config.augment.crop_px)
         checksums, problems = zip(*self._threads.map(self._load, rows, image, label), strict=True)
         return {
             "image": image,
@@ -56,6 +56,7 @@ class CropLoader:
         try:
             stored = self._reader.read_stored(name, row.sample)
         except BadSample as error:
+            image[:], label[:] = 0, IGNORE
             return 0, str(error)
         try:
             # Whatever a decoder raises: another attempt would only meet the same sample again.
@@ -69,6 +70,30 @@ class CropLoader:
             return 0, f"{self._reader.name_of(name, row.sample)}: {error}"
         label[:] = self._reader.translated(name, label)
         return isal_zlib.crc32(stored.png, isal_zlib.crc32(stored.jpeg)), ""
+
+
+class _Memory:
+    """The arrays of the last blocks, for later ones: 60 MiB of new pages cost the kernel time.
+
+    Arrays are used again only when nothing refers to them any more: by then Ray has copied their
+    block into its store. Its generators hold the block before until they have the next one.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def take(self, count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Arrays (count, side, side, 3) and (count, side, side) uint8, whatever they hold."""
+        shape = (count, side, side)
+        for at, pair in enumerate(self._pairs):
+            # A view, a buffer of Arrow's or a name elsewhere would each be a reference more than
+            # the pair's and the call's.
+            if pair[1].shape == shape and all(sys.getrefcount(pair[i]) == 2 for i in (0, 1)):
+                self._pairs.append(self._pairs.pop(at))
+                return pair
+        new = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
+        self._pairs = [*self._pairs[-1:], new]
+        return new
 
 
 def open_cache(config: DataConfig, uri: str) -> ShardCache | None:

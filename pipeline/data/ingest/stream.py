@@ -10,7 +10,7 @@ block lie) make the split among the workers a strict rotation that costs the sam
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from pipeline import monitoring
 from pipeline.data.ingest.config import DataConfig as DataConfig
 from pipeline.data.ingest.loader import CropLoader as CropLoader
 from pipeline.data.ingest.loader import open_cache as open_cache
-from pipeline.data.ingest.mixture import Mixture, capped, resolve_weights
+from pipeline.data.ingest.mixture import Mixture, Row, capped, resolve_weights
 from pipeline.data.ingest.share import NodeShare
 from pipeline.data.shards.corpus import Corpus as Corpus
 from pipeline.data.shards.corpus import SampleReader as SampleReader
@@ -141,18 +141,26 @@ class BlockLoader:
         for number in task["block"].tolist():
             firsts = self._share.block(number)
             rows = self._mixture.rows_of([range(first, first + count) for first in firsts])
-            began = time.perf_counter()
-            block = self._loader.load(rows)
-            monitoring.LOADING_SECONDS.add(time.perf_counter() - began)
-            monitoring.LOADED_BLOCKS.add()
-            monitoring.LOADED_IMAGES.add(len(rows))
-            # Ray knows no arrays of texts, and packs bits.
-            problems = json.dumps(block.pop("problem").tolist())
-            yield {name: column[None] for name, column in block.items()} | {
-                "bad": block["bad"][None].view(np.uint8),
-                "problems": np.array([problems], object),
-                "node": np.array([self._node], object),
-            }
+            # No name here holds a block, so that its memory serves again.
+            yield self._packed(self._loaded(rows))
+
+    def _loaded(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        """The crops of a block, counted for Prometheus."""
+        began = time.perf_counter()
+        block = self._loader.load(rows)
+        monitoring.LOADING_SECONDS.add(time.perf_counter() - began)
+        monitoring.LOADED_BLOCKS.add()
+        monitoring.LOADED_IMAGES.add(len(rows))
+        return block
+
+    def _packed(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A block as one row for Ray, which knows no arrays of texts, and packs bits."""
+        problems = json.dumps(block.pop("problem").tolist())
+        return {name: column[None] for name, column in block.items()} | {
+            "bad": block["bad"][None].view(np.uint8),
+            "problems": np.array([problems], object),
+            "node": np.array([self._node], object),
+        }
 
 
 def batches_of(consumer: ray.data.DataIterator, rows_per_batch: int) -> Iterator[dict[str, Any]]:

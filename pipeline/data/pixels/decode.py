@@ -19,7 +19,7 @@ from isal import isal_zlib
 from PIL import Image
 
 from pipeline.data.pixels.checks import BadSample, check_chunks, check_size, reason_of
-from pipeline.data.pixels.scans import check_scans
+from pipeline.data.pixels.scans import check_scans, takes_one_pass
 from pipeline.data.taxonomy import IGNORE
 
 # Loader processes run side by side; OpenCV's own threads would only fight each other.
@@ -69,7 +69,8 @@ def decode_jpeg(
         raise BadSample("the jpg is empty")
     height, width = _size_of(jpeg)
     check_size("the jpg", width, height, MAX_STORED_PIXELS)
-    check_scans("the jpg", jpeg)
+    if not takes_one_pass(jpeg):  # As nearly every file does.
+        check_scans("the jpg", jpeg)
     if (height, width) != size:
         raise BadSample(f"jpg is {(height, width)} but png is {size} (height, width)")
     # The decoder takes the smallest of its sizes that reaches both of these.

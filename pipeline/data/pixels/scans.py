@@ -16,6 +16,10 @@ _SOS, _EOI = 0xDA, 0xD9
 _FIRST_WITH_LENGTH = 0xC0
 """Markers below it, and those of restarts, stand alone."""
 _ALONE = range(0xD0, 0xD9)
+_SEQUENTIAL = (0xC0, 0xC1)
+"""Frames coded by Huffman in one pass: baseline and extended."""
+_OTHER_FRAMES = (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+"""Progressive, lossless, hierarchical and arithmetic ones."""
 
 
 def check_scans(path: str, jpeg: bytes) -> None:
@@ -30,6 +34,25 @@ def check_scans(path: str, jpeg: bytes) -> None:
             f"{path} is a JPEG of more than {MAX_SCANS} scans, each of which costs a pass over it: "
             "save it anew"
         )
+
+
+def takes_one_pass(jpeg: bytes) -> bool:
+    """Whether a decoder makes one pass over a JPEG, whatever its data holds.
+
+    So it does where the first scan of a sequential JPEG has all components: libjpeg takes no other
+    scan then. This reads a few segments of the header, where `check_scans` reads the whole file.
+    """
+    position, components = 2, b""
+    while marker := _MARKER.match(jpeg, position):
+        kind, position = marker[1][0], marker.end()
+        if kind == _SOS:
+            return bool(components) and jpeg[position + 2 : position + 3] == components
+        if kind in _SEQUENTIAL:
+            components = jpeg[position + 7 : position + 8]
+        elif kind in _OTHER_FRAMES or kind in _ALONE or kind < _FIRST_WITH_LENGTH or kind == _EOI:
+            return False
+        position += int.from_bytes(jpeg[position : position + 2], "big")
+    return False
 
 
 def count_scans(jpeg: bytes, most: int) -> int:

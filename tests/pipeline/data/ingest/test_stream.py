@@ -205,6 +205,26 @@ def test_a_loader_loads_the_rows_that_it_is_asked_for(mini_shards):
     assert CropLoader(corpus, mixture, config).load(rows)["t"].tolist() == [4, 5, 6, 7, 20, 21]
 
 
+def test_memory_serves_again_when_nothing_refers_to_it(mini_shards):
+    config = mini_shards.data(weights=WEIGHTS)
+    corpus = open_corpus(config.shards, "train")
+    mixture = build_mixture(corpus, config, BATCH_SIZE, seed=9)
+    loader = CropLoader(corpus, mixture, config)
+    parts = [mixture.rows(start, start + 3) for start in range(0, 30, 3)]
+    # A consumer may keep a view of what it got: a row, a tensor.
+    kept = [loader.load(rows)["image"][1:] for rows in parts[:2]]
+    copies = [images.copy() for images in kept]
+    places = set()
+    for rows in parts:
+        found = loader.load(rows)
+        places.add(found["image"].__array_interface__["data"][0])
+        # What an earlier crop left does not show where a later one is smaller than its square.
+        assert same(found, CropLoader(corpus, mixture, config).load(rows))
+    assert len(places) <= 2
+    for images, copy in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(images, copy)
+
+
 def test_waiting_time_is_measured():
     timed = Timed(iter([{"t": 1}, {"t": 2}]))
     assert [batch["t"] for batch in timed] == [1, 2]

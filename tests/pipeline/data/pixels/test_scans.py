@@ -1,4 +1,5 @@
 import io
+import time
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.decode import decode_jpeg
 from pipeline.data.pixels.encode import decode_image, keep_jpeg
-from pipeline.data.pixels.scans import MAX_SCANS, check_scans, count_scans
+from pipeline.data.pixels.scans import MAX_SCANS, check_scans, count_scans, takes_one_pass
 from pipeline.inference.photos import decode_photo
 from tests.support.jpeg_scans import with_scans
 from tests.support.tiny_roots import noise
@@ -48,7 +49,30 @@ def test_too_many_scans_are_refused_by_every_decoder(decoder, progressive):
 
 def test_a_stored_sample_is_checked_too():
     with pytest.raises(BadSample, match="more than 50 scans"):
-        decode_jpeg(with_scans(saved(), MAX_SCANS + 1), (40, 60))
+        decode_jpeg(with_scans(saved(progressive=True), MAX_SCANS + 1), (40, 60))
+
+
+def test_only_the_first_scan_of_a_sequential_file_is_decoded():
+    one = saved()
+    bomb = with_scans(one, 5000)
+    assert takes_one_pass(bomb)
+    began = time.process_time()
+    np.testing.assert_array_equal(decode_jpeg(bomb, (40, 60)), decode_jpeg(one, (40, 60)))
+    passes = 5000 * 40 * 60 / 1e8  # Seconds if each scan cost its pixels at 100 MP/s.
+    assert time.process_time() - began < passes
+
+
+def test_which_files_take_one_pass():
+    assert takes_one_pass(saved())
+    assert takes_one_pass(saved(restart_marker_blocks=1, comment=b"\xff\xda" * 99))
+    assert not takes_one_pass(saved(progressive=True))
+    assert not takes_one_pass(b"")
+    # Of three components, in a scan of one: there are others.
+    one = saved()
+    header = one.index(b"\xff\xda")
+    assert not takes_one_pass(one[: header + 4] + b"\x01" + one[header + 5 :])
+    for end in range(header + 4):
+        assert not takes_one_pass(one[:end])
 
 
 def test_scans_cannot_hide_behind_markers_without_a_length():
@@ -62,4 +86,6 @@ def test_scans_cannot_hide_behind_markers_without_a_length():
 def test_any_bytes_end():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        count_scans(b"\xff\xd8" + rng.choice([255, 218, 217, 0, 7], 300).astype("u1").tobytes(), 9)
+        data = b"\xff\xd8" + rng.choice([255, 218, 217, 192, 0, 7], 300).astype("u1").tobytes()
+        count_scans(data, 9)
+        takes_one_pass(data)
