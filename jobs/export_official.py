@@ -35,9 +35,10 @@ def run(config: ExportConfig) -> None:
         UserError: A file is missing.
         ModelError: The published form cannot hold this network, or CLIP could not be fetched.
     """
-    from model.config import STAND_IN
+    from model.config import ONE_HOT, STAND_IN, TABLE
     from model.lseg import LSeg
     from model.official import export_official
+    from model.packages import PACKAGE
     from model.text import SENTENCE_PREFIX
     from model.text.open_clip_tower import load_open_clip
     from pipeline.storage.places import ensure_writable_file
@@ -52,7 +53,8 @@ def run(config: ExportConfig) -> None:
         raise UserError(str(error)) from error
     clip = None
     encoder = lseg.config.text.encoder
-    if config.clip == "include" and encoder.startswith((STAND_IN, SENTENCE_PREFIX)):
+    no_clip = (STAND_IN, ONE_HOT, TABLE, PACKAGE, SENTENCE_PREFIX)
+    if config.clip == "include" and encoder.startswith(no_clip):
         raise UserError(
             f"clip=include: the text encoder of this checkpoint is {encoder}, which is no CLIP "
             "model, so there is none to include: set --clip omit"

@@ -7,8 +7,9 @@ trainer may add files and top-level keys to `config.yaml`; the network's setting
 
 Libraries follow the name of a text encoder to folders and to the hub, and import code from there
 where a file beside the weights asks for it. So a checkpoint may name only what cannot lead anywhere
-else: the stand-in, or a model of open_clip's own list with a tag of that list or with the weights
-that lie in its folder. Every other place is taken from the user alone (`followed`).
+else: the stand-in, an entry of our own table of packages, which are read as data, or a model of
+open_clip's own list with a tag of that list or with the weights that lie in its folder. Every other
+place is taken from the user alone (`followed`).
 """
 
 import hashlib
@@ -24,10 +25,11 @@ from typing import Any
 import yaml
 from safetensors.torch import save_file
 
-from model.config import STAND_IN, ModelConfig, TextConfig, config_from_dict
+from model.config import ONE_HOT, STAND_IN, TABLE, ModelConfig, TextConfig, config_from_dict
 from model.errors import ModelError
 from model.network import Storable
 from model.outline import MAX_EMBED_DIM, stored_tensors
+from model.packages import PACKAGE
 from model.settings_file import MAX_BYTES, parse_json, parse_yaml, shown, text_of
 
 WEIGHTS = "model.safetensors"
@@ -44,6 +46,8 @@ PRETRAINED = "LSEG_TEXT_PRETRAINED"
 
 # No "/" and no ":": neither a path, nor an address, nor `hf-hub:NAME`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
+_WITHOUT_PRETRAINED = ("sentence-transformers/", PACKAGE, TABLE)
+"""Beginnings of encoders that read no `text.pretrained`."""
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 HEADS = {
@@ -149,7 +153,7 @@ def read_checkpoint(source: Path | str, text: TextConfig | None = None) -> Store
     # The file brings every weight: the published ones are not to be fetched first.
     config = replace(
         config,
-        backbone=replace(config.backbone, pretrained=False),
+        backbone=replace(config.backbone, pretrained=False, weights=""),
         text=followed(config.text, directory, text),
     )
     name, num_dims, dim = HEADS[config.head.kind]
@@ -183,14 +187,15 @@ def followed(named: TextConfig, folder: Path, own: TextConfig | None = None) -> 
     """
     encoder = own.encoder if own else os.environ.get(ENCODER, "")
     pretrained = own.pretrained if own else os.environ.get(PRETRAINED, "")
-    if not (named.encoder == STAND_IN or _NAME.fullmatch(named.encoder)):
+    # That a package is one of our table was checked when the settings were made.
+    if not (named.encoder.startswith(PACKAGE) or _NAME.fullmatch(named.encoder)):
         if not encoder:
             raise _refused(folder, "encoder", named.encoder, ENCODER)
         named = replace(named, encoder=encoder, pretrained=pretrained or named.pretrained)
-        # What the caller named is followed wherever it leads, but the weights only if they are too.
-        if encoder.startswith("sentence-transformers/"):
-            return named
-    if named.encoder == STAND_IN or (pretrained and named.pretrained == pretrained):
+    # What the caller named is followed wherever it leads, but the weights only if they are too.
+    if named.encoder in (STAND_IN, ONE_HOT) or named.encoder.startswith(_WITHOUT_PRETRAINED):
+        return named
+    if pretrained and named.pretrained == pretrained:
         return named
     if named.pretrained == TEXT_WEIGHTS:
         beside = folder / TEXT_WEIGHTS
@@ -210,8 +215,9 @@ def followed(named: TextConfig, folder: Path, own: TextConfig | None = None) -> 
 def _refused(folder: Path, key: str, value: str, variable: str) -> ModelError:
     return ModelError(
         f"{folder / 'config.yaml'}: model.text.{key}={shown(value)}: is not followed, since it may "
-        f"run code: a checkpoint may name {STAND_IN} or an encoder and a tag of open_clip's own "
-        f"list: if you trust one, name it yourself: {variable}={shown(value)[1:-1]}"
+        f"run code: a checkpoint may name {STAND_IN}, a package of our table or an encoder and a "
+        "tag of open_clip's own list: if you trust one, name it yourself: "
+        f"{variable}={shown(value)[1:-1]}"
     )
 
 

@@ -12,12 +12,17 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from model.errors import ModelError
+from model.packages import BACKBONE_PACKAGES, PACKAGE, TEXT_PACKAGES, package_of
 from model.settings_file import check_plain, shown
 
 Config = TypeVar("Config")
 
 STAND_IN = "stand-in"
 """The name of the text encoder that needs no download."""
+ONE_HOT = "one-hot"
+"""The name of the text encoder to which no two labels have anything in common."""
+TABLE = "table:"
+"""What `text.encoder` begins with where a file holds the vectors."""
 
 MAX_FEATURES, MAX_CHANNELS = 8192, 2**16
 """Channels of the fusion stages, and of a reassembled map: thirty times those of any ViT."""
@@ -39,7 +44,13 @@ class BackboneConfig:
     """A timm model name, with an optional tag: `vit_base_patch32_384`, `resnet101.tv_in1k`."""
 
     pretrained: bool = True
-    """Start from timm's published weights (downloaded once, or found in the local cache)."""
+    """Start from published weights: those that `weights` names, or else timm's (downloaded once,
+    or found in the local cache)."""
+
+    weights: str = ""
+    """Weights to start from in place of timm's: `package:NAME` for those of an installed package
+    (`package:efficientnet-lite0`, `package:efficientnet-lite2`), or the path of a weights file of
+    this model, which every worker can read."""
 
     hooks: tuple[int, ...] | None = None
     """The four transformer blocks that are tapped, counted from 0; null: the end of each quarter
@@ -51,11 +62,18 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if not self.name:
             raise ModelError("backbone.name='': must name a timm model: see timm.list_models()")
+        if self.weights.startswith(PACKAGE):
+            entry = package_of(BACKBONE_PACKAGES, self.weights, "backbone.weights")
+            if self.name.split(".")[0] != entry.backbone:
+                raise ModelError(
+                    f"backbone.weights={self.weights}: are those of {entry.backbone}: set "
+                    f"backbone.name={entry.backbone} (now {shown(self.name)[1:-1]}), or name others"
+                )
         if "checkpoint_path" in self.kwargs:
             # timm would read that file whatever `pretrained` says, also for a checkpoint of ours.
             raise ModelError(
                 "backbone.kwargs.checkpoint_path: is not allowed: name a weights file with "
-                "backbone.kwargs={pretrained_cfg_overlay: {file: PATH}}"
+                "backbone.weights"
             )
         if self.hooks is not None:
             object.__setattr__(self, "hooks", tuple(self.hooks))
@@ -71,7 +89,10 @@ class TextConfig:
     """The frozen text encoder."""
 
     encoder: str = "ViT-B-32-quickgelu"
-    """An open_clip model name; `stand-in` for the offline one; or `sentence-transformers/NAME`."""
+    """An open_clip model name; `package:all-minilm-l6-v2` for the sentence encoder of an installed
+    package; `table:FILE` for vectors of a file, a word and its numbers on each line;
+    `sentence-transformers/NAME`; or, without any download, `stand-in` and `one-hot`, which know no
+    language."""
 
     pretrained: str = "openai"
     """The open_clip tag of the weights, or the path of a weights file. The other kinds of
@@ -89,9 +110,11 @@ class TextConfig:
     def __post_init__(self) -> None:
         if not self.encoder:
             raise ModelError(
-                "text.encoder='': must be an open_clip model, `stand-in` or "
-                "`sentence-transformers/NAME`: see open_clip.list_models()"
+                "text.encoder='': must be an open_clip model, `stand-in`, `package:NAME`, "
+                "`table:FILE` or `sentence-transformers/NAME`: see open_clip.list_models()"
             )
+        if self.encoder.startswith(PACKAGE):
+            package_of(TEXT_PACKAGES, self.encoder, "text.encoder")
         if self.synonyms not in ("none", "first", "mean"):
             raise ModelError(
                 f"text.synonyms={self.synonyms!r}: must be one of none, first, mean: choose one"

@@ -51,6 +51,21 @@ def stand_in_vectors(labels: Sequence[str]) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
+def one_hot_vectors(labels: Sequence[str]) -> np.ndarray:
+    """Encodes labels by a random direction each, so that none says anything of another.
+
+    That is a one-hot vector in a turned space, for any number of labels: two have a cosine of 0,
+    give or take 0.04.
+
+    Returns:
+        (K, 512) float32, rows of length 1.
+    """
+    vectors = np.stack(
+        [_gaussian(f"label:{label.strip().lower()}", STAND_IN_DIM) for label in labels]
+    )
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
 def _word_direction(word: str) -> np.ndarray:
     gaussian = _gaussian(f"word:{word}", SEMANTIC_DIM)
     return gaussian / np.linalg.norm(gaussian)

@@ -7,26 +7,27 @@ file with other names than the network's leaves a random network that trains all
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import timm
+import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 from torch import nn
 
 from model.config import BackboneConfig
 from model.errors import ModelError, Unreachable
+from model.lite_keys import timm_names
+from model.packages import BACKBONE_PACKAGES, PACKAGE, package_of
 from model.settings_file import shown
 
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 5.0
-
-_FILE = "backbone.kwargs.pretrained_cfg_overlay.file"
 
 LEAST_FILLED = 0.97
 """Share of a backbone's numbers that a file must fill; some files lack a norm or a classifier."""
@@ -61,24 +62,69 @@ def require_hub_file(repo: str, filenames: Sequence[str], where: str, otherwise:
 
 
 def own_file(config: BackboneConfig) -> str:
-    """The weights file that the settings name; "" where timm's published ones are used."""
+    """The weights file that the settings name; "" where published ones are used."""
+    if config.weights:
+        return "" if config.weights.startswith(PACKAGE) else config.weights
     overlay = config.kwargs.get("pretrained_cfg_overlay")
     return str(overlay.get("file") or "") if isinstance(overlay, Mapping) else ""
+
+
+def has_own_weights(config: BackboneConfig) -> bool:
+    """Whether the settings name weights that lie on this machine: a file, or a package's."""
+    return config.pretrained and bool(config.weights or own_file(config))
 
 
 def require_own_file(config: BackboneConfig) -> None:
     """Makes sure that a weights file that the settings name is there.
 
     Raises:
-        ModelError: it is not, or is a folder; names it.
+        ModelError: it is not, or is a folder; names it. Or weights are named that are not used.
     """
+    if config.weights and not config.pretrained:
+        raise ModelError(
+            f"backbone.weights={config.weights}: has no effect with backbone.pretrained=false: "
+            "leave one of them out"
+        )
+    if config.weights and "pretrained_cfg_overlay" in config.kwargs:
+        raise ModelError(
+            f"backbone.weights={config.weights}: backbone.kwargs.pretrained_cfg_overlay names "
+            "weights too: leave one of them out"
+        )
     file = own_file(config)
     if config.pretrained and file and not Path(file).is_file():
         what = "is a folder" if Path(file).is_dir() else "no such file"
         raise ModelError(
-            f"{_FILE}={file}: {what}: name a weights file of "
+            f"{_setting(config)}={file}: {what}: name a weights file of "
             f"{config.name} that every worker can read"
         )
+
+
+def _setting(config: BackboneConfig) -> str:
+    """The key that names the weights."""
+    return "backbone.weights" if config.weights else "backbone.kwargs.pretrained_cfg_overlay.file"
+
+
+def with_own_weights(
+    config: BackboneConfig, kwargs: Mapping[str, Any], names: Callable[[], Iterable[str]]
+) -> dict[str, Any]:
+    """Adds the weights that `backbone.weights` names to the arguments of `timm.create_model`.
+
+    Args:
+        config: the backbone.
+        kwargs: the arguments.
+        names: gives the names of the model's tensors.
+
+    Raises:
+        ModelError: a package is not installed, or holds other bytes.
+    """
+    if not config.weights:
+        return dict(kwargs)
+    if not config.weights.startswith(PACKAGE):
+        return {**kwargs, "pretrained_cfg_overlay": {"file": config.weights}}
+    where = f"backbone.weights={config.weights}"
+    entry = package_of(BACKBONE_PACKAGES, config.weights, "backbone.weights")
+    stored = torch.load(entry.checked(where), map_location="cpu", weights_only=True)
+    return {**kwargs, "pretrained_cfg_overlay": {"state_dict": timm_names(stored, names())}}
 
 
 def require_backbone_weights(config: BackboneConfig) -> None:
@@ -90,7 +136,7 @@ def require_backbone_weights(config: BackboneConfig) -> None:
     require_own_file(config)
     published = timm.get_pretrained_cfg(config.name)
     own = {"pretrained_cfg", "pretrained_cfg_overlay"} & config.kwargs.keys()
-    if own_file(config):
+    if has_own_weights(config):
         return
     if published is None or not (published.hf_hub_id or published.url or published.file):
         raise ModelError(
@@ -103,8 +149,8 @@ def require_backbone_weights(config: BackboneConfig) -> None:
             published.hf_hub_id,
             (named,) if named else ("model.safetensors", "pytorch_model.bin"),
             where=f"backbone.name={config.name}",
-            otherwise="or name the file: backbone.kwargs={pretrained_cfg_overlay: {file: PATH}}; "
-            "or train from scratch: backbone.pretrained=false",
+            otherwise="or name the file: backbone.weights=PATH; or train from scratch: "
+            "backbone.pretrained=false",
         )
 
 
@@ -134,7 +180,7 @@ def watched_loading(config: BackboneConfig) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{_FILE}={own_file(config)}: cannot be loaded into {config.name} "
+            f"{_setting(config)}={own_file(config)}: cannot be loaded into {config.name} "
             f"({type(error).__name__}: {reason}): name a weights file of this model"
         ) from error
 
@@ -147,12 +193,13 @@ def _check_filled(config: BackboneConfig, module: nn.Module, state: Mapping[str,
     own = {n: value for n, value in module.state_dict().items() if not n.startswith(unused or "\0")}
     fits = {n for n, v in own.items() if n in state and tuple(state[n].shape) == tuple(v.shape)}
     share = sum(own[name].numel() for name in fits) / max(1, sum(v.numel() for v in own.values()))
-    source = own_file(config) or "the published weights"
+    source = config.weights or own_file(config) or "the published weights"
     logger.info("%s: %s fill %.1f %% of it", config.name, source, 100 * share)
     if share < LEAST_FILLED:
         empty = ", ".join(shown(name) for name in [n for n in own if n not in fits][:2])
         other = ", ".join(shown(name) for name in [n for n in state if n not in fits][:2])
-        where = f"{_FILE}={source}" if own_file(config) else f"backbone.name={config.name}"
+        named = config.weights or own_file(config)
+        where = f"{_setting(config)}={named}" if named else f"backbone.name={config.name}"
         raise ModelError(
             f"{where}: fills {100 * share:.1f} % of {config.name} ({len(fits)} of {len(own)} "
             f"tensors): must fill nearly all: it has {empty}, the file {other or 'nothing else'}: "

@@ -55,9 +55,12 @@ class AnswerSpace:
     """How "other" is handled, in words."""
     best_text: bool = False
     """A class is as probable as the best of its texts, not as all together."""
+    offsets: tuple[float, ...] = ()
+    """What is added to the logits of each text; empty for nothing."""
 
     def __post_init__(self) -> None:
         assert len(self.texts) in (0, len(self.text_class))
+        assert len(self.offsets) in (0, len(self.texts))
         assert len(self.lut) in (0, 256)
         assert len(self.classes) <= IGNORE or not self.lut
 
@@ -111,7 +114,7 @@ def predict(
     batch = lseg.normalize(torch.from_numpy(np.stack(images)))
     bands = Views(lseg, batch, sliding, size).bands(text)
     # Where only the order of scores matters, their sum is as good as their mean, and rounds less.
-    views = 1 if space.one_text_each else sliding.num_views
+    views = 1 if space.one_text_each and not space.offsets else sliding.num_views
     return torch.cat([choose(band / views, space) for _, band in bands], dim=1)
 
 
@@ -122,6 +125,9 @@ def choose(logits_BTRW: Tensor, space: AnswerSpace) -> Tensor:
     Returns:
         (B, R, W) int64: positions in `space.classes`, or `space.none`.
     """
+    if space.offsets:
+        offsets_T = torch.tensor(space.offsets, device=logits_BTRW.device)
+        logits_BTRW = logits_BTRW + offsets_T[:, None, None]
     classes = torch.tensor(space.text_class, device=logits_BTRW.device)
     kept = (classes != DROPPED).nonzero()[:, 0]
     if space.one_text_each:

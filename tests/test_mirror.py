@@ -17,6 +17,7 @@ TESTED_ELSEWHERE = {
     "model.head.cost_decoder": "model/head/test_aggregator.py",
     "model.head.dpt": "model/test_lseg.py",
     "model.network": "model/test_lseg.py",
+    "model.text.encoder": "model/text/test_encoders.py",
     "model.text.open_clip_tower": "model/text/test_encoders.py",
     "model.upsampling": "model/head/test_scoring.py",
     "pipeline.data.datasets.few_shot.fss": "pipeline/data/datasets/few_shot/test_training.py",

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from model.config import BackboneConfig
 from model.errors import ModelError
 from model.settings_file import shown
-from model.weights import require_backbone_weights, watched_loading
+from model.weights import require_backbone_weights, watched_loading, with_own_weights
 
 LEVEL_STRIDES = (4, 8, 16, 32)
 """Pixels between neighbours in the four levels, finest first."""
@@ -228,8 +228,13 @@ def create(config: BackboneConfig, kwargs: dict[str, Any]) -> nn.Module:
         if not config.pretrained:
             return timm.create_model(config.name, pretrained=False, **kwargs)
         require_backbone_weights(config)
+        kwargs = with_own_weights(config, kwargs, lambda: probe(config.name).state_dict())
         with watched_loading(config):
-            return timm.create_model(config.name, pretrained=True, **kwargs)
+            model = timm.create_model(config.name, pretrained=True, **kwargs)
+        # Kept there by timm, a second time.
+        for said in (model, *model.children()):
+            getattr(said, "pretrained_cfg", {}).pop("state_dict", None)
+        return model
     except ModelError:
         raise
     except RuntimeError as error:

@@ -3,12 +3,12 @@
 The room's interface: `build_text_encoder` makes the `TextEncoder` that a configuration names.
 """
 
+from model.text.encoder import TextEncoder
 from model.text.encoders import (
     SENTENCE_PREFIX,
     OpenClipEncoder,
     SentenceEncoder,
     StandInEncoder,
-    TextEncoder,
     build_text_encoder,
 )
 

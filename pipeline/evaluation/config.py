@@ -48,6 +48,10 @@ DEFAULT_MODES: dict[str, str] = {
 """Default geometry of the protocols that do not see an image as a whole."""
 
 
+_CALIBRATED = ("unified", "native-names", "native-mapped")
+"""Protocols that ask labels which were trained beside others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OtherPolicy:
     """How pixels of none of the classes in the label set are predicted."""
@@ -158,16 +162,20 @@ class EvaluateConfig:
     """Folds of PASCAL-5i and COCO-20i to evaluate."""
     splits: str = ""
     """Folder with HSNet's split lists (`pascal/val/fold0.txt`, `coco/val/fold0.pkl`)."""
-    labels: Literal["all", "checkpoint", "unseen"] = "all"
+    labels: Literal["all", "checkpoint", "native", "unseen", "unseen-alone"] = "all"
     """Label set of protocol unified: `all` of the taxonomy; those of the `checkpoint`, where pixels
-    of other classes do not count; or, zero-shot, the `unseen` classes that the images show and the
-    checkpoint was not trained on, where pixels of other classes should get "other"."""
+    of other classes do not count; each dataset's own words (`native`); or, zero-shot, the `unseen`
+    classes that the images show and the checkpoint was not trained on, where pixels of other
+    classes should get "other" (`unseen-alone`: do not count)."""
     synonyms: Literal["first", "best"] = "first"
     """What is asked for a class of the open-vocabulary suite: CAT-Seg's first name for it, or all
     of FC-CLIP's, of which the best counts."""
     mean_over: MeanRule | None = None
     """Classes of the mean IoU: those that the labels show (`target`), those that are shown or
     predicted (`union`, as before July 2022 and in MESS), or `all`; null: as the protocol does."""
+    calibration: float = 0.0
+    """Subtracted from the score (the cosine over 0.07) of each label that the checkpoint was
+    trained on, so that labels which it was not can win (calibrated stacking, Chao et al. 2016)."""
     max_images: int = 0
     """Number of images of each dataset, spread evenly over it; 0 takes all."""
     seed: int = 0
@@ -189,6 +197,16 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.checkpoint:
             raise UserError("checkpoint='': must name a checkpoint: a folder, s3://, models:/")
+        if self.calibration and self.protocol not in _CALIBRATED:
+            raise UserError(
+                f"calibration={self.calibration:g}: has no effect on protocol {self.protocol}: use "
+                f"one of {', '.join(_CALIBRATED)}, or leave it out"
+            )
+        if not -100 <= self.calibration <= 100:
+            raise UserError(
+                f"calibration={self.calibration}: must lie between -100 and 100: scores lie within "
+                "1/0.07 = 14.3"
+            )
         for name in ("max_images", "seed", "examples"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: must be 0 or more")
@@ -219,6 +237,8 @@ class EvaluateConfig:
             words.append(f"other-{self.other.policy}")
         if self.split != "val":
             words.append(self.split)
+        if self.calibration:
+            words.append(f"calibrated-{self.calibration:g}")
         if self.precision != "fp32":
             words.append(self.precision)
         if self.max_images:

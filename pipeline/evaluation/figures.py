@@ -115,3 +115,9 @@ def miou_over(rows: Sequence[ClassRow], names: set[str], part: str) -> float | N
     values = [row.iou for row in rows if row.part == part and row.name in names and row.target_px]
     kept = [value for value in values if value is not None]
     return sum(kept) / len(kept) if kept else None
+
+
+def class_accuracy(rows: Sequence[ClassRow], part: str, without: set[str]) -> float | None:
+    """Mean over a part's classes of the share of their pixels that they get; None without any."""
+    found = [row for row in rows if row.part == part and row.name not in without and row.target_px]
+    return sum(row.hit_px / row.target_px for row in found) / len(found) if found else None

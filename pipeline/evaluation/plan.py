@@ -1,7 +1,9 @@
 """A protocol that is ready to run: its parts, what they ask, and the rules of its figures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from pipeline.data.taxonomy import label_text, spelling
 from pipeline.evaluation.config import MeanRule, OtherPolicy
 from pipeline.evaluation.items import ItemSource
 from pipeline.evaluation.views import View
@@ -47,3 +49,18 @@ def with_policy(space: AnswerSpace, other: OtherPolicy) -> AnswerSpace:
         texts, classes = (*space.texts, *extra), (*space.text_class, *none)
         return replace(space, texts=texts, text_class=classes, policy=str(other))
     return replace(space, policy=str(other))
+
+
+def calibrated(space: AnswerSpace, trained: Sequence[str], constant: float) -> AnswerSpace:
+    """An answer space in which trained labels must win by a constant.
+
+    Words for "none of the classes" count as trained: they compete in most steps of a training.
+    """
+    if not constant:
+        return space
+    seen = {spelling(label_text(label)) for label in trained}
+    offsets = tuple(
+        -constant if number == space.none or spelling(label_text(text)) in seen else 0.0
+        for text, number in zip(space.texts, space.text_class, strict=True)
+    )
+    return replace(space, offsets=offsets)

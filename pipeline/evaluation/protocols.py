@@ -20,10 +20,11 @@ import numpy as np
 import pipeline.data.taxonomy as taxonomy_module
 from pipeline.checkpoints.provenance import PUBLISHED_SIZE, TrainedSize
 from pipeline.data.datasets import open_reader
+from pipeline.data.datasets.base import ALL_SPLITS
 from pipeline.data.datasets.few_shot import FEW_SHOT_SETS
 from pipeline.data.ingest.stream import Corpus, open_corpus
 from pipeline.data.prepare.relabel import split_classes
-from pipeline.data.shards.format import Manifest
+from pipeline.data.shards.format import Manifest, find_manifests
 from pipeline.data.shards.union import ids_in, union_of
 from pipeline.data.taxonomy import (
     DATASETS,
@@ -37,9 +38,10 @@ from pipeline.data.taxonomy import (
 from pipeline.errors import UserError, did_you_mean
 from pipeline.evaluation.config import SUITE_PROTOCOLS, EvaluateConfig, OtherPolicy
 from pipeline.evaluation.items import ItemSource, RootItems, ShardItems
-from pipeline.evaluation.plan import Part, ProtocolPlan, with_policy
+from pipeline.evaluation.plan import Part, ProtocolPlan, calibrated, with_policy
 from pipeline.evaluation.views import View, size_remark, view_of
 from pipeline.scoring import DROPPED, AnswerSpace, evenly, space_of
+from pipeline.storage.open import open_storage
 
 ANYTHING_ELSE = "(other)"
 """The class of all pixels that a zero-shot question does not name; itself not scored."""
@@ -90,8 +92,13 @@ def _plan(config: EvaluateConfig, trained: Sequence[str], size: TrainedSize) -> 
         raise UserError(
             f"labels={config.labels}: has no effect on protocol {config.protocol}: leave it out"
         )
-    unseen = config.labels == "unseen"
+    unseen, alone = config.labels == "unseen", config.labels == "unseen-alone"
     policy = config.other or OtherPolicy(policy="prompts" if unseen else "none")
+    if alone and policy.policy != "none":
+        raise UserError(
+            f"other.policy={policy.policy}: with labels=unseen-alone pixels of other classes do "
+            "not count: leave it out, or set labels=unseen"
+        )
     if unseen and policy.policy == "none":
         raise UserError(
             "other.policy=none: with labels=unseen most pixels are of other classes, so it must be "
@@ -110,10 +117,15 @@ def _plan(config: EvaluateConfig, trained: Sequence[str], size: TrainedSize) -> 
             )
     else:
         taxonomy = _taxonomy(sources)
-        names = _unified_names(config, trained, sources, taxonomy)
-        spaces = {n: _unified_space(config, s, names, taxonomy) for n, s in sources.items()}
+        if config.labels == "native":
+            spaces = {n: own_space(config, s, taxonomy) for n, s in sources.items()}
+        else:
+            names = _unified_names(config, trained, sources, taxonomy)
+            spaces = {n: _unified_space(config, s, names, taxonomy) for n, s in sources.items()}
     geometry = view_of(config, size)
-    parts = [Part(n, s, with_policy(spaces[n], policy), geometry) for n, s in sources.items()]
+    spaces = {n: with_policy(space, policy) for n, space in spaces.items()}
+    spaces = {n: calibrated(space, trained, config.calibration) for n, space in spaces.items()}
+    parts = [Part(n, s, spaces[n], geometry) for n, s in sources.items()]
     unscored = frozenset({ANYTHING_ELSE} if unseen else ())
     return ProtocolPlan(
         tuple(parts), "classes", equal_classes=equal, unscored=unscored, notes=tuple(notes)
@@ -163,6 +175,37 @@ def _unified_space(
     if rest is None:
         return space_of(names, texts, lut)
     return space_of([*names, ANYTHING_ELSE], texts, lut, range(rest), rest)
+
+
+def own_space(config: EvaluateConfig, source: ItemSource, taxonomy: Taxonomy) -> AnswerSpace:
+    """The answer space of a dataset's own classes, asked by the words of its own table.
+
+    Shards that say no words are asked by the names of the classes that any of their splits shows.
+
+    Raises:
+        UserError: The dataset is read from an official download, which another protocol is for.
+    """
+    if isinstance(source, RootItems):
+        raise UserError(
+            f"labels=native: {source.dataset} is read from an official download: use protocol "
+            "native-names"
+        )
+    assert isinstance(source, ShardItems)
+    manifest = source.manifest
+    pairs = manifest.own_words
+    if not pairs:
+        storage = open_storage(config.shards)
+        there = (find_manifests(storage, split).get(manifest.dataset) for split in ALL_SPLITS)
+        seen = {name for each in (manifest, *there) if each for name in each.classes_seen}
+        pairs = tuple((name, label_text(name)) for name in manifest.class_names if name in seen)
+    names = list(dict.fromkeys(name for name, _ in pairs))
+    words = {label_text(word): names.index(name) for name, word in pairs}
+    lut = np.full(256, IGNORE, np.uint8)
+    for position, name in enumerate(names):
+        lut[taxonomy.id_of(name)] = position
+    stored = ids_in(manifest, taxonomy)
+    lut = lut if stored is None else lut[stored]
+    return space_of(names, tuple(words), lut, tuple(words.values()))
 
 
 def _native_space(config: EvaluateConfig, dataset: str) -> tuple[AnswerSpace, tuple[int, ...]]:
@@ -242,7 +285,9 @@ def _unified_names(
             shown |= {n.universal_name for n in native_table(source.dataset) if n.universal_name}
     unseen = tuple(n for n in taxonomy.classes if n in shown and n not in set(names))
     if not unseen:
-        raise UserError("labels=unseen: the checkpoint was trained on every class that is shown")
+        raise UserError(
+            f"labels={config.labels}: the checkpoint was trained on every class that is shown"
+        )
     return unseen
 
 

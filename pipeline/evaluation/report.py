@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from rich import box
 from rich.table import Table
 
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.evaluation.figures import COUNTS, Figures, miou_over
+from pipeline.evaluation.figures import COUNTS, Figures, class_accuracy, miou_over
 from pipeline.evaluation.leak import LeakReport
 from pipeline.evaluation.plan import ProtocolPlan
 from pipeline.evaluation.published import PublishedRow, published_rows
@@ -63,10 +64,17 @@ class EvaluationReport:
         for part, figures in self.figures.parts.items():
             flat |= {f"{part}/{name}": value for name, value in figures.items()}
         for part in self.figures.parts:
-            for kind, names in self._by_seen(part).items():
-                value = miou_over(self.figures.classes, names, part)
-                if value is not None:
-                    flat[f"{part}/miou_{kind}_classes"] = value
+            means = {
+                kind: value
+                for kind, names in self._by_seen(part).items()
+                if (value := miou_over(self.figures.classes, names, part)) is not None
+            }
+            flat |= {f"{part}/miou_{kind}_classes": value for kind, value in means.items()}
+            if len(means) == 2:
+                flat[f"{part}/miou_harmonic"] = harmonic_mean(means.values())
+            accuracy = class_accuracy(self.figures.classes, part, self._rest_of(part))
+            if self.plan.kind == "classes" and accuracy is not None:
+                flat[f"{part}/class_accuracy"] = accuracy
         return {name: value for name, value in flat.items() if not math.isnan(value)}
 
     def policies(self) -> dict[str, str]:
@@ -93,10 +101,27 @@ class EvaluationReport:
             "zero_shot": self.leak.zero_shot,
             "leak": vars(self.leak)
             | {"seen_classes": {part: list(seen) for part, seen in self.leak.seen_classes.items()}},
+            "unseen_taken_for": self.taken_for(),
             "notes": [*self.plan.notes, *self.remarks],
             "published": [vars(row) for row in published_rows(self.config.protocol)],
             "unreadable": {k: list(map(list, c.unreadable)) for k, c in self.counts.items()},
         }
+
+    def taken_for(self) -> dict[str, dict[str, tuple[str, float]]]:
+        """For each unseen class, the seen one that gets most of its pixels, and their share."""
+        found: dict[str, dict[str, tuple[str, float]]] = {}
+        for part in self.plan.parts:
+            kinds = self._by_seen(part.name)
+            names = part.space.classes
+            seen = [i for i, name in enumerate(names) if name in kinds.get("seen", ())]
+            counts = self.counts[part.name].matrices.sum(0)
+            for number, name in enumerate(names):
+                total = int(counts[number].sum())
+                if seen and total and name in kinds.get("unseen", ()):
+                    nearest = max(seen, key=lambda i: counts[number, i])
+                    share = round(float(counts[number, nearest]) / total, 4)
+                    found.setdefault(part.name, {})[name] = (names[nearest], share)
+        return found
 
     def per_class_csv(self) -> str:
         """One line for each class of each part."""

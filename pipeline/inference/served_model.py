@@ -34,6 +34,7 @@ from model.checkpoint import followed, read_model_config
 from model.config import STAND_IN, TextConfig
 from model.errors import ModelError
 from model.lseg import LSeg
+from model.packages import PACKAGE, TEXT_PACKAGES, package_of
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, sliding_label_ids
 from pipeline.checkpoints.files import USABLE
@@ -327,6 +328,9 @@ def signature() -> Any:
 def requirements(encoder: str = "") -> list[str]:
     """Pinned requirements of a model with this text encoder, from the versions installed here."""
     extra = ("sentence-transformers",) if encoder.startswith("sentence-transformers/") else ()
+    if encoder.startswith(PACKAGE):
+        entry = package_of(TEXT_PACKAGES, encoder, "text.encoder")
+        extra = (entry.package, "tokenizers")
     pins = []
     for name in (*REQUIRED, *extra):
         try:

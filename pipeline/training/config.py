@@ -92,17 +92,24 @@ class OtherConfig:
 class DistractorConfig:
     """Asks for labels that no training image shows, so that absent ones are not hallucinated.
 
-    They are classes of the taxonomy, drawn anew for each step; no pixel is theirs. The published
-    model has no such step.
+    They are classes of the taxonomy or words, drawn anew for each step; no pixel is theirs. The
+    published model has no such step.
     """
 
     count: int = 0
     """Distractors in each step; 0 trains as published."""
     never: tuple[str, ...] = ()
     """Classes of the taxonomy that are never asked: those of a later zero-shot evaluation."""
+    words: tuple[str, ...] = ()
+    """Words to draw the distractors from, in place of the taxonomy's classes."""
 
     def __post_init__(self) -> None:
         _require("train.distractors", self, "count", lambda v: v >= 0, "be 0 or more")
+        if self.words and self.never:
+            raise UserError(
+                "train.distractors.never: has no effect with train.distractors.words, which name "
+                "all that is asked: leave one of them out"
+            )
 
 
 DEFAULT_STEPS = 100_000
@@ -157,6 +164,9 @@ class TrainConfig:
     """`softmax`: labels compete for each labelled pixel; `binary`: each label is right or wrong for
     it, whatever the others are; `binary-all`: so too, and unlabelled pixels count as wrong for
     every label, as CAT-Seg is published. `auto`: `binary` with the cost head, `softmax` without."""
+    held_out: tuple[str, ...] = ()
+    """Classes that are not trained, by their names: their pixels count as unlabelled, and no step
+    asks them. For zero-shot figures; see `labels` of `jobs/evaluate.py`."""
     label_sets: Literal["union", "own"] = "union"
     """Labels that compete in an image: those of the run, or only those that its dataset shows."""
     labels_per_step: int = 0

@@ -22,7 +22,7 @@ from pipeline.storage.open import open_storage
 from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.questions.episodes import episode_labels
 from pipeline.training.questions.labels import LabelSpace, training_labels
-from pipeline.training.questions.questions import distractor_texts
+from pipeline.training.questions.questions import distractor_texts, words_for_other
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +99,12 @@ def make_plan(config: TrainMixConfig, corpus: Corpus | None = None) -> RunPlan:
     corpus = replace(corpus, manifests=used)
     config = replace(config, train=in_steps(config.train, mixture.rows_per_epoch))
     labels = episode_labels(used.values(), config.train) or training_labels(
-        used.values(), config.train.labels, corpus.taxonomy
+        used.values(), config.train.labels, corpus.taxonomy, config.train.held_out
     )
     _check_names(config.data.shards, (*labels.names, *labels.texts))
-    # Distractors are drawn in the workers; too few of them are refused here.
+    # Both are drawn in the workers; too few of them are refused here.
     distractor_texts(config.train.distractors, labels)
+    words_for_other(config.train.other, labels)
     return RunPlan(config, corpus, mixture, labels, validation_corpus(config, corpus))
 
 

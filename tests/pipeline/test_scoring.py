@@ -1,6 +1,7 @@
 """From scores to classes, and reading ahead: what validation and evaluation share."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,3 +58,14 @@ def test_positions_lie_evenly():
     assert evenly(10, 3) == (0, 3, 6)
     assert evenly(3, 10) == evenly(3, 0) == (0, 1, 2)
     assert evenly(0, 5) == ()
+
+
+def test_offsets_are_added_to_the_scores_of_their_texts():
+    logits = torch.tensor([[2.0, 1.0, 0.5]]).reshape(1, 3, 1, 1)
+    space = space_of(("a", "b", "c"), ("a", "b", "c"), np.zeros(256, int))
+    assert int(choose(logits, space)) == 0
+    assert int(choose(logits, replace(space, offsets=(-1.2, 0.0, 0.0)))) == 1
+    # Of a probability, too, which a threshold is compared with.
+    sure = replace(space, offsets=(0.0, 9.0, 0.0), threshold=0.9)
+    assert int(choose(logits, sure)) == 1
+    assert int(choose(logits, replace(sure, offsets=()))) == sure.none

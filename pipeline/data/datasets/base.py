@@ -34,8 +34,11 @@ class NoAccess(BadSample):
 Masks = dict[int, np.ndarray]
 """Segment -> (H, W) bool."""
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val")
+"""Splits of every dataset."""
+ALL_SPLITS: tuple[Split, ...] = (*SPLITS, "test")
+"""Splits that a dataset of the user's own may have."""
 
 _SAMPLE_SUFFIXES = (".jpg", ".png", ".json")
 _MAX_NOTES = 20
@@ -357,9 +360,10 @@ def check_split_names(splits: Iterable[str]) -> None:
         UserError: A name is not that of a split.
     """
     for split in splits:
-        if split not in SPLITS:
+        if split not in ALL_SPLITS:
             raise UserError(
-                f"splits={split!r}: must be among {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}"
+                f"splits={split!r}: must be among {', '.join(ALL_SPLITS)}"
+                f"{did_you_mean(split, ALL_SPLITS)}"
             )
 
 

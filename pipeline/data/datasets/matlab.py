@@ -1,4 +1,4 @@
-"""MATLAB files: lists of strings, and the label matrices of a struct array.
+"""MATLAB files: lists of strings, label matrices of a struct array, and single label arrays.
 
 They are read by `matlab_files.py` in a process of its own, one for each process that asks, which
 lives until that one ends. A file that ends it is damaged, and a new one reads the next.
@@ -55,6 +55,32 @@ def read_strings(path: Path, variable: str, field: str | None = None) -> list[st
     return answer["strings"]
 
 
+def read_label_array(path: Path, variable: str, name: str) -> np.ndarray:
+    """Reads the label array of a file that holds one image's labels.
+
+    Args:
+        path: The file.
+        variable: The array's name in it.
+        name: What the file is called in messages.
+
+    Returns:
+        (H, W) uint8; values above 255 and what is no whole number are refused.
+
+    Raises:
+        BadSample: The file is damaged, or has no such array of small integers.
+    """
+    try:
+        answer, pixels = _ask(path, "array", variable, None, _LABEL_CPU_S)
+    except _Ended as error:
+        raise BadSample(f"{name}: cannot be read: {error}") from None
+    except BadSample as error:
+        raise BadSample(f"{name}: {error}") from None
+    except UserError as error:
+        reason = str(error.__cause__ or error)
+        raise BadSample(f"{name}: is no whole MATLAB file ({reason})") from None
+    return np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
+
+
 class LabelMats:
     """The field of a struct array of version 7.3 that holds label matrices, read one by one.
 
@@ -96,7 +122,7 @@ def _ask(
     if "missing" in answer:
         raise FileNotFoundError(answer["missing"])
     if "damaged" in answer:
-        raise _damaged(path, answer["damaged"])
+        raise _damaged(path, answer["damaged"]) from ValueError(answer["damaged"])
     return answer, pixels
 
 

@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -80,6 +81,9 @@ class _Desk:
         try:
             if work == "strings":
                 return {"strings": read_strings(**of)}, b""
+            if work == "array":
+                label = read_array(of["path"], of["variable"])
+                return {"shape": label.shape}, label.tobytes()
             if work == "open" or self._labels is None or self._labels[0] != of:
                 self._labels = None  # Before another file is opened, so that one is at a time.
                 self._labels = (of, LabelMats(**of))
@@ -126,6 +130,59 @@ def read_strings(path: str, variable: str, field: str | None) -> list[str] | Non
     return [_text(item) for item in array.ravel(order="F")]
 
 
+def read_array(path: str, variable: str) -> np.ndarray:
+    """Reads an array of labels that is a variable of its own: (H, W) uint8.
+
+    Raises:
+        BadSample: There is no such variable, or it is no matrix of small integers.
+        Exception: The file is no MATLAB file or is damaged.
+    """
+    if h5py.is_hdf5(path):
+        with h5py.File(path, "r", locking=False) as file:
+            item = _member(file, variable)
+            if item is None:
+                raise BadSample(_lacks(variable, (name for name in file if name[:1] != "#")))
+            return _label_matrix(item, variable)
+    import scipy.io
+
+    there = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
+    if variable not in there:
+        raise BadSample(_lacks(variable, there))
+    if len(there[variable]) != 2:
+        raise BadSample(f"{variable}: must be a matrix, and has the shape {there[variable]}")
+    height, width = map(int, there[variable])
+    check_size(variable, width, height, MAX_PIXELS)
+    return _as_labels(scipy.io.loadmat(path, variable_names=[variable])[variable], variable)
+
+
+def _lacks(variable: str, there: Iterable[str]) -> str:
+    return f"has no variable {variable}; it has {', '.join(list(there)[:8]) or 'none'}"
+
+
+def _label_matrix(matrix: Any, where: str) -> np.ndarray:
+    """A matrix of labels of a file of version 7.3: (H, W) uint8."""
+    if not isinstance(matrix, h5py.Dataset) or matrix.ndim != 2:
+        raise BadSample(f"{where}: must be a matrix")
+    if _lies_elsewhere(matrix):
+        raise BadSample(f"{where}: its values lie in another file")
+    width, height = (int(length) for length in matrix.shape)
+    check_size(where, width, height, MAX_PIXELS)
+    if matrix.dtype.itemsize > 8:
+        raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
+    return np.ascontiguousarray(_as_labels(matrix[()], where).T)
+
+
+def _as_labels(values: Any, where: str) -> np.ndarray:
+    """Values as uint8, if they are whole numbers of 0 to 255."""
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "buif":
+        raise BadSample(f"{where}: must be a matrix of whole numbers of 0 to 255")
+    with np.errstate(invalid="ignore"):  # Of what is no number.
+        label = values.astype(np.uint8)
+    if (label != values).any():
+        raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
+    return np.ascontiguousarray(label)
+
+
 class LabelMats:
     """The field of a struct array of version 7.3 that holds label matrices, read one by one.
 
@@ -151,20 +208,7 @@ class LabelMats:
         """
         where = f"label {index + 1}"
         with bad_sample_errors(where):
-            matrix: Any = self._file[self._references[index]]
-            if not isinstance(matrix, h5py.Dataset) or matrix.ndim != 2:
-                raise BadSample(f"{where}: must be a matrix")
-            if _lies_elsewhere(matrix):
-                raise BadSample(f"{where}: its values lie in another file")
-            width, height = (int(length) for length in matrix.shape)
-            check_size(where, width, height, MAX_PIXELS)
-            if matrix.dtype.kind not in "uif" or matrix.dtype.itemsize > 8:
-                raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
-            values = matrix[()]
-            label = np.asarray(values).astype(np.uint8)
-            if (label != values).any():
-                raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
-        return np.ascontiguousarray(label.T)
+            return _label_matrix(self._file[self._references[index]], where)
 
 
 def _hdf5_strings(file: h5py.File, variable: str, field: str | None) -> list[str] | None:

@@ -1,12 +1,14 @@
 """A dataset of the user's own: folders of images and masks, and a table of its classes.
 
     images/**/<name>.jpg (or .jpeg .png .webp .bmp .tif, ...)
-    masks/**/<name>.png        8-bit grey or palette PNGs of class ids
+    masks/**/<name>.png        8-bit grey or palette PNGs of class ids; or <name>.mat, MATLAB files
+                               with an array of them in a variable that is named
     classes.csv                id,name and, if wanted, universal
 
 Suffixes may have any case. Where `images` holds folders such as `train`, `training`, `val`, `valid`
 or `validation`, they are the splits; else a share of the images, chosen by a hash of their names,
-is for validation. Nothing reads a folder `test` beside them, which is noted. The column `universal`
+is for validation. A folder `test` (or `testing`) beside them is a split too where there are masks
+for it; images without any are not read, which is noted. The column `universal`
 names the universal class of a class; empty, a class of the same name is looked for, and one that is
 not there extends the taxonomy by its own name; "-" leaves the pixels unlabelled, as 255 does. A
 mask with any other id that the table lacks is a bad sample.
@@ -15,15 +17,27 @@ mask with any other id that the table lacks is a bad sample.
 import hashlib
 import posixpath
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from pipeline.data.datasets.base import Listing, Reader, Split, has_folders, pair, safe_key
+from pipeline.data.datasets.base import (
+    ALL_SPLITS,
+    Listing,
+    Reader,
+    Source,
+    Split,
+    has_folders,
+    pair,
+    safe_key,
+)
 from pipeline.data.datasets.found import LeftOut, Role, looks_like_an_image
+from pipeline.data.datasets.matlab import read_label_array
 from pipeline.data.datasets.misplaced import doubled, elsewhere
 from pipeline.data.datasets.own_classes import read_classes
 from pipeline.data.datasets.own_splits import deeper_folders, note_on_depth, splits_in
@@ -51,6 +65,9 @@ class OwnDataset:
     """The table of classes, in `root`: columns id, name, universal; commas or tabs."""
     mask_suffix: str = ""
     """Ending of the masks' names, before `.png`, that the images' names lack; such as `_mask`."""
+    mask_variable: str = ""
+    """Variable with the label array where the masks are MATLAB files (`.mat`), such as
+    `groundtruth`; empty: they are PNGs."""
     val_fraction: float = 0.1
     """Share of the images for validation where there are no folders `train` and `val`."""
 
@@ -59,6 +76,16 @@ class OwnDataset:
             raise UserError("own.NAME.root: is empty; give the folder with the images and masks")
         if not 0 <= self.val_fraction <= 1:
             raise UserError(f"own.NAME.val_fraction={self.val_fraction}: must be between 0 and 1")
+        if self.mask_variable and not re.fullmatch(r"[A-Za-z]\w{0,62}", self.mask_variable):
+            raise UserError(
+                f"own.NAME.mask_variable={self.mask_variable[:80]!r}: must be the name of a "
+                "variable of MATLAB: letters, digits and '_', beginning with a letter"
+            )
+
+    @property
+    def mask_end(self) -> str:
+        """What the names of masks end in."""
+        return f"{self.mask_suffix}{'.mat' if self.mask_variable else '.png'}"
 
 
 def check_own_name(name: str) -> None:
@@ -92,6 +119,9 @@ class OwnReader(Reader):
         self.spec = spec
         self.classes = read_classes(root, spec.classes, f"own.{name}.classes")
         super().__init__(root)
+        folders = (splits_in(root.folders(folder)) for folder in (spec.images, spec.masks))
+        if all("test" in found for found in folders):
+            self.splits = ALL_SPLITS  # type: ignore[misc]
 
     def _native_ids(self) -> Iterable[int]:
         return (entry.native_id for entry in self.classes)
@@ -107,9 +137,14 @@ class OwnReader(Reader):
             images = {name: path for name, path in images.items() if not path.startswith(inner)}
         elif spec.masks == spec.images and spec.mask_suffix:
             # The masks lie among the images, and may have their suffix too.
-            end = f"{spec.mask_suffix}.png".lower()
+            end = spec.mask_end.lower()
             images = {name: path for name, path in images.items() if not path.lower().endswith(end)}
         listing = pair(images, labels, lambda name: safe_key(*name.split("/")))
+        if spec.mask_variable:
+            # So that shards made of another variable are those of other sources.
+            extra = {"variable": spec.mask_variable}
+            sources = tuple(replace(source, extra=extra) for source in listing.sources)
+            listing = replace(listing, sources=sources)
         strange = sorted(set(self._found.strange))
         notes = [_note_on(strange)] if strange and (folders or split == "train") else []
         if not folders:
@@ -133,7 +168,7 @@ class OwnReader(Reader):
                     f"of the split {split}: keep one of them"
                 )
             below = f"/{names[0] if names else split}"
-        suffixes = _IMAGES if role == "image" else (f"{spec.mask_suffix}.png",)
+        suffixes = _IMAGES if role == "image" else (spec.mask_end,)
         also = _IMAGES if role == "label" and spec.masks == spec.images else ()
         files = self._files(folder + below, suffixes, role=role, also=also)
         if divided:
@@ -142,7 +177,7 @@ class OwnReader(Reader):
 
     def _beside(self, folders: dict[str, list[str]]) -> tuple[list[LeftOut], list[str]]:
         """Images beside the folders of the splits: those of no split, and what is said of tests."""
-        used = {name for split in ("train", "val") for name in folders.get(split, ())}
+        used = {name for split in self.splits for name in folders.get(split, ())}
         num_test = 0
         left_out = []
         for entry in self.root.list(self.spec.images):
@@ -159,7 +194,10 @@ class OwnReader(Reader):
             return left_out, []
         names = ", ".join(f"{self.spec.images}/{name}" for name in folders["test"])
         advice = "" if "val" in folders else ": rename it to val to validate on it"
-        note = f"{names}: {num_test} images are not read, since test is no split here{advice}"
+        note = (
+            f"{names}: {num_test} images are not read, since {self.spec.masks} holds no folder "
+            f"test{advice}"
+        )
         return left_out, [note]
 
     def empty_hint(self, split: Split) -> str:
@@ -169,6 +207,11 @@ class OwnReader(Reader):
             return remedy
         images, masks = self.spec.images, self.spec.masks
         of_masks = splits_in(self.root.folders(masks))
+        if not self.spec.mask_variable and self._has_mats():
+            return (
+                f"{masks} holds MATLAB files: name the variable with the label array by "
+                f"{key}.mask_variable"
+            )
         if folders := splits_in(self.root.folders(images)):
             there = ", ".join(name for names in folders.values() for name in names)
             if split not in folders:
@@ -189,8 +232,13 @@ class OwnReader(Reader):
             )
         if self._found.nothing_fits():
             return (
-                f"no mask is called as its image: {masks}/NAME{self.spec.mask_suffix}.png belongs "
+                f"no mask is called as its image: {masks}/NAME{self.spec.mask_end} belongs "
                 f"to {images}/NAME.jpg: rename them, or set {key}.mask_suffix"
+            )
+        if split == "test":
+            return (
+                f"put images and masks for it into folders {self.spec.images}/test and "
+                f"{self.spec.masks}/test"
             )
         share = self.spec.val_fraction
         return (
@@ -198,6 +246,18 @@ class OwnReader(Reader):
             f"{split}: {'raise' if split == 'val' else 'lower'} it, or put the images and masks "
             "into folders train and val"
         )
+
+    def _has_mats(self) -> bool:
+        return any(e.path.lower().endswith(".mat") for e in self.root.list(self.spec.masks))
+
+    def _decode(self, data: bytes, source: Source) -> np.ndarray:
+        if not self.spec.mask_variable:
+            return super()._decode(data, source)
+        # The process that reads MATLAB files takes a path, and the mask may lie in a bucket.
+        with tempfile.NamedTemporaryFile(suffix=".mat") as file:
+            file.write(data)
+            file.flush()
+            return read_label_array(Path(file.name), self.spec.mask_variable, source.label)
 
     def remarks(self, native_pixels: np.ndarray) -> list[str]:
         """What is odd about the ids that all masks of a split have together; see `Reader`."""

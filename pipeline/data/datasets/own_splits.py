@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from pipeline.data.datasets.base import Split
 from pipeline.storage.names import is_hidden
 
-_NAMES_OF_SPLITS: dict[str, Split | Literal["test"]] = {
+_NAMES_OF_SPLITS: dict[str, Split] = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -16,7 +15,7 @@ _NAMES_OF_SPLITS: dict[str, Split | Literal["test"]] = {
     "test": "test",
     "testing": "test",
 }
-"""Folders that are splits, in lower case. Nothing reads those of `test`."""
+"""Folders that are splits, in lower case."""
 _WORDS_FOR_SPLITS = _NAMES_OF_SPLITS | {
     "trn": "train",
     "dev": "val",

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.datasets import open_reader
-from pipeline.data.datasets.base import SPLITS, Reader, Source
+from pipeline.data.datasets.base import Reader, Source
 from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
 from pipeline.data.inspect.report import CheckReport, Finding, Section
@@ -107,7 +107,7 @@ def _listed(
         return
     readers[dataset] = reader
     empty = []
-    for split in SPLITS:
+    for split in reader.splits:
         if splits is not None and split not in splits:
             continue
         section = Section(dataset, split)
@@ -125,7 +125,7 @@ def _listed(
             empty.append(section)
             continue
         yield section, spread_evenly(listing.sources, share)
-    all_missing = len(empty) == len(splits or SPLITS)
+    all_missing = len(empty) == len(splits or reader.splits)
     for section in empty:
         # A download of one split alone is usual, unless the other was asked for.
         if splits is not None or all_missing or section.samples:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from pipeline.data.datasets.base import SPLITS, check_split_names
+from pipeline.data.datasets.base import ALL_SPLITS, check_split_names
 from pipeline.data.datasets.few_shot import FEW_SHOT_SETS
 from pipeline.data.datasets.own import OwnDataset, check_own_name
 from pipeline.data.taxonomy.labelling import LabelSpace
@@ -50,7 +50,8 @@ class PrepareConfig:
     out: str = ""
     """Folder for the shards: a local directory or `s3://bucket/prefix`."""
     splits: tuple[str, ...] | None = None
-    """Splits to convert; by default train and val, as far as the roots have them."""
+    """Splits to convert; by default train and val, as far as the roots have them, and test where
+    a dataset of your own has it."""
     cityscapes_classes: int = 19
     """Cityscapes' classes: 19 as in its benchmark and in MSeg, or 34 for all of its labels."""
     taxonomy: LabelSpace = "universal"
@@ -157,7 +158,7 @@ class PrepareConfig:
         if self.splits is None:
             return
         if not self.splits:
-            raise UserError(f"splits=[]: give one or more of {', '.join(SPLITS)}")
+            raise UserError(f"splits=[]: give one or more of {', '.join(ALL_SPLITS)}")
         check_split_names(self.splits)
         if len(set(self.splits)) < len(self.splits):
             raise UserError(f"splits=[{','.join(self.splits)}]: names a split twice")

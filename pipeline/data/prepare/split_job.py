@@ -164,6 +164,7 @@ class SplitJob:
             left_out=tuple((bad.name, bad.reason) for bad in self.left_out),
             notes=(*self._listing.notes, *self._relabel_notes(results), *self._remarks(results)),
             classes=() if taxonomy == universal() else taxonomy.classes,
+            own_words=self._own_words(),
         )
         if not any(manifest.class_pixels):
             raise UserError(
@@ -254,6 +255,14 @@ class SplitJob:
                     f"{where}: {key}={found.get(key)}, but this run has {wanted[key]}: choose "
                     "another out, or delete that folder"
                 )
+
+    def _own_words(self) -> tuple[tuple[str, str], ...]:
+        """Each class of the user's own table, by its name in the taxonomy and in the table."""
+        if not isinstance(self._reader, OwnReader):
+            return ()
+        names, table = self._labelling.taxonomy.classes, self._labelling.table
+        kept = [entry for entry in self._reader.classes if entry.target is not None]
+        return tuple((names[table[entry.native_id]], entry.name) for entry in kept)
 
     def _delete_records(self, paths: Iterable[str]) -> None:
         for path in paths:

@@ -117,6 +117,9 @@ class Manifest:
     """How the download differs from the published one."""
     classes: tuple[str, ...] = ()
     """The taxonomy's classes where it is not the universal one; see `class_names`."""
+    own_words: tuple[tuple[str, str], ...] = ()
+    """Classes of a dataset of the user's own, each with what the dataset's table calls it: a pair
+    for every line of the table that is not ignored."""
 
     def _check(self) -> None:
         """Raises ValueError where a value is of a kind that no program can work with."""
@@ -167,7 +170,7 @@ class Manifest:
         """One line of JSON; equal manifests give equal text."""
         values = dict(vars(self))
         values["shards"] = [shard.to_dict() for shard in self.shards]
-        for name in ("notes", "classes"):
+        for name in ("notes", "classes", "own_words"):
             if not values[name]:  # As in manifests from before there were any: equal fingerprints.
                 del values[name]
         return json.dumps(values, separators=(",", ":"), ensure_ascii=False) + "\n"
@@ -198,6 +201,8 @@ class Manifest:
             values["left_out"] = tuple((str(n), str(r)) for n, r in values["left_out"])
             values["notes"] = tuple(map(str, values.get("notes", ())))
             values["classes"] = tuple(map(str, values.get("classes", ())))
+            pairs = values.get("own_words", ())
+            values["own_words"] = tuple((str(name), str(word)) for name, word in pairs)
             manifest = cls(**values)
             manifest._check()
             return manifest

@@ -64,9 +64,24 @@ class Asker:
     @torch.no_grad()
     def ask(self, sample: ViewedSample, texts: Sequence[str]) -> np.ndarray:
         """The best of the labels at each pixel: (H, W) int64, positions in `texts`."""
-        text_KC = self._encoder.encode(texts).to(self._device)
-        bands = sample.views.bands(text_KC)
-        return torch.cat([band.argmax(1)[0] for _, band in bands]).cpu().numpy()
+        bands = self._bands(sample, texts)
+        return torch.cat([band.argmax(1)[0] for band in bands]).cpu().numpy()
+
+    @torch.no_grad()
+    def ask_surely(
+        self, sample: ViewedSample, texts: Sequence[str], threshold: float
+    ) -> np.ndarray:
+        """The best label as in `ask`, or -1 where it is less probable than the threshold."""
+        found = []
+        for band in self._bands(sample, texts):
+            probability, best = band.softmax(1).max(1)
+            found.append(best.where(probability >= threshold, -1)[0])
+        return torch.cat(found).cpu().numpy()
+
+    def _bands(self, sample: ViewedSample, texts: Sequence[str]) -> Iterator[torch.Tensor]:
+        # One by one: a label has the same vector in every question, and is encoded for one.
+        vectors = torch.cat([self._encoder.encode([text]) for text in texts])
+        return (band for _, band in sample.views.bands(vectors.to(self._device)))
 
 
 @dataclass

@@ -15,6 +15,8 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from model.checkpoint import is_uri
+from model.config import TABLE, ModelConfig
+from model.packages import PACKAGE
 from pipeline import monitoring
 from pipeline.checkpoints.environment import (
     git_commit,
@@ -24,6 +26,7 @@ from pipeline.checkpoints.environment import (
 )
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import mlflow_variables, pinned, worker_runtime_env
+from pipeline.checkpoints.weights import weights_tags
 from pipeline.data.ingest.stream import configure_context
 from pipeline.errors import UserError
 from pipeline.storage.lease import Lease
@@ -137,6 +140,7 @@ def _fit(
     lease.on_loss(lambda: stop.request.remote("another process has taken over"))
     tags = {"git_commit": git_commit(), "source_fingerprint": source_fingerprint()}
     tags |= {"ray_job_id": ray_job_id() or ""} | plan.manifest_tags
+    tags |= weights_tags(plan.config.model)
     tags |= {f"version.{name}": version for name, version in library_versions().items()}
     job = Job(plan, stop, tags, lineage)
     ended = _attempt(job, callbacks)
@@ -242,4 +246,17 @@ def absolute(config: TrainMixConfig) -> TrainMixConfig:
     if data.shards:
         data = replace(data, shards=resolve_location("data.shards", data.shards))
     folder = local_state_dir("run.storage", config.run.storage, run.storage)
-    return replace(config, run=run, data=data, tracking=config.tracking.resolved(folder))
+    model, tracking = _with_absolute_files(config.model), config.tracking.resolved(folder)
+    return replace(config, run=run, data=data, model=model, tracking=tracking)
+
+
+def _with_absolute_files(model: ModelConfig) -> ModelConfig:
+    """The network's settings with the files that they name by absolute paths."""
+    backbone, text = model.backbone, model.text
+    if backbone.weights and not backbone.weights.startswith(PACKAGE):
+        weights = resolve_location("model.backbone.weights", backbone.weights)
+        backbone = replace(backbone, weights=weights)
+    if text.encoder.startswith(TABLE):
+        file = resolve_location("model.text.encoder", text.encoder.removeprefix(TABLE))
+        text = replace(text, encoder=f"{TABLE}{file}")
+    return replace(model, backbone=backbone, text=text)

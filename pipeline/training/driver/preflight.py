@@ -4,23 +4,27 @@ from dataclasses import replace
 
 import torch
 
+from model.backbone import build_backbone
 from model.config import ModelConfig
 from model.lseg import LSeg, build_lseg
 from model.text import build_text_encoder
-from model.weights import require_own_file
+from model.weights import has_own_weights, require_own_file
 
 
 def check_model(config: ModelConfig) -> LSeg:
     """Builds the network on the meta device: without its memory and without weights.
 
     Published weights are looked for where they are used, on the workers: this machine may have no
-    way to them. A file that the settings name must be here too.
+    way to them. A file or a package that the settings name must be here too, and is loaded once to
+    see that it is this backbone's: on the workers that costs a minute and a traceback.
 
     Raises:
         ModelError: The backbone or the text encoder does not exist, or settings do not fit.
     """
     require_own_file(config.backbone)
-    backbone = replace(config.backbone, pretrained=False)
+    if has_own_weights(config.backbone):
+        build_backbone(config.backbone)
+    backbone = replace(config.backbone, pretrained=False, weights="")
     dim = build_text_encoder(config.text).dim
     with torch.device("meta"):
         return build_lseg(replace(config, backbone=backbone), dim)

@@ -49,6 +49,11 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
             f"train.label_sets={train.label_sets}: must be own for few-shot pairs, whose pictures "
             "tell their own class from all others: set it"
         )
+    if train.held_out:
+        raise UserError(
+            f"train.held_out={list(train.held_out)}: has no meaning with few-shot pairs: use "
+            "train.test_fold"
+        )
     extras = {"other.share": train.other.share, "distractors.count": train.distractors.count}
     for key, value in extras.items():
         if value:

@@ -6,13 +6,13 @@ asked with their words, in this order, and a look-up table turns ids into positi
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.data.shards.format import Manifest
 from pipeline.data.shards.union import pixels_in
-from pipeline.data.taxonomy import IGNORE, Taxonomy, label_text, universal
+from pipeline.data.taxonomy import IGNORE, Taxonomy, label_text, spelling, universal
 from pipeline.errors import UserError
 
 
@@ -28,6 +28,8 @@ class LabelSpace:
     """What the names are classes of."""
     verbatim: bool = False
     """The text encoder is shown the names as they are."""
+    held_out: tuple[str, ...] = ()
+    """Classes of the taxonomy that are neither trained nor asked."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -49,7 +51,10 @@ def label_space(names: Iterable[str], taxonomy: Taxonomy | None = None) -> Label
 
 
 def training_labels(
-    manifests: Iterable[Manifest], mode: str, taxonomy: Taxonomy | None = None
+    manifests: Iterable[Manifest],
+    mode: str,
+    taxonomy: Taxonomy | None = None,
+    held_out: Sequence[str] = (),
 ) -> LabelSpace:
     """The label space of a training run.
 
@@ -57,18 +62,40 @@ def training_labels(
         manifests: Manifests of the training split of each dataset in the mixture.
         mode: `"present"` for the classes that have pixels in them, `"all"` for the taxonomy.
         taxonomy: Taxonomy of the corpus; the universal classes if not given.
+        held_out: Classes to leave out, as names or as words.
 
     Raises:
-        UserError: No class has a pixel.
+        UserError: No class has a pixel, or one to leave out is none of the taxonomy.
     """
     taxonomy = taxonomy or universal()
+    left_out = {_named(name, taxonomy) for name in held_out}
     if mode == "all":
-        return label_space(taxonomy.classes, taxonomy)
-    pixels = pixels_in(manifests, taxonomy)
-    names = [name for name, count in zip(taxonomy.classes, pixels, strict=True) if count]
+        names = [name for name in taxonomy.classes if name not in left_out]
+    else:
+        pixels = pixels_in(manifests, taxonomy)
+        seen = [name for name, count in zip(taxonomy.classes, pixels, strict=True) if count]
+        names = [name for name in seen if name not in left_out]
+        if not seen:
+            raise UserError(
+                "data.shards: no class of the taxonomy has a pixel in the training split"
+            )
     if not names:
-        raise UserError("data.shards: no class of the taxonomy has a pixel in the training split")
-    return label_space(names, taxonomy)
+        raise UserError(
+            f"train.held_out={list(held_out)}: leaves no class to train: leave some of them out"
+        )
+    return replace(label_space(names, taxonomy), held_out=tuple(sorted(left_out)))
+
+
+def _named(word: str, taxonomy: Taxonomy) -> str:
+    """The class of a taxonomy with a name, however its words are parted."""
+    for name in taxonomy.classes:
+        if spelling(label_text(name)) == spelling(label_text(word)):
+            return name
+    try:
+        taxonomy.id_of(word)
+    except UserError as error:
+        raise UserError(f"train.held_out={word}: {error}") from None
+    return word
 
 
 def ask_for_fewer(

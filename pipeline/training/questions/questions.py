@@ -10,9 +10,9 @@ from torch import Tensor
 from model.label_twins import label_twins
 from model.text import TextEncoder
 from pipeline.data.ingest.mixture import Row
-from pipeline.data.taxonomy import label_text
+from pipeline.data.taxonomy import label_text, spelling
 from pipeline.errors import UserError
-from pipeline.training.config import DistractorConfig, TrainMixConfig
+from pipeline.training.config import DistractorConfig, OtherConfig, TrainMixConfig
 from pipeline.training.questions.labels import LabelSpace, ask_for_fewer
 from pipeline.training.questions.question import Question
 
@@ -44,8 +44,8 @@ class Questions:
         for line in twin_warnings(labels.texts, self.text_KC.cpu().numpy()):
             logger.warning(line)
         self._lut = torch.from_numpy(labels.lut.astype(np.int64)).to(device)
-        words = self._train.other.words if self._train.other.share else ()
-        self._words = {word: encoder.encode([word]).to(device) for word in words}
+        self._other_words = words_for_other(self._train.other, labels)
+        self._words = {word: encoder.encode([word]).to(device) for word in self._other_words}
         texts = distractor_texts(self._train.distractors, labels)
         self._own = dict(own or {}) if self._train.label_sets == "own" else {}
         self._allowed_DK = (
@@ -59,7 +59,7 @@ class Questions:
         rng = np.random.Generator(np.random.PCG64([self._seed, step]))
         text, lut, allowed = self.text_KC, self._lut, self._allowed_DK
         if other.share and rng.random() < other.share:
-            kept, fewer, word = ask_for_fewer(len(text), other.drop, other.words, rng)
+            kept, fewer, word = ask_for_fewer(len(text), other.drop, self._other_words, rng)
             positions = torch.from_numpy(kept).to(self._device)
             text = torch.cat([text[positions], self._words[word]])
             lut = torch.from_numpy(fewer.astype(np.int64)).to(self._device)[lut]
@@ -80,6 +80,28 @@ class Questions:
         return torch.from_numpy(np.flatnonzero(own)).to(self._device)
 
 
+def words_for_other(config: OtherConfig, labels: LabelSpace) -> tuple[str, ...]:
+    """Lists the words for "none of these", without those that a class of the run is called.
+
+    Such a word would be right for the class's pixels in one step and wrong in the next.
+
+    Raises:
+        UserError: No word is left.
+    """
+    if not config.share:
+        return ()
+    called = {spelling(text) for text in labels.texts}
+    kept = tuple(word for word in config.words if spelling(word) not in called)
+    if not kept:
+        raise UserError(
+            f"train.other.words={list(config.words)}: each is the name of a class of this run: "
+            "add a word that is none, or set train.other.share to 0"
+        )
+    if lost := [word for word in config.words if word not in kept]:
+        logger.info("train.other.words: %s is a class of this run, and not asked", ", ".join(lost))
+    return kept
+
+
 def twin_warnings(texts: Sequence[str], text_KC: np.ndarray) -> list[str]:
     """What to say of labels that are the same to the text encoder, which train against each other.
 
@@ -98,16 +120,26 @@ def _widened(allowed_DK: Tensor, count: int) -> Tensor:
 
 
 def distractor_texts(config: DistractorConfig, labels: LabelSpace) -> tuple[str, ...]:
-    """Lists the texts of the negative labels: classes that no training image shows.
+    """Lists the texts of the negative labels: classes that no training image shows, or words.
 
     Raises:
         UserError: There are fewer than one step wants, or one to leave out is no class.
     """
+    if config.words:
+        left_out = (label_text(name) for name in labels.held_out)
+        called = {spelling(text) for text in (*labels.texts, *left_out)}
+        words = tuple(word for word in config.words if spelling(word) not in called)
+        if len(words) < config.count:
+            raise UserError(
+                f"train.distractors.count={config.count}: only {len(words)} of "
+                "train.distractors.words are no class of this run: lower it, or add words"
+            )
+        return words if config.count else ()
     for name in config.never:
         labels.taxonomy.id_of(name)
     if not config.count:
         return ()
-    names = {*labels.taxonomy.classes} - {*labels.names, *config.never}
+    names = {*labels.taxonomy.classes} - {*labels.names, *labels.held_out, *config.never}
     if len(names) < config.count:
         raise UserError(
             f"train.distractors.count={config.count}: only {len(names)} classes are neither "

@@ -26,6 +26,7 @@ from pipeline.training.config import TrainMixConfig, plain
 
 _FREE = (
     "backbone.pretrained",
+    "backbone.weights",
     "activation_checkpointing",
     "regularizer.init",
     "text.templates",
@@ -43,7 +44,7 @@ def build_warm(config: TrainMixConfig, embed_dim: int, resumes: bool) -> LSeg:
         UserError: There is no such checkpoint, or it does not fit the network.
     """
     # The file brings every weight: the published ones are not to be fetched first.
-    backbone = replace(config.model.backbone, pretrained=False)
+    backbone = replace(config.model.backbone, pretrained=False, weights="")
     lseg = build_lseg(replace(config.model, backbone=backbone), embed_dim)
     lseg.config = config.model
     if resumes:

@@ -4,8 +4,10 @@ import errno
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import scipy.io
 
 from jobs import doctor
 from pipeline.data.datasets.base import SPLITS, LeftOut, NoAccess
@@ -137,8 +139,9 @@ def test_folders_that_are_splits(tmp_path, train: str, val: str):
     put(tmp_path, "images/loose.jpg")
     assert [image for image, _ in pairs(tmp_path)] == [f"images/{train}/{n}.jpg" for n in "ab"]
     assert pairs(tmp_path, "val") == [(f"images/{val}/c.jpg", f"masks/{val}/c.png")]
-    (note,) = own(tmp_path).listing("train").notes
-    assert note == "images/test: 4 images are not read, since test is no split here"
+    assert pairs(tmp_path, "test")[0] == ("images/test/d.jpg", "masks/test/d.png")
+    assert own(tmp_path).splits == ("train", "val", "test")
+    assert own(tmp_path).listing("train").notes == ()
     assert "lies in no folder of a split" in left_out(tmp_path)["images/loose.jpg"]
 
 
@@ -147,7 +150,12 @@ def test_split_folders_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match=r"val and valid.*keep one"):
         own(tmp_path / "two").listing("val")
     put(tmp_path / "test", "images/train/a.jpg", "masks/train/a.png", "images/test/b.jpg")
-    assert "rename it to val" in own(tmp_path / "test").listing("train").notes[0]
+    (note,) = own(tmp_path / "test").listing("train").notes
+    assert note == (
+        "images/test: 1 images are not read, since masks holds no folder test: rename it to val to "
+        "validate on it"
+    )
+    assert own(tmp_path / "test").splits == SPLITS
     assert "add one called val" in own(tmp_path / "test").empty_hint("val")
     # A folder of any other kind may be called test too.
     put(tmp_path / "kind", "images/test/a.jpg", "images/day/b.jpg", "masks/test/a.png")
@@ -337,3 +345,72 @@ def test_left_out_is_plain_text(tmp_path):
     listing = own(tmp_path / "shop").listing("train")
     assert all(bad == LeftOut(bad.name, bad.reason) for bad in listing.left_out)
     assert all((bad.name + bad.reason).isprintable() for bad in listing.left_out)
+
+
+def write_mats(root: Path, save, *names: str) -> None:
+    """Masks of 2 x 3 pixels as MATLAB files, with images of that size."""
+    put(root)
+    ids = np.array([[0, 1, 1], [0, 0, 255]], np.uint8)
+    for name in names:
+        write(root / f"images/{name}.jpg", encode(noise(2, 3, 0), ".jpg"))
+        (root / "masks").mkdir(exist_ok=True)
+        save(root / f"masks/{name}.mat", ids)
+
+
+def save_old(path: Path, ids: np.ndarray, **more) -> None:
+    scipy.io.savemat(path, {"groundtruth": ids, **more}, do_compression=True)
+
+
+def save_new(path: Path, ids: np.ndarray) -> None:
+    """Of version 7.3: HDF5, in MATLAB's order of rows and columns."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("groundtruth", data=ids.T)
+
+
+@pytest.mark.parametrize("save", [save_old, save_new])
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.float64, np.bool_])
+def test_masks_in_matlab_files_are_read_by_the_name_of_their_variable(tmp_path, save, kind):
+    write_mats(tmp_path, lambda path, ids: save(path, (ids % 2).astype(kind)), "a", "b")
+    reader = own(tmp_path, val_fraction=0.0, mask_variable="groundtruth")
+    first, _ = reader.listing("train").sources
+    assert (first.image, first.label) == ("images/a.jpg", "masks/a.mat")
+    assert reader.native_label(first).tolist() == [[0, 1, 1], [0, 0, 1]]
+    assert reader.native_label(first).dtype == np.uint8
+
+
+def test_a_matlab_file_without_such_an_array_is_a_bad_sample(tmp_path):
+    write_mats(tmp_path, save_old, "a")
+    other = own(tmp_path, val_fraction=0.0, mask_variable="labels")
+    (source,) = other.listing("train").sources
+    with pytest.raises(
+        BadSample, match=r"masks/a\.mat: has no variable labels; it has groundtruth"
+    ):
+        other.native_label(source)
+    reader = own(tmp_path, val_fraction=0.0, mask_variable="groundtruth")
+    odd = {
+        "must be a matrix": np.zeros((2, 3, 2), np.uint8),
+        "whole numbers of 0 to 255": np.full((2, 3), 0.5),
+        "of 0 to 255": np.full((2, 3), 256),
+        "must be a matrix of whole": np.array([["a"]]),
+        "ids 7": np.full((2, 3), 7),
+    }
+    for message, values in odd.items():
+        save_old(tmp_path / "masks/a.mat", values)
+        with pytest.raises(BadSample, match=message):
+            reader.native_label(source)
+    (tmp_path / "masks/a.mat").write_bytes(b"no MATLAB file")
+    with pytest.raises(BadSample, match=r"masks/a\.mat: is no whole MATLAB file"):
+        reader.native_label(source)
+
+
+def test_matlab_masks_without_a_variable_say_what_to_set(tmp_path):
+    write_mats(tmp_path, save_old, "a")
+    assert "own.shop.mask_variable" in own(tmp_path, val_fraction=0.0).empty_hint("train")
+    with pytest.raises(UserError, match="must be the name of a variable"):
+        OwnDataset(root="r", mask_variable="a b")
+    # Shards made of another variable are those of other sources.
+    extras = [
+        own(tmp_path, val_fraction=0.0, mask_variable=name).listing("train").sources[0].extra
+        for name in ("groundtruth", "other")
+    ]
+    assert extras == [{"variable": "groundtruth"}, {"variable": "other"}]

@@ -1,12 +1,16 @@
 """Models that cannot be built are told before any worker starts."""
 
 import socket
+from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 
 from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.errors import ModelError
+from pipeline.training.config import RunConfig, TrainMixConfig
+from pipeline.training.driver.launch import absolute
 from pipeline.training.driver.preflight import check_model
 
 TINY = {"depth": 4, "embed_dim": 32, "num_heads": 2, "img_size": 32}
@@ -45,3 +49,27 @@ def test_a_model_that_can_be_built_passes_without_making_or_looking_for_weights(
 def test_a_model_that_cannot_be_built_is_told_with_its_key(wrong, words):
     with pytest.raises(ModelError, match=words):
         check_model(wrong)
+
+
+def test_files_that_the_network_names_get_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    backbone = BackboneConfig(name="resnet10t", weights="w.pth")
+    model = ModelConfig(backbone=backbone, text=TextConfig(encoder="table:t.txt"))
+    config = TrainMixConfig(run=RunConfig(storage=str(tmp_path)), model=model)
+    found = absolute(config).model
+    assert found.backbone.weights == str(tmp_path / "w.pth")
+    assert found.text.encoder == f"table:{tmp_path / 't.txt'}"
+    named = replace(
+        model,
+        backbone=BackboneConfig(name="tf_efficientnet_lite0", weights="package:efficientnet-lite0"),
+        text=TextConfig(encoder="package:all-minilm-l6-v2"),
+    )
+    assert absolute(replace(config, model=named)).model == named
+
+
+def test_weights_of_another_network_are_refused_before_any_worker(tmp_path):
+    torch.save({"other.weight": torch.zeros(3)}, tmp_path / "w.pth")
+    backbone = BackboneConfig(name="resnet10t", weights=str(tmp_path / "w.pth"))
+    model = ModelConfig(backbone=backbone, text=TextConfig(encoder="stand-in"), features=16)
+    with pytest.raises(ModelError, match=r"backbone\.weights=.*w\.pth: (fills 0\.0 %|cannot be)"):
+        check_model(model)

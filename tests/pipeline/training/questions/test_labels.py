@@ -89,3 +89,16 @@ def test_the_draw_depends_on_the_generator_alone():
     assert np.array_equal(one[1], other[1])
     assert one[2] == other[2]
     assert not np.array_equal(one[1], ask_for_fewer(50, 0.5, ("a",), np.random.default_rng(4))[1])
+
+
+def test_classes_that_are_held_out_are_neither_trained_nor_asked():
+    shown = manifest(3, 2, 1, 0)
+    space = training_labels([shown], "present", TINY, ("Chair Other",))
+    assert space.names == ("wall", "sky")
+    assert space.held_out == ("chair_other",)
+    assert space.lut[TINY.id_of("chair_other")] == IGNORE
+    assert len(training_labels([], "all", None, ("sky",))) == len(universal().classes) - 1
+    with pytest.raises(UserError, match=r"train\.held_out=skyy: .*sky"):
+        training_labels([shown], "present", TINY, ("skyy",))
+    with pytest.raises(UserError, match="leaves no class to train"):
+        training_labels([manifest(3, 0, 0, 0)], "present", TINY, ("wall",))

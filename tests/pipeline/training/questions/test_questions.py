@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.behaviours.classes import HELD_OUT
 from pipeline.training.config import DistractorConfig, OtherConfig, TrainConfig, TrainMixConfig
 from pipeline.training.questions.labels import label_space
-from pipeline.training.questions.questions import Questions, distractor_texts
+from pipeline.training.questions.questions import Questions, distractor_texts, words_for_other
 
 NAMES = ("road", "sky", "car", "dog", "traffic_sign")
 ENCODER = build_text_encoder(TextConfig(encoder="stand-in"))
@@ -161,3 +161,31 @@ def test_the_chance_loss_of_single_labels_is_the_best_of_equal_logits(label_sets
         losses.append((each[0] / 6 + each[1] / 9).item() / 2)
     assert question.num_counted(label) == 15
     assert min(losses) == losses[1] == pytest.approx(question.chance_loss([1, 0]))
+
+
+def test_a_class_called_like_a_word_for_other_takes_it_from_the_list(caplog):
+    taxonomy = Taxonomy("own", ("Background", "shirt"))
+    space = label_space(taxonomy.classes, taxonomy)
+    config = OtherConfig(share=1.0, drop=0.0)
+    with caplog.at_level("INFO"):
+        assert words_for_other(config, space) == ("other", "others", "something")
+    assert "background is a class of this run, and not asked" in caplog.text
+    asked = Questions(
+        TrainMixConfig(train=TrainConfig(other=config)), space, ENCODER, torch.device("cpu")
+    )
+    background = ENCODER.encode(["background"])[0]
+    for step in range(20):  # Once, as the class, and never as the word.
+        same = (asked.at(step).text_KC[2:] - background).abs().sum(1) < 1e-6
+        assert len(same) == 1
+    with pytest.raises(UserError, match="each is the name of a class of this run"):
+        words_for_other(OtherConfig(share=0.5, words=("background", "SHIRT")), space)
+    assert words_for_other(OtherConfig(words=("background",)), space) == ()
+
+
+def test_distractors_may_be_words():
+    config = DistractorConfig(count=2, words=("boat", "sofa", "Traffic-Sign"))
+    assert distractor_texts(config, label_space(NAMES)) == ("boat", "sofa")
+    with pytest.raises(UserError, match="only 2 of train"):
+        distractor_texts(replace(config, count=3), label_space(NAMES))
+    with pytest.raises(UserError, match=r"distractors\.never: has no effect"):
+        DistractorConfig(count=1, words=("boat",), never=("horse",))

@@ -1,0 +1,1 @@
+"""The behaviours of LSeg's first figure on photographs, word by word."""
