@@ -354,6 +354,14 @@ def fake_tensors() -> Any:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def gpu_library() -> Any:
+    """Returns NVIDIA's Python module for its driver, which Ray brings along for its own dashboard.
+
+    The public distribution of it (`nvidia-ml-py`) would be one more for every installation.
+    """
+    return importlib.import_module("ray._private.thirdparty.pynvml")
+
+
 def artifact_repository(uri: str) -> Any:
     """Opens an MLflow artifact URI of any kind, for `list_artifacts` and `download_artifacts`.
 

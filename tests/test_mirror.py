@@ -52,7 +52,6 @@ TESTED_ELSEWHERE = {
     "pipeline.storage.archives.table": "pipeline/storage/archives/test_archive.py",
     "pipeline.storage.node_copies": "pipeline/storage/archives/test_archive.py",
     "pipeline.storage.retry": "pipeline/training/driver/test_failures.py",
-    "pipeline.sweep.trial_runs": "pipeline/sweep/test_sweeps.py",
     "pipeline.training.job": "pipeline/training/worker/test_nonfinite.py",
     "pipeline.training.plan": "pipeline/training/driver/test_resume.py",
     "pipeline.training.questions.question": "pipeline/training/questions/test_questions.py",

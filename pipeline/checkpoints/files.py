@@ -28,6 +28,11 @@ USABLE = (*FILES, PROVENANCE, METRICS, DIGESTS)
 TRAINING, VALIDATION = "manifest", "validation"
 """Prefixes of the tags that hold the fingerprints of training and of validation shards."""
 
+WEIGHTS_TAG = "weights"
+"""Tag of a model in MLflow: digest of the checkpoint's weights and configuration."""
+CONTENT_TAG = "content"
+"""Digest of all that the network is loaded from, labels too; older versions have none."""
+
 MOST_NAMED = 12
 """Datasets that are named one by one; the classes of a few-shot benchmark are more."""
 

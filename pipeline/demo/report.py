@@ -216,7 +216,7 @@ def _distinct(samples: list[ViewedSample], count: int) -> list[ViewedSample]:
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, float]:
-    flat = {f"demo/{key}": value for key, value in figures.items() if isinstance(value, float)}
-    flat |= {f"demo/behaviours/{key}": v for key, v in figures["behaviours"].items()}
-    flat |= {f"demo/{name}/miou": v["miou"] for name, v in figures["datasets"].items()}
+    flat = {f"val_demo/{key}": value for key, value in figures.items() if isinstance(value, float)}
+    flat |= {f"val_demo/behaviours/{key}": v for key, v in figures["behaviours"].items()}
+    flat |= {f"val_demo_miou/{name}": v["miou"] for name, v in figures["datasets"].items()}
     return flat

@@ -95,7 +95,7 @@ def record(
     The files of the folder are sent as they are.
     """
     prefix = f"eval/{config.variant}"
-    figures = {f"{prefix}/{name}": value for name, value in report["figures"].items()}
+    figures = {_shown(prefix, name): value for name, value in report["figures"].items()}
     tracker.log_metrics(figures, step)
     tracker.set_tags(
         {
@@ -108,6 +108,12 @@ def record(
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".csv", ".png", ".html"):
             tracker.log_artifact(path, f"evaluation/{config.variant}")
+
+
+def _shown(prefix: str, name: str) -> str:
+    """Names a figure so that MLflow's page makes one section of charts of it, with all parts."""
+    part, _, figure = name.rpartition("/")
+    return f"{prefix}_{figure}/{part}" if part else f"{prefix}/{figure}"
 
 
 def _is_in_place(checkpoint: str, name: str, storage: str) -> bool:

@@ -38,6 +38,7 @@ from model.packages import PACKAGE, TEXT_PACKAGES, package_of
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, sliding_label_ids
 from pipeline.checkpoints.files import USABLE
+from pipeline.checkpoints.signature import SIGNATURE
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import image_size
 from pipeline.errors import UserError
@@ -304,25 +305,8 @@ def _text(where: str, value: Any) -> str:
 def signature() -> Any:
     """The pyfunc's signature: an MLflow `ModelSignature`."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    outputs: list[Any] = [
-        ColSpec(DataType.string, "mask"),  # base64 of a PNG with a palette; values: positions
-        ColSpec(Array(DataType.string), "labels"),
-        ColSpec(Array(DataType.double), "shares"),  # of all pixels, one a label
-        ColSpec(DataType.double, "no_label_share"),
-        ColSpec(DataType.long, "no_label_id"),
-        ColSpec(DataType.long, "height"),
-        ColSpec(DataType.long, "width"),
-    ]
-    params = [
-        ParamSpec("labels", DataType.string, [], (-1,)),
-        ParamSpec("other", DataType.string, "none"),
-        ParamSpec("view", DataType.string, "single"),
-        ParamSpec("base_px", DataType.long, 0),
-    ]
-    inputs = Schema([ColSpec(DataType.binary, "image")])
-    return ModelSignature(inputs=inputs, outputs=Schema(outputs), params=ParamSchema(params))
+    return ModelSignature.from_dict(SIGNATURE)
 
 
 def requirements(encoder: str = "") -> list[str]:

@@ -20,6 +20,8 @@ from model.checkpoint import local
 from model.errors import ModelError
 from pipeline.checkpoints import resolvers  # noqa: F401  # models:/
 from pipeline.checkpoints.files import (
+    CONTENT_TAG,
+    WEIGHTS_TAG,
     checkpoint_fingerprint,
     content_fingerprint,
     fingerprints,
@@ -27,8 +29,8 @@ from pipeline.checkpoints.files import (
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.registry.config import RegistryConfig
-from pipeline.registry.facts import described, description, tags_for_mlflow
-from pipeline.tracking.limits import name_for_mlflow
+from pipeline.registry.facts import described, description, links, tags_for_mlflow
+from pipeline.tracking.limits import name_of_metric, plain_name_of_metric
 from pipeline.tracking.mlflow_run import (
     MlflowUnavailable,
     client_of,
@@ -37,16 +39,13 @@ from pipeline.tracking.mlflow_run import (
     prepare_environment,
 )
 from pipeline.tracking.redaction import redact_text
+from pipeline.tracking.run_page import CHECKPOINT_TAG, EXTERNAL_TAG, models_of, outputs_of
 
 logger = logging.getLogger(__name__)
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
 
-WEIGHTS_TAG = "weights"
-"""Digest of the checkpoint's weights and configuration."""
-CONTENT_TAG = "content"
-"""Digest of all that the network is loaded from, labels too; older versions have none."""
 REPLACED_TAG = "replaced"
 """The version that carried the alias `champion` before this one was given it."""
 STATE_TAG = "retrain.state"
@@ -150,20 +149,16 @@ class Registry:
         there = self.find(run_id=run_id, tags=digests) or self._older(run_id, digests)
         if there is not None:
             return self._extend(there, metrics or {}, given, provenance.step)
+        given.setdefault(CHECKPOINT_TAG, redact_text(str(checkpoint)))
         with tempfile.TemporaryDirectory(prefix="lseg-register-") as scratch, self._server_errors():
-            model = self._client.create_logged_model(
-                run.info.experiment_id,
-                name=self.name,
-                source_run_id=run_id,
-                tags=given,
-                params={"checkpoint": redact_text(str(checkpoint))},
-                model_type="segmentation",
-            )
+            model = self._logged_model(run, given)
             save_served(folder, Path(scratch) / "model", logged=model, run_id=run_id)
             with patient():
                 self._client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
-            self._client.finalize_logged_model(model.model_id, "READY")
-            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, provenance.step)])
+            self._have_files(model)
+            if model.model_id not in [output.model_id for output in outputs_of(run)]:
+                output = LoggedModelOutput(model.model_id, provenance.step)
+                self._client.log_outputs(run_id, [output])
             self._log_metrics(run_id, model.model_id, metrics or {}, provenance.step)
             self._make_model()
             made = self._client.create_model_version(
@@ -171,7 +166,9 @@ class Registry:
                 source=f"models:/{model.model_id}",
                 run_id=run_id,
                 tags=given,
-                description=description(provenance, metrics or {}),
+                description=description(
+                    provenance, metrics or {}, links(run, model.model_id), given
+                ),
                 model_id=model.model_id,
             )
         logger.info("registered %s as models:/%s/%s", checkpoint, self.name, made.version)
@@ -291,6 +288,30 @@ class Registry:
         """
         return f"models:/{self.name}/{_number(version)}"
 
+    def _logged_model(self, run: Any, tags: Mapping[str, str]) -> Any:
+        """The logged model that becomes a version: the one that the training made, or a new one."""
+        for model in models_of(self._client, run):
+            if EXTERNAL_TAG in model.tags and model.tags.get(CONTENT_TAG) == tags[CONTENT_TAG]:
+                self._client.set_logged_model_tags(model.model_id, dict(tags))
+                return model
+        return self._client.create_logged_model(
+            run.info.experiment_id,
+            name=self.name,
+            source_run_id=run.info.run_id,
+            tags=dict(tags),
+            params={CHECKPOINT_TAG: tags[CHECKPOINT_TAG]},
+            model_type="segmentation",
+        )
+
+    def _have_files(self, model: Any) -> None:
+        """Marks a logged model as one whose files are with MLflow, all of them."""
+        from mlflow.entities import LoggedModelStatus
+
+        if model.status != LoggedModelStatus.READY:
+            self._client.finalize_logged_model(model.model_id, "READY")
+        if EXTERNAL_TAG in model.tags:
+            self._client.delete_logged_model_tag(model.model_id, EXTERNAL_TAG)
+
     def _older(self, run_id: str, digests: Mapping[str, str]) -> ModelVersion | None:
         """A version that was made before versions said what their labels are, if it is the same.
 
@@ -336,7 +357,7 @@ class Registry:
 
         now_ms, model = int(time.time() * 1000), model_id or None
         values = [
-            Metric(name_for_mlflow(key), float(value), now_ms, step, model_id=model)
+            Metric(name_of_metric(key), float(value), now_ms, step, model_id=model)
             for key, value in metrics.items()
         ]
         if values:
@@ -369,7 +390,7 @@ class Registry:
         logged = model_id and self._or_none(lambda: self._client.get_logged_model(model_id))
         # In the order of their times, so that the last one stays.
         ordered = sorted((logged and logged.metrics) or [], key=lambda metric: metric.timestamp)
-        return {metric.key: float(metric.value) for metric in ordered}
+        return {plain_name_of_metric(metric.key): float(metric.value) for metric in ordered}
 
     def _set_process(self) -> None:
         """MLflow's own code resolves `models:/` by what the process is set to, not by a client."""

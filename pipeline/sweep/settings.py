@@ -32,6 +32,7 @@ _WITHOUT_INFLUENCE = (
     "data.loader_",
     "data.cache_",
     "train.log_every",
+    "train.system_metrics_s",
     "train.keep_checkpoints",
     "train.storage_patience_s",
     "model.activation_checkpointing",

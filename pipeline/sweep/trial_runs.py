@@ -1,14 +1,7 @@
-"""The trials' runs in MLflow: their curves, their judgement, and the view of the UI on them.
+"""The trials' runs in MLflow: their curves, their judgement, and the view of the UI on them."""
 
-MLflow 3.17 keeps a saved view of an experiment's runs (filter, order, columns) as a tag of the
-experiment, `mlflow.sharedViewState.KEY`, and opens it by `?viewStateShareKey=KEY`. The tag holds an
-envelope whose `state` is JSON; older versions read the same keys beside it.
-"""
-
-import json
 import logging
 import math
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,6 +13,8 @@ from pipeline.sweep.diagnosis import LOSS, Diagnosis, History
 from pipeline.sweep.results import Result
 from pipeline.sweep.trials import setting_tags, short_names
 from pipeline.tracking.config import server_uri
+from pipeline.tracking.experiment import view
+from pipeline.tracking.limits import name_of_metric
 from pipeline.tracking.mlflow_run import client_of
 
 logger = logging.getLogger(__name__)
@@ -63,7 +58,9 @@ class TrialRuns:
         found = {}
         for metric in dict.fromkeys(metrics):
             with suppress(Exception):
-                points = self._client.get_metric_history(run_id, metric)
+                # The runs of older versions have the plain names.
+                names = dict.fromkeys((metric, name_of_metric(metric)))
+                points = [p for n in names for p in self._client.get_metric_history(run_id, n)]
                 # A resumed run has logged some steps twice; the later one counts.
                 by_step = {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)}
                 history = [point for point in sorted(by_step.items()) if math.isfinite(point[1])]
@@ -86,8 +83,9 @@ class TrialRuns:
             if result.status == "stopped":  # Its process was ended before it could say so.
                 self._client.set_terminated(run_id, "KILLED")
             # The evaluation logs its figures below its protocol's name, which is not the metric's.
-            if not math.isnan(value := result.value(metric)) and metric not in run.data.metrics:
-                self._client.log_metric(run_id, metric, value)
+            shown = name_of_metric(metric)
+            if not math.isnan(value := result.value(metric)) and shown not in run.data.metrics:
+                self._client.log_metric(run_id, shown, value)
 
     def save_view(self, comparison: Comparison) -> str:
         """Saves the view of the trials, the best first, with what is varied and what came of it.
@@ -101,7 +99,7 @@ class TrialRuns:
         short = short_names(
             [*self._config.varied, *(key for one in comparison.trials for key in one.result.params)]
         )
-        order = f"metrics.`{comparison.metric}`"
+        order = f"metrics.`{name_of_metric(comparison.metric)}`"
         columns = [order, f"metrics.`{LOSS}`", "attributes.`Duration`"]
         columns += [f"tags.`sweep.{name}`" for name in (*short.values(), "seed")]
         columns += [f"tags.`{OUTCOME}`", f"tags.`{WORDS}`"]
@@ -111,9 +109,7 @@ class TrialRuns:
             "orderByAsc": False,
             "selectedColumns": columns,
         }
-        key, now = f"sweep-{self._parent[:12]}", int(time.time() * 1000)
-        envelope = {"name": f"sweep {comparison.name}", "createdAt": now, "updatedAt": now}
-        value = json.dumps({**envelope, "state": json.dumps(state), **state})
+        key, value = f"sweep-{self._parent[:12]}", view(f"sweep {comparison.name}", state)
         try:
             self._client.set_experiment_tag(self._experiment, SAVED_VIEW_TAG + key, value)
         except Exception as error:  # Too long for the server, or it does not answer any more.

@@ -1,4 +1,4 @@
-"""What MLflow takes: the longest values, the largest calls and the characters of names."""
+"""What MLflow takes: the longest values, the largest calls, and names that its pages can group."""
 
 import hashlib
 import re
@@ -15,6 +15,12 @@ MAX_ENTITIES = 1000
 """Metrics, parameters and tags together in one call."""
 MAX_TEXTS = 100
 """Parameters, and also tags, in one call."""
+MAX_PICTURE_BYTES = 256 * 1024
+"""Largest file of a picture, which the journal keeps whole until MLflow has it."""
+MAX_DIGEST_CHARS = 36
+"""Longest digest of a dataset."""
+MAX_DATASET_CHARS = 500
+"""Longest name of a dataset."""
 
 _BAD_NAME_CHARACTERS = re.compile(r"[^/\w.\- :]")
 
@@ -22,6 +28,19 @@ _BAD_NAME_CHARACTERS = re.compile(r"[^/\w.\- :]")
 def name_for_mlflow(name: str) -> str:
     """Replaces the characters that MLflow refuses in the name of a metric, parameter or tag."""
     return _BAD_NAME_CHARACTERS.sub("_", name)
+
+
+def name_of_metric(name: str) -> str:
+    """Names a metric as MLflow's page groups it: one section of charts a figure, not a dataset.
+
+    `val/ade20k/miou` becomes `val_miou/ade20k`; all others stay.
+    """
+    return name_for_mlflow(re.sub(r"^val/([^/]+)/([^/]+)$", r"val_\2/\1", name))
+
+
+def plain_name_of_metric(name: str) -> str:
+    """The inverse of `name_of_metric`: the name in settings, in files and in older runs."""
+    return re.sub(r"^val_([^/]+)/([^/]+)$", r"val/\2/\1", name)
 
 
 def folder_for(experiment: str) -> str:

@@ -16,10 +16,17 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import UserError
-from pipeline.tracking.limits import MAX_RUN_TAG_CHARS, folder_for, name_for_mlflow
+from pipeline.tracking.experiment import describe
+from pipeline.tracking.limits import (
+    MAX_RUN_TAG_CHARS,
+    folder_for,
+    name_for_mlflow,
+    name_of_metric,
+)
 from pipeline.tracking.records import Record, RunIdentity
 from pipeline.tracking.redaction import reason_of, redact_text
-from pipeline.tracking.refusals import deleted, refusal_of
+from pipeline.tracking.refusals import deleted, refusal_of, status_of
+from pipeline.tracking.run_page import SENDERS
 
 RUN_KEY_TAG = "lseg.run_key"
 CHANGED_TAG = "lseg.changed_on_resume."
@@ -217,6 +224,7 @@ class MlflowRun:
         if found is not None:
             if found.lifecycle_stage != "active":
                 raise deleted(name, found.experiment_id, self.uri)
+            describe(client, found.experiment_id, found.tags)
             return found.experiment_id
         location = self.artifacts or None
         database = sqlite_path(self.uri)
@@ -225,11 +233,13 @@ class MlflowRun:
             folder = database.resolve().parent / "mlartifacts" / folder_for(name)
             location = folder.as_uri()
         try:
-            return client.create_experiment(name, artifact_location=location)
+            made = client.create_experiment(name, artifact_location=location)
         except Exception:
             if (found := client.get_experiment_by_name(name)) is None:
                 raise
             return found.experiment_id  # another process was quicker
+        describe(client, made, {})
+        return made
 
     def _find(self) -> Any:
         """Looks for the run by id, then by key; the oldest if a retry made two."""
@@ -271,12 +281,17 @@ class MlflowRun:
         except Exception as error:
             if len(batch) > 1 and is_refusal(error):
                 return [refused for record in batch for refused in self.offer([record])]
-            # An artifact store may fail on its own, while the server takes metrics.
-            is_file = batch[0].kind in ("artifact", "text")
-            if not is_refusal(error) and not (is_file and self._answers()):
+            if not is_refusal(error) and not (self._may_lack(batch[0], error) and self._answers()):
                 raise
             return [(batch[0], reason_of(error))]
         return []
+
+    def _may_lack(self, record: Record, error: Exception) -> bool:
+        """Whether a server that works otherwise may fail with such a record for good."""
+        if record.kind in ("inputs", "model"):  # Older servers know no such calls.
+            return status_of(error) in (404, 405, 501)
+        # An artifact store may fail on its own, while the server takes metrics.
+        return record.kind in ("artifact", "text", "picture", "table")
 
     def _answers(self) -> bool:
         """Returns whether the server knows the run right now."""
@@ -294,6 +309,8 @@ class MlflowRun:
             self._client.log_text(self.identity.run_id, record.text, record.artifact_path)
         elif record.kind == "status":
             self.end(str(record.values["status"]), record.time_ms)
+        elif record.kind in SENDERS:
+            SENDERS[record.kind](self._client, self.identity.run_id, record)
         else:
             self._send_values(batch)
 
@@ -317,7 +334,7 @@ class MlflowRun:
                 elif record.kind == "params":
                     params[name_for_mlflow(key)] = str(value)
                 else:
-                    name = name_for_mlflow(key)
+                    name = name_of_metric(key)
                     metrics.append(Metric(name, float(value), record.time_ms, record.step))
         # MLflow refuses to change a parameter. A resumed run that does so keeps the first value,
         # and says the new one in a tag.

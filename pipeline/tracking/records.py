@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-Kind = Literal["metrics", "params", "tags", "artifact", "text", "status"]
+Kind = Literal[
+    "metrics", "params", "tags", "artifact", "text", "status", "inputs", "picture", "table", "model"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,13 @@ class Record:
     step: int = 0
     """Optimiser steps done; metrics only."""
     values: dict[str, float] | dict[str, str] = field(default_factory=dict)
-    """Metrics, parameters or tags; `{"status": ...}` for the end of a run."""
+    """Metrics, parameters or tags; `{"status": ...}` for the end of a run; what a dataset is."""
     path: str = ""
     """Artifacts: absolute path of the file or folder on this machine."""
     artifact_path: str = ""
-    """Artifacts: folder in the run; texts: file in the run."""
+    """Artifacts: folder in the run; texts, tables and pictures: file in the run."""
     text: str = ""
-    """Content of a text artifact."""
+    """Content of a text or table; of a picture in base64; what a model is, in JSON."""
 
 
 def now_ms() -> int:

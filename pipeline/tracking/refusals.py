@@ -56,7 +56,7 @@ def refusal_of(error: BaseException, uri: str, experiment: str) -> MlflowRefused
             f"{where}: its certificate is not trusted here ({reason}): name the file of the "
             "authority in REQUESTS_CA_BUNDLE, or give another address"
         )
-    status = _status(error)
+    status = status_of(error)
     if status is None or not 400 <= status < 500 or status in _PASSING:
         return None
     if status == 401:
@@ -80,7 +80,7 @@ def refusal_of(error: BaseException, uri: str, experiment: str) -> MlflowRefused
     )
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error of MLflow's client stands for; None for any other error."""
     code = getattr(error, "error_code", None)
     if code is None or code == "RESOURCE_DOES_NOT_EXIST":

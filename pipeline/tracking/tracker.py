@@ -9,7 +9,7 @@ the run, or to `jobs/track.py --replay`.
 import atexit
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,11 +19,24 @@ import yaml
 from pipeline.tracking.config import TrackingConfig, server_uri
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.journal_copy import JournalCopy
-from pipeline.tracking.limits import MAX_ENTITIES, MAX_PARAM_CHARS, MAX_TEXTS
+from pipeline.tracking.limits import (
+    MAX_ENTITIES,
+    MAX_PARAM_CHARS,
+    MAX_PICTURE_BYTES,
+    MAX_TEXTS,
+)
 from pipeline.tracking.mlflow_run import MlflowRun
+from pipeline.tracking.page_records import (
+    InputDataset,
+    LoggedCheckpoint,
+    picture_path,
+    picture_text,
+    table_text,
+)
 from pipeline.tracking.records import Kind, Record, RunIdentity, now_ms
 from pipeline.tracking.redaction import flatten_config, redact_text, redact_tree, redact_values
 from pipeline.tracking.sender import Sender, Status
+from pipeline.tracking.system import SystemWatch
 
 __all__ = ["Tracker", "TrackingConfig"]
 
@@ -41,6 +54,8 @@ class Tracker:
         self._run = run
         self._sender = sender
         self._on_metrics: Callable[[Mapping[str, float]], object] = len
+        self._system: SystemWatch | None = None
+        self._step = 0
 
     @classmethod
     def start(
@@ -121,6 +136,7 @@ class Tracker:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Logs metrics, by slash-separated name, of one optimiser step."""
+        self._step = max(self._step, step)
         values: dict[str, float] = {}
         for key, value in metrics.items():
             try:
@@ -158,12 +174,46 @@ class Tracker:
             text = json.dumps(clean, indent=2, ensure_ascii=False)
         self.log_text(text, artifact_path)
 
+    def log_inputs(self, datasets: Sequence[InputDataset]) -> None:
+        """Logs which datasets the run reads."""
+        for dataset in datasets:
+            self._put("inputs", values=dataset.values())
+
+    def log_table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], artifact_path: str
+    ) -> None:
+        """Logs a table as the file `artifact_path` (`.json`), in place of an earlier one."""
+        self._put("table", text=table_text(columns, rows), artifact_path=artifact_path)
+
+    def log_picture(self, name: str, png: bytes, step: int) -> None:
+        """Logs a picture of one step; the page draws those of one name as a chart with a slider.
+
+        One of more than `MAX_PICTURE_BYTES` is left out: the journal keeps it until it is sent.
+        """
+        if len(png) > MAX_PICTURE_BYTES:
+            logger.warning("picture %s has %d bytes: left out", name, len(png))
+            return
+        path = picture_path(name, step, now_ms())
+        self._put("picture", step=step, text=picture_text(png), artifact_path=path)
+
+    def log_model(self, model: LoggedCheckpoint) -> None:
+        """Logs a checkpoint as a model of the run, in place of those before that it beats."""
+        self._put("model", step=model.step, text=model.text())
+
+    def watch_system(self, every_s: float) -> None:
+        """Starts to log the load of this node every so many seconds, until `close`."""
+        if every_s and self._system is None:
+            self._system = SystemWatch(lambda values: self.log_metrics(values, self._step), every_s)
+
     def close(self, status: Status = "FINISHED", timeout_s: float = 10.0) -> None:
         """Sends what is left; what cannot be sent in `timeout_s` stays in the journal.
 
         With the status RUNNING another process is to go on with the run.
         """
         atexit.unregister(self.close)
+        if self._system is not None:
+            self._system.close()
+            self._system = None
         self._sender.stop(status, timeout_s)
 
     def _put_parts(

@@ -204,6 +204,9 @@ class TrainConfig:
     more ends the run with a diagnosis."""
     log_every: int = 20
     """Steps between two lines of log and two points in MLflow."""
+    system_metrics_s: float = 10.0
+    """Seconds between two samples of the load of worker 0's node (CPU, memory, disk, network, GPUs)
+    in MLflow; 0 for none."""
     validate_every: int = 1000
     """Steps between two validations; 0 validates only at the end."""
     val_images: int = 200
@@ -245,6 +248,11 @@ class TrainConfig:
         _require("train", self, shares, lambda v: 0 <= v < 1, "be at least 0 and below 1")
         for rate in self.rates:
             read_rate(rate)
+        if not (self.system_metrics_s == 0 or 1 <= self.system_metrics_s < math.inf):
+            raise UserError(
+                f"train.system_metrics_s={self.system_metrics_s:g}: must be 1 or more seconds, or "
+                "0 for no system metrics: the default is 10"
+            )
         if self.keep_best and not re.fullmatch(r"val/(\w+/)?(miou|pixel_accuracy)", self.keep_best):
             raise UserError(
                 f"train.keep_best={self.keep_best!r}: must be a metric of the validation: write "

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.storage.places import home_state_dir
+from pipeline.tracking.experiment import NOTE_TAG
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.config import TrainMixConfig, plain
 from pipeline.training.plan import RunPlan
 from pipeline.training.published import Published
-
-NOTE_TAG = "mlflow.note.content"
-"""The description of a run, which people edit on MLflow's page."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Job:
     lineage: Lineage = field(default_factory=Lineage)
     """The larger undertaking that the run is part of, such as a sweep."""
 
-    def run_tags(self, resumes: bool) -> dict[str, str]:
+    def run_tags(self, resumes: bool = False) -> dict[str, str]:
         """Tags of the MLflow run; those that resume leave the description that a person may own."""
         tags = self.tags | self.lineage.tags
         return {key: value for key, value in tags.items() if not resumes or key != NOTE_TAG}

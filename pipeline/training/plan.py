@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.checkpoint import is_one_line
-from pipeline.checkpoints.files import MOST_NAMED, manifest_tags
+from pipeline.checkpoints.files import MOST_NAMED, VALIDATION, manifest_tags
 from pipeline.data.datasets.few_shot.training import class_of, without_fold
 from pipeline.data.ingest.mixture import Mixture
 from pipeline.data.ingest.stream import Corpus, build_mixture, open_corpus
@@ -60,6 +60,11 @@ class RunPlan:
     def manifest_tags(self) -> dict[str, str]:
         """The fingerprints of the training shards, as tags."""
         return manifest_tags(self.corpus.manifests)
+
+    @property
+    def validation_tags(self) -> dict[str, str]:
+        """The fingerprints of the validation shards, as tags."""
+        return manifest_tags(self.validation.manifests, VALIDATION) if self.validation else {}
 
     def announce(self, first: int) -> None:
         """Logs what the run trains on, how long it is, and after which step it begins."""

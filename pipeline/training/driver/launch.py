@@ -123,9 +123,10 @@ def train(
             # A trial of a sweep runs in a process of Ray's, whose command says nothing.
             command = () if lineage.parent_run_id else sys.argv
             origin = origin_tags(git_commit(), not first, command)
+            tags = origin | plan.validation_tags | lineage.tags
             monitoring.WORKERS_WANTED.set(plan.config.cluster.num_workers, run=run.name)
             with monitoring.TRAINING_ACTIVE.while_in(run=run.name):
-                _fit(plan, replace(lineage, tags=origin | lineage.tags), lease, callbacks)
+                _fit(plan, replace(lineage, tags=tags), lease, callbacks)
     # A run that ends has stored the checkpoint of its last step.
     address = snapshot.address_of(run, max(first, plan.config.train.steps))
     return Outcome(address, read_provenance(address).metrics, time.perf_counter() - began)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.checkpoints.environment import ROOT, UNKNOWN
+from pipeline.tracking.experiment import NOTE_TAG
 from pipeline.tracking.redaction import MASK, is_secret_key, redact_text
-from pipeline.training.job import NOTE_TAG
 
 
 def origin_tags(commit: str, is_new: bool, command: Sequence[str]) -> dict[str, str]:

@@ -49,6 +49,7 @@ class BestModel:
     Args:
         upload: Copies a folder to the storage under a name; tries again by itself.
         folders: Where the models wait.
+        on_stored: Called with the step, the local folder and the name of each that is stored.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class BestModel:
         storage: RunStorage,
         upload: Callable[[ray.train.Checkpoint, str], Any],
         folders: LocalFolders,
+        on_stored: Callable[[int, Path, str], None] = lambda *_: None,
     ) -> None:
+        self._on_stored = on_stored
         self._run, self._train, self._data = config.run, config.train, config.data
         self._storage, self._upload, self._folders = storage, upload, folders
         self._lock = threading.Lock()
@@ -121,6 +124,7 @@ class BestModel:
         before, self._folder = self._folder, candidate.name
         with self._lock:
             self._stored = candidate.value
+        self._on_stored(candidate.step, candidate.folder, candidate.name)
         if before and before != candidate.name:
             try:
                 self._storage.delete(before)

@@ -34,6 +34,12 @@ from pipeline.training.saving.best import BestModel
 from pipeline.training.saving.checkpoint import Content, content_of
 from pipeline.training.saving.host_copy import HostCopy
 from pipeline.training.saving.local_folders import LocalFolders
+from pipeline.training.saving.logged import (
+    BEST_TAG,
+    LAST_TAG,
+    address_of,
+    logged_checkpoint,
+)
 from pipeline.training.state import order
 from pipeline.training.state.state import TrainingState
 
@@ -74,7 +80,9 @@ class Saver:
             monitoring.CHECKPOINTS_LEFT_OUT.start(run=self._run.name)
             self._folders.remove_left()
             if self._train.keep_best:
-                self._best = BestModel(job.plan.config, self._storage, self._upload, self._folders)
+                self._best = BestModel(
+                    job.plan.config, self._storage, self._upload, self._folders, self._tell_best
+                )
 
     @property
     def news(self) -> int:
@@ -130,6 +138,9 @@ class Saver:
                 # Counted before Ray's thread can start: it counts down when the upload has ended.
                 with self._lock:
                     self._on_their_way += 1
+                if self._tracker is not None:
+                    place = address_of(self._run, step_folder(due["step"]))
+                    self._tracker.set_tags({LAST_TAG: place})
         # Last, and by every worker, with a checkpoint or without: Ray waits for the reports of all.
         # A report without a checkpoint would wait for those before it too, if it were not ASYNC.
         ray.train.report(
@@ -151,6 +162,17 @@ class Saver:
             report = {"step": self._state.step, **metrics}
             content = self._take(resumable=False)
             self._writing = self._writer.submit(self._write_best, content, report, value)
+
+    def _tell_best(self, step: int, folder: Path, name: str) -> None:
+        """Makes the best model, which the storage has now, the run's model in MLflow."""
+        if self._tracker is None:
+            return
+        address = address_of(self._run, name)
+        try:
+            self._tracker.set_tags({BEST_TAG: address})
+            self._tracker.log_model(logged_checkpoint(folder, address, step, self._job.run_tags()))
+        except Exception as error:  # Neither the checkpoint nor the run depends on it.
+            logger.warning("the best model, of step %d, is not shown in MLflow: %s", step, error)
 
     def wait(self) -> None:
         """Reports what is still to be reported, and waits until the best model is stored."""

@@ -43,6 +43,7 @@ from pipeline.training.worker.overhead import Overhead
 from pipeline.training.worker.preemption import PreemptionNotice
 from pipeline.training.worker.process import prepare_process
 from pipeline.training.worker.progress import SpeedMeter
+from pipeline.training.worker.record import describe_run, show_validation
 from pipeline.training.worker.regularizer_watch import RegularizerWatch
 from pipeline.training.worker.validation import validate
 from pipeline.training.worker.watchdog import Watchdog
@@ -67,6 +68,7 @@ def train_worker(settings: dict[str, Any]) -> EarlyEnd:
         if context.get_world_rank() == 0:
             tags = job.run_tags(resumes=latest is not None)
             tracker = stack.enter_context(open_tracker(config, tags, job.lineage.parent_run_id))
+            describe_run(tracker, job.plan, tags)
             stop = StopListener(job.stop) if job.stop else None
         loop = Loop(job, state, wrapped, encoder, device, tracker, stop)
         stack.callback(loop.watchdog.close)
@@ -289,6 +291,8 @@ class Loop:
         if self.tracker:
             self.tracker.log_metrics(metrics, done)
             self.tracker.log_text(result.table(), f"validation/step_{done:08d}.txt")
+            with self.overhead.spent("train/pictures_s"):
+                show_validation(self.tracker, result, done)
             logger.info("step %d  validation mIoU %.3f", done, metrics["val/miou"])
             if result.unscored:
                 logger.warning("none of the labels is in val of %s", ", ".join(result.unscored))

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,23 @@ from pipeline.training.questions.questions import Questions
 logger = logging.getLogger(__name__)
 
 
+_MOST_EXAMPLES = 4
+"""Images that are kept to be drawn; each dataset has one, if they are not more."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image of the validation as it was seen."""
+
+    dataset: str
+    image: np.ndarray
+    """(S, S, 3) uint8 RGB, padded at the right and bottom."""
+    target: np.ndarray
+    """(S, S) uint8: positions in the labels, or IGNORE."""
+    answer: np.ndarray
+    """(S, S) int64: positions in the labels."""
+
+
 @dataclass(frozen=True)
 class Validation:
     """The confusion matrices of one validation, complete on every worker."""
@@ -34,6 +51,8 @@ class Validation:
     """By dataset; classes are positions in `labels`."""
     num_bad: int = 0
     """Images that could not be read, and count nowhere."""
+    examples: list[Example] = field(default_factory=list)
+    """A few images of worker 0's, the same at every validation."""
 
     def metrics(self) -> dict[str, float]:
         """`val/<dataset>/miou` and `/pixel_accuracy`, and their means as `val/miou`, ...
@@ -98,7 +117,9 @@ def validate(
     reader = SampleReader(corpus, open_cache(config.data, corpus.uri))
     was_training = lseg.training
     lseg.eval()
-    matrices = {}
+    matrices: dict[str, ConfusionMatrix] = {}
+    examples: list[Example] = []
+    each = max(1, _MOST_EXAMPLES // len(corpus.sizes)) if rank == 0 else 0
     text_KC = questions.text_KC
     num_bad = torch.zeros((), dtype=torch.int64, device=text_KC.device)
     for name, size in corpus.sizes.items():
@@ -108,6 +129,7 @@ def validate(
         space = space_of(labels.names, (), labels.lut, competing.tolist())
         # Spread over the whole split, which is sorted by name; every N-th of them is this worker's.
         indices = evenly(size, config.train.val_images)[rank::world]
+        wanted = min(each, _MOST_EXAMPLES - len(examples))
         read = partial(_read_view, reader, name, config.data.augment.base_px)
         for _, view in read_ahead(read, indices, BadSample):
             if isinstance(view, BadSample):  # No reason to end a run.
@@ -117,13 +139,17 @@ def validate(
             image, label = view
             with amp:
                 ids = predict(lseg, [image], text_KC[competing], space, AS_IT_IS)
-            matrix.update(ids[0], space.target(label))
+            target = space.target(label)
+            matrix.update(ids[0], target)
+            if wanted > 0:
+                examples.append(Example(name, image, target, ids[0].cpu().numpy()))
+                wanted -= 1
             on_image()
         dist.all_reduce(matrix.counts)
         matrices[name] = matrix
     dist.all_reduce(num_bad)
     lseg.train(was_training)
-    return Validation(labels.names, matrices, int(num_bad))
+    return Validation(labels.names, matrices, int(num_bad), examples)
 
 
 def _read_view(

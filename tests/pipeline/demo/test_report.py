@@ -63,7 +63,7 @@ def test_the_report_holds_what_it_wants_against_what_was_reached(
     experiment = client.get_experiment_by_name("lseg")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'demo'")
-    assert run.data.metrics["demo/seen_miou"] == figures["seen_miou"]
+    assert run.data.metrics["val_demo/seen_miou"] == figures["seen_miou"]
 
 
 def test_the_protocol_reports_the_same_behaviours(mini_shards, checkpoint, tmp_path):

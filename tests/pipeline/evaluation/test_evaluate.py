@@ -130,7 +130,7 @@ def test_the_files_and_the_mlflow_run(unified, mini_shards, base_config):
     (run,) = runs
     assert run.data.metrics["train/loss"] == 1.0
     variant = base_config.variant
-    key = f"eval/{variant}/ade20k/miou"
+    key = f"eval/{variant}_miou/ade20k"
     assert run.data.metrics[key] == pytest.approx(report["figures"]["ade20k/miou"])
     assert run.data.tags[f"eval/{variant}/other"] == "none"
     (point,) = client.get_metric_history(run.info.run_id, key)[-1:]

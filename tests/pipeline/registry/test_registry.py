@@ -129,6 +129,7 @@ def test_the_run_shows_the_model_and_its_metrics(registry):
     client = MlflowClient(registry.tracking_uri)
     run = client.get_run(version.run_id)
     assert run.data.metrics["val/miou"] == 0.5
+    assert run.data.metrics["val_miou/ade20k"] == 0.5
     (output,) = {output.model_id for output in run.outputs.model_outputs}
     logged = client.get_logged_model(output)
     assert str(logged.status) == "READY"

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from model.errors import ModelError
 from model.lseg import LSeg
-from pipeline.checkpoints.files import step_folder
+from pipeline.checkpoints.files import content_fingerprint, step_folder
 from pipeline.errors import UserError
 from pipeline.training.config import RunConfig
 from pipeline.training.saving import checkpoint
@@ -444,3 +444,51 @@ def test_models_that_a_killed_process_left_are_removed(tmp_path, monkeypatch, na
     record.write_text("{")
     saver(tmp_path, monkeypatch)
     assert (tmp_path / "mine/best_00000008").is_dir()
+
+
+class Page:
+    """What MLflow's page of the run is told."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+        self.models: list[Any] = []
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """As a tracker's."""
+        self.tags |= tags
+
+    def log_model(self, model: Any) -> None:
+        """As a tracker's."""
+        self.models.append(model)
+
+    def wait_for_run(self, _: float) -> str:
+        """As a tracker's."""
+        return "r"
+
+
+def test_the_best_model_becomes_the_runs_model_once_it_is_stored(tmp_path, local, monkeypatch):
+    mine, door = saver(tmp_path, monkeypatch)
+    mine._tracker = page = Page()  # type: ignore[assignment]
+    door.open.clear()
+    offer(mine, 3, 0.25)
+    mine._settle()
+    assert not page.models
+    door.open.set()
+    mine.wait()
+    address = str(tmp_path / "mine/best_00000003")
+    assert page.tags == {"checkpoint.best": address}
+    (model,) = page.models
+    assert (model.address, model.step, model.metrics) == (address, 3, {METRIC: 0.25})
+    stored_folder = tmp_path / "mine/best_00000003"
+    assert model.tags["content"] == content_fingerprint(stored_folder)
+    assert model.params["backbone"] == "vit_tiny_patch16_224"
+
+
+def test_a_page_that_cannot_be_told_costs_no_model(tmp_path, local, monkeypatch, caplog):
+    mine, _ = saver(tmp_path, monkeypatch)
+    mine._tracker = page = Page()  # type: ignore[assignment]
+    monkeypatch.setattr(page, "log_model", lambda _: 1 / 0)
+    offer(mine, 3, 0.25)
+    mine.wait()
+    assert stored(tmp_path)[0] == ["best_00000003"]
+    assert "the best model, of step 3, is not shown in MLflow: division by zero" in caplog.text
