@@ -44,8 +44,8 @@ def description(
 
     Args:
         provenance: The checkpoint in it.
-        metrics: Those that it is registered with.
-        leads: `links` to where it comes from.
+        metrics: Metrics that it is registered with.
+        leads: Links to where it comes from, of `links`.
         given: The version's tags.
     """
     tags = {**described(provenance), **given}

@@ -16,7 +16,7 @@ MAX_ENTITIES = 1000
 MAX_TEXTS = 100
 """Parameters, and also tags, in one call."""
 MAX_PICTURE_BYTES = 256 * 1024
-"""Largest file of a picture, which the journal keeps whole until MLflow has it."""
+"""Largest file of an image, which the journal keeps whole until MLflow has it."""
 MAX_DIGEST_CHARS = 36
 """Longest digest of a dataset."""
 MAX_DATASET_CHARS = 500

@@ -1,4 +1,4 @@
-"""Records of what a run's page shows beside curves: datasets, pictures, tables and models.
+"""Records of what a run's page shows beside curves: datasets, images, tables and models.
 
 `run_page` sends them. They are redacted and cut here, as a journal holds nothing else.
 """
@@ -100,12 +100,12 @@ class LoggedCheckpoint:
 
 
 def picture_path(name: str, step: int, time_ms: int) -> str:
-    """Names the file of a picture such that MLflow's page draws those of one name as a chart."""
+    """Names the file of an image such that MLflow's page draws those of one name as a chart."""
     return f"images/{name}+step+{step}+timestamp+{time_ms}+0.png"
 
 
 def picture_text(png: bytes) -> str:
-    """The content of a picture as a record's text."""
+    """The content of an image as a record's text."""
     return base64.b64encode(png).decode("ascii")
 
 

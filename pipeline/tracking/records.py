@@ -46,9 +46,9 @@ class Record:
     path: str = ""
     """Artifacts: absolute path of the file or folder on this machine."""
     artifact_path: str = ""
-    """Artifacts: folder in the run; texts, tables and pictures: file in the run."""
+    """Artifacts: folder in the run; texts, tables and images: file in the run."""
     text: str = ""
-    """Content of a text or table; of a picture in base64; what a model is, in JSON."""
+    """Content of a text or table; of an image in base64; what a model is, in JSON."""
 
 
 def now_ms() -> int:

@@ -1,4 +1,4 @@
-"""What a run's page shows beside curves and parameters: datasets, pictures, tables and models.
+"""What a run's page shows beside curves and parameters: datasets, images, tables and models.
 
 Each is a record of the journal like any other, and each of these functions may be called again with
 the same record: what is there already is not made twice.
@@ -40,7 +40,7 @@ def send_inputs(client: Any, run_id: str, record: Record) -> None:
 
 
 def send_picture(client: Any, run_id: str, record: Record) -> None:
-    """Stores a picture as `MlflowClient.log_image` does, which a record sent again replaces.
+    """Stores an image as `MlflowClient.log_image` does, which a record sent again replaces.
 
     The page shows those of one name as a chart, whose slider is the step.
     """

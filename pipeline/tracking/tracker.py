@@ -186,7 +186,7 @@ class Tracker:
         self._put("table", text=table_text(columns, rows), artifact_path=artifact_path)
 
     def log_picture(self, name: str, png: bytes, step: int) -> None:
-        """Logs a picture of one step; the page draws those of one name as a chart with a slider.
+        """Logs an image of one step; the page draws those of one name as a chart with a slider.
 
         One of more than `MAX_PICTURE_BYTES` is left out: the journal keeps it until it is sent.
         """

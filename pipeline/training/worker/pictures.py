@@ -1,4 +1,4 @@
-"""Small pictures of a validation: a few images with truth and answer, and the confusion matrix.
+"""Small drawings of a validation: a few images with truth and answer, and the confusion matrix.
 
 They are drawn while all workers wait, and stay in the journal until MLflow has them: both their
 number and their bytes are bounded.
@@ -158,7 +158,7 @@ def _short(
 
 
 def small_png(sheet: Image.Image) -> bytes:
-    """A picture in 256 colours as a PNG, shrunk until it has at most MAX_PICTURE_BYTES."""
+    """An image in 256 colours as a PNG, shrunk until it has at most MAX_PICTURE_BYTES."""
     while True:
         file = io.BytesIO()
         sheet.quantize(256).save(file, "PNG")

@@ -76,7 +76,7 @@ def _inputs(
 
 
 def show_validation(tracker: Tracker, result: Validation, step: int) -> None:
-    """Logs the class table and the pictures of a validation; a defect in them ends no run."""
+    """Logs the class table and the images of a validation; a defect in them ends no run."""
     try:
         tracker.log_table(_TABLE, class_rows(result, step), "classes.json")
         if result.examples:

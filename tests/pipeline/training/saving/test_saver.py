@@ -31,6 +31,7 @@ from pipeline.training.config import RunConfig
 from pipeline.training.saving import checkpoint
 from pipeline.training.saving.checkpoint import content_of
 from pipeline.training.saving.local_folders import LocalFolders
+from pipeline.training.saving.logged import BEST_TAG
 from pipeline.training.saving.saver import Saver
 from tests.support.local_saver import local_saver
 
@@ -476,7 +477,7 @@ def test_the_best_model_becomes_the_runs_model_once_it_is_stored(tmp_path, local
     door.open.set()
     mine.wait()
     address = str(tmp_path / "mine/best_00000003")
-    assert page.tags == {"checkpoint.best": address}
+    assert page.tags == {BEST_TAG: address}
     (model,) = page.models
     assert (model.address, model.step, model.metrics) == (address, 3, {METRIC: 0.25})
     stored_folder = tmp_path / "mine/best_00000003"
