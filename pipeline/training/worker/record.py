@@ -1,4 +1,4 @@
-"""What a training tells MLflow beside its curves: its data and settings, and what it has learnt."""
+"""What a training says to MLflow beside its curves: its data, settings and what it has learnt."""
 
 import logging
 from collections.abc import Mapping
