@@ -21,6 +21,8 @@ def test_a_curve_that_began_under_an_older_version_is_one(tmp_path):
     client.log_metric(run_id, "val_miou/idd", 0.5, timestamp=2000, step=20)
     client.log_metric(run_id, "val/miou", 0.75, timestamp=2000, step=20)
     tracking = TrackingConfig(uri=uri)
-    runs = TrialRuns(SweepConfig(name="s", base="b", grid={"train.lr": [0.1]}, tracking=tracking), parent)
+    runs = TrialRuns(
+        SweepConfig(name="s", base="b", grid={"train.lr": [0.1]}, tracking=tracking), parent
+    )
     found = runs.histories(runs.run_id("t1"), ("val/idd/miou", "val/miou", "val/none/miou"))
     assert found == {"val/idd/miou": [(10, 0.25), (20, 0.5)], "val/miou": [(20, 0.75)]}
