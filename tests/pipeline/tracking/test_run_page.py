@@ -106,7 +106,7 @@ def test_the_table_and_the_source_are_such_as_mlflow_reads(sqlite):
     source = mlflow.data.get_source(run.inputs.dataset_inputs[0])
     assert source.to_dict()["uri"] == "s3://***@bucket/shards/ade20k/train/manifest.json"
     (model,) = models_of(client, run)
-    signature = Model.load(model.artifact_location).signature
+    signature = Model.load(model.artifact_location.removeprefix("file://")).signature
     assert signature is not None
     assert signature.inputs.input_names() == ["image"]
 
