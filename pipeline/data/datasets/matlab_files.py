@@ -141,7 +141,8 @@ def read_array(path: str, variable: str) -> np.ndarray:
         with h5py.File(path, "r", locking=False) as file:
             item = _member(file, variable)
             if item is None:
-                raise BadSample(_lacks(variable, (name for name in file if name[:1] != "#")))
+                names = [str(name) for name in file.keys()]
+                raise BadSample(_lacks(variable, [n for n in names if not n.startswith("#")]))
             return _label_matrix(item, variable)
     import scipy.io
 

@@ -386,6 +386,9 @@ def test_a_matlab_file_without_such_an_array_is_a_bad_sample(tmp_path):
         BadSample, match=r"masks/a\.mat: has no variable labels; it has groundtruth"
     ):
         other.native_label(source)
+    save_new(tmp_path / "masks/a.mat", np.zeros((2, 3), np.uint8))
+    with pytest.raises(BadSample, match="has no variable labels; it has groundtruth"):
+        other.native_label(source)
     reader = own(tmp_path, val_fraction=0.0, mask_variable="groundtruth")
     odd = {
         "must be a matrix": np.zeros((2, 3, 2), np.uint8),
