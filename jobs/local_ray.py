@@ -6,6 +6,7 @@ inherit it with their environment. No file holds it.
 """
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -67,13 +68,12 @@ def start(**settings: Any) -> None:
     require_token()
     import ray
 
+    reason = ""
     for attempt in range(1, _ATTEMPTS + 1):
         before = set(psutil.Process().children(recursive=True))
         try:
             ray.init(address="local", include_dashboard=False, **settings)
-            if ray.is_initialized():
-                _announce()
-            return
+            break
         except (TypeError, ValueError):  # Of the arguments.
             raise
         except Exception as error:  # Ray has no type of its own for a start that took too long.
@@ -88,8 +88,17 @@ def start(**settings: Any) -> None:
                 _ATTEMPTS,
             )
             time.sleep(_PAUSE_S)
+    else:
+        raise _never_started(reason)
+    # A folder that another user's Ray has made is no reason not to train.
+    if ray.is_initialized():
+        with contextlib.suppress(OSError, ValueError):
+            _announce()
+
+
+def _never_started(reason: str) -> UserError:
     load = ", ".join(f"{number:.0f}" for number in os.getloadavg())
-    raise UserError(
+    return UserError(
         f"Ray: did not start on this machine at {_ATTEMPTS} attempts (the last: {reason}): the "
         f"machine must have CPU and memory to spare (load {load} on {os.cpu_count()} cores): end "
         "what keeps it busy and start the same command again; Ray's own words are in "
