@@ -11,6 +11,7 @@ small disk) and Prometheus (`apt install prometheus`).
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class Drill:
     """One training, and what is done to it."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        shards = shards_below(folder)
+        shards = shards_below(folder)  # What `--shards` names is there already.
         _damage(shards)
         self.disk = stack.enter_context(_small_disk(folder / "drill" / "runs"))
         recipe = write_recipe(folder / "drill", shards, 100_000, 10)
@@ -155,11 +156,14 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the drills."""
     parser = argparse.ArgumentParser(description="Drills on a training that Prometheus watches.")
     parser.add_argument("--log", type=Path, help="File that gets the log of the training.")
+    parser.add_argument("--shards", type=Path, help="Shards to copy; else they are made.")
     given = parser.parse_args(argv)
     if not is_installed() or os.getuid():
         print("needs root, and Prometheus: apt install prometheus")
         return 2
     with tempfile.TemporaryDirectory(prefix="drill-") as folder, ExitStack() as stack:
+        if given.shards:
+            shutil.copytree(given.shards, Path(folder) / "shards")
         drill = Drill(Path(folder), stack)
         try:
             drill.run()
