@@ -35,6 +35,10 @@ def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
     labels = tuple(line.strip() for line in lines if line.strip())
     if not labels:
         raise UserError(f"{where}: names no label: write one label a line")
+    if len(labels) == 1 and "," in labels[0]:
+        raise UserError(
+            f"{where}: names one label, {printable(labels[0])[:60]!r} with commas: write one a line"
+        )
     for label in labels:
         # Marks that join letters, as in Persian or in emoji, are no control characters.
         if any(unicodedata.category(letter) == "Cc" for letter in label):

@@ -13,6 +13,7 @@ from model.label_twins import label_twins
 from pipeline.checkpoints.label_list import read_label_list
 from pipeline.data.pixels.checks import MAX_SIDE_PX
 from pipeline.data.pixels.palette import PaletteName
+from pipeline.data.taxonomy import spelling
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -225,6 +226,8 @@ def check_vectors(
                 f"other={names[later]}: is the same to the text encoder as the label "
                 f"{names[first]!r}: drop it from one of them"
             )
+    if not is_trained:
+        _check_spelling(labels, where)
 
 
 def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
@@ -241,6 +244,18 @@ def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
         base_px=base_px,
         window_px=None if config.view == "whole" else window_px,
     )
+
+
+def _check_spelling(labels: Sequence[str], where: str) -> None:
+    """Refuses labels that look the same to a reader, whatever their vectors are."""
+    first: dict[str, str] = {}
+    for label in labels:
+        other = first.setdefault(spelling(label), label)
+        if other is not label:
+            raise UserError(
+                f"{where}: {other!a} and {label!a} are one label in two spellings: drop one, or "
+                "choose other words"
+            )
 
 
 def _is_encodable(text: str) -> bool:

@@ -334,6 +334,11 @@ def test_trained_labels_that_are_the_same_are_warned_of(caplog):
     assert "'bottle x' is the same to the text encoder as 'Bottle-X'" in caplog.text
     with pytest.raises(UserError, match="labels_file=x: 'Bottle-X' and 'bottle x'"):
         check_vectors(texts, Other(), vectors, "labels_file=x", is_trained=False)
+    # What looks the same may have other vectors, as of this encoder.
+    for looks in (("caf\u00e9", "cafe\u0301"), ("road", "ro\u00adad"), ("road", "\uff52oad")):
+        with pytest.raises(UserError, match=r"labels: '.*' and '.*\\.*' are one label in two sp"):
+            check_vectors(looks, Other(), stand_in_vectors(looks), "labels", is_trained=False)
+        check_vectors(looks, Other(), stand_in_vectors(looks), "labels", is_trained=True)
     # Words for "none" may be the same as each other.
     both = stand_in_vectors(("sky", "other", "others"))
     check_vectors(("sky",), Other(texts=("other", "others")), both, "labels", is_trained=False)

@@ -169,10 +169,14 @@ def label_text(universal_name: str) -> str:
     return universal_name.replace("_", " ")
 
 
+_UNSEEN = {ord(mark): None for mark in "\u00ad\u200b\u2060\ufeff"}
+"""Marks that show nothing and join no letters, unlike those of Persian or of emoji."""
+
+
 def spelling(name: str) -> str:
     """What a text encoder reads of a class name: equal for names that differ in spelling alone.
 
     Case, and whether words are parted by spaces, hyphens or underscores, make no label another.
     """
-    text = unicodedata.normalize("NFKC", html.unescape(name)).casefold()
+    text = unicodedata.normalize("NFKC", html.unescape(name)).casefold().translate(_UNSEEN)
     return " ".join(re.sub(r"[\s_-]+", " ", text).split())

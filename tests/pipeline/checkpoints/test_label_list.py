@@ -24,6 +24,7 @@ def test_lines_are_labels_whatever_wrote_them(tmp_path):
         b"road\nsky\x1b[2J\n",
         b"",
         b"\n \n",
+        b"road, sky, traffic light\n",
         b"x" * 5_000_000,
     ],
 )
