@@ -17,6 +17,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from model.errors import ModelError
+from model.settings_file import shown
 
 MAX_PICKLE_MIB = 16
 """Size of the structure; that of a published file has a third of a MiB."""
@@ -114,10 +116,10 @@ class _InertUnpickler(pickle.Unpickler):
             (module_name, global_name), (IMPORT_MAPPING.get(module_name, module_name), global_name)
         )
         if (module_name, global_name) == ("collections", "OrderedDict"):
-            return OrderedDict
+            return _Ordered
         suspects = SUSPECT_BUILTINS if module_name == "builtins" else frozenset()
         if module_name.split(".")[0] in SUSPECT_MODULES or global_name.split(".")[0] in suspects:
-            raise _SuspectError(f"{module_name}.{global_name}")
+            raise _SuspectError(shown(f"{module_name}.{global_name}")[1:-1])
         # A class of its own for every mention: a pickle can set attributes on what it names.
         return type("Inert", (Inert,), {"origin": f"{module_name}.{global_name}"})
 
@@ -131,44 +133,123 @@ class _InertUnpickler(pickle.Unpickler):
         return _Storage(pid[2], STORAGE_DTYPES[kind])
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What is known of a value before it is built: what its hash, comparison or text would take."""
+
+    values: int = 1
+    """Values in it, those of a tuple counted again wherever it is referred to."""
+    depth: int = 0
+    """Levels of tuples, which C code follows by recursion that nothing bounds."""
+
+
+_PLAIN, _MARK = _Part(), _Part(0)
+
+
 def _check_steps(data: bytes) -> None:
     """Refuses a pickle whose few bytes would take memory or time without an end.
 
     Nothing is built here. What is read later then takes memory in proportion to its steps: an index
-    of the memo may not be ahead of the steps before it, since a list of that length is made; and
-    tuples that hold one tuple twice, whose hash or text doubles at each level, are few.
+    of the memo may not be ahead of the steps before it, since a list of that length is made; tuples
+    are shallow, and hold few values also where they refer to each other; and keys whose hashes an
+    attacker can choose are few, since equal ones are compared with each other.
     """
-    names = kept = shared = 0
-    before, tuples = "", set[int]()
+    desk = _Simulation()
     for number, (step, argument, _) in enumerate(pickletools.genops(data)):
         if number >= MAX_STEPS:
             raise pickle.UnpicklingError(f"it has more than {MAX_STEPS} steps")
-        if step.name in _PUTS and int(argument or 0) > number:
-            raise pickle.UnpicklingError("its memo is larger than its content")
-        if step.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
-            names += 1
-            if names > MAX_NAMES:
+        desk.take(number, step, argument)
+
+
+class _Simulation:
+    """The stack and the memo of an unpickler, with what is known of the values on them."""
+
+    def __init__(self) -> None:
+        self.stack: list[_Part] = []
+        self.memo: dict[int, _Part] = {}
+        self.names = self.values = self.keys = 0
+
+    def take(self, number: int, step: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Takes the step of this number."""
+        name, stack = step.name, self.stack
+        if name in ("GLOBAL", "STACK_GLOBAL", "INST"):
+            self.names += 1
+            if self.names > MAX_NAMES:
                 raise pickle.UnpicklingError(f"it names more than {MAX_NAMES} globals")
-        if step.name == "DUP":
+        if name == "DUP":
             raise pickle.UnpicklingError("it doubles what is on its stack")
-        if step.name in _PUTS:
-            index = int(argument) if argument is not None else kept
-            kept += 1
-            tuples.discard(index)
-            if before in _TUPLES:
-                tuples.add(index)
-        if step.name in _GETS and int(argument or 0) in tuples:
-            shared += 1
-            if shared > MAX_SHARED:
-                raise pickle.UnpicklingError(f"it refers to tuples more than {MAX_SHARED} times")
-        before = step.name
+        if isinstance(argument, int) and argument.bit_length() > 64:
+            raise pickle.UnpicklingError("it holds a number of more than 64 bits")
+        if name in _PUTS:
+            index = int(argument) if argument is not None else len(self.memo)
+            if index > number:
+                raise pickle.UnpicklingError("its memo is larger than its content")
+            self.memo[index] = stack[-1]
+            return
+        parts = self._popped(name, step.stack_before)
+        if name in _GETS:
+            stack.append(self.memo[int(argument)])
+            self._count(stack[-1].values)
+        elif name in _TUPLES:
+            stack.append(_Part(1 + sum(p.values for p in parts), 1 + max(_depths(parts))))
+            self._count(stack[-1].values)
+            if stack[-1].depth > MAX_DEPTH:
+                raise pickle.UnpicklingError(f"it nests tuples deeper than {MAX_DEPTH} levels")
+        else:
+            stack += [_MARK if o is pickletools.markobject else _PLAIN for o in step.stack_after]
+        self.keys += sum(part.depth > 0 for part in _hashed(name, parts))
+        if self.keys > MAX_TUPLE_KEYS:
+            raise pickle.UnpicklingError(f"it uses more than {MAX_TUPLE_KEYS} tuples as keys")
+
+    def _popped(self, name: str, before: list[Any]) -> list[_Part]:
+        """Takes off the stack what a step uses, without the mark."""
+        stack, wanted, parts = self.stack, len(before), list[_Part]()
+        if pickletools.markobject in before or (name == "POP" and stack[-1] is _MARK):
+            while stack[-1] is not _MARK:
+                parts.append(stack.pop())
+            stack.pop()
+            wanted = before.index(pickletools.markobject) if name != "POP" else 0
+        if len(stack) < wanted:
+            raise pickle.UnpicklingError("its stack is empty")
+        for _ in range(wanted):
+            parts.append(stack.pop())
+        return parts[::-1]
+
+    def _count(self, values: int) -> None:
+        self.values += values
+        if self.values > MAX_STEPS:
+            raise pickle.UnpicklingError(f"its tuples hold more than {MAX_STEPS} values")
 
 
-MAX_SHARED = 16
-"""References to tuples that came before; torch's tuples are new ones, but for a setting or two."""
-_TUPLES = frozenset(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"))
+def _depths(parts: list[_Part]) -> list[int]:
+    return [part.depth for part in parts] or [0]
+
+
+def _hashed(name: str, parts: list[_Part]) -> list[_Part]:
+    """The parts that a step puts into a mapping as keys, or into a set."""
+    if name == "DICT":
+        return parts[::2]
+    if name in ("SETITEM", "SETITEMS"):  # After the mapping itself.
+        return parts[1::2]
+    return parts if name in ("ADDITEMS", "FROZENSET") else []
+
+
+MAX_DEPTH = 40
+"""Levels of tuples in a tuple; torch has two."""
+MAX_TUPLE_KEYS = 1000
+"""Tuples that are keys of mappings or members of sets; a training state has none."""
+_TUPLES = frozenset(("TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"))
 _PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 _GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
+
+
+class _Ordered(OrderedDict[Any, Any]):
+    """An ordered mapping whose content comes by steps that were looked at, and not by its call."""
+
+    def __init__(self, *content: Any) -> None:
+        if any(content):
+            raise pickle.UnpicklingError("it calls OrderedDict with content")
+        super().__init__()
 
 
 class TorchFile:
@@ -270,6 +351,18 @@ _UNREADABLE = (
     RuntimeError,
     OSError,
 )
+
+
+def check_torch_file(path: Path | str) -> None:
+    """Refuses a `torch.save` file whose pickle would take `torch.load` memory or time without end.
+
+    `weights_only` keeps it from running code, and not from that. Files of other forms pass.
+
+    Raises:
+        ModelError: it is truncated, names what would run code, or is larger than it looks.
+    """
+    if zipfile.is_zipfile(path):
+        TorchFile(path)
 
 
 def is_tensor(record: Any) -> bool:

@@ -22,6 +22,8 @@ MAX_DEPTH = 40
 """Levels of mappings and lists."""
 MAX_CHARS = 20_000
 """Length of one value."""
+MAX_DIRECTIVES = 100
+"""Definitions of abbreviations for tags, of which a settings file has none."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -121,12 +123,19 @@ def _parsed(data: bytes, where: str, kind: str, parse: Callable[[str], Any]) -> 
 
 
 def _from_yaml(text: str) -> Any:
-    _check_events(text)
+    check_yaml(text)
     return yaml.load(text, Loader=_Loader)  # The safe one.
 
 
-def _check_events(text: str) -> None:
-    """Counts the values, those of an alias as often as it stands for them."""
+def check_yaml(text: str) -> None:
+    """Counts the values of a YAML text, those of an alias as often as it stands for them.
+
+    Raises:
+        ValueError: it holds more, or deeper ones, than settings do.
+        yaml.YAMLError: it is no YAML.
+    """
+    if text.count("%TAG") > MAX_DIRECTIVES:  # Each is compared with all before it.
+        raise ValueError(f"it has more than {MAX_DIRECTIVES} directives")
     sizes: dict[str, int] = {}
     open_: list[tuple[str | None, int]] = []  # Anchor of each open collection; values before it.
     count = 0

@@ -35,8 +35,9 @@ def test_settings_are_read_as_yaml_reads_them():
         (b"a: \xff\xfe", "no UTF-8"),
         (b"#" * (MAX_BYTES + 1), "larger than"),
         (b"a: b: c", "mapping values"),
+        (b"".join(b"%%TAG !a%d! tag:x\n" % n for n in range(150_000)) + b"---\na: b", "directives"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_what_is_no_settings_file_is_refused_in_one_short_line_at_once(data, reason):
     began = time.monotonic()

@@ -12,6 +12,7 @@ of the file names; the episodes are then others than the published ones, and a n
 import io
 import json
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def _listed(splits: Storage, name: str) -> dict[int, list[str]] | None:
             return _as_lists(load(splits.read(path)))
         except FileNotFoundError:
             continue
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"{where}: must hold a mapping of class ids to image names ({error}): take "
                 "HSNet's file"
@@ -133,16 +134,46 @@ class _PlainUnpickler(pickle.Unpickler):
         raise ValueError(f"it names {module}.{name}, and only lists and strings are allowed")
 
 
+_PLAIN_STEPS = frozenset(
+    "PROTO FRAME STOP MARK NONE INT BININT BININT1 BININT2 LONG LONG1 UNICODE BINUNICODE "
+    "SHORT_BINUNICODE STRING BINSTRING SHORT_BINSTRING EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT "
+    "DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET".split()
+)
+"""What a pickle of lists and texts consists of: nothing has a name of code, and no tuple, whose
+hash as a key a few bytes could make endless."""
+
+
 def load_plain_pickle(data: bytes) -> Any:
-    """Reads a pickle of plain containers.
+    """Reads a pickle of plain containers, in memory and time that its length bounds.
 
     Raises:
         ValueError: It is damaged, or holds anything else; nothing of it has run.
     """
     try:
+        for number, (step, argument, _) in enumerate(pickletools.genops(data)):
+            if step.name not in _PLAIN_STEPS:
+                raise ValueError(
+                    f"it holds a step {step.name}, and only lists and strings are allowed"
+                )
+            # The memo is a list of that length; and numbers of one hash are slow keys.
+            if isinstance(argument, int) and (
+                argument.bit_length() > 63 or ("PUT" in step.name and argument > number)
+            ):
+                raise ValueError("it holds a number that is too large")
         return _PlainUnpickler(io.BytesIO(data)).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError) as error:
-        raise ValueError(f"not a pickle: {error}") from None
+    except _NO_PICKLE as error:
+        raise ValueError(f"not a pickle: {str(error)[:200]}") from None
+
+
+_NO_PICKLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+)
 
 
 def _as_lists(content: Any) -> dict[int, list[str]]:
@@ -150,6 +181,7 @@ def _as_lists(content: Any) -> dict[int, list[str]]:
     for key, names in dict(content).items():
         for name in names:
             if not isinstance(name, str) or not name.endswith(".jpg"):
-                raise ValueError(f"{str(name)[:60]!r} is no image's name")
+                shown = repr(name[:60]) if isinstance(name, str) else f"a {type(name).__name__}"
+                raise ValueError(f"{shown} is no image's name")
         lists[int(key)] = list(names)
     return lists

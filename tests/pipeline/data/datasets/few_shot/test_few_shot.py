@@ -192,6 +192,29 @@ class TestCOCO:
         with pytest.raises(ValueError, match="not a pickle"):
             load_plain_pickle(b"\x80\x04")
 
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"\x80\x04})" + b"\x85" * 400_000 + b"Ns.",
+            b"\x80\x02Nr\x00\x00\x00\x08.",
+            b"\x80\x02}\x8a\x0a" + (2**61 - 1).to_bytes(10, "little") + b"]s.",
+            b"\x80\x04\x96" + b"\xff" * 7 + b"\x0f.",
+        ],
+        ids=["nested key", "memo", "number", "length"],
+    )
+    def test_a_few_bytes_of_a_pickle_take_neither_memory_nor_the_process(self, data):
+        with pytest.raises(ValueError, match=r"only lists and strings|too large|but only"):
+            load_plain_pickle(data)
+
+    def test_lists_that_hold_each_other_are_not_written_out(self, coco):
+        names: list = ["x"]
+        for _ in range(60):
+            names = [names, names]
+        path = coco / "splits/coco/val/fold2.pkl"
+        path.write_bytes(pickle.dumps({2: names}))
+        with pytest.raises(UserError, match="a list is no image's name"):
+            open_few_shot("coco-20i", str(coco), str(coco / "splits")).episodes(2)
+
     def test_names_may_not_leave_the_root(self, coco):
         path = coco / "splits/coco/val/fold2.pkl"
         path.write_bytes(pickle.dumps({i: ["../../secret.jpg"] for i in range(2, 80, 4)}))
