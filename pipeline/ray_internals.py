@@ -28,16 +28,33 @@ SAVED_VIEW_TAG = "mlflow.sharedViewState."
 """Prefix of an experiment's tags in which MLflow's UI keeps saved views; the client has no call."""
 
 
-def guard_scoring_server(guard: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Puts a guard around the function with which MLflow's scoring server handles a request.
+def guard_scoring_server(
+    guard: Callable[[Callable[..., Any]], Callable[..., Any]], around: Callable[[Any], Any]
+) -> None:
+    """Puts guards around the server of MLflow that serves a model, and what it does with a request.
 
-    It parses the body before any code of a model, answers with tracebacks, and has no setting for
-    either. A guard that stands there already, marked by its attribute `guards`, is replaced.
+    It reads and parses each body before any code of a model, answers with tracebacks, and has no
+    setting for either. Guards that stand there already, marked by their attribute `guards`, are
+    replaced.
+
+    Args:
+        guard: Makes the function that handles a request from MLflow's.
+        around: Makes an ASGI application from MLflow's.
     """
     from mlflow.pyfunc import scoring_server
 
-    plain = getattr(scoring_server.invocations, "guards", scoring_server.invocations)
-    scoring_server.invocations = guard(plain)
+    server: Any = scoring_server
+    plain = getattr(server.invocations, "guards", server.invocations)
+    server.invocations = guard(plain)
+    make = getattr(server.init, "guards", server.init)
+
+    def init(model: Any) -> Any:
+        app = make(model)
+        app.add_middleware(around)
+        return app
+
+    init.guards = make  # type: ignore[attr-defined]
+    server.init = init
 
 
 def guard_snapshots(guard: Callable[[Callable[[], None]], None]) -> None:

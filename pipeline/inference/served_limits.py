@@ -1,10 +1,11 @@
 """What one call to the served model may cost: sizes, time, and how many are worked on at once.
 
 MLflow's scoring server reads each body whole, answers after a timeout while the work goes on, and
-sends the traceback of an error to the caller. `guarded` corrects the three for the process that
-serves; it changes nothing where no server runs.
+sends the traceback of an error to the caller. `Bodies` and `guarded` correct these for the process
+that serves; they change nothing where no server runs.
 """
 
+import asyncio
 import json
 import logging
 import math
@@ -31,6 +32,11 @@ logger = logging.getLogger(__name__)
 MAX_BODY_FACTOR = 1.5
 """A body may be so many times as large as the images in it: base64 takes four thirds."""
 
+MAX_WAITING_MIB = 512
+"""Bodies of all requests that are not answered yet; those beyond are sent away."""
+
+_VALUES_A_ROW = 20
+"""Values of a row of a request's table; one is the image."""
 _MAX_MESSAGE_CHARS = 2000
 
 
@@ -56,6 +62,16 @@ class Limits:
     max_label_chars: int = 200
     max_base_px: int = 2048
     """Largest `base_px`; half of it with `view` = `whole`, whose memory grows with its square."""
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Size of the body of a request."""
+        return int(self.max_call_mib * 2**20 * MAX_BODY_FACTOR) + 2**20
+
+    @property
+    def max_marks(self) -> int:
+        """Commas, colons and brackets in a body, those of labels among them."""
+        return self.max_labels * self.max_label_chars + 100_000
 
     @property
     def seconds(self) -> float:
@@ -114,23 +130,58 @@ class Turns:
             )
 
 
-def _check_parameters(data: Any, model: Any) -> None:
-    """Refuses parameters that the model does not have; MLflow drops them and answers all the same.
+def _check_content(data: bytes, model: Any, limits: Limits) -> None:
+    """Refuses a body of which MLflow would make far more than it is, or drop a part in silence.
+
+    A table of distinct columns takes memory by the square of the body's length, and parameters
+    that the model does not have are dropped.
 
     Raises:
-        MlflowException: INVALID_PARAMETER_VALUE; names the nearest one.
+        MlflowException: BAD_REQUEST, or INVALID_PARAMETER_VALUE with the nearest parameter's name.
     """
+    # Base64 holds none of these; labels may.
+    if sum(map(data.count, (b",", b"[", b"{", b":"))) > limits.max_marks:
+        raise MlflowException(
+            f"the request holds too many values: must be at most {limits.max_images} rows of one "
+            f"image, and {limits.max_labels} labels: send more calls",
+            BAD_REQUEST,
+        )
     try:
-        given = json.loads(data)["params"].keys()
-        known = [parameter.name for parameter in model.metadata.get_params_schema()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return  # Not of that form: MLflow says what is wrong with it.
-    for name in given:
+        content = json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return  # MLflow says what is wrong with it.
+    except ValueError:
+        raise MlflowException(
+            "the request holds a number of thousands of digits: correct it", BAD_REQUEST
+        ) from None
+    if not isinstance(content, dict):
+        return
+    most = _VALUES_A_ROW * limits.max_images
+    if any(_is_larger(value, most) for name, value in content.items() if name != "params"):
+        raise MlflowException(
+            f"the request's table is too large: must be at most {limits.max_images} rows of one "
+            "image: send more calls",
+            BAD_REQUEST,
+        )
+    given = content.get("params")
+    known = [parameter.name for parameter in model.metadata.get_params_schema()]
+    for name in given if isinstance(given, dict) else ():
         if name not in known:
             raise MlflowException.invalid_parameter_value(
                 f"params.{printable(name[:100])}: no such parameter: there are {', '.join(known)}"
                 f"{did_you_mean(name[:100], known)}"
             )
+
+
+def _is_larger(tree: Any, most: int) -> bool:
+    """Whether a parsed JSON value holds more values than so many, itself among them."""
+    waiting, count = [tree], 0
+    while waiting and count <= most:
+        item = waiting.pop()
+        count += 1
+        if isinstance(item, dict | list):
+            waiting += item.values() if isinstance(item, dict) else item
+    return count > most
 
 
 def guarded(
@@ -143,21 +194,23 @@ def guarded(
         turns: Turns of the served model.
         limits: Limits of the served model.
     """
-    most = int(limits.max_call_mib * 2**20 * MAX_BODY_FACTOR) + 2**20
+    most = limits.max_body_bytes
 
     def answer(data: Any, content_type: str | None, model: Any, input_schema: Any) -> Any:
         try:
-            if content_type is None:
-                raise MlflowException("Content-Type: must be application/json", BAD_REQUEST)
-            if len(data) > most:
+            kind = (content_type or "").partition(";")[0].strip().lower()
+            # A Parquet file of a few bytes may unpack to any size, and CSV holds no bytes.
+            if kind != "application/json":
                 raise MlflowException(
-                    f"the request has {len(data) / 2**20:.1f} MiB: must be at most "
-                    f"{most / 2**20:.1f} MiB: send more calls",
+                    f"Content-Type={printable(kind[:100])}: must be application/json, with each "
+                    "image in base64: send it as that",
                     BAD_REQUEST,
                 )
+            if len(data) > most:
+                raise _too_large(f"has {len(data) / 2**20:.1f} MiB", most)
             # Parsing takes several times the memory of the body, so it needs a turn too.
             with turns.one(is_timed=True):
-                _check_parameters(data, model)
+                _check_content(data, model, limits)
                 return invocations(data, content_type, model, input_schema)
         except MlflowException as error:
             if trace := error.json_kwargs.pop("stack_trace", ""):
@@ -175,3 +228,80 @@ def guarded(
 
     answer.guards = invocations  # type: ignore[attr-defined]
     return answer
+
+
+def _too_large(what: str, most: int) -> MlflowException:
+    return MlflowException(
+        f"the request {what}: must be at most {most / 2**20:.1f} MiB: send more calls", BAD_REQUEST
+    )
+
+
+class Bodies:
+    """Reads the body of each request before the server does, and ends those that are too large.
+
+    An ASGI application around the server's.
+    """
+
+    def __init__(self, app: Any, limits: Limits) -> None:
+        self._app, self._limits = app, limits
+        self._waiting = 0
+        """Bytes of all requests that are not answered yet."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handles a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        parts: list[bytes] = []
+        try:
+            try:
+                reading = self._read(receive, parts)
+                if not await asyncio.wait_for(reading, self._limits.seconds):
+                    return  # The connection ended, and nobody waits.
+            except TimeoutError:
+                raise MlflowException(
+                    f"the request did not come whole within {self._limits.seconds:g} s: send it "
+                    "at once",
+                    DEADLINE_EXCEEDED,
+                ) from None
+        except MlflowException as error:
+            await _send_error(send, error)
+        else:
+            parts[:] = [b"".join(parts)]
+            messages = [{"type": "http.request", "body": parts[0], "more_body": False}]
+
+            async def receive_read() -> Any:
+                return messages.pop() if messages else await receive()
+
+            await self._app(scope, receive_read, send)
+        finally:
+            self._waiting -= sum(map(len, parts))
+
+    async def _read(self, receive: Any, parts: list[bytes]) -> bool:
+        """Reads a body, and says whether it came whole."""
+        size, most = 0, self._limits.max_body_bytes
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            part = message.get("body", b"")
+            more = message.get("more_body", False)
+            size += len(part)
+            if size > most:
+                raise _too_large("is larger than a call may be", most)
+            if self._waiting + len(part) > MAX_WAITING_MIB * 2**20:
+                raise MlflowException(
+                    "the service is busy: too many requests wait: try again later",
+                    TEMPORARILY_UNAVAILABLE,
+                )
+            parts.append(part)
+            self._waiting += len(part)
+        return True
+
+
+async def _send_error(send: Any, error: MlflowException) -> None:
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    status = error.get_http_status_code()
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": error.serialize_as_json().encode()})

@@ -51,7 +51,7 @@ from pipeline.inference.config import (
 )
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.segmenter import encode_index, seen_image
-from pipeline.inference.served_limits import Limits, Turns, guarded
+from pipeline.inference.served_limits import Bodies, Limits, Turns, guarded
 from pipeline.ray_internals import guard_scoring_server
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,10 @@ class SegmentationModel(PythonModel):
         self._turns = Turns(self._limits)
         # Of all parts of the work the forward pass of a window comes most often.
         self._lseg.backbone.register_forward_pre_hook(self._turns.check)
-        guard_scoring_server(partial(guarded, turns=self._turns, limits=self._limits))
+        guard_scoring_server(
+            partial(guarded, turns=self._turns, limits=self._limits),
+            partial(Bodies, limits=self._limits),
+        )
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

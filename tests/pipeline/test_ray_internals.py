@@ -327,7 +327,8 @@ def test_requests_to_the_scoring_server_go_through_the_guard(monkeypatch):
 
     plain = scoring_server.invocations
     monkeypatch.setattr(scoring_server, "invocations", plain)
-    seen = []
+    monkeypatch.setattr(scoring_server, "init", scoring_server.init)
+    seen, around = [], []
 
     def guard_of(name):
         def guard(invocations):
@@ -346,11 +347,19 @@ def test_requests_to_the_scoring_server_go_through_the_guard(monkeypatch):
         class metadata:
             get_input_schema = staticmethod(lambda: None)
 
-    client = TestClient(scoring_server.init(Model()))
+    def around_of(name):
+        def wrap(app):
+            around.append(name)
+            return app
+
+        return wrap
+
     for name in ("first", "second"):
-        ray_internals.guard_scoring_server(guard_of(name))
+        ray_internals.guard_scoring_server(guard_of(name), around_of(name))
+        client = TestClient(scoring_server.init(Model()))
         client.post("/invocations", content=b"x", headers={"content-type": "text/csv"})
     assert seen == [("first", b"x", "text/csv"), ("second", b"x", "text/csv")]
+    assert around == ["first", "second"]  # Once in each server.
 
 
 def test_ray_sees_a_token_that_is_set_after_its_import():

@@ -1,5 +1,7 @@
-"""Turns and time of the calls to the served model, and what an answer may say of an error."""
+"""Turns, time and bodies of the calls to the served model, and what an answer may say."""
 
+import asyncio
+import json
 import threading
 import time
 from types import SimpleNamespace
@@ -7,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pipeline.inference.served_limits import Limits, Turns, guarded
+from pipeline.inference import served_limits
+from pipeline.inference.served_limits import Bodies, Limits, Turns, guarded
 
 
 def test_so_many_calls_at_once():
@@ -76,7 +79,7 @@ def test_nobody_waits_longer_than_the_server(monkeypatch, server_s, seconds):
 def test_bodies_are_bounded_before_they_are_parsed():
     limits = Limits(max_call_mib=1)
     answer = guarded(lambda *_: "done", Turns(limits), limits)
-    assert answer(b"x" * 2_400_000, "application/json", None, None) == "done"
+    assert answer(b"x" * 2_400_000, "application/json", of_other_and_labels(), None) == "done"
     with pytest.raises(MlflowException, match=r"must be at most 2\.5 MiB"):
         answer(b"x" * 2_700_000, "application/json", None, None)
 
@@ -103,3 +106,85 @@ def of_other_and_labels() -> SimpleNamespace:
     """A loaded model with two parameters."""
     schema = [SimpleNamespace(name="other"), SimpleNamespace(name="labels")]
     return SimpleNamespace(metadata=SimpleNamespace(get_params_schema=lambda: schema))
+
+
+class Connection:
+    """A request that comes in parts, and what is answered."""
+
+    def __init__(self, *parts: bytes, end: str = "whole") -> None:
+        self.parts, self.end = list(parts), end
+        self.num_read = 0
+        self.sent: list[dict] = []
+
+    async def receive(self) -> dict:
+        if self.num_read < len(self.parts):
+            self.num_read += 1
+            more = self.num_read < len(self.parts) or self.end != "whole"
+            part = self.parts[self.num_read - 1]
+            return {"type": "http.request", "body": part, "more_body": more}
+        if self.end == "waits":
+            await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return self.sent[0]["status"] if self.sent else 0
+
+
+class Server:
+    """Stands for MLflow's: it reads the body, and keeps it while it works."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.may_answer = asyncio.Event()
+
+    async def __call__(self, scope: dict, receive, send) -> None:
+        message = await receive()
+        assert not message["more_body"]
+        self.bodies.append(message["body"])
+        await self.may_answer.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+def test_a_body_is_bounded_while_it_comes():
+    async def run() -> None:
+        server = Server()
+        server.may_answer.set()
+        bodies = Bodies(server, Limits(max_call_mib=1, max_call_s=0.2))
+        scope = {"type": "http"}
+        mib = bytes(2**20)
+        fits, large = Connection(mib, b"x"), Connection(*[mib] * 100)
+        gone, slow = Connection(mib, end="gone"), Connection(mib, end="waits")
+        for one in (fits, large, gone, slow):
+            await bodies(scope, one.receive, one.send)
+        assert [one.status for one in (fits, large, gone, slow)] == [200, 400, 0, 504]
+        assert server.bodies == [mib + b"x"]
+        assert large.num_read == 3  # And no further.
+        message = json.loads(large.sent[1]["body"])["message"]
+        assert message.startswith("the request is larger than a call may be: must be at most 2.5")
+        assert bodies._waiting == 0
+
+    asyncio.run(run())
+
+
+def test_the_bodies_that_wait_are_bounded_together(monkeypatch):
+    monkeypatch.setattr(served_limits, "MAX_WAITING_MIB", 2)
+
+    async def run() -> None:
+        server = Server()
+        bodies = Bodies(server, Limits())
+        scope, part = {"type": "http"}, bytes(2**19)
+        calls = [Connection(part) for _ in range(5)]
+        waiting = [asyncio.create_task(bodies(scope, c.receive, c.send)) for c in calls]
+        await asyncio.sleep(0.05)
+        server.may_answer.set()
+        await asyncio.gather(*waiting)
+        assert sorted(call.status for call in calls) == [200, 200, 200, 200, 503]
+        later = Connection(part)
+        await bodies(scope, later.receive, later.send)
+        assert later.status == 200
+
+    asyncio.run(run())

@@ -212,6 +212,7 @@ def client(served) -> Iterator[TestClient]:
     with TestClient(scoring_server.init(served), raise_server_exceptions=False) as client:
         yield client
     scoring_server.invocations = scoring_server.invocations.guards
+    scoring_server.init = scoring_server.init.guards
 
 
 def posted(client: TestClient, content: Any, kind: str | None = "application/json") -> Any:
@@ -239,6 +240,13 @@ def request_of(**params: Any) -> str:
         ("null", "JSON"),
         ('{"dataframe_split": 5}', "dictionary"),
         (" " * 3_000_000, "MiB"),
+        ('{"dataframe_split": ' + "9" * 5000 + "}", "thousands of digits"),
+        # Tables of which pandas makes the square.
+        (json.dumps({"dataframe_records": [{f"a{n}": n} for n in range(5000)]}), "table is too"),
+        (json.dumps({"inputs": [{f"a{n}": n for n in range(5000)}]}), "table is too"),
+        ('{"instances": [' + "{}," * 5000 + "{}]}", "table is too"),
+        ('{"dataframe_split": {"data": 1, "index": [' + "0," * 5000 + "0]}}", "table is too"),
+        ('{"params": [' + "[]," * 160_000 + "[]]}", "too many values"),
     ],
 )
 def test_no_request_gets_a_traceback(client, content, words):
@@ -249,6 +257,18 @@ def test_no_request_gets_a_traceback(client, content, words):
     assert "site-packages" not in answer.text
     assert str(Path(__file__).parents[3]) not in answer.text
     assert len(answer.text) < 3000
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/csv", "application/vnd.apache.parquet", "text/html; x=\x1b[2J", ""]
+)
+def test_only_json_is_read(client, kind):
+    """A Parquet file of a few bytes may unpack to any size."""
+    answer = posted(client, request_of(), kind=kind)
+    assert answer.status_code == 400
+    assert "must be application/json" in answer.json()["message"]
+    assert "\x1b" not in answer.text
+    assert posted(client, request_of(), kind="Application/JSON; charset=utf-8").status_code == 200
 
 
 def test_a_defect_is_told_in_the_log_alone(client, served, monkeypatch, caplog):
