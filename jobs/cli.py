@@ -4,16 +4,18 @@ Precedence is defaults < recipe (`--config FILE`) < command line (`--train.lr 0.
 mistake ends in one message and exit code 2; a traceback means a defect of ours.
 """
 
+import io
 import logging
 import math
 import os
+import select
 import sys
 import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TextIO, TypeVar, get_type_hints
 
 from jsonargparse import (
     SUPPRESS,
@@ -49,6 +51,8 @@ _NEWS_TO_NOBODY = (
     "execution finished in",
 )
 """Parts of lines that Ray's processes print and that say nothing to a user."""
+_BROKEN_PIPE = 141
+"""Exit code of a program whose output nobody reads any more, as a shell counts it."""
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -129,7 +133,7 @@ def parse(
     check_settings(config_class, parser.get_defaults(), words, bare or {})
     try:
         built = parser.instantiate(parser.parse_args(words))
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, RecursionError) as error:
         raise _mistake(error) from None
     given = {
         key: value.as_dict() if isinstance(value, Namespace) else value
@@ -153,6 +157,7 @@ def main(
         interrupted by Ctrl-C and 143 by SIGTERM. Any other exception is a defect and keeps its
         traceback.
     """
+    _ready_streams()
     local_ray.quiet()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines("driver" if os.environ.get("RAY_ADDRESS") else "", as_text=True))
@@ -160,7 +165,18 @@ def main(
     for ours in OURS:
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
-        run(parse(config_class, argv, description, bare))
+        code = _outcome(lambda: run(parse(config_class, argv, description, bare)))
+    except BrokenPipeError:
+        if not _is_abandoned(sys.stdout):
+            raise
+        code = _BROKEN_PIPE
+    return _flushed(code)
+
+
+def _outcome(work: Callable[[], Any]) -> int:
+    """The exit code of a job, whose mistakes are told."""
+    try:
+        work()
     except (UserError, ModelError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
@@ -173,6 +189,39 @@ def main(
         print(str(error) or "interrupted", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return 0
+
+
+def _ready_streams() -> None:
+    """Makes sure that any label and any name can be printed, wherever the output goes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # It is closed.
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_abandoned(stream: TextIO) -> bool:
+    """Whether nobody reads a pipe any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _flushed(code: int) -> int:
+    """Writes the rest of the output, where Python would tell a failure only at its very end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would be tried again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return code or _BROKEN_PIPE
+        if not code:
+            reason = told_by_system(error) or f"{error.strerror}: send it elsewhere"
+            print(f"error: the output: {reason}", file=sys.stderr)
+            return 2
+    return code
 
 
 def start_ray(num_cpus: float, num_gpus: int = 0) -> None:

@@ -79,7 +79,9 @@ def run(config: DoctorConfig) -> int:
     if config.shards:
         reports.append(check_shards(config.shards, config.splits, config.sample, config.workers))
     # Piped into a file there is no terminal to be as wide as.
-    console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 140)))
+    columns = os.environ.get("COLUMNS", "")
+    wide = int(columns) if columns.isdecimal() and int(columns) else 140
+    console = Console(width=None if sys.stdout.isatty() else wide)
     for report in reports:
         console.print(report.table())
     lost = sum(report.lost for report in reports)

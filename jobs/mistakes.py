@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
 
+from model.settings_file import MAX_BYTES, check_yaml
 from pipeline.errors import UserError, did_you_mean
 
 _KINDS = {
@@ -33,6 +34,9 @@ _IN_QUOTES = "(in quotes where it looks like a number)"
 
 _ALLOWED = {"data.weights": "'equal', 'size' or a mapping of dataset to number"}
 """Allowed values that a type annotation cannot express, by key."""
+
+_NO_RECIPE = (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError)
+"""What reading a file raises that is no recipe, or more than one can be."""
 
 _BARE = object()
 """The value of an option that stands alone, as `--rollback` may."""
@@ -104,8 +108,12 @@ def read_recipe(text: str) -> Mapping[str, Any]:
             what = "is not a file" if path.exists() else "there is no such file"
             raise UserError(f"{where}: {what}: check the path")
         try:
-            content = get_loader("yaml")(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            if path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
+            text = path.read_text(encoding="utf-8")
+            check_yaml(text)
+            content = get_loader("yaml")(text)
+        except _NO_RECIPE as error:
             problem = f": {' '.join(str(error).split())}"
     if problem or not isinstance(content, Mapping):
         form = "not a YAML mapping of settings, such as `train: {lr: 0.01}`"
@@ -120,7 +128,7 @@ def read_value(text: str) -> Any:
     """The value that a text of the command line is read as; the text itself where it is no YAML."""
     try:
         return get_loader("yaml")(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return text
 
 

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -206,6 +207,37 @@ def test_a_wrong_recipe_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsy
         assert word not in told
 
 
+ALIASES = "a: &a [1]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n"
+    for a, b in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (ALIASES, "more than 100000 values"),
+        ("run: " + "[" * 100_000, "nested deeper"),
+        ("run: &r {name: *r}", "stands for nothing"),
+        ("train: {steps: " + "9" * 5000 + "}", "4300 digits"),
+        ("".join(f"%TAG !a{n}! tag:x\n" for n in range(1000)) + "---\nrun: {}", "directives"),
+        ("#" * 5_000_000, "larger than 4 MiB"),
+        ("? [a, b]\n: c", "unhashable"),
+    ],
+    ids=range(7),
+)
+def test_a_recipe_that_swells_is_one_line_at_once(tmp_path, capsys, text, words):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    began = time.process_time()
+    assert main(TrainMixConfig, lambda _: None, ["--config", str(path)]) == 2
+    assert time.process_time() - began < 5
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+    assert len(told) < 500
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -213,6 +245,8 @@ def test_a_wrong_recipe_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsy
         (["--config", "."], ": is not a file: check the path\n"),
         (["--train", "3"], "train=3: must be a group of settings"),
         (["--train.lr", ""], "train.lr='': must be a number"),
+        (["--train.lr", "[" * 50_000], "train.lr="),
+        (["--config", "[" * 50_000], "there is no such file"),
         (["train.lr=3"], "unrecognized arguments: train.lr=3: write --KEY VALUE or --KEY=VALUE\n"),
     ],
 )
@@ -263,6 +297,43 @@ def test_exit_codes(capsys):
         raise KeyboardInterrupt
 
     assert main(TrainMixConfig, interrupted, []) == 130
+
+
+PRINTS = """
+import sys
+from jobs.cli import main
+from pipeline.training.config import TrainMixConfig
+def prints(config):
+    for _ in range(int(sys.argv[1])):
+        print("stra\\xdfe \\u9053\\u8def \\udcff")
+sys.exit(main(TrainMixConfig, prints, sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "lines", "code"),
+    [
+        ("| head -n 1", "100000", 141),
+        ("> /dev/full", "1", 2),
+        ("> /dev/full", "100000", 2),
+        (">&-", "1", 0),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_once(how, lines, code):
+    command = f'"$@" {how}; exit ${{PIPESTATUS[0]}}'
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    env |= {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        ["bash", "-c", command, "-", sys.executable, "-c", PRINTS, lines],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    told = r"error: (the output|this machine): no space left on device: make room, or .*\n"
+    assert re.fullmatch(told if code == 2 else "", done.stderr)
+    if how == "| head -n 1":
+        assert done.stdout == "stra\\xdfe \\u9053\\u8def \\udcff\n"
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "ENAMETOOLONG", "EROFS", "EIO", "EACCES", "EDQUOT"])
