@@ -7,6 +7,8 @@ file with other names than the network's leaves a random network that trains all
 """
 
 import logging
+import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,9 @@ from torch import nn
 
 from model.config import BackboneConfig
 from model.errors import ModelError, Unreachable
+from model.lightning_file import check_torch_file
 from model.lite_keys import timm_names
+from model.outline import check_finite
 from model.packages import BACKBONE_PACKAGES, PACKAGE, package_of
 from model.settings_file import shown
 
@@ -171,6 +175,7 @@ def watched_loading(config: BackboneConfig) -> Iterator[None]:
     try:
         # timm has no way to ask what it filled.
         with patch.object(nn.Module, "load_state_dict", noted):
+            _check_pickle(own_file(config))
             yield
     except ModelError:
         raise
@@ -185,6 +190,20 @@ def watched_loading(config: BackboneConfig) -> Iterator[None]:
         ) from error
 
 
+def _check_pickle(file: str) -> None:
+    """Reads a pickled weights file as data alone first: older versions of timm run what it says.
+
+    Raises:
+        Exception: it is none, or holds more than tensors.
+    """
+    if file and not file.endswith((".safetensors", ".npz")):
+        try:
+            check_torch_file(file)
+        except ModelError as error:
+            raise pickle.UnpicklingError(str(error)) from error
+        torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+
+
 def _check_filled(config: BackboneConfig, module: nn.Module, state: Mapping[str, Any]) -> None:
     cfg = getattr(module, "pretrained_cfg", None) or {}
     names = cfg.get("classifier") or ()
@@ -195,11 +214,12 @@ def _check_filled(config: BackboneConfig, module: nn.Module, state: Mapping[str,
     share = sum(own[name].numel() for name in fits) / max(1, sum(v.numel() for v in own.values()))
     source = config.weights or own_file(config) or "the published weights"
     logger.info("%s: %s fill %.1f %% of it", config.name, source, 100 * share)
+    named = config.weights or own_file(config)
+    where = f"{_setting(config)}={named}" if named else f"backbone.name={config.name}"
+    check_finite({n: state[n] for n in fits}, where)
     if share < LEAST_FILLED:
         empty = ", ".join(shown(name) for name in [n for n in own if n not in fits][:2])
         other = ", ".join(shown(name) for name in [n for n in state if n not in fits][:2])
-        named = config.weights or own_file(config)
-        where = f"{_setting(config)}={named}" if named else f"backbone.name={config.name}"
         raise ModelError(
             f"{where}: fills {100 * share:.1f} % of {config.name} ({len(fits)} of {len(own)} "
             f"tensors): must fill nearly all: it has {empty}, the file {other or 'nothing else'}: "

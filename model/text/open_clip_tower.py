@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from model.config import STAND_IN, TextConfig
 from model.errors import ModelError, Unreachable
+from model.lightning_file import check_torch_file
+from model.outline import check_finite
 from model.settings_file import shown
 from model.weights import require_hub_file
 
@@ -104,6 +106,7 @@ def _load_file(config: TextConfig) -> Any:
         )
     model: Any = open_clip.create_model(config.encoder, pretrained=None)
     try:
+        check_torch_file(path)
         state: dict[str, Tensor] = (
             load_file(path)
             if path.suffix == ".safetensors"
@@ -118,6 +121,7 @@ def _load_file(config: TextConfig) -> Any:
             f"text.pretrained={path}: is no complete weights file of {config.encoder} "
             f"({type(error).__name__}: {reason}): fetch it again"
         ) from error
+    check_finite(state, f"text.pretrained={path}")
     missing = [name for name in missing if not name.startswith(("visual.", "logit_"))]
     if missing or unexpected:
         raise ModelError(

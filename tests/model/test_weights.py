@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import zipfile
 
 import pytest
 import timm
@@ -72,6 +73,45 @@ def test_what_is_no_weights_file_is_named(tmp_path):
         ) as caught:
             build_backbone(config(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_holds_no_numbers_is_named(states, tmp_path):
+    state = {**states["vit"], "blocks.1.attn.qkv.bias": torch.full((144,), float("nan"))}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"overlay\.file=.*1 of \d+ tensors hold NaN"):
+        build_backbone(config(tmp_path / "w.safetensors"))
+
+
+class Attack:
+    """Unpickles into a call."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (type(self.path).touch, (self.path,))
+
+
+def test_a_pickled_file_runs_nothing_whatever_the_version_of_timm(states, tmp_path, monkeypatch):
+    """Some load pickles with `weights_only` false; here as if this one did."""
+    load = torch.load
+
+    def trusting(path, **options):
+        by_us = "mmap" in options
+        return load(path, **{**options, "weights_only": by_us})
+
+    monkeypatch.setattr(torch, "load", trusting)
+    file, trace = tmp_path / "w.pth", tmp_path / "trace"
+    torch.save(states["vit"], file)
+    build_backbone(config(file))
+    torch.save({**states["vit"], "epoch": Attack(trace)}, file)
+    with pytest.raises(ModelError, match=r"overlay\.file=.*w\.pth: cannot be loaded"):
+        build_backbone(config(file))
+    assert not trace.exists()
+    with zipfile.ZipFile(file, "w") as target:
+        target.writestr("archive/data.pkl", b"\x80\x04})" + b"\x85" * 400_000 + b"Ns.")
+    with pytest.raises(ModelError, match="nests tuples deeper"):
+        build_backbone(config(file))
 
 
 def test_a_file_that_is_not_there_is_named_before_anything_is_built(tmp_path):

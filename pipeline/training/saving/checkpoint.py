@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.checkpoint import WEIGHTS
 from model.config import ModelConfig
+from model.lightning_file import check_torch_file
 from pipeline.checkpoints.files import ORDER, TRAINER
 from pipeline.checkpoints.provenance import Provenance, save_model
 from pipeline.ray_internals import set_current_rates
@@ -115,6 +116,7 @@ def restore(source: ray.train.Checkpoint, state: TrainingState, device: torch.de
     with source.as_directory() as name:
         folder = Path(name)
         weights = load_file(folder / WEIGHTS, device=str(device))
+        check_torch_file(folder / TRAINER)
         trainer = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
         state.order = order.read(folder / ORDER)
     state.evaluated.load_state_dict(weights)
