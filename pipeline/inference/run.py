@@ -244,7 +244,7 @@ def _different(name: str, out: Storage, settings: dict[str, Any]) -> list[str]:
     try:
         before = json.loads(out.read(SETTINGS))
         return [key for key in settings if before.get(key) != settings[key]]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise UserError(
             f"out={name}: its {SETTINGS} is damaged: delete the folder, or give another"
         ) from None

@@ -316,7 +316,7 @@ class MlflowRun:
 
     def _send_artifact(self, record: Record) -> None:
         path = Path(record.path)
-        if not path.exists():
+        if not (path.is_file() or path.is_dir()):  # A pipe or a device would have no end.
             raise FileNotFoundError(f"{path}: the artifact is gone")
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         log(self.identity.run_id, record.path, record.artifact_path or None)

@@ -235,7 +235,7 @@ class SplitJob:
                 continue
             try:
                 result = UnitResult.from_json(self._out.read(path))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
             self._check_settings(f"{self._out.uri}/{path}", result.settings)
             whole = result.shard is None or present.get(unit.path) == result.shard.size

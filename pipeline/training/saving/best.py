@@ -174,7 +174,7 @@ class BestModel:
             value, folder = float(entry["value"]), entry["folder"]
             if not re.fullmatch(r"best_\d+", folder):
                 raise ValueError(f"folder={folder!r}")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             logger.warning("%s cannot be read (%s): it does not count", self._path, error)
             return
         self._folder = folder

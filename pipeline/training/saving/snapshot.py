@@ -6,6 +6,7 @@ says. It writes that file in place: a disk that is full at that moment leaves it
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,13 +31,34 @@ def latest_step(run: RunConfig) -> int:
     storage, path = open_storage(run.storage), f"{run.name}/{SNAPSHOT}"
     if not storage.exists(path):
         return 0
-    latest = json.loads(storage.read(path)).get("latest_checkpoint_result")
+    latest = _parsed(storage.read(path)).get("latest_checkpoint_result")
     return step_of(latest["checkpoint_dir_name"]) if latest else 0
 
 
 def address_of(run: RunConfig, step: int) -> str:
     """Names the checkpoint of a run after `step` steps: a path or an s3:// address."""
     return f"{run.storage}/{run.name}/{step_folder(step)}"
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """Reads a snapshot.
+
+    Raises:
+        ValueError: It is torn, or names what is no folder of a checkpoint.
+    """
+    try:
+        state = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    results = state.setdefault("checkpoint_results", []) if isinstance(state, dict) else None
+    if not isinstance(results, list):
+        raise ValueError("it holds no list of checkpoints")
+    latest = state.get("latest_checkpoint_result")
+    for result in [*results, *([latest] if latest else [])]:
+        name = result.get("checkpoint_dir_name") if isinstance(result, dict) else None
+        if not isinstance(name, str) or not re.fullmatch(r"step_\d{8,}", name):
+            raise ValueError(f"it names {str(name)[:40]!r} as a checkpoint")
+    return state
 
 
 class SnapshotKeeper(ray.train.UserCallback):
@@ -86,17 +108,20 @@ def repair(run: RunConfig) -> int:
     if not storage.exists(path):
         return _taken_up(run)
     try:
-        snapshot = json.loads(storage.read(path))
+        snapshot = _parsed(storage.read(path))
     except ValueError:
-        if not storage.exists(spare):
+        try:
+            data = storage.read(spare)
+            snapshot = _parsed(data)
+        except (FileNotFoundError, ValueError) as error:
+            if isinstance(error, UserError):  # The storage does not answer.
+                raise
             if step := _taken_up(run):
                 return step
             logger.warning("%s is torn, and no checkpoint was complete: starting over", path)
             storage.delete(path)
             return 0
         logger.warning("%s is torn: taking the one of the checkpoint before", path)
-        data = storage.read(spare)
-        snapshot = json.loads(data)
         storage.write(path, data)
     latest = snapshot.get("latest_checkpoint_result")
     for result in snapshot.get("checkpoint_results", []):
@@ -154,7 +179,7 @@ def newest_whole(run: RunConfig) -> int:
     storage, path = open_storage(run.storage), f"{run.name}/{SNAPSHOT}"
     if not storage.exists(path):
         return 0
-    state = json.loads(storage.read(path))
+    state = _parsed(storage.read(path))
     latest = state.get("latest_checkpoint_result")
     if not latest:
         return 0

@@ -49,6 +49,29 @@ def test_a_torn_snapshot_is_replaced_by_its_copy(run, tmp_path):
     assert snapshot.latest_step(run) == 8
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "[]",
+        '{"checkpoint_results": {}}',
+        '{"latest_checkpoint_result": 3}',
+        '{"checkpoint_results": [{"checkpoint_dir_name": "../../other/step_00000009"}]}',
+        '{"latest_checkpoint_result": {"checkpoint_dir_name": ["step_00000009"]}}',
+    ],
+    ids=range(6),
+)
+def test_what_is_no_snapshot_is_replaced_too_and_leads_nowhere(run, tmp_path, content):
+    SnapshotKeeper(run).after_report(None, [], object())
+    (tmp_path / "mine" / SNAPSHOT).write_text(content)
+    assert snapshot.repair(run) == 8
+    assert snapshot.latest_step(run) == 8
+    (tmp_path / "mine" / SNAPSHOT).write_text(content)
+    (tmp_path / "mine" / SPARE).write_text("{")
+    assert snapshot.repair(run) == 0
+    assert not (tmp_path / "mine" / SNAPSHOT).exists()
+
+
 def test_ray_tries_again_to_write_a_snapshot_that_the_storage_did_not_take(
     tmp_path, monkeypatch, caplog
 ):
