@@ -11,16 +11,25 @@
 #   LSEG_RETRAIN_ARGS   arguments of jobs/retrain.py; default: a shipped recipe
 #   LSEG_RAY            the ray command; default: that of .venv, else of PATH
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 
-: "${RAY_ADDRESS:?must be the dashboard of the cluster, http://HEAD:8265}"
+if [[ -z "${RAY_ADDRESS:-}" ]]; then
+  echo "error: RAY_ADDRESS: must be the dashboard of the cluster: set it to http://HEAD:8265" >&2
+  exit 2
+fi
 ray="${LSEG_RAY:-.venv/bin/ray}"
 if [[ -z "${LSEG_RAY:-}" && ! -x "$ray" ]]; then
   ray=ray
 fi
+if ! command -v "$ray" >/dev/null; then
+  echo "error: LSEG_RAY=$ray: must be the ray command: install Ray here, or name its place" >&2
+  exit 2
+fi
 default="--config jobs/recipes/mix7_vitl16.yaml --data.shards s3://shards/mix7"
 default+=" --run.storage s3://runs --run.name retrain --registry.name lseg"
-read -r -a arguments <<<"${LSEG_RETRAIN_ARGS:-$default}"
+# Of any number of lines, as YAML files write them.
+read -r -d '' -a arguments <<<"${LSEG_RETRAIN_ARGS:-$default}" || true
 # What is uploaded has no .git: the job is told which commit it runs, if this is a checkout.
 commit="$(git describe --always --abbrev=40 --dirty '--exclude=*' 2>/dev/null || true)"
 runtime_env='{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120",

@@ -133,6 +133,17 @@ def test_script_takes_other_arguments(tmp_path):
     assert words[-4:] == ["--config", "a.yaml", "--margin", "0.5"]
 
 
+def test_script_takes_arguments_of_several_lines_and_finds_its_checkout(tmp_path):
+    variables = {
+        "LSEG_RETRAIN_ARGS": "--config a.yaml\n  --margin 0.5\n\n--b 1\n",
+        "CDPATH": "/tmp:/",
+    }
+    done, words = run_script(tmp_path, 0, SUCCEEDED, **variables)
+    assert done.returncode == 0, done.stderr
+    assert words[-6:] == ["--config", "a.yaml", "--margin", "0.5", "--b", "1"]
+    assert (tmp_path / "folder").read_text().strip() == str(ROOT)
+
+
 @pytest.mark.parametrize("code", [2, 69, 75, 143])
 def test_script_passes_the_exit_code_of_the_job_on(tmp_path, code):
     says = f"{SUBMITTED}Job 'raysubmit_1' failed\n"
@@ -156,8 +167,11 @@ def test_script_takes_no_other_end_for_a_success(tmp_path):
 def test_script_fails_when_the_cluster_does(tmp_path):
     assert run_script(tmp_path, 1, "No available agent")[0].returncode == 1
     done, _ = run_script(tmp_path, RAY_ADDRESS="")
-    assert done.returncode != 0
-    assert "RAY_ADDRESS: must be the dashboard" in done.stderr
+    assert done.returncode == 2
+    assert "error: RAY_ADDRESS: must be the dashboard" in done.stderr
+    done, _ = run_script(tmp_path, LSEG_RAY="/no/such/ray")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "error: LSEG_RAY=/no/such/ray: must be the ray command" in done.stderr
 
 
 def test_shellcheck_finds_nothing():
