@@ -38,6 +38,10 @@ _ALLOWED = {"data.weights": "'equal', 'size' or a mapping of dataset to number"}
 _NO_RECIPE = (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError)
 """What reading a file raises that is no recipe, or more than one can be."""
 
+_NO_FILE = "there is no such file"
+
+_OPENING, _MOST_OPEN = ("[", "{", "- ", "? "), 500
+
 _BARE = object()
 """The value of an option that stands alone, as `--rollback` may."""
 
@@ -73,7 +77,28 @@ def check_settings(
                 )
             given += [{key: value}] if key in _hints(config_class) else []
     for settings in given:
+        _check_depth(settings)
         _check_group(config_class, settings, "", defaults)
+
+
+def _check_depth(settings: Mapping[str, Any]) -> None:
+    """Refuses texts that the parser, which reads each as YAML, would end the process over.
+
+    Raises:
+        UserError: One opens more lists and mappings than any setting has.
+    """
+    waiting: list[tuple[str, Any]] = list(settings.items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(f"{key}.{name}", inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, inner) for inner in value]
+        elif isinstance(value, str) and sum(map(value.count, _OPENING)) > _MOST_OPEN:
+            raise UserError(
+                f"{key}={value[:20]!r}...: opens more than {_MOST_OPEN} lists and mappings: "
+                "correct it"
+            )
 
 
 def options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -103,9 +128,13 @@ def read_recipe(text: str) -> Mapping[str, Any]:
     """
     content, where, problem = read_value(text), "--config", ""
     if not isinstance(content, Mapping):
-        path, where = Path(text).expanduser(), f"--config {text}"
-        if not path.is_file():
-            what = "is not a file" if path.exists() else "there is no such file"
+        where = f"--config {text if len(text) <= 200 else f'{text[:60]}...'}"
+        try:
+            path = Path(text).expanduser()
+            what = "" if path.is_file() else "is not a file" if path.exists() else _NO_FILE
+        except (OSError, ValueError, RuntimeError):  # No name that a file can have, or no home.
+            path, what = Path(), _NO_FILE
+        if what:
             raise UserError(f"{where}: {what}: check the path")
         try:
             if path.stat().st_size > MAX_BYTES:
@@ -127,6 +156,7 @@ def read_recipe(text: str) -> Mapping[str, Any]:
 def read_value(text: str) -> Any:
     """The value that a text of the command line is read as; the text itself where it is no YAML."""
     try:
+        check_yaml(text)  # First: what is deep ends the process that builds it.
         return get_loader("yaml")(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return text

@@ -223,8 +223,9 @@ ALIASES = "a: &a [1]\n" + "".join(
         ("".join(f"%TAG !a{n}! tag:x\n" for n in range(1000)) + "---\nrun: {}", "directives"),
         ("#" * 5_000_000, "larger than 4 MiB"),
         ("? [a, b]\n: c", "unhashable"),
+        ("run: {name: '" + "{" * 19_000 + "'}", "opens more than 500 lists"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_a_recipe_that_swells_is_one_line_at_once(tmp_path, capsys, text, words):
     path = tmp_path / "recipe.yaml"
@@ -245,8 +246,10 @@ def test_a_recipe_that_swells_is_one_line_at_once(tmp_path, capsys, text, words)
         (["--config", "."], ": is not a file: check the path\n"),
         (["--train", "3"], "train=3: must be a group of settings"),
         (["--train.lr", ""], "train.lr='': must be a number"),
-        (["--train.lr", "[" * 50_000], "train.lr="),
-        (["--config", "[" * 50_000], "there is no such file"),
+        (["--train.lr", "[" * 50_000], "train.lr='[[["),
+        (["--run.name", "- " * 50_000], "opens more than 500 lists"),
+        (["--config", "[" * 50_000], "[[...: there is no such file"),
+        (["--config", "~no-such-user/x"], "~no-such-user/x: there is no such file"),
         (["train.lr=3"], "unrecognized arguments: train.lr=3: write --KEY VALUE or --KEY=VALUE\n"),
     ],
 )

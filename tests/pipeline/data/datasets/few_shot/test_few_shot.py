@@ -197,7 +197,7 @@ class TestCOCO:
         [
             b"\x80\x04})" + b"\x85" * 400_000 + b"Ns.",
             b"\x80\x02Nr\x00\x00\x00\x08.",
-            b"\x80\x02}\x8a\x0a" + (2**61 - 1).to_bytes(10, "little") + b"]s.",
+            b"\x80\x02}\x8a\x0a" + (2**70).to_bytes(10, "little") + b"]s.",
             b"\x80\x04\x96" + b"\xff" * 7 + b"\x0f.",
         ],
         ids=["nested key", "memo", "number", "length"],
