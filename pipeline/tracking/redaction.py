@@ -23,9 +23,10 @@ _SECRET_WORDS = (
 _SECRET_KEY = re.compile(_SECRET_WORDS, re.IGNORECASE)
 # A variable that ends so holds the secret itself; AWS_WEB_IDENTITY_TOKEN_FILE holds a path.
 _SECRET_VARIABLE = re.compile(rf"(?:{_SECRET_WORDS})(?:_id|s)?$", re.IGNORECASE)
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://)[^/\s\"']*@")
+# Both in time that grows with the text's length alone, also for one that was made to be slow.
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]{0,30}://)[^/\s\"']*@")
 _QUERY = re.compile(
-    rf"([?&;][^=&\s]*(?:{_SECRET_WORDS}|signature)[^=&\s]*=)[^&\s\"']+", re.IGNORECASE
+    rf"([?&;][^=&?;\s]*(?:{_SECRET_WORDS}|signature)[^=&?;\s]*=)[^&\s\"']+", re.IGNORECASE
 )
 _AWS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")
 _MIN_ENV_SECRET_CHARS = 8  # shorter values would mask ordinary words

@@ -21,7 +21,9 @@ _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 
 
 _LFS_POINTER = b"version https://git-lfs"
-_PPM_HEADER = re.compile(rb"P\d(?:\s+|#[^\r\n]*[\r\n])+\d+(?:\s+|#[^\r\n]*[\r\n])+\d+\s")
+# What is taken is not given back: another split of the same spaces would fit no better.
+_PPM_SPACE = rb"(?:\s|#[^\r\n]*+[\r\n])++"
+_PPM_HEADER = re.compile(rb"P\d" + (_PPM_SPACE + rb"\d++") * 2 + rb"\s")
 _MAX_PPM_HEADER = 4096
 """Bytes; Pillow reads a header one byte at a time, and comments in it may be of any length."""
 

@@ -67,6 +67,17 @@ def test_a_ppm_of_one_long_comment_is_refused_at_once():
     assert time.process_time() - began < 0.5
 
 
+@pytest.mark.parametrize("space", [b" ", b"\n", b"#\n", b" #\n", b" # x\r\n"])
+def test_spaces_of_a_ppm_are_split_in_one_way(space):
+    """In all ways, as many as there are subsets of them, 50 bytes would take days."""
+    data = b"P3" + space * 40
+    began = time.process_time()
+    assert "PPM whose header" in unread_reason(data + b"x")
+    assert "PPM whose header" in unread_reason(data + b"4" + space * 40 + b"x")
+    assert unread_reason(data + b"4" + space * 40 + b"3 255\n") == ""
+    assert time.process_time() - began < 1
+
+
 def test_programs_are_no_images():
     buffer = io.BytesIO()
     Image.new("RGB", (9, 9)).save(buffer, "EPS")

@@ -89,3 +89,12 @@ def test_any_bytes_end():
         data = b"\xff\xd8" + rng.choice([255, 218, 217, 192, 0, 7], 300).astype("u1").tobytes()
         count_scans(data, 9)
         takes_one_pass(data)
+
+
+def test_fill_bytes_are_passed_in_one_go():
+    """A run of them that ends in no marker must not be looked through from each of its bytes."""
+    hidden = b"\xff\xda\x00\x02" + b"\xff" * 1_000_000 + b"\x00"
+    began = time.process_time()
+    with pytest.raises(BadSample, match="more than 50 scans"):
+        check_scans("x", b"\xff\xd8" + hidden + b"\xff\xff\xda\x00\x02" * 60 + b"\xff\xd9")
+    assert time.process_time() - began < 2
