@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
 from PIL import Image
@@ -387,6 +388,17 @@ def save_served(checkpoint: Path, target: Path, *, logged: Any = None, run_id: s
     # MLflow runs the entry to check it.
     for unwanted in list(target.rglob("__pycache__")):
         shutil.rmtree(unwanted)
+    _drop_places(target / "MLmodel")
+
+
+def _drop_places(path: Path) -> None:
+    """Takes the folders of this machine out of a description that everybody reads."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    flavor = content["flavors"]["python_function"]
+    flavor["model_code_path"] = ENTRY.name  # MLflow looks for this name beside the description.
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

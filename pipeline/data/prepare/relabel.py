@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -202,7 +203,7 @@ def _flat(root: Storage, name: str, dataset: str) -> Relabelling:
             table.add(*place, segment, natives, new)
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, TypeError, csv.Error, zlib.error) as error:
         raise UserError(
             f"{where}: is no table of relabelled segments ({type(error).__name__}: {error})"
         ) from error
@@ -220,10 +221,11 @@ def _checkout(root: Storage, datasets: set[str]) -> dict[str, Relabelling]:
         table = found.setdefault(dataset, Relabelling(dataset))
         natives = _natives_of(dataset, row["original_name"], row["file"])
         new = _universal_id(row["new_name"])
-        for number, line in enumerate(root.read(path).decode().split(), 1):
+        lines = root.read(path).decode(errors="backslashreplace").split()
+        for number, line in enumerate(lines, 1):
             match = _LINE.fullmatch(line)
             if match is None:
-                raise UserError(f"{root.uri}/{path}: line {number}: {line!r} names no segment")
+                raise UserError(f"{root.uri}/{path}: line {number}: {line[:80]!r} names no segment")
             segment = int(match["segment"])
             table.add(row["split"], match["parent"] or "", match["stem"], segment, natives, new)
     return found

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -53,13 +54,19 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(checkpoint, tmp_path_factory) -> mlflow.pyfunc.PyFuncModel:
-    """Saved and loaded by MLflow, with smaller limits than the shipped ones."""
+def saved(checkpoint, tmp_path_factory) -> Path:
+    """The folder of the pyfunc."""
     folder = tmp_path_factory.mktemp("pyfunc") / "model"
     save_served(checkpoint, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(saved) -> mlflow.pyfunc.PyFuncModel:
+    """Loaded by MLflow, with smaller limits than the shipped ones."""
     limits = {"max_images": 3, "max_image_mib": 0.05, "max_image_mpx": 0.01, "max_labels": 300}
     limits |= {"max_call_mib": 0.06, "max_call_mpx": 0.015}
-    return mlflow.pyfunc.load_model(str(folder), model_config={"device": "cpu", **limits})
+    return mlflow.pyfunc.load_model(str(saved), model_config={"device": "cpu", **limits})
 
 
 def picture(seed: int, height: int = 40, width: int = 64) -> np.ndarray:
@@ -87,6 +94,13 @@ def expected_ids(checkpoint: Path, image: np.ndarray, texts: tuple[str, ...]) ->
         batch = lseg.normalize(torch.from_numpy(seen_image(image, SLIDING))[None])
         text = lseg.embed_text(texts)
         return sliding_label_ids(lseg, batch, text, SLIDING, image.shape[:2])[0].numpy()
+
+
+def test_the_description_names_no_folder_of_the_machine_that_wrote_it(saved):
+    text = (saved / "MLmodel").read_text()
+    assert "model_code_path: served_entry.py" in text
+    assert re.findall(r".*/(?:tmp|root|home)/.*|.*lseg-serve.*", text) == []
+    assert str(Path(__file__).parents[3]) not in text
 
 
 def test_labels_of_the_call_decide(served, checkpoint):

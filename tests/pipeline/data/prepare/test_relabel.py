@@ -368,16 +368,19 @@ def test_tables_that_cannot_be_used_are_refused(tmp_path):
         with pytest.raises(UserError, match=message):
             load_relabelling(str(tmp_path), ["idd"])
     table.unlink()
-    (tmp_path / "idd.tsv.gz").write_bytes(gzip.compress(COLUMNS.encode())[:-9])
-    with pytest.raises(UserError, match=r"idd\.tsv\.gz: is no table"):
-        load_relabelling(str(tmp_path), ["idd"])
+    packed = gzip.compress(COLUMNS.encode())
+    for data in (packed[:-9], packed[:10] + b"\xff" * 40, packed[:-8] + bytes(8), b"\x1f\x8b"):
+        (tmp_path / "idd.tsv.gz").write_bytes(data)
+        with pytest.raises(UserError, match=r"idd\.tsv\.gz: is no table"):
+            load_relabelling(str(tmp_path), ["idd"])
 
 
 def test_a_line_that_names_no_segment_is_refused(tmp_path):
     path = tmp_path / "mseg/relabeled_data/idd_rider/idd_val_idd_rider_to_rider-other.txt"
-    write(path, b"seq4_597097_leftImg8bit_7.jpg\nnonsense\n")
-    with pytest.raises(UserError, match=r"line 2: 'nonsense' names no segment"):
-        load_relabelling(str(tmp_path), ["idd"])
+    for line, shown in ((b"nonsense", "nonsense"), (b"\xff\xfe", r"\\\\xff\\\\xfe")):
+        write(path, b"seq4_597097_leftImg8bit_7.jpg\n" + line + b"\n")
+        with pytest.raises(UserError, match=rf"line 2: '{shown}' names no segment"):
+            load_relabelling(str(tmp_path), ["idd"])
 
 
 def test_the_fingerprint_follows_the_decisions(tmp_path):
