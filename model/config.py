@@ -75,6 +75,11 @@ class BackboneConfig:
                 "backbone.kwargs.checkpoint_path: is not allowed: name a weights file with "
                 "backbone.weights"
             )
+        if self.kwargs.get("in_chans", 3) != 3:
+            raise ModelError(
+                f"backbone.kwargs.in_chans={shown(self.kwargs['in_chans'])}: must be 3, since "
+                "images are RGB: leave it out"
+            )
         if self.hooks is not None:
             object.__setattr__(self, "hooks", tuple(self.hooks))
             if len(self.hooks) != 4 or list(self.hooks) != sorted(self.hooks) or self.hooks[0] < 0:

@@ -198,7 +198,8 @@ def guarded(
 
     def answer(data: Any, content_type: str | None, model: Any, input_schema: Any) -> Any:
         try:
-            kind = (content_type or "").partition(";")[0].strip().lower()
+            kind, _, parameters = (content_type or "").partition(";")
+            kind = kind.strip().lower()
             # A Parquet file of a few bytes may unpack to any size, and CSV holds no bytes.
             if kind != "application/json":
                 raise MlflowException(
@@ -211,7 +212,8 @@ def guarded(
             # Parsing takes several times the memory of the body, so it needs a turn too.
             with turns.one(is_timed=True):
                 _check_content(data, model, limits)
-                return invocations(data, content_type, model, input_schema)
+                whole = f"{kind};{parameters}" if parameters else kind
+                return invocations(data, whole, model, input_schema)
         except MlflowException as error:
             if trace := error.json_kwargs.pop("stack_trace", ""):
                 logger.error("a call failed:\n%s", trace)

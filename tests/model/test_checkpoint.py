@@ -203,6 +203,7 @@ def scale_weights(folder: Path, factor: float) -> None:
         lambda f: change_config(f, **kwargs_of(depth=60_000, embed_dim=3, num_heads=1)),
         lambda f: change_config(f, **kwargs_of(embed_dim=60_000, mlp_ratio=1e12)),
         lambda f: change_config(f, **kwargs_of(patch_size=0)),
+        lambda f: change_config(f, **kwargs_of(in_chans=5)),
         lambda f: change_config(f, **kwargs_of(block_fn="os.system")),
         lambda f: change_config(f, **kwargs_of(pretrained_cfg_overlay={"std": [0, 0, 0]})),
         lambda f: change_config(f, **kwargs_of(pretrained_cfg_overlay={"mean": "abc"})),
@@ -225,7 +226,7 @@ def scale_weights(folder: Path, factor: float) -> None:
         lambda f: write_labels(f, b"x\n" * 70_000),
         lambda f: write_labels(f, b"x" * 5_000_000),
     ],
-    ids=range(48),
+    ids=range(49),
 )
 def test_whatever_a_folder_holds_ends_in_one_line_at_once(saved, damage, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -166,6 +166,7 @@ def load_plain_pickle(data: bytes) -> Any:
 
 
 _NO_PICKLE = (
+    ValueError,
     pickle.UnpicklingError,
     EOFError,
     AttributeError,
