@@ -52,7 +52,7 @@ _NEWS_TO_NOBODY = (
 )
 """Parts of lines that Ray's processes print and that say nothing to a user."""
 _BROKEN_PIPE = 141
-"""Exit code of a program whose output nobody reads any more, as a shell counts it."""
+"""Exit code of a program whose output is not read any more, as a shell counts it."""
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -174,7 +174,7 @@ def main(
 
 
 def _outcome(work: Callable[[], Any]) -> int:
-    """The exit code of a job, whose mistakes are told."""
+    """The exit code of a job, with a message for each mistake."""
     try:
         work()
     except (UserError, ModelError) as error:
@@ -202,7 +202,7 @@ def _ready_streams() -> None:
 
 
 def _is_abandoned(stream: TextIO) -> bool:
-    """Whether nobody reads a pipe any more, as after `| head`."""
+    """Whether the reader of a pipe is gone, as after `| head`."""
     poll = select.poll()
     poll.register(stream.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
