@@ -202,8 +202,12 @@ class Tracker:
 
     def watch_system(self, every_s: float) -> None:
         """Starts to log the load of this node every so many seconds, until `close`."""
-        if every_s and self._system is None:
+        if not every_s or self._system is not None:
+            return
+        try:
             self._system = SystemWatch(lambda values: self.log_metrics(values, self._step), every_s)
+        except Exception as error:  # A container may hide what is measured.
+            logger.warning("no system metrics: %s", error)
 
     def close(self, status: Status = "FINISHED", timeout_s: float = 10.0) -> None:
         """Sends what is left; what cannot be sent in `timeout_s` stays in the journal.

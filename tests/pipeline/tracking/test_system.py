@@ -46,6 +46,17 @@ def test_a_run_of_seconds_has_a_sample_too(sqlite):
     assert "system/cpu_utilization_percentage" in run.data.metrics
 
 
+def test_a_node_that_hides_its_load_keeps_its_run(dead, monkeypatch, caplog):
+    def hidden() -> None:
+        raise FileNotFoundError("/proc/net/dev")
+
+    monkeypatch.setattr(system.psutil, "net_io_counters", hidden)
+    with Tracker.start(dead, run_name="a", spill_path=None) as tracker:
+        tracker.watch_system(5)
+        tracker.close(timeout_s=0.1)
+    assert "no system metrics: /proc/net/dev" in caplog.text
+
+
 def test_a_gpu_tells_what_it_can(monkeypatch):
     class NVMLError(Exception):
         pass
