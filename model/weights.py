@@ -7,6 +7,7 @@ file with other names than the network's leaves a random network that trains all
 """
 
 import logging
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,28 @@ LEAST_FILLED = 0.97
 """Share of a backbone's numbers that a file must fill; some files lack a norm or a classifier."""
 
 
+PREFETCHED = "LSEG_WEIGHTS"
+"""Variable that names a place to which weights were fetched before."""
+
+HUB_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Variables that switch the hub off."""
+
+
+def use_hub_folder(folder: Path, offline: bool = True) -> None:
+    """Lets this process, and those that it starts, find files of the hub in a folder.
+
+    Args:
+        folder: laid out as the hub's own cache.
+        offline: whether the hub is switched off, so that what the folder lacks is an error.
+    """
+    os.environ["HF_HUB_CACHE"] = str(folder)
+    # The hub's library has read its variables already; others, such as transformers, may not have.
+    constants.HF_HUB_CACHE = str(folder)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True
+
+
 def require_hub_file(repo: str, filenames: Sequence[str], where: str, otherwise: str) -> None:
     """Makes sure that one of some equivalent files is cached, or that the hub answers.
 
@@ -51,6 +74,11 @@ def require_hub_file(repo: str, filenames: Sequence[str], where: str, otherwise:
     """
     if any(isinstance(try_to_load_from_cache(repo, name), str) for name in filenames):
         return
+    if place := os.environ.get(PREFETCHED):
+        raise ModelError(
+            f"{where}: needs {filenames[0]} of {repo}, which {PREFETCHED}={place} does not hold: "
+            f"fetch it to there (jobs/fetch_weights.py), or unset {PREFETCHED}; {otherwise}"
+        )
     reason, kind = "the hub is switched off by HF_HUB_OFFLINE", ModelError
     if not constants.HF_HUB_OFFLINE:
         try:

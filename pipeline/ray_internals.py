@@ -24,6 +24,10 @@ context knows only the other id, which the Jobs page of the dashboard does not s
 CLEANER_LOGGER = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
 """Logger that warns each second where a local Ray has no dashboard; no option switches that off."""
 
+TRAIN_WORKER_TITLE = "ray::RayTrainWorker"
+"""How the title of the process of a training worker begins. Ray says which actors run on a node
+only to a driver, which takes seconds to start: a node that is taken away may have ten."""
+
 SAVED_VIEW_TAG = "mlflow.sharedViewState."
 """Prefix of an experiment's tags in which MLflow's UI keeps saved views; the client has no call."""
 
@@ -172,6 +176,37 @@ def start_counter(counter: Any, tags: Mapping[str, str]) -> None:
     Its public call takes no 0, and without one Prometheus does not see the first increase.
     """
     counter._record(0.0, dict(tags))
+
+
+def raylet_options(words: list[str]) -> dict[str, str]:
+    """Returns the options in the command line of a node's raylet, without their dashes.
+
+    Only a driver can ask which node it is on, and what is the address of its cluster.
+    """
+    pairs = (word.lstrip("-").partition("=") for word in words if word.startswith("--"))
+    return {name: value for name, _, value in pairs if value}
+
+
+def announce_end_of_node(address: str, node_id: str, message: str, remaining_s: float) -> None:
+    """Announces to a cluster that a node is about to go, as `ray drain-node` does.
+
+    That hidden command, the only other way, takes several seconds, of the few that a node may have.
+
+    Args:
+        address: Address of the cluster's GCS, `HOST:PORT`.
+        node_id: The node, in hexadecimal digits.
+        message: Why.
+        remaining_s: Seconds until the node is gone.
+    """
+    raylet: Any = importlib.import_module("ray._raylet")
+    protobuf: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
+    reason = protobuf.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + remaining_s) * 1000)
+    is_accepted, why = raylet.GcsClient(address=address).drain_node(
+        node_id, reason, message, deadline_ms
+    )
+    if not is_accepted:
+        raise RuntimeError(f"node {node_id}: Ray does not let it go: {why}")
 
 
 def limit_waiting_blocks(context: Any, most: int) -> None:

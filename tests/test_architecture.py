@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room may import the rooms on the lines below its own, but none on its own line.
 ROOMS = """
 jobs
-pipeline.demo  pipeline.sweep  pipeline.retraining
+pipeline.demo  pipeline.sweep  pipeline.retraining  pipeline.preflight
 pipeline.evaluation  pipeline.registry
 pipeline.training  pipeline.inference
 pipeline.checkpoints  pipeline.scoring

@@ -10,6 +10,7 @@ from model.text.encoders import (
     SentenceEncoder,
     StandInEncoder,
     build_text_encoder,
+    require_text_weights,
 )
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "StandInEncoder",
     "TextEncoder",
     "build_text_encoder",
+    "require_text_weights",
 ]

@@ -18,7 +18,7 @@ from model.packages import PACKAGE
 from model.settings_file import shown
 from model.stand_in import STAND_IN_DIM, one_hot_vectors, stand_in_vectors
 from model.text.encoder import TextEncoder
-from model.text.open_clip_tower import load_open_clip, open_clip_dim
+from model.text.open_clip_tower import load_open_clip, open_clip_dim, require_open_clip_weights
 from model.text.package_tower import PackageEncoder
 from model.text.table import TableEncoder
 from model.weights import require_hub_file
@@ -160,3 +160,13 @@ def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -
     if config.encoder.startswith(SENTENCE_PREFIX):
         return SentenceEncoder(config, device)
     return OpenClipEncoder(config, device)
+
+
+def require_text_weights(config: TextConfig) -> None:
+    """Makes sure that the weights of a text encoder can be had here, without loading CLIP's.
+
+    Raises:
+        ModelError: an unknown encoder, or weights that are neither here nor to be had.
+    """
+    if isinstance(build_text_encoder(config), OpenClipEncoder):
+        require_open_clip_weights(config)

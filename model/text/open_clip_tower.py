@@ -80,7 +80,7 @@ def load_open_clip(config: TextConfig, keep_image_tower: bool = False) -> nn.Mod
     if config.pretrained.endswith(WEIGHT_SUFFIXES):
         model = _load_file(config)
     else:
-        _require_weights(config)
+        require_open_clip_weights(config)
         try:
             model = open_clip.create_model(config.encoder, pretrained=config.pretrained)
         except (OSError, RuntimeError) as error:
@@ -95,7 +95,7 @@ def load_open_clip(config: TextConfig, keep_image_tower: bool = False) -> nn.Mod
     return model.eval().requires_grad_(False)
 
 
-def _load_file(config: TextConfig) -> Any:
+def _require_file(config: TextConfig) -> Path:
     import open_clip
 
     path = Path(config.pretrained)
@@ -104,6 +104,13 @@ def _load_file(config: TextConfig) -> Any:
             f"text.pretrained={path}: no such file: name the weights of {config.encoder}, or a tag "
             f"of {open_clip.list_pretrained_tags_by_model(config.encoder)[:5]}"
         )
+    return path
+
+
+def _load_file(config: TextConfig) -> Any:
+    import open_clip
+
+    path = _require_file(config)
     model: Any = open_clip.create_model(config.encoder, pretrained=None)
     try:
         check_torch_file(path)
@@ -131,8 +138,17 @@ def _load_file(config: TextConfig) -> Any:
     return model
 
 
-def _require_weights(config: TextConfig) -> None:
+def require_open_clip_weights(config: TextConfig) -> None:
+    """Makes sure that a CLIP model's published weights can be had here; a file must be there.
+
+    Raises:
+        ModelError: an unknown tag, or weights that are neither here nor to be had from the hub.
+    """
     import open_clip
+
+    if config.pretrained.endswith(WEIGHT_SUFFIXES):
+        _require_file(config)
+        return
 
     published = open_clip.get_pretrained_cfg(config.encoder, config.pretrained)
     if not published:

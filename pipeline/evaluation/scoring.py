@@ -18,6 +18,7 @@ from model.label_twins import label_twins
 from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
 from model.text import TextEncoder, build_text_encoder
+from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.errors import UserError
 from pipeline.evaluation.items import Item, UnreadableItem
 from pipeline.evaluation.plan import Part
@@ -122,6 +123,7 @@ class Scorer:
         batch_images: int,
         precision: str = "fp32",
     ) -> None:
+        use_prefetched()
         self._lseg = LSeg.load(checkpoint, device)
         self._encoder = build_text_encoder(self._lseg.config.text)
         self._parts, self._device, self._batch_images = parts, device, batch_images

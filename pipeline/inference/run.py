@@ -20,6 +20,7 @@ import torch
 
 from model.checkpoint import is_uri, local
 from model.lseg import LSeg
+from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.checkpoints.resolvers import pinned, worker_runtime_env
 from pipeline.errors import UserError, printable
 from pipeline.inference.config import (
@@ -154,6 +155,7 @@ def _segment_all(
 def _task(config: PredictConfig) -> SegmentTask:
     """Makes the task, for which it loads the checkpoint and encodes the prompts once."""
     try:
+        use_prefetched()
         folder = local(config.checkpoint)
         lseg = LSeg.load(folder)
         sliding = sliding_of(config, folder)

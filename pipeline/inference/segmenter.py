@@ -24,6 +24,7 @@ from torch.nn import functional
 from model.lseg import LSeg
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, Views, sliding_label_ids, window_grid
+from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.palette import NO_LABEL_COLOUR, PaletteName, name_colours
 from pipeline.errors import UserError
@@ -75,6 +76,7 @@ class Segmenter:
     def __init__(self, task: SegmentTask, device: torch.device | str) -> None:
         self._task = task
         self._device = torch.device(device)
+        use_prefetched()
         self._lseg = LSeg.load(task.checkpoint, self._device).eval()
         self._text_TC = torch.from_numpy(np.array(task.text_TC)).to(self._device)
         self._out = open_storage(task.out)

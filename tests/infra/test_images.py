@@ -97,7 +97,7 @@ def test_images_hold_what_is_started_in_them():
     assert instructions(DOCKER / "Dockerfile", "WORKDIR") == ["/home/ray/lseg"]
     (variables,) = instructions(DOCKER / "Dockerfile", "ENV")
     assert "PYTHONPATH=/home/ray/lseg" in variables.split()
-    files = [path.read_text() for path in (INFRA / "kuberay").glob("*.yaml")]
+    files = [path.read_text() for path in (INFRA / "kuberay").rglob("*.yaml")]
     started = re.findall(r"/home/ray/lseg/([\w./]+)", "".join(files))
     assert len(started) >= 5
     for path in started:

@@ -17,6 +17,7 @@ from rich.console import Console
 from model.lseg import LSeg
 from model.text import build_text_encoder
 from pipeline.checkpoints.files import checkpoint_fingerprint
+from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.checkpoints.provenance import Provenance
 from pipeline.data.taxonomy import universal
 from pipeline.errors import UserError
@@ -58,6 +59,7 @@ def evaluate_behaviours(
         )
     vocabulary += [name for name in HELD_OUT if name not in vocabulary]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    use_prefetched()
     lseg = LSeg.load(checkpoint, device)
     asker = Asker(lseg, build_text_encoder(lseg.config.text))
     behaviours = FourBehaviours(vocabulary, SUPER_CLASSES, config.seed)

@@ -11,10 +11,12 @@ import ray.train.torch
 import torch
 
 from model.errors import ModelError
+from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.errors import UserError
 from pipeline.log_lines import here, log_as
 from pipeline.ray_internals import worker_loggers
 from pipeline.training.config import TrainMixConfig
+from pipeline.training.worker.gpu_driver import require_driver
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
@@ -32,6 +34,9 @@ def prepare_process(config: TrainMixConfig, stop: Any) -> torch.device:
         node = ray.get_runtime_context().get_node_id()[:8]
         stop.place.remote(rank, f"{here()} (node {node}, process {os.getpid()})")
     _log_to_driver(rank)
+    if config.cluster.use_gpu:
+        require_driver()
+    use_prefetched()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         share = max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size())

@@ -1,0 +1,94 @@
+"""What a pod of a cluster does before it ends (preStop), so that a training loses no step.
+
+    python infra/before_stop.py leave [--notice_s 100] [--wait_s 110]      in a pod of workers
+    python infra/before_stop.py stop_jobs [--wait_s 130]                   in the pod of the head
+
+`leave` tells Ray that this node is about to go, which calls for a checkpoint, and stays until no
+training worker runs here any more. `--notice_s`, by default LSEG_NOTICE_S, is how long the platform
+leaves a pod whose node is taken away: after it Ray counts the node as gone. `stop_jobs` stops what
+runs on the cluster, as `ray job stop` does, and stays until it has ended: suspending or deleting a
+RayJob ends all of its pods at once.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.ray_internals import TRAIN_WORKER_TITLE, announce_end_of_node, raylet_options
+
+_DASHBOARD = "http://127.0.0.1:8265"
+_LOOK_EVERY_S = 0.5
+
+
+def leave(notice_s: float, wait_s: float) -> None:
+    """Announces the end of this node, and returns when no training worker is left on it."""
+    session = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray")
+    raylets = [
+        options
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "raylet"
+        and (options := raylet_options(process.info["cmdline"]))
+        and Path(options["session_dir"]).is_relative_to(session)
+    ]
+    if not raylets:
+        return  # Ray has not started, or has ended.
+    options = raylets[0]
+    announce_end_of_node(
+        options["gcs-address"], options["node_id"], "the pod is about to end", notice_s
+    )
+    print(f"node {options['node_id']}: announced that it goes in {notice_s:g} s", flush=True)
+    give_up = time.monotonic() + wait_s
+    while time.monotonic() < give_up and _trains():
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _trains() -> bool:
+    """Whether a training worker of this user runs here, where a pod sees its own processes."""
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        words = process.info["cmdline"] or [""]
+        mine = process.info["uids"] and process.info["uids"].real == os.getuid()
+        if mine and words[0].startswith(TRAIN_WORKER_TITLE):
+            return True
+    return False
+
+
+def stop_jobs(address: str, wait_s: float) -> None:
+    """Stops all jobs of the cluster, and returns when each has ended."""
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(address)
+
+    def running() -> list[str]:
+        names = ((job.submission_id, job.status) for job in client.list_jobs())
+        return [name for name, status in names if name and not status.is_terminal()]
+
+    for job in running():
+        print(f"job {job}: asked to stop", flush=True)
+        client.stop_job(job)
+    give_up = time.monotonic() + wait_s
+    while time.monotonic() < give_up and running():
+        time.sleep(_LOOK_EVERY_S)
+
+
+def main() -> None:
+    """Does what the first word says."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("action", choices=["leave", "stop_jobs"])
+    parser.add_argument("--notice_s", type=float, default=os.environ.get("LSEG_NOTICE_S", "100"))
+    parser.add_argument("--wait_s", type=float, default=110.0)
+    parser.add_argument("--address", default=_DASHBOARD, help="The dashboard, for stop_jobs.")
+    given = parser.parse_args()
+    if given.action == "leave":
+        leave(given.notice_s, given.wait_s)
+    else:
+        stop_jobs(given.address, given.wait_s)
+
+
+if __name__ == "__main__":
+    main()
