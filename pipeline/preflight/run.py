@@ -100,7 +100,7 @@ def _start_probes(config: TrainMixConfig) -> tuple[list[Any], Callable[[], None]
 
     def release() -> None:
         for probe in probes:
-            ray.kill(probe)
+            ray.kill(probe)  # type: ignore[arg-type]
         remove_placement_group(group)
 
     return probes, release

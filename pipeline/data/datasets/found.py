@@ -147,7 +147,7 @@ class FoundFiles:
             return f"no {wanted} {expected}; {alike[0]} is there, which is not read"
         for folder in partners:
             for file, other in folder.names.items():
-                if _folded(other) == _folded(name):
+                if other != name and _folded(other) == _folded(name):
                     return f"no {wanted}: {file} is spelt otherwise (case, or accents): rename one"
         return f"no {wanted}" if any_paired else f"no {wanted}: {expected} is not there"
 

@@ -220,4 +220,4 @@ def _start() -> subprocess.Popen[bytes]:
 
 _reading = _Reading()
 atexit.register(_reading.stop)
-os.register_at_fork(after_in_child=_reading.forget)
+os.register_at_fork(after_in_child=lambda: _reading.forget())

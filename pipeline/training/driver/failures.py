@@ -68,7 +68,7 @@ class FailureReporter(ray.train.UserCallback):
         if self._stop is None:
             return {}
         try:
-            found = ray.get(self._stop.places.remote(), timeout=_ANSWER_WITHIN_S)
+            found: Any = ray.get(self._stop.places.remote(), timeout=_ANSWER_WITHIN_S)
         except RayError:  # There is another error to report.
             return {}
         return {rank: f" on {where}" for rank, where in found.items()}

@@ -82,7 +82,8 @@ class EpisodeQuestions:
     ) -> None:
         self.text_KC = encoder.encode(labels.texts).to(device)
         """(K, C) float32, "others" first."""
-        self._device, self._loss = device, loss
+        self._device = device
+        self._loss: LossKind = loss
 
     def at(self, step: int, rows: Sequence[Row]) -> Question:
         """The label set of one step: "others", and the classes of its rows."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.label_twins import label_twins
+from model.loss import LossKind
 from model.text import TextEncoder
 from pipeline.data.ingest.mixture import Row
 from pipeline.data.taxonomy import label_text, spelling
@@ -38,7 +39,7 @@ class Questions:
         own: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._seed, self._train, self._device = config.run.seed, config.train, device
-        self._loss = config.loss
+        self._loss: LossKind = config.loss
         self.text_KC = encoder.encode(labels.texts).to(device)
         """(K, C) float32, text vectors of all labels of the run."""
         for line in twin_warnings(labels.texts, self.text_KC.cpu().numpy()):

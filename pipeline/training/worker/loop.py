@@ -26,8 +26,7 @@ from model.text import TextEncoder, build_text_encoder
 from pipeline.data.ingest.stream import Timed, batches_of
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.job import EarlyEnd, Job, open_tracker
-from pipeline.training.questions.episodes import EpisodeQuestions
-from pipeline.training.questions.questions import Questions
+from pipeline.training.questions.build import build_questions
 from pipeline.training.saving import checkpoint
 from pipeline.training.saving.saver import Saver
 from pipeline.training.state.order import StreamOrder, wrapped
@@ -99,11 +98,7 @@ class Loop:
         self.device, self.tracker, self.stop = device, tracker, stop
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.order = StreamOrder(job.plan.mixture, job.plan.corpus)
-        self.questions = (
-            EpisodeQuestions(self.plan.labels, encoder, device, self.config.loss)
-            if self.plan.is_few_shot
-            else Questions(self.config, self.plan.labels, encoder, device, self.plan.own_labels)
-        )
+        self.questions = build_questions(self.plan, encoder, device)
         self.saver = Saver(job, state, self.rank, tracker)
         self.statistics = Statistics(self.lseg)
         self.amp = autocast(self.train.precision, device)
