@@ -26,7 +26,6 @@ from model.text import TextEncoder, build_text_encoder
 from pipeline.data.ingest.stream import Timed, batches_of
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.job import EarlyEnd, Job, open_tracker
-from pipeline.training.questions.build import build_questions
 from pipeline.training.saving import checkpoint
 from pipeline.training.saving.saver import Saver
 from pipeline.training.state.order import StreamOrder, wrapped
@@ -37,6 +36,7 @@ from pipeline.training.worker.defects import ended_by
 from pipeline.training.worker.device_batches import on_device
 from pipeline.training.worker.diagnosis import diagnose
 from pipeline.training.worker.label_budget import narrowed
+from pipeline.training.worker.label_sets import label_sets_of
 from pipeline.training.worker.micro_batches import BlockDealer
 from pipeline.training.worker.overhead import Overhead
 from pipeline.training.worker.preemption import PreemptionNotice
@@ -98,7 +98,7 @@ class Loop:
         self.device, self.tracker, self.stop = device, tracker, stop
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.order = StreamOrder(job.plan.mixture, job.plan.corpus)
-        self.questions = build_questions(self.plan, encoder, device)
+        self.questions = label_sets_of(self.plan, encoder, device)
         self.saver = Saver(job, state, self.rank, tracker)
         self.statistics = Statistics(self.lseg)
         self.amp = autocast(self.train.precision, device)

@@ -8,7 +8,7 @@ from pipeline.training.questions.episodes import EpisodeQuestions
 from pipeline.training.questions.questions import Questions
 
 
-def build_questions(
+def label_sets_of(
     plan: RunPlan, encoder: TextEncoder, device: torch.device
 ) -> Questions | EpisodeQuestions:
     """The label sets of a run's steps: those of episodes where the run is few-shot."""
