@@ -55,9 +55,12 @@ KINDS = {
     "nightly": ["RayCronJob"],
 }
 CHOICES = {
-    "eks": [["gpu-8", "efa", "kueue"], ["gpu-1"]],
-    "gke": [["gke", "gpu-1", "web-identity", "kueue"]],
-    "on-prem": [["on-prem", "gpu-8", "rdma", "web-identity"], ["on-prem", "gpu-1", "kueue"]],
+    "eks": [["gpu-8", "efa", "kueue"], ["gpu-1", "dashboard"]],
+    "gke": [["gke", "gpu-1", "web-identity", "kueue", "dashboard"]],
+    "on-prem": [
+        ["on-prem", "gpu-8", "rdma", "web-identity"],
+        ["on-prem", "gpu-1", "kueue", "dashboard"],
+    ],
 }
 """Parts that a platform may choose, besides those that it ships with."""
 
@@ -178,6 +181,9 @@ def test_other_parts_can_be_chosen(chosen):
             if path:
                 mounts = {each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
                 assert str(PurePosixPath(path).parent) in mounts
+            asks = {"RAY_PROMETHEUS_HOST", "RAY_GRAFANA_HOST", "RAY_GRAFANA_IFRAME_HOST"}
+            has_charts = "dashboard" in parts and pod is not worker
+            assert asks & env.keys() == (asks if has_charts else set())
     labels = of_kind(overlays["train"], "RayJob")["metadata"]["labels"]
     assert ("kueue.x-k8s.io/queue-name" in labels) is ("kueue" in parts)
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline import monitoring
-from tests.support.deployment import INFRA, KUBERAY, ROOT, documents
+from tests.support.deployment import INFRA, KUBERAY, ROOT, WITH_CLUSTER, cluster, documents
 
 PROMETHEUS = INFRA / "prometheus"
 RULE_FILES = [PROMETHEUS / "rules.yaml", PROMETHEUS / "rules-kubernetes.yaml"]
@@ -126,6 +126,11 @@ def test_the_operator_fetches_from_ports_that_may_be_reached():
     ports = {each["port"] for each in spec["podMetricsEndpoints"]}
     # As KubeRay's own samples name them.
     assert ports == {"metrics", "as-metrics", "dash-metrics"}
+    for name in WITH_CLUSTER:
+        (container,) = cluster(name)["headGroupSpec"]["template"]["spec"]["containers"]
+        named = {each["name"]: each["containerPort"] for each in container["ports"]}
+        # Those that the policy of the namespace opens to Prometheus.
+        assert [named[port] for port in sorted(ports)] == [44217, 44227, 8080], name
     component = yaml.safe_load(
         (KUBERAY / "components" / "monitoring" / "kustomization.yaml").read_text()
     )
