@@ -181,6 +181,9 @@ class RegularizerConfig:
         return 0 if self.kind == "none" else self.depth
 
 
+LossKind = Literal["softmax", "binary", "binary-all"]
+"""Over the labels that compete, or of each label alone; `all`: unlabelled pixels are of none."""
+
 Variant = Literal["tokens", "value", "value+mlp", "cat-seg", "csa"]
 Positions = Literal["bicubic", "bicubic-antialias", "bilinear"]
 

@@ -13,21 +13,19 @@ show. `binary` leaves them out; `binary-all` is what it does.
 Shapes: B batch, K labels, H W label pixels, h w logits, R rows of a chunk.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
+from model.config import LossKind
 from model.errors import ModelError
 from model.upsampling import source_rows, upsample_rows
 
 CHUNK_MIB_CPU = 32
 CHUNK_MIB_GPU = 512
-
-LossKind = Literal["softmax", "binary", "binary-all"]
-"""Over the labels that compete, or of each label alone; `all`: unlabelled pixels are of none."""
 
 
 def num_counted(label_BHW: Tensor, kind: LossKind = "softmax", ignore: int = 255) -> Tensor:

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from model.config import ModelConfig
-from model.loss import LossKind
+from model.config import LossKind, ModelConfig
 from pipeline.data.ingest.config import DataConfig
 from pipeline.errors import UserError
 from pipeline.tracking.config import TrackingConfig

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.loss import LossKind
+from model.config import LossKind
 from model.text import TextEncoder
 from pipeline.data.datasets.few_shot.training import OTHERS, class_of
 from pipeline.data.ingest.mixture import Row

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.loss import LossKind, num_counted, segmentation_loss
+from model.config import LossKind
+from model.loss import num_counted, segmentation_loss
 from pipeline.data.taxonomy import IGNORE
 
 NEVER = -1e4
