@@ -49,9 +49,9 @@ def _line(example: Example, labels: Sequence[str], colours: np.ndarray) -> Image
     known = truth < len(labels)
     zoom = _PANEL_PX / max(height, width)
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-    panels = [image]
-    for ids in (np.where(known, truth, 0), answer):
-        panels.append((0.35 * image + 0.65 * colours[ids]).astype(np.uint8))
+    painted = [colours[np.where(known, truth, 0)], colours[answer]]
+    painted[0][~known] = _BLANK
+    panels = [image, *((0.35 * image + 0.65 * layer).astype(np.uint8) for layer in painted)]
     for panel in panels[1:]:  # Where nothing is known, nothing can be wrong.
         panel[~known] = panel[~known] // 3 + _BLANK * 2 // 3
     line = Image.new("RGB", (3 * (_PANEL_PX + _GAP_PX) + _LEGEND_PX, size[1] + _GAP_PX), _PAPER)
@@ -85,7 +85,7 @@ def _write_legend(
     pen.text((left, 0), _short(pen, title, font, _LEGEND_PX), _INK, font)
     for row, number in enumerate(ids, 1):
         y = row * 14
-        if y + 12 > line.height:
+        if y + 12 > line.height - _GAP_PX:
             return
         pen.rectangle((left, y + 2, left + 9, y + 11), tuple(colours[number].tolist()))
         name = _short(pen, labels[number], font, _LEGEND_PX - 16)

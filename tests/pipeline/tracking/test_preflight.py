@@ -23,7 +23,7 @@ def test_a_refused_training_starts_no_ray_and_a_nested_one_does_not_ask(tmp_path
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
     run = RunConfig(name="mine", storage=str(tmp_path))
     config = TrainMixConfig(run=run, tracking=tracking, train=TrainConfig(steps=1, warmup_steps=0))
-    plan = SimpleNamespace(config=config, announce=lambda first: None)
+    plan = SimpleNamespace(config=config, announce=lambda first: None, validation_tags={})
     monkeypatch.setattr(launch, "first_step", lambda plan: 0)
     started: list[object] = []
     with pytest.raises(MlflowRefused, match="was deleted"):
