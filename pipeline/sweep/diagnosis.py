@@ -1,8 +1,9 @@
 """What became of a trial, in a word and in a sentence.
 
 A collapsed regulariser (see `model.regularizer`) shows in three figures that every training logs:
-the loss stays at ln K, the loss of a network that cannot tell its K labels apart; the label-spread
-gain is far below 1; and with the published initialisation the bias began negative.
+the loss stays at chance, the loss of a network that cannot tell its labels apart (ln K of K labels,
+less with a binary loss); the label-spread gain is far below 1; and with the published
+initialisation the bias began negative.
 """
 
 import math
@@ -38,7 +39,7 @@ class Diagnosis:
     outcome: Outcome
     words: str
     loss_over_chance: float = math.nan
-    """Mean of the last fifth of the loss, over ln K."""
+    """Mean of the last fifth of the loss, over the chance loss."""
     first_gain: float = math.nan
     last_gain: float = math.nan
     first_bias: float = math.nan
@@ -54,7 +55,7 @@ def diagnose(result: Result, histories: Mapping[str, History]) -> Diagnosis:
     chance, first_gain, last_gain, first_bias = _tail(chances), gains[0], gains[-1], biases[0]
     ratio, early = _tail(losses) / chance, _early(result)
     outcome: Outcome = "stopped early" if early else "slow"
-    words = f"{early}loss at {ratio:.2f} of chance (ln K = {chance:.2f})"
+    words = f"{early}loss at {ratio:.2f} of chance ({chance:.3g})"
     if math.isnan(ratio):
         words = f"{early}MLflow has no losses of it: not judged"
     elif ratio >= TRAINED and last_gain < DEAD_GAIN:

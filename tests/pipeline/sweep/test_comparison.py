@@ -58,6 +58,15 @@ def test_outcomes(given, status, outcome, words):
     assert words in judged.diagnosis.words
 
 
+def test_the_chance_loss_is_the_one_that_training_logged():
+    # Of 100 labels, of which each is judged alone: 0.056, not ln 100.
+    chance = [(10, 0.056), (20, 0.056)]
+    histories = {**curves(1.0, 2.0), LOSS: [(10, 0.0504), (20, 0.0504)], CHANCE: chance}
+    result = Result("cost", {}, 0, "finished", {METRIC: 0.1})
+    words = diagnose(result, histories).words
+    assert words == "loss at 0.90 of chance (0.056), not trained yet; no collapse"
+
+
 def test_rows_are_ranked_and_a_failed_trial_does_not_hide_the_others():
     judged = [
         trial(1, 0, 0.50, loss=1.0, gain=1.0),
