@@ -35,7 +35,7 @@ def test_it_trains_and_resumes_to_the_bit(mini_shards: MiniShards, tmp_path, mon
     folder = tmp_path / "step_2"
     folder.mkdir()
     provenance = checkpoint.provenance_of(config, whole.labels, {}, {})
-    checkpoint.save(folder, whole.state, provenance)
+    checkpoint.save(folder, checkpoint.content_of(whole.state), provenance)
     whole.step()
     monkeypatch.setattr(LoneWorker, "batches_of_noise", rest_of(LoneWorker.batches_of_noise, 2))
     resumed = LoneWorker(config, source=folder)
