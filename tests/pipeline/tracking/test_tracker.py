@@ -6,6 +6,7 @@ Sender and replay are tested here too, as parts of the whole;
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -72,7 +73,8 @@ def test_everything_arrives(new_sqlite, tmp_path):
     assert sorted(metric.step for metric in history) == list(range(1200))
     assert all(metric.value == 1 / (metric.step + 1) for metric in history)
     assert all(before_ms <= metric.timestamp <= run.info.end_time for metric in history)
-    assert "val/ade 20k_/miou" in run.data.metrics
+    assert math.isnan(run.data.metrics["val_miou/ade 20k_"])
+    assert "val/ade 20k_/miou" not in run.data.metrics
     files = Path(run.info.artifact_uri.removeprefix("file://"))
     assert (files / "images" / "overlay.png").read_bytes() == b"image"
     assert (files / "notes" / "a.txt").read_text() == "hello"
