@@ -74,7 +74,7 @@ def loaded(model: ModelConfig = MODEL) -> tuple[torch.Tensor, torch.Tensor]:
     """What a worker loads: the vector of a word, and a weight of the backbone."""
     encoder = build_text_encoder(model.text)
     lseg = build_lseg(model, encoder.dim)
-    weight = dict(lseg.named_parameters())["network.backbone.vit.blocks.0.attn.qkv.weight"]
+    weight = dict(lseg.named_parameters())["backbone.vit.blocks.0.attn.qkv.weight"]
     return encoder.encode(["cat"]), weight
 
 
