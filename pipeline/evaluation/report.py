@@ -107,9 +107,9 @@ class EvaluationReport:
             "unreadable": {k: list(map(list, c.unreadable)) for k, c in self.counts.items()},
         }
 
-    def taken_for(self) -> dict[str, dict[str, tuple[str, float]]]:
+    def taken_for(self) -> dict[str, dict[str, list[str | float]]]:
         """For each unseen class, the seen one that gets most of its pixels, and their share."""
-        found: dict[str, dict[str, tuple[str, float]]] = {}
+        found: dict[str, dict[str, list[str | float]]] = {}
         for part in self.plan.parts:
             kinds = self._by_seen(part.name)
             names = part.space.classes
@@ -120,7 +120,7 @@ class EvaluationReport:
                 if seen and total and name in kinds.get("unseen", ()):
                     nearest = max(seen, key=lambda i: counts[number, i])
                     share = round(float(counts[number, nearest]) / total, 4)
-                    found.setdefault(part.name, {})[name] = (names[nearest], share)
+                    found.setdefault(part.name, {})[name] = [names[nearest], share]
         return found
 
     def per_class_csv(self) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.config import LossKind
 from model.label_twins import label_twins
-from model.loss import LossKind
 from model.text import TextEncoder
 from pipeline.data.ingest.mixture import Row
 from pipeline.data.taxonomy import label_text, spelling
