@@ -86,14 +86,14 @@ def _start_probes(config: TrainMixConfig) -> tuple[list[Any], Callable[[], None]
             f"cluster.num_workers={cluster.num_workers}: the cluster has no place for so many "
             f"workers of {bundle} each: end what else runs there, or lower it"
         )
-    kind = ray.remote(Probe).options(
-        num_cpus=cluster.cpus_per_worker, num_gpus=1 if cluster.use_gpu else 0
-    )
+    kind = ray.remote(Probe)
     probes = [
         kind.options(
+            num_cpus=cluster.cpus_per_worker,
+            num_gpus=1 if cluster.use_gpu else 0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=rank
-            )
+            ),
         ).remote(config)
         for rank in range(cluster.num_workers)
     ]

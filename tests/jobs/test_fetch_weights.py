@@ -142,7 +142,9 @@ def test_a_place_without_weights_is_named(monkeypatch, tmp_path, s3_bucket):
 
 
 def test_what_cannot_be_fetched_is_said(hub, monkeypatch, tmp_path):
-    offline = ModelConfig(backbone=BackboneConfig(name=NAME, pretrained=False))
+    offline = ModelConfig(
+        backbone=BackboneConfig(name=NAME, pretrained=False), text=TextConfig(encoder="stand-in")
+    )
     with pytest.raises(UserError, match="needs nothing of the hub"):
         run(FetchConfig(model=offline, to=str(tmp_path / "a")))
     with pytest.raises(UserError, match="to='': must be a folder"):
