@@ -237,7 +237,7 @@ def _check_reading(
     try:
         files = [
             (entry.path, entry.size)
-            for entry in open_storage(config.data.shards).files()
+            for entry in open_storage(config.data.shards).list()
             if entry.path.endswith(".tar") and entry.size
         ]
         if not files:
