@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -27,6 +26,7 @@ from model.packages import PACKAGE
 from pipeline.errors import Outage, UserError
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
+from pipeline.storage.places import make_private
 
 logger = logging.getLogger(__name__)
 
@@ -212,19 +212,7 @@ def _copy_file(storage: Storage, name: str, entry: Mapping[str, Any], target: Pa
 def _private_folder() -> Path:
     given = os.environ.get(FOLDER_VARIABLE)
     folder = Path(given or Path(tempfile.gettempdir(), f"lseg-weights-{os.getuid()}"))
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    except OSError as error:
-        raise Outage(
-            f"{FOLDER_VARIABLE}={folder}: cannot be made ({error.strerror}): name another folder"
-        ) from None
-    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-    if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UserError(
-            f"{FOLDER_VARIABLE}={folder}: must be a folder that this user alone can write to: name "
-            "another one"
-        )
+    make_private(folder, f"{FOLDER_VARIABLE}={folder}", "name another folder")
     return folder
 
 

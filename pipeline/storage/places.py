@@ -1,12 +1,14 @@
 """Local folders that settings name: absolute paths, and folders that can be written to."""
 
+import errno
 import os
 import re
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import Outage, UserError
 
 
 def resolve_location(key: str, uri: str) -> str:
@@ -141,3 +143,27 @@ def ensure_writable_file(key: str, given: str) -> None:
             f"{key}={given}: must be a file that this user can write "
             f"({error.strerror or error}): give another"
         ) from error
+
+
+def make_private(folder: Path, where: str, advice: str) -> None:
+    """Makes a folder that only this user can write to.
+
+    Args:
+        folder: Which; those above it are made too.
+        where: The setting and value that name it.
+        advice: What to do where it cannot be used.
+
+    Raises:
+        UserError: It cannot be made there, or others can write to it.
+        Outage: This node's disk fails, where those of others may not.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        kind = UserError if error.errno in (errno.EACCES, errno.ENOTDIR, errno.EEXIST) else Outage
+        raise kind(f"{where}: cannot be made ({error.strerror}): {advice}") from None
+    # In a folder like /tmp another user could have made it first, with other files in it.
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UserError(f"{where}: must be a folder that this user alone can write to: {advice}")

@@ -321,8 +321,6 @@ def test_every_pod_that_is_ended_leaves_time_for_a_checkpoint(name):
 @pytest.mark.parametrize("name", WITH_CLUSTER)
 def test_the_job_accepts_its_arguments_and_fits_into_its_cluster(name, monkeypatch):
     words = job_words(name)
-    if words[0] == "jobs/check_cluster.py" and not (ROOT / words[0]).exists():
-        pytest.skip("no such job yet")
     config = config_of(words, monkeypatch)
     for key in ("--run.storage", "--data.shards"):
         assert words.count(key) == 1

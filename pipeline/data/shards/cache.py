@@ -12,13 +12,11 @@ next would fetch each of them again and again: room is made only at the cost of 
 not used for a while, the longest unused first. What does not fit stays remote.
 """
 
-import errno
 import hashlib
 import logging
 import os
 import queue
 import shutil
-import stat
 import tempfile
 import threading
 import time
@@ -27,8 +25,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.data.shards.format import ShardRecord
-from pipeline.errors import Outage, UserError
+from pipeline.errors import UserError
 from pipeline.storage.base import Storage
+from pipeline.storage.places import make_private
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,8 @@ class ShardCache:
         self._queued: set[str] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        _make_private(folder)
+        advice = f"give another folder, there or in ${FOLDER_VARIABLE}, or set data.cache_gib to 0"
+        make_private(folder, f"data.cache_dir={folder}", advice)
 
     def read(
         self, storage: Storage, path: str, shard: ShardRecord, offset: int, length: int
@@ -239,23 +239,3 @@ def _download(storage: Storage, path: str, shard: ShardRecord, partial: Path) ->
         if found.hexdigest() == shard.sha256:
             return True
     return False
-
-
-def _make_private(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    except OSError as error:
-        # The disk of one node may be full or broken, where those of others are not.
-        kind = UserError if error.errno in (errno.EACCES, errno.ENOTDIR, errno.EEXIST) else Outage
-        raise kind(
-            f"data.cache_dir={folder}: cannot be made ({error.strerror}): give another folder, "
-            f"there or in ${FOLDER_VARIABLE}, or set data.cache_gib to 0"
-        ) from None
-    # In a folder like /tmp another user could have made it first, with other images in it.
-    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-    if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UserError(
-            f"data.cache_dir={folder}: must be a folder that this user alone can write to: give "
-            f"another one, there or in ${FOLDER_VARIABLE}"
-        )
