@@ -114,8 +114,8 @@ def run(process: Process, steps: int, kill_every: int) -> list[Reading]:
         process.wait_for_step(step, timeout_s=600)
         workers = train_workers()
         workers[number % len(workers)].kill()
-        began, sums = time.monotonic(), {k: c.total() for k, c in readings[-1].items()}
-        print(f"killed a worker after step {process.step}; {json.dumps(sums)}", flush=True)
+        began, held = time.monotonic(), {k: {"all": c.total()} | c for k, c in readings[-1].items()}
+        print(f"killed a worker after step {process.step}; {json.dumps(held)}", flush=True)
         while not any(when > began + 5 for when, _ in process.steps[-1:]):
             if process.popen.poll() is not None or time.monotonic() - began > 300:
                 raise RuntimeError("no step after the kill:\n" + "\n".join(process.lines[-40:]))

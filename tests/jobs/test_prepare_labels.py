@@ -15,7 +15,14 @@ from pipeline.data.shards.format import Manifest, StoredSample, load_manifest, r
 from pipeline.data.taxonomy import IGNORE, lookup_table, native_table, universal
 from pipeline.storage.open import open_storage
 from tests.pipeline.data.prepare.test_relabel import COLUMNS, Case, idd
-from tests.support.tiny_roots import encode, noise, write, write_ade20k, write_cityscapes
+from tests.support.tiny_roots import (
+    encode,
+    noise,
+    pillow_bytes,
+    write,
+    write_ade20k,
+    write_cityscapes,
+)
 
 COCO_IMAGE = "000000000139"
 
@@ -172,11 +179,19 @@ class TestOwn:
             for kind, end in (("images", ".jpg"), ("masks", ".png")):
                 picture = noise(20, 30, 0) if end == ".jpg" else np.zeros((20, 30), np.uint8)
                 write(tmp_path / f"shop/{kind}/{split}/a{end}", encode(picture, end))
+        # Of the same size when it is turned: nothing else tells which view the mask belongs to.
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        upside_down = pillow_bytes(Image.fromarray(noise(20, 30, 0)), format="JPEG", exif=exif)
+        write(tmp_path / "shop/images/val/a.jpg", upside_down)
         write(tmp_path / "shop/classes.csv", b"id\tname\n0\tparcel\n")
         assert job("--own.shop.root", tmp_path / "shop", "--out", tmp_path / "out") == 0
-        for split in ("train", "val"):
-            _, samples = stored(tmp_path / "out", "shop", split)
+        for split, turn in (("train", None), ("val", 3)):
+            manifest, samples = stored(tmp_path / "out", "shop", split)
             assert [sample.meta["source"] for sample in samples] == [f"images/{split}/a.jpg"]
+            assert [sample.meta.get("exif_orientation") for sample in samples] == [turn]
+            told = [note for note in manifest.notes if "images/val/a.jpg ask by EXIF" in note]
+            assert len(told) == (turn is not None)
 
     def test_an_id_outside_the_table_is_a_bad_sample(self, tmp_path, capsys):
         write_shop(tmp_path / "shop", mask=4)

@@ -19,13 +19,12 @@ from pipeline.data.datasets.own import OwnDataset, open_own
 from pipeline.data.inspect.check import CheckTask, run_checks, spread_evenly
 from pipeline.data.inspect.report import CheckReport, Finding, Section
 from pipeline.data.pixels.checks import BadSample, reason_of
-from pipeline.data.pixels.encode import decode_image
+from pipeline.data.pixels.encode import decode_image, exif_orientation
 from pipeline.errors import Outage, UserError
 from pipeline.storage.base import ObjectError
 from pipeline.storage.open import open_storage
 
 SAMPLES_PER_TASK = 64
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,11 +207,7 @@ def _check_label(
 def _remarks(path: str, data: bytes) -> Iterator[Finding]:
     """What is unusual about an image that decodes."""
     image = Image.open(io.BytesIO(data))
-    try:
-        turn = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Damaged EXIF has no effect here.
-        turn = 1
-    if turn not in (0, 1):
+    if (turn := exif_orientation(data)) != 1:
         yield Finding("rotated", path, f"EXIF orientation {turn}")
     if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
         yield Finding("grey", path)

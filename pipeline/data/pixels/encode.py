@@ -28,6 +28,7 @@ from pipeline.data.pixels.formats import decoded_formats, unread_reason
 from pipeline.data.pixels.scans import check_scans
 
 _PNG_LEVEL = 3  # In zlib 1.2.13 the fastest to decode, and the last before writing gets slow.
+_ORIENTATION = 0x0112  # The EXIF tag.
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1  # Second bytes of JPEG markers; the first is 0xFF.
 
 WELL_ABOVE = 1.5
@@ -64,6 +65,19 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """
     header, _ = _open_image(data, max_pixels)
     return header.height, header.width
+
+
+def exif_orientation(data: bytes) -> int:
+    """How an image asks to be shown, 1 to 8 as EXIF counts; 1, as it is stored, without a tag.
+
+    Read from the header alone. Damaged EXIF has no effect, and counts as 1.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            turn = header.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return turn if turn in range(2, 9) else 1
 
 
 def keep_jpeg(
@@ -236,6 +250,6 @@ def _turns(exif: bytes) -> bool:
     tags = Image.Exif()
     try:
         tags.load(exif)
-        return tags.get(0x0112, 1) not in (0, 1)
+        return tags.get(_ORIENTATION, 1) not in (0, 1)
     except Exception:  # Damaged EXIF: dropping it is the only way to be sure.
         return True

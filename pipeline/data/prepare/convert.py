@@ -27,6 +27,7 @@ from pipeline.data.pixels.encode import (
     decode_image,
     encode_jpeg,
     encode_label,
+    exif_orientation,
     keep_jpeg,
     resize_image,
     resize_label,
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_SUFFIX = ".json"
 """A finished shard's record is named as the shard, plus this."""
+EXIF_ORIENTATION = "exif_orientation"
+"""In a sample's JSON: how the user's own image asked to be shown, where that is not as stored."""
 WORKER_DEATHS = 4
 """A unit whose worker died so often is given up."""
 
@@ -128,6 +131,8 @@ class UnitResult:
     """Decisions of the relabelling that changed pixels, and those that found none."""
     native_pixels: tuple[int, ...] = ()
     """Pixels of each of the 256 native ids, where the reader has remarks on them."""
+    turned: tuple[str, ...] = ()
+    """The user's own images whose EXIF asks for another view than the stored one."""
 
     def to_json(self) -> str:
         """The record that lies beside a finished shard."""
@@ -149,6 +154,7 @@ class UnitResult:
             left_out=tuple(LeftOut(name, reason) for name, reason in values["left_out"]),
             relabelled=(int(values["relabelled"][0]), int(values["relabelled"][1])),
             native_pixels=tuple(map(int, values.get("native_pixels", ()))),
+            turned=tuple(map(str, values.get("turned", ()))),
         )
 
 
@@ -230,6 +236,9 @@ def convert_sample(
         "original_size": list(original),
         "classes": [int(i) for i in np.flatnonzero(id_pixels) if i != IGNORE],
     }
+    # The official datasets' labels fit the stored pixels; who drew a user's saw the turned view.
+    if isinstance(unit.own, OwnDataset) and (turn := exif_orientation(data)) != 1:
+        meta[EXIF_ORIENTATION] = turn
     native_png = encode_label(native) if unit.settings.native else None
     encoded = EncodedSample(
         source.key, jpeg, encode_label(label), meta, native_png, height=size[0], width=size[1]
@@ -260,6 +269,7 @@ def convert_unit(unit: Unit) -> UnitResult:
     totals, relabelled = np.zeros(256, np.int64), np.zeros(2, np.int64)
     native_pixels = np.zeros(256, np.int64) if has_remarks(reader) else None
     left_out: list[LeftOut] = []
+    turned: list[str] = []
     is_final = True
     with ShardWriter(out, unit.dataset, unit.split, unit.index) as writer:
         for source in unit.sources:
@@ -273,6 +283,8 @@ def convert_unit(unit: Unit) -> UnitResult:
             writer.write(encoded)
             totals += id_pixels
             relabelled += decisions
+            if EXIF_ORIENTATION in encoded.meta:
+                turned.append(printable(source.image))
         shard = writer.finish() if len(left_out) < len(unit.sources) else None
     result = UnitResult(
         unit.fingerprint,
@@ -282,6 +294,7 @@ def convert_unit(unit: Unit) -> UnitResult:
         tuple(left_out),
         (int(relabelled[0]), int(relabelled[1])),
         () if native_pixels is None else tuple(native_pixels.tolist()),
+        tuple(turned),
     )
     # Access may be given before the next run: the unit is then done again.
     if is_final:

@@ -162,7 +162,12 @@ class SplitJob:
             shards=tuple(result.shard for result in results if result.shard is not None),
             class_pixels=tuple(map(sum, zip(*(r.class_pixels for r in results), strict=True))),
             left_out=tuple((bad.name, bad.reason) for bad in self.left_out),
-            notes=(*self._listing.notes, *self._relabel_notes(results), *self._remarks(results)),
+            notes=(
+                *self._listing.notes,
+                *self._relabel_notes(results),
+                *self._remarks(results),
+                *self._turned_notes(results),
+            ),
             classes=() if taxonomy == universal() else taxonomy.classes,
             own_words=self._own_words(),
         )
@@ -205,6 +210,19 @@ class SplitJob:
         for remark in remarks:
             logger.warning("%s: %s", self.name, remark)
         return remarks
+
+    def _turned_notes(self, results: list[UnitResult]) -> list[str]:
+        """Of masks that may be drawn on another view of their image than the stored one."""
+        turned = [name for result in results for name in result.turned]
+        if not turned:
+            return []
+        note = (
+            f"{self.split}: {len(turned)} images such as {turned[0]} ask by EXIF to be shown "
+            "turned or mirrored, and are stored without it: where their masks were drawn on the "
+            "turned view, turn the files themselves, as `exiftran -ai` does, and convert them again"
+        )
+        logger.warning("%s: %s", self.name, note)
+        return [note]
 
     def _take_manifest(self, present: dict[str, int]) -> None:
         """Accepts a finished output, or refuses one that this run would make otherwise."""
