@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.backbone import (
     LEVEL_STRIDES,
@@ -364,6 +365,18 @@ class LSeg(nn.Module):
             logits_BKhw: (B, K, ceil(H / 2), ceil(W / 2)) float32
         """
         return self.score_trunk(self.trunk(image_BCHW), text_KC)
+
+    def train(self, mode: bool = True) -> "LSeg":
+        """Changes the mode, as every module's `train`, but for what is frozen.
+
+        Normalisation whose weights are not trained keeps its running statistics too, which a
+        forward pass in training would move.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self
 
     def channels_last(self) -> "LSeg":
         """Keeps convolutions and normalised images in channels-last order from now on.

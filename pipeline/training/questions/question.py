@@ -62,7 +62,10 @@ class Question:
         if self.allowed_DK is None:
             return self._chance(asked, asked)
         competing = self.allowed_DK.sum(1).tolist()
-        return sum(self._chance(competing[d], asked) for d in datasets) / len(datasets)
+        # Where a step may not ask for all labels, those of a dataset may all be left out, and its
+        # pixels with them.
+        losses = [self._chance(competing[d], asked) for d in datasets if competing[d]]
+        return sum(losses) / len(losses) if losses else 0.0
 
     def _chance(self, competing: int, asked: int) -> float:
         if self.loss == "softmax" or competing == 1:

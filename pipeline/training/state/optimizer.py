@@ -31,6 +31,7 @@ def build_optimizer(lseg: LSeg, train: TrainConfig) -> torch.optim.Optimizer:
     freeze_backbone(lseg, train)
     if train.rates or not train.decay_norms or train.backbone != "all":
         groups = list(_divided(lseg, groups, train))
+    lseg.train(lseg.training)  # What is frozen now takes no part in it.
     if not groups:
         raise UserError(
             f"train.rates={list(train.rates)}: must leave something to train: raise a factor "
@@ -84,28 +85,28 @@ def _divided(
         if isinstance(module, NORMS)
         for parameter in module.parameters(recurse=False)
     }
-    names = {parameter: name for name, parameter in lseg.named_parameters()}
+    names = {p: name for name, p in lseg.named_parameters() if p.requires_grad}
     rates = [read_rate(text) for text in train.rates]
     for pattern, factor in rates:
         if not any(re.search(pattern, name) for name in names.values()):
+            beginnings = ", ".join(sorted({name.split(".")[0] for name in names.values()}))
             raise UserError(
-                f"train.rates={pattern}={factor:g}: is found in no weight; their names "
-                f"begin with {', '.join(sorted({name.split('.')[0] for name in names.values()}))}"
+                f"train.rates={pattern}={factor:g}: is found in no weight that is trained; their "
+                f"names begin with {beginnings}"
             )
     for group in groups:
         parts: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            found = (f for p, f in rates if re.search(p, names[parameter]))
-            factor = next(found, None)
+            if not (name := names.get(parameter)):
+                continue
+            factor = next((f for p, f in rates if re.search(p, name)), None)
             if factor == 0:
                 parameter.requires_grad_(False)
-            if parameter.requires_grad:
-                # A joint weight's keys have no gradient, and may not shrink either.
-                joint = train.backbone == "attention-qv" and names[parameter].startswith(
-                    "backbone."
-                )
-                decays = not joint and (train.decay_norms or parameter not in norms)
-                parts.setdefault((factor, decays), []).append(parameter)
+                continue
+            # A joint weight's keys have no gradient, and may not shrink either.
+            joint = train.backbone == "attention-qv" and name.startswith("backbone.")
+            decays = not joint and (train.decay_norms or parameter not in norms)
+            parts.setdefault((factor, decays), []).append(parameter)
         for (factor, decays), parameters in parts.items():
             divided = {**group, "params": parameters}
             if factor is not None:

@@ -44,8 +44,12 @@ def narrowed(
     rng = np.random.Generator(np.random.PCG64([config.run.seed, step, num_labels]))
     drawn_K = torch.from_numpy(rng.permutation(num_labels)).to(present_K.device)
     kept = chosen(question.text_KC, present_K, drawn_K, count)
-    places = torch.full((256,), IGNORE, dtype=torch.int64, device=kept.device)
+    # Products of other devices, or of another precision, round otherwise: rank 0 decides.
+    dist.broadcast(kept, src=0)
+    # Labels have at most 255 positions with pixels; those behind are distractors.
+    places = torch.full((max(256, num_labels),), IGNORE, dtype=torch.int64, device=kept.device)
     places[kept] = torch.arange(count, device=kept.device)
+    places[IGNORE] = IGNORE
     allowed = question.allowed_DK
     smaller = replace(
         question,
@@ -58,9 +62,10 @@ def narrowed(
 
 def shown(labels: Sequence[Tensor], num_labels: int) -> Tensor:
     """Which labels have a pixel in the step, over all workers: (K,) bool."""
-    seen = torch.zeros(256, dtype=torch.int32, device=labels[0].device)
+    seen = torch.zeros(max(256, num_labels), dtype=torch.int32, device=labels[0].device)
     for label in labels:
         seen[label.flatten()] = 1
+    seen[IGNORE] = 0
     dist.all_reduce(seen, dist.ReduceOp.MAX)
     return seen[:num_labels] > 0
 

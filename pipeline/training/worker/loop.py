@@ -28,6 +28,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.job import EarlyEnd, Job, open_tracker
 from pipeline.training.saving import checkpoint
 from pipeline.training.saving.saver import Saver
+from pipeline.training.state.optimizer import rate
 from pipeline.training.state.order import StreamOrder, wrapped
 from pipeline.training.state.state import Statistics, TrainingState, build_state
 from pipeline.training.stopping import StopListener
@@ -260,7 +261,7 @@ class Loop:
         metrics = {
             "train/loss": loss,
             "train/chance_loss": self.chance_loss(),
-            "train/lr": self.state.schedule.get_last_lr()[0],
+            "train/lr": self.train.lr * rate(done, self.train),
             "train/grad_norm": grad_norm,
             "train/images_per_s": speed.images_per_s,
             "train/data_wait_share": speed.data_wait_share,

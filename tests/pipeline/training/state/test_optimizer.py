@@ -96,6 +96,34 @@ def test_patterns_that_leave_nothing_are_refused(values, message):
         build_optimizer(cost_lseg(), TrainConfig(**values))
 
 
+def test_a_pattern_for_frozen_weights_alone_is_refused():
+    train = TrainConfig(optimizer="adamw", backbone="none", rates=("^backbone=0.01",))
+    with pytest.raises(UserError, match=r"is found in no weight that is trained.* begin with cost"):
+        build_optimizer(cost_lseg(), train)
+
+
+@pytest.mark.parametrize(
+    "values", [{"backbone": "none"}, {"rates": (r"^backbone\.=0",)}, {"rates": (r"^backbone\.=1",)}]
+)
+def test_frozen_normalisation_keeps_its_running_statistics(values):
+    config = ModelConfig(backbone=BackboneConfig(name="resnet18", pretrained=False), features=8)
+    lseg = build_lseg(config, 8).train()
+    build_optimizer(lseg, TrainConfig(**values))
+    lseg.eval().train()  # As around a validation.
+
+    def statistics(of_backbone: bool) -> list[torch.Tensor]:
+        found = lseg.named_buffers()
+        return [b.clone() for n, b in found if n.startswith("backbone.") == of_backbone]
+
+    before = statistics(True), statistics(False)
+    lseg(torch.randn(2, 3, 64, 64), torch.randn(3, 8))
+    moved = [
+        any(not torch.equal(*pair) for pair in zip(old, new, strict=True))
+        for old, new in zip(before, (statistics(True), statistics(False)), strict=True)
+    ]
+    assert moved == [values == {"rates": (r"^backbone\.=1",)}, True]
+
+
 @pytest.mark.parametrize("rates", ["(=0.1", "^cost=-1", "^cost", "=1", "a=b"])
 def test_a_wrong_pattern_or_factor_is_refused(rates):
     with pytest.raises(UserError, match="must be a regular expression and a factor of 0 or more"):

@@ -74,6 +74,33 @@ def test_labels_and_competitors_follow_into_the_smaller_question():
     assert target[0, 0, 1] == IGNORE
 
 
+@pytest.mark.parametrize("num_labels", [254, 255, 256, 257, 300])
+def test_unlabelled_pixels_stay_so_however_many_labels_there_are(num_labels: int):
+    """Positions behind the first 255 belong to distractors, and 255 is no position at all."""
+    text = torch.nn.functional.normalize(torch.randn(num_labels, 8), dim=1)
+    lut = torch.full((256,), IGNORE)
+    lut[:254] = torch.arange(254)
+    asked = Question(text, lut, None)
+    for step in range(4):
+        config = TrainMixConfig(train=TrainConfig(labels_per_step=num_labels - 1))
+        smaller, (found,) = narrowed(config, asked, [batch(3, 253)], step=step)
+        first, last, unlabelled = found.label.flatten().tolist()
+        assert torch.equal(smaller.text_KC[first], text[3])
+        assert torch.equal(smaller.text_KC[last], text[253])
+        assert unlabelled == IGNORE
+        assert not set(smaller.lut[254:].tolist()) - {IGNORE}
+
+
+def test_a_dataset_whose_labels_all_found_no_place_has_no_chance():
+    """Only then does nothing compete in an image; its pixels are unlabelled in that step."""
+    config = TrainMixConfig(train=TrainConfig(labels_per_step=2))
+    smaller, _ = narrowed(config, question(), [batch(0, 3)], step=0)
+    assert smaller.allowed_DK is not None
+    assert smaller.allowed_DK.sum(1).tolist() == [2, 0]
+    assert smaller.chance_loss([0, 1]) == smaller.chance_loss([0]) == pytest.approx(np.log(2))
+    assert smaller.chance_loss([1]) == 0.0
+
+
 def test_it_is_a_function_of_seed_step_and_pixels():
     config = TrainMixConfig(train=TrainConfig(labels_per_step=6))
 
