@@ -39,9 +39,13 @@ def leave(notice_s: float, wait_s: float) -> None:
     if not raylets:
         return  # Ray has not started, or has ended.
     options = raylets[0]
-    announce_end_of_node(
-        options["gcs-address"], options["node_id"], "the pod is about to end", notice_s
-    )
+    try:
+        announce_end_of_node(
+            options["gcs-address"], options["node_id"], "the pod is about to end", notice_s
+        )
+    except Exception as error:  # The head goes at the same time, where a whole cluster ends.
+        print(f"node {options['node_id']}: its end cannot be announced: {error}", flush=True)
+        return
     print(f"node {options['node_id']}: announced that it goes in {notice_s:g} s", flush=True)
     give_up = time.monotonic() + wait_s
     while time.monotonic() < give_up and _trains():
@@ -69,8 +73,11 @@ def stop_jobs(address: str, wait_s: float) -> None:
         return [name for name, status in names if name and not status.is_terminal()]
 
     for job in running():
-        print(f"job {job}: asked to stop", flush=True)
-        client.stop_job(job)
+        try:
+            client.stop_job(job)
+            print(f"job {job}: asked to stop", flush=True)
+        except Exception as error:  # It has just ended, say; the others must hear of it too.
+            print(f"job {job}: cannot be asked to stop: {error}", flush=True)
     give_up = time.monotonic() + wait_s
     while time.monotonic() < give_up and running():
         time.sleep(_LOOK_EVERY_S)

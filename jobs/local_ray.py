@@ -115,11 +115,16 @@ def _announce() -> None:
 
     folder = Path(ray.get_runtime_context().get_temp_dir())
     for left in folder.glob(_TARGETS.format("*")):
-        if not psutil.pid_exists(int(left.stem.rpartition("-")[2])):
-            left.unlink(missing_ok=True)
+        # One that another user has left, or with another name, is no reason to write none.
+        with contextlib.suppress(OSError, ValueError):
+            if not psutil.pid_exists(int(left.stem.rpartition("-")[2])):
+                left.unlink(missing_ok=True)
     nodes = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes()]
     file = folder / _TARGETS.format(os.getpid())
-    file.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": nodes}]))
+    # All users may write to Ray's folder: a link that one of them has put there is not followed.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(file, flags, 0o644), "w") as out:
+        json.dump([{"labels": {"job": "ray"}, "targets": nodes}], out)
     atexit.register(file.unlink, missing_ok=True)
 
 

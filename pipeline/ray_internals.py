@@ -9,6 +9,7 @@ are imported inside the functions, because jobs start without them.
 import importlib
 import json
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -197,7 +198,14 @@ def announce_end_of_node(address: str, node_id: str, message: str, remaining_s: 
         node_id: The node, in hexadecimal digits.
         message: Why.
         remaining_s: Seconds until the node is gone.
+
+    Raises:
+        OSError: Nothing answers there.
+        RuntimeError: Ray refuses.
     """
+    # Ray's own client would try for minutes to reach a head that has gone.
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     raylet: Any = importlib.import_module("ray._raylet")
     protobuf: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
     reason = protobuf.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")

@@ -74,7 +74,8 @@ class Probe:
             gpu_gib=gib,
             driver=driver,
             cuda=cuda,
-            problem=problem or driver_problem(driver, cuda),
+            # The driver explains what fails; where a kernel has run, it is new enough.
+            problem=problem and (driver_problem(driver, cuda) or problem),
             shm_gib=shutil.disk_usage("/dev/shm").total / 2**30,
             cache=str(folder),
             cache_problem=cache_problem,

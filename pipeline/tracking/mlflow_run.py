@@ -32,6 +32,13 @@ RUN_KEY_TAG = "lseg.run_key"
 CHANGED_TAG = "lseg.changed_on_resume."
 
 _SETTLE_S = 1.0
+_PAUSES_S = (1.0, 4.0)
+"""Between the tries of what has only one chance, where a server that works fails over it."""
+_APART = ("artifact", "text", "picture", "table", "inputs", "model")
+"""Kinds that a server may fail with for good while it takes metrics.
+
+Its artifact store may have no room or give no rights. They may not hold back all that follows.
+"""
 # The answer that says "never", as opposed to "not now".
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")
 
@@ -276,22 +283,27 @@ class MlflowRun:
             Exception: Whatever MLflow raises when the server cannot take anything now. What was
                 sent before may be sent again.
         """
-        try:
-            self._send(batch)
-        except Exception as error:
-            if len(batch) > 1 and is_refusal(error):
-                return [refused for record in batch for refused in self.offer([record])]
-            if not is_refusal(error) and not (self._may_lack(batch[0], error) and self._answers()):
-                raise
-            return [(batch[0], reason_of(error))]
-        return []
+        pauses_s = iter(_PAUSES_S if batch[0].kind in ("inputs", "model") else ())
+        while True:
+            try:
+                self._send(batch)
+            except Exception as error:
+                if len(batch) > 1 and is_refusal(error):
+                    return [refused for record in batch for refused in self.offer([record])]
+                is_final = is_refusal(error) or self._lacks(batch[0], error)
+                if not is_final and not (batch[0].kind in _APART and self._answers()):
+                    raise
+                pause_s = None if is_final else next(pauses_s, None)
+                if pause_s is None:
+                    return [(batch[0], reason_of(error))]
+                time.sleep(pause_s)
+            else:
+                return []
 
-    def _may_lack(self, record: Record, error: Exception) -> bool:
-        """Whether a server that works otherwise may fail with such a record for good."""
-        if record.kind in ("inputs", "model"):  # Older servers know no such calls.
-            return status_of(error) in (404, 405, 501)
-        # An artifact store may fail on its own, while the server takes metrics.
-        return record.kind in ("artifact", "text", "picture", "table")
+    def _lacks(self, record: Record, error: Exception) -> bool:
+        """Whether this server is too old to know the call of such a record."""
+        is_missing = record.kind in ("inputs", "model") and status_of(error) in (404, 405, 501)
+        return is_missing and self._answers()
 
     def _answers(self) -> bool:
         """Returns whether the server knows the run right now."""

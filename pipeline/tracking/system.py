@@ -26,7 +26,6 @@ class SystemWatch:
         self._closing = threading.Event()
         self._network = psutil.net_io_counters()
         self._gpus = _gpus()
-        psutil.cpu_percent()  # The first call only sets the beginning of what the next one is of.
         self._thread = threading.Thread(target=self._loop, name="system-watch", daemon=True)
         self._thread.start()
 
@@ -36,6 +35,8 @@ class SystemWatch:
         self._thread.join(timeout=1.0)
 
     def _loop(self) -> None:
+        # Sets the beginning of what the first sample is of, which psutil keeps for each thread.
+        psutil.cpu_percent()
         while True:
             closing = self._closing.wait(self._every_s)
             try:

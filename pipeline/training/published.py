@@ -45,6 +45,8 @@ class Published:
                 self._totals[name] = value
             elif name in SECONDS:
                 SECONDS[name].add(value, run=self._run)
+            elif name == "val/miou":
+                monitoring.MIOU.set(value, run=self._run, dataset="(mean)")
             elif found := _MIOU.fullmatch(name):
                 monitoring.MIOU.set(value, run=self._run, dataset=found[1] or found[2])
             if name == self._judge:

@@ -154,10 +154,16 @@ class _Old:
             raise self._error
 
 
-@pytest.mark.parametrize(("status", "answers", "waits"), [(404, True, False), (503, True, True)])
-def test_an_older_server_refuses_what_it_does_not_know(tmp_path, status, answers, waits):
+@pytest.mark.parametrize(
+    ("status", "answers", "waits"),
+    [(404, True, False), (404, False, True), (503, False, True), (500, True, False)],
+)
+def test_what_a_server_fails_with_holds_nothing_back(tmp_path, monkeypatch, status, answers, waits):
+    """It is too old for the call, or fails with this alone; where it is away, all waits for it."""
     from mlflow.exceptions import MlflowException
 
+    pauses: list[float] = []
+    monkeypatch.setattr("pipeline.tracking.mlflow_run.time.sleep", pauses.append)
     text = f"API request to endpoint /x failed with error code {status} != 200"
     identity = RunIdentity(experiment="e", run_name="a", run_key="k", run_id="r")
     run = MlflowRun("http://127.0.0.1:1", identity)
@@ -175,4 +181,5 @@ def test_an_older_server_refuses_what_it_does_not_know(tmp_path, status, answers
     else:
         delivery.send()
     assert delivery.counts.refused == (0 if waits else 1)
+    assert pauses == ([1.0, 4.0] if status == 500 else [])
     journal.close()
