@@ -8,6 +8,7 @@ answers. Everything goes below `--out` and into one MLflow run; the checkpoint i
 """
 
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ class PhotosConfig:
 
 def run(config: PhotosConfig) -> None:
     """Runs all stages and writes the report."""
-    from pipeline.demo.photos import PhotosReport, ask_photos, keep_checkpoint
+    from pipeline.demo.photos import PhotosReport, ask_photos, check_kept, keep_checkpoint
     from pipeline.progress import duration
     from pipeline.storage.places import ensure_writable_dir
     from pipeline.training.driver.launch import plan_run, train
@@ -64,6 +65,7 @@ def run(config: PhotosConfig) -> None:
     # Before any photo is converted: a missing package is told at once.
     training = _training(config, out)
     check_weights(training)
+    check_kept(out / "checkpoint", training.run.name)
     ensure_writable_dir("out", config.out, out)
     watch = Stopwatch()
     start_ray(training.logical_cpus, training.fewest_gpus)
@@ -79,7 +81,7 @@ def run(config: PhotosConfig) -> None:
     watch.seconds["total"] = round(time.perf_counter() - began, 1)
     figures = {"checkpoint": str(checkpoint), "evaluation": evaluation, "words": words}
     PhotosReport(figures, out, training).finish(watch.seconds)
-    print(next_steps(sets, checkpoint), file=sys.stderr)
+    print(next_steps(sets, checkpoint, out), file=sys.stderr)
     logger.info("demo on photographs finished in %s", duration(watch.seconds["total"]))
 
 
@@ -134,11 +136,13 @@ def convert(sets: Mapping[str, Path], out: str) -> None:
 def evaluate_sets(training: TrainMixConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
     """Scores each set's validation photos, and its test photos where it has some."""
     from pipeline.data.shards.format import find_manifests
+    from pipeline.demo.frequent import frequent_figures, photos_by_class
     from pipeline.evaluation.config import EvaluateConfig
     from pipeline.evaluation.launch import evaluate
     from pipeline.storage.open import open_storage
 
     shards = training.data.shards
+    shown = photos_by_class(shards, (training.data.train_split, training.data.val_split))
     figures: dict[str, Any] = {}
     for split in ("val", "test"):
         if not find_manifests(open_storage(shards), split):
@@ -151,7 +155,9 @@ def evaluate_sets(training: TrainMixConfig, checkpoint: Path, out: Path) -> dict
             labels="native",
             tracking=training.tracking,
         )
-        for key, value in evaluate(config).report["figures"].items():
+        found = evaluate(config)
+        values = found.report["figures"] | frequent_figures(Path(found.folder), shown)
+        for key, value in values.items():
             name, _, figure = key.rpartition("/")
             if name:
                 place = name if split == "val" else f"{name} ({split})"
@@ -159,15 +165,18 @@ def evaluate_sets(training: TrainMixConfig, checkpoint: Path, out: Path) -> dict
     return figures
 
 
-def next_steps(sets: Mapping[str, Path], checkpoint: Path) -> str:
+def next_steps(sets: Mapping[str, Path], checkpoint: Path, out: Path) -> str:
     """What to do with the checkpoint, as commands to copy."""
-    folder = next(iter(sets.values())) / "images" / "val"
-    picture = next(iter(sorted(folder.rglob("*.*"))), folder)
+    from pipeline.data.pixels.formats import SUFFIXES
+
+    folder = next(iter(sets.values())) / "images"
+    photos = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    picture, answers = next(photos, folder), out / "predicted"
     return (
         "next        Ask a photo of yours for any words:\n"
-        f"  python jobs/predict.py {picture} \\\n"
+        f"  python jobs/predict.py {shlex.quote(str(picture))} \\\n"
         '    --labels "car, road, tree, building, sky, person" --other other \\\n'
-        f"    --checkpoint {checkpoint} --out runs/photos/predicted\n"
+        f"    --checkpoint {shlex.quote(str(checkpoint))} --out {shlex.quote(str(answers))}\n"
         "            docs/photos.md says what it can and cannot, and how to train it on your own."
     )
 
@@ -178,12 +187,15 @@ def _training(config: PhotosConfig, out: Path) -> TrainMixConfig:
 
     argv = ["--config", config.recipe, "--data.shards", str(out / "shards")]
     argv += ["--run.storage", str(out / "train"), "--run.seed", str(config.seed)]
-    if config.steps:
-        argv += ["--train.steps", str(config.steps)]
     training = parse(TrainMixConfig, argv)
-    name = f"{training.run.name}-seed-{config.seed}"
+    run, schedule = training.run, training.train
+    if config.steps:
+        # A few steps, to see that all stages run, are fewer than the recipe's warm-up.
+        warmup = min(schedule.warmup_steps, config.steps // 4)
+        schedule = replace(schedule, steps=config.steps, warmup_steps=warmup)
+    run = replace(run, name=f"{run.name}-seed-{config.seed}")
     tracking = training.tracking.resolved(out)
-    return absolute(replace(training, run=replace(training.run, name=name), tracking=tracking))
+    return absolute(replace(training, run=run, train=schedule, tracking=tracking))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from rich.table import Table
 
 from model.lseg import LSeg
 from model.text import build_text_encoder
-from pipeline.checkpoints.files import USABLE
+from pipeline.checkpoints.files import PROVENANCE, USABLE
+from pipeline.checkpoints.provenance import read_provenance
 from pipeline.data.ingest.stream import Corpus, open_corpus
 from pipeline.data.taxonomy import IGNORE, label_text
+from pipeline.demo.frequent import FREQUENT
+from pipeline.errors import UserError
 from pipeline.evaluation.behaviours.questions import Asker, ViewedSample
 from pipeline.evaluation.overlay import ComparedImage, draw
 from pipeline.evaluation.photos.questions import PhotoQuestions
@@ -135,28 +139,56 @@ def compared(
     )
 
 
+def check_kept(target: Path, run: str) -> None:
+    """Refuses a place for the checkpoint that holds something else, before anything is trained.
+
+    Args:
+        target: Where the checkpoint goes.
+        run: Name of the run; those of the demo's other seeds begin as it does.
+
+    Raises:
+        UserError: There is a folder that no run of this demo left.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    given = read_provenance(target).config.get("run") if (target / PROVENANCE).is_file() else None
+    name = str(given.get("name", "")) if isinstance(given, Mapping) else ""
+    if name.rpartition("-")[0] != run.rpartition("-")[0]:
+        raise UserError(
+            f"out: {target} is there, and no checkpoint of this demo, which would take its place: "
+            "name another folder with --out, or move it away"
+        )
+
+
 def keep_checkpoint(source: Path | str, target: Path) -> Path:
-    """Copies what using a model takes from a run's checkpoint to a place with a short name."""
-    if target.exists():
-        shutil.rmtree(target)
-    target.mkdir(parents=True)
-    for name in USABLE:
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, target / name)
+    """Copies what using a model takes from a run's checkpoint to a place with a short name.
+
+    One that is there is replaced when the copy is complete; see `check_kept`.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as beside:
+        copy = Path(beside) / "new"
+        copy.mkdir()
+        for name in USABLE:
+            if (Path(source) / name).is_file():
+                shutil.copyfile(Path(source) / name, copy / name)
+        if target.exists():
+            target.rename(Path(beside) / "old")
+        copy.rename(target)
     return target
 
 
 def tables(figures: Mapping[str, Any]) -> Iterator[Table]:
     """The tables of the report: a line for each dataset, then one for each word."""
     table = Table(title="photographs, %", box=box.SIMPLE)
-    heads = ("mIoU", "pixels", "by synonyms", "absent", "unnamed to other")
+    frequent = f"mIoU, {FREQUENT}+ photos"
+    heads = ("mIoU", frequent, "pixels", "not background", "by synonyms", "absent", "to other")
     for name in ("dataset", *heads):
         table.add_column(name, justify="left" if name == "dataset" else "right")
     for name, found in figures["words"].items():
         scored = figures["evaluation"].get(name, {})
         other = found["unnamed_to_other"].get("other")
         values = (
-            *(scored.get(key) for key in ("miou", "pixel_accuracy")),
+            *(scored.get(key) for key in _SCORED),
             *(found[key] for key in ("synonyms_miou", "absent_share")),
             other,
         )
@@ -178,6 +210,10 @@ def tables(figures: Mapping[str, Any]) -> Iterator[Table]:
         for word, value in found["unnamed_to_other"].items():
             none.add_row(name, word, _per_cent(value), _per_cent(found["named_kept"][word]))
     yield none
+
+
+_SCORED = ("miou", "miou_frequent", "pixel_accuracy", "pixel_accuracy_foreground")
+"""Figures of the evaluation that the first table shows."""
 
 
 def _per_cent(value: float | None) -> str:

@@ -202,6 +202,11 @@ class EvaluateConfig:
                 f"calibration={self.calibration:g}: has no effect on protocol {self.protocol}: use "
                 f"one of {', '.join(_CALIBRATED)}, or leave it out"
             )
+        if self.calibration and self.labels in ("checkpoint", "unseen-alone"):
+            raise UserError(
+                f"calibration={self.calibration:g}: has no effect with labels={self.labels}, which "
+                "asks no unseen label beside trained ones: use native or all, or leave it out"
+            )
         if not -100 <= self.calibration <= 100:
             raise UserError(
                 f"calibration={self.calibration}: must lie between -100 and 100: scores lie within "

@@ -105,7 +105,9 @@ def score(out: Path, shards: Path, checkpoint: Path, dataset: str) -> Figures:
         words = [] if not constant else ["--calibration", str(constant)]
         report = evaluated(out, *common, "--labels", "native", *words)
         for name in TOGETHER:
-            found[f"{constant:g}/{name}"] = report.get(f"{dataset}/{name}", 0.0)
+            # Without a pixel of a seen or of an unseen class there is no such figure.
+            if (value := report.get(f"{dataset}/{name}")) is not None:
+                found[f"{constant:g}/{name}"] = value
     return found
 
 
@@ -129,11 +131,13 @@ def job(name: str, *words: str) -> None:
 
 def table(found: dict[str, list[Figures]]) -> Iterable[str]:
     """Lines of the table: a run's name, and for each figure mean and spread."""
-    names = list(next(iter(found.values()))[0])
+    names = dict.fromkeys(name for rows in found.values() for row in rows for name in row)
     for name in names:
         yield f"\n{name}"
         for run, rows in found.items():
-            values = [row[name] for row in rows]
+            values = [row[name] for row in rows if name in row]
+            if not values:
+                continue
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             yield f"  {run:24} {statistics.mean(values):.3f} +- {spread:.3f}"
 

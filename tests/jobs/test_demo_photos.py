@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from jobs.cli import build_parser
-from jobs.demo_photos import PhotosConfig, datasets_in, next_steps
+from jobs.demo_photos import PhotosConfig, _training, datasets_in, next_steps
 from pipeline.errors import UserError
 from pipeline.inference.config import PredictConfig
 from tests.support.tiny_roots import write
@@ -39,10 +39,20 @@ def test_wrong_numbers_are_refused():
 
 
 def test_the_command_at_the_end_is_for_a_photo_that_is_there(tmp_path):
-    write(tmp_path / "images/val/a.jpg", b"")
-    text = next_steps({"camvid": tmp_path}, tmp_path / "checkpoint")
+    write(tmp_path / "images/val/Thumbs.db", b"")
+    write(tmp_path / "images/val/a b.jpg", b"")
+    text = next_steps({"camvid": tmp_path}, tmp_path / "checkpoint", tmp_path / "own out")
     (command,) = [line for line in text.replace("\\\n", " ").splitlines() if "python" in line]
     words = shlex.split(command)
-    assert words[:3] == ["python", "jobs/predict.py", str(tmp_path / "images/val/a.jpg")]
+    assert words[:3] == ["python", "jobs/predict.py", str(tmp_path / "images/val/a b.jpg")]
     read = build_parser(PredictConfig).parse_args(words[3:])
     assert read.checkpoint == str(tmp_path / "checkpoint")
+    assert read.out == str(tmp_path / "own out/predicted")
+
+
+def test_fewer_steps_than_the_recipe_warms_up_for_are_a_smoke_test(tmp_path):
+    recipe = _training(PhotosConfig(out=str(tmp_path)), tmp_path).train
+    assert 0 < recipe.warmup_steps < recipe.steps
+    for steps, warmup in ((1, 0), (8, 2), (10_000, recipe.warmup_steps)):
+        train = _training(PhotosConfig(steps=steps), tmp_path).train
+        assert (train.steps, train.warmup_steps) == (steps, warmup)

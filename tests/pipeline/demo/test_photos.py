@@ -4,11 +4,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from pipeline.data.shards.format import Manifest
 from pipeline.data.taxonomy import IGNORE, Taxonomy
-from pipeline.demo.photos import _flat, keep_checkpoint, names_of, tables
+from pipeline.demo.frequent import frequent_figures
+from pipeline.demo.photos import _flat, check_kept, keep_checkpoint, names_of, tables
+from pipeline.errors import UserError
 
 OURS = Taxonomy("ours", ("sky", "traffic_sign", "unseen"))
 UNION = Taxonomy("union", ("car", "unseen", "traffic_sign", "sky"))
@@ -65,3 +68,36 @@ def test_the_checkpoint_that_is_kept_is_the_last_one_without_what_only_training_
     (tmp_path / "kept" / "labels.txt").write_text("old")
     kept = keep_checkpoint(tmp_path / "run", tmp_path / "kept")
     assert sorted(path.name for path in kept.iterdir()) == ["config.yaml", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "run"]
+
+
+def test_no_folder_of_the_users_gives_way_to_the_checkpoint(tmp_path):
+    check_kept(tmp_path / "none", "photos-seed-0")
+    place = tmp_path / "checkpoint"
+    place.mkdir()
+    with pytest.raises(UserError, match="no checkpoint of this demo"):
+        check_kept(place, "photos-seed-0")
+    (place / "provenance.json").write_text("{}")
+    (place / "config.yaml").write_text("run: {name: streets}")
+    with pytest.raises(UserError, match="move it away"):
+        check_kept(place, "photos-seed-0")
+    (place / "config.yaml").write_text("run: {name: photos-seed-1}")
+    check_kept(place, "photos-seed-0")
+
+
+def test_frequent_classes_and_what_is_not_background_have_figures_of_their_own(tmp_path):
+    rows = [  # part, class, IoU, pixels of the label, of the answer, of both
+        "street,background,0.9,1000,950,900",
+        "street,car,0.5,100,50,50",
+        "street,hat,0.0,20,0,0",
+        "street,boat,,0,0,0",
+        "road,sky,0.25,10,10,4",
+    ]
+    head = "part,class,iou,target_px,predicted_px,hit_px"
+    (tmp_path / "per_class.csv").write_text("\n".join([head, *rows]) + "\n")
+    photos = {"street": {"background": 90, "car": 20, "hat": 19, "boat": 70}}
+    figures = frequent_figures(tmp_path, photos)
+    assert figures["street/miou_frequent"] == pytest.approx(0.7)
+    assert figures["street/frequent_classes"] == 2
+    assert figures["street/pixel_accuracy_foreground"] == pytest.approx(50 / 120)
+    assert not [name for name in figures if name.startswith("road/")]
