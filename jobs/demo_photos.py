@@ -42,7 +42,7 @@ class PhotosConfig:
     """Recipe of the training."""
     steps: int = 0
     """Optimiser steps; 0 takes the number in the recipe."""
-    asked_photos: int = 40
+    asked_photos: int = 24
     """Validation photos of each dataset that are asked by other words; all are scored by their
     own."""
 

@@ -41,6 +41,7 @@ def segmentation_loss(
     ignore: int = 255,
     chunk_mib: float | None = None,
     kind: LossKind = "softmax",
+    weight_BHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Upsamples the logits to the label's size and sums the cross-entropy over the pixels.
 
@@ -52,6 +53,7 @@ def segmentation_loss(
         ignore: label value that does not count.
         chunk_mib: size of the float32 logits of one chunk; None: by the device.
         kind: which cross-entropy; the binary ones are means over the K labels.
+        weight_BHW: (B, H, W) float, what each pixel counts by; only with `softmax`; None: 1.
 
     Returns:
         loss_sum: 0-d, differentiable once.
@@ -68,7 +70,8 @@ def segmentation_loss(
         chunk_mib = CHUNK_MIB_GPU if logits_BKhw.is_cuda else CHUNK_MIB_CPU
     num_labels, width = logits_BKhw.shape[1], label_BHW.shape[2]
     rows = max(1, int(chunk_mib * 2**20 / (4 * num_labels * width)))
-    loss_sum = _ChunkedCrossEntropy.apply(logits_BKhw, label_BHW, ignore, rows, kind)
+    assert weight_BHW is None or kind == "softmax"
+    loss_sum = _ChunkedCrossEntropy.apply(logits_BKhw, label_BHW, ignore, rows, kind, weight_BHW)
     return loss_sum, num_counted(label_BHW, kind, ignore)
 
 
@@ -83,6 +86,7 @@ class _ChunkedCrossEntropy(Function):
         ignore: int,
         rows: int,
         kind: LossKind,
+        weight_BHW: Tensor | None,
     ) -> Tensor:
         dtype = torch.promote_types(logits_BKhw.dtype, torch.float32)
         needs_grad = ctx.needs_input_grad[0]
@@ -104,7 +108,10 @@ class _ChunkedCrossEntropy(Function):
                         )
                     values = upsampled.detach()
                     if kind == "softmax":
-                        loss, grad = _cross_entropy(values, label, ignore, needs_grad)
+                        weight = None
+                        if weight_BHW is not None:
+                            weight = weight_BHW[image : image + 1, start:stop].to(dtype)
+                        loss, grad = _cross_entropy(values, label, ignore, needs_grad, weight)
                     else:
                         counts_all = kind == "binary-all"
                         loss, grad = _binary(values, label, ignore, needs_grad, counts_all)
@@ -118,27 +125,34 @@ class _ChunkedCrossEntropy(Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_BKhw,) = ctx.saved_tensors
-        return grad_BKhw * grad_outputs[0].to(grad_BKhw.dtype), None, None, None, None
+        return grad_BKhw * grad_outputs[0].to(grad_BKhw.dtype), None, None, None, None, None
 
 
 @torch.no_grad()
 def _cross_entropy(
-    logits_1KRW: Tensor, label_1RW: Tensor, ignore: int, needs_grad: bool
+    logits_1KRW: Tensor,
+    label_1RW: Tensor,
+    ignore: int,
+    needs_grad: bool,
+    weight_1RW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The summed cross-entropy, and its gradient made in the memory of the logits."""
     labelled = (label_1RW != ignore)[:, None]
     target = label_1RW[:, None].where(labelled, 0)
+    counts = labelled.to(logits_1KRW.dtype)
+    if weight_1RW is not None:
+        counts = counts * weight_1RW[:, None]
     peak = logits_1KRW.amax(1, keepdim=True)
     chosen = logits_1KRW.gather(1, target) - peak
     exponents = logits_1KRW.sub_(peak).exp_()
     total = exponents.sum(1, keepdim=True)
-    loss = torch.where(labelled, total.log() - chosen, 0).sum()
+    loss = torch.where(labelled, (total.log() - chosen) * counts, 0).sum()
     if not needs_grad:
         return loss, None
-    grad = exponents.mul_(labelled / total)
-    return loss, grad.scatter_add_(1, target, -labelled.to(grad.dtype))
+    grad = exponents.mul_(counts / total)
+    return loss, grad.scatter_add_(1, target, -counts)
 
 
 @torch.no_grad()

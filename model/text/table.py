@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -42,9 +43,9 @@ class TableEncoder(TextEncoder):
             what = "is a folder" if self._path.is_dir() else "no such file"
             raise self._wrong(f"{what}: name a file with a word and its numbers on each line")
         with self._path.open("rb") as file:
-            line = file.readline(_MAX_LINE)
+            line = self._line(file)
             if _is_head(line):
-                line = file.readline(_MAX_LINE)
+                line = self._line(file)
         self.dim = len(self._parted(line, 1)[1])
         if not 2 <= self.dim <= _MAX_DIM:
             raise self._wrong(
@@ -58,7 +59,7 @@ class TableEncoder(TextEncoder):
         places: dict[str, int] = {}
         with self._path.open("rb") as file:
             place, number = 0, 0
-            while line := file.readline(_MAX_LINE):
+            while line := self._line(file):
                 number += 1
                 if line.strip() and not (number == 1 and _is_head(line)):
                     places.setdefault(self._parted(line, number)[0], place)
@@ -76,8 +77,18 @@ class TableEncoder(TextEncoder):
             rows = []
             for key in found:
                 file.seek(places[key])
-                rows.append(self._numbers(file.readline(_MAX_LINE), 0))
+                line = self._line(file)
+                if self._parted(line, 0)[0] != key:
+                    raise self._wrong("has changed while it was read: start again")
+                rows.append(self._numbers(line, 0))
         return torch.from_numpy(np.stack(rows))
+
+    def _line(self, file: BinaryIO) -> bytes:
+        """The next line; a longer one than any vector's would go on as another label's."""
+        line = file.readline(_MAX_LINE)
+        if len(line) == _MAX_LINE and not line.endswith(b"\n"):
+            raise self._wrong(f"has a line of more than {_MAX_LINE} bytes: it is no table")
+        return line
 
     def _parted(self, line: bytes, number: int) -> tuple[str, list[bytes]]:
         """The label of a line, and its numbers as they are written."""

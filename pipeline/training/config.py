@@ -163,6 +163,10 @@ class TrainConfig:
     """`softmax`: labels compete for each labelled pixel; `binary`: each label is right or wrong for
     it, whatever the others are; `binary-all`: so too, and unlabelled pixels count as wrong for
     every label, as CAT-Seg is published. `auto`: `binary` with the cost head, `softmax` without."""
+    balance: float = 0.0
+    """How much more the pixels of rare classes count: by the class's share of its dataset's pixels
+    (at least a thousandth) to the power of minus this, with a mean of 1 over the dataset; 0 as
+    published. At 0.5 a pixel of a class of 1 % counts seven times one of a class of 50 %."""
     held_out: tuple[str, ...] = ()
     """Classes that are not trained, by their names: their pixels count as unlabelled, and no step
     asks them. For zero-shot figures; see `labels` of `jobs/evaluate.py`."""
@@ -243,6 +247,7 @@ class TrainConfig:
         _require("train", self, length, lambda v: 0 <= v < math.inf, "be above 0")
         _require("train", self, positive, lambda v: 0 < v < math.inf, "be above 0, and finite")
         _require("train", self, not_negative, lambda v: v >= 0, "be 0 or more")
+        _require("train", self, "balance", lambda v: 0 <= v <= 1, "lie between 0 and 1")
         _require("train", self, "labels_per_step", lambda v: v != 1, "be 0, or 2 or more")
         _require("train", self, shares, lambda v: 0 <= v < 1, "be at least 0 and below 1")
         for rate in self.rates:
@@ -354,6 +359,11 @@ class TrainMixConfig:
             raise UserError(
                 "train.gradient_dtype=bf16: one worker exchanges no gradients: leave it out, or "
                 "raise cluster.num_workers"
+            )
+        if self.train.balance and self.loss != "softmax":
+            raise UserError(
+                f"train.balance={self.train.balance:g}: has no meaning with the loss {self.loss}, "
+                "which judges each label alone: leave it out, or set train.loss=softmax"
             )
 
     @property

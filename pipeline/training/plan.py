@@ -21,7 +21,7 @@ from pipeline.errors import UserError, did_you_mean
 from pipeline.storage.open import open_storage
 from pipeline.training.config import TrainMixConfig, in_steps
 from pipeline.training.questions.episodes import episode_labels
-from pipeline.training.questions.labels import LabelSpace, training_labels
+from pipeline.training.questions.labels import LabelSpace, balanced, training_labels
 from pipeline.training.questions.questions import distractor_texts, words_for_other
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,21 @@ class RunPlan:
         ids = [taxonomy.id_of(name) for name in self.labels.names]
         return {
             name: pixels_in([manifests[name]], taxonomy)[ids] > 0 for name in self.mixture.datasets
+        }
+
+    @property
+    def label_weights(self) -> dict[str, np.ndarray] | None:
+        """(K,) float32 by dataset of the mixture, what a pixel of each label counts by in the loss.
+
+        See `train.balance`; None where all pixels count the same.
+        """
+        if not self.config.train.balance:
+            return None
+        taxonomy, manifests = self.corpus.taxonomy, self.corpus.manifests
+        ids = [taxonomy.id_of(name) for name in self.labels.names]
+        return {
+            name: balanced(pixels_in([manifests[name]], taxonomy)[ids], self.config.train.balance)
+            for name in self.mixture.datasets
         }
 
     @property
@@ -108,6 +123,11 @@ def make_plan(config: TrainMixConfig, corpus: Corpus | None = None) -> RunPlan:
     )
     _check_names(config.data.shards, (*labels.names, *labels.texts))
     # Both are drawn in the workers; too few of them are refused here.
+    if config.train.balance and any(map(class_of, used.values())):
+        raise UserError(
+            f"train.balance={config.train.balance:g}: has no meaning on the pairs of a few-shot "
+            "benchmark, each of one class: leave it out"
+        )
     distractor_texts(config.train.distractors, labels)
     words_for_other(config.train.other, labels)
     return RunPlan(config, corpus, mixture, labels, validation_corpus(config, corpus))

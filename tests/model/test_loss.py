@@ -38,6 +38,22 @@ def test_any_chunking_gives_the_plain_loss_and_gradients(
     torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-9)
 
 
+def test_pixels_count_by_their_weights():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
+    label = torch.randint(0, 5, (2, 9, 11), dtype=torch.uint8)
+    label[0, :3] = 255
+    weight = torch.rand(label.shape, dtype=torch.float64)
+    loss, count = segmentation_loss(logits, label, chunk_mib=1e-3, weight_BHW=weight)
+    assert int(count) == int((label != 255).sum())
+    upsampled = functional.interpolate(logits, (9, 11), mode="bilinear", align_corners=True)
+    each = functional.cross_entropy(upsampled, label.long(), ignore_index=255, reduction="none")
+    expected = (each * weight).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
+    grads = (torch.autograd.grad(3 * value, logits)[0] for value in (loss, expected))
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
 def plain_binary(logits, label, counts_all):
     upsampled = functional.interpolate(logits, label.shape[1:], mode="bilinear", align_corners=True)
     target = torch.zeros_like(upsampled)

@@ -15,6 +15,9 @@ from pipeline.data.shards.union import pixels_in
 from pipeline.data.taxonomy import IGNORE, Taxonomy, label_text, spelling, universal
 from pipeline.errors import UserError
 
+RAREST_SHARE = 1e-3
+"""Share of the pixels below which a class counts no more by pixel: a handful of photos would."""
+
 
 @dataclass(frozen=True)
 class LabelSpace:
@@ -84,6 +87,21 @@ def training_labels(
             f"train.held_out={list(held_out)}: leaves no class to train: leave some of them out"
         )
     return replace(label_space(names, taxonomy), held_out=tuple(sorted(left_out)))
+
+
+def balanced(pixels_K: np.ndarray, balance: float) -> np.ndarray:
+    """What a pixel of each label counts by in the loss, by `train.balance`: (K,) float32.
+
+    Args:
+        pixels_K: (K,) int64, the labels' pixels in a dataset.
+        balance: Exponent, above 0. The mean weight of the dataset's pixels is 1, so that it keeps
+            its part in a mixture.
+    """
+    share = pixels_K / max(1, int(pixels_K.sum()))
+    weight = np.maximum(share, RAREST_SHARE) ** -balance
+    # What the dataset does not show has no pixel in it, and so no weight of its own.
+    weight = np.where(share > 0, weight / (float(share @ weight) or 1.0), 1.0)
+    return weight.astype(np.float32)
 
 
 def _named(word: str, taxonomy: Taxonomy) -> str:

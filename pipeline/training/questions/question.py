@@ -27,6 +27,8 @@ class Question:
     """(D, K) bool, which labels compete in an image of each dataset; None: all in all."""
     loss: LossKind = "softmax"
     """How the answers are judged."""
+    weight_DK: Tensor | None = None
+    """(D, K) float32, what a pixel of each label counts by in images of each dataset; None: 1."""
 
     def target(self, label_BHW: Tensor, dataset_B: Tensor) -> Tensor:
         """Ids (uint8) as positions in `text_KC` (int64); `dataset_B` (int64) is each image's."""
@@ -46,7 +48,11 @@ class Question:
         `label_BHW` holds positions in `text_KC`, as `target` gives them.
         """
         competing = self.mask(logits_BKhw, dataset_B)
-        return segmentation_loss(competing, label_BHW, IGNORE, kind=self.loss)[0]
+        weight = None
+        if self.weight_DK is not None:
+            labelled = label_BHW.where(label_BHW != IGNORE, 0)
+            weight = self.weight_DK[dataset_B[:, None, None], labelled]
+        return segmentation_loss(competing, label_BHW, IGNORE, kind=self.loss, weight_BHW=weight)[0]
 
     def num_counted(self, label_BHW: Tensor) -> Tensor:
         """How many pixels enter the loss: 0-d int64."""

@@ -28,6 +28,7 @@ class Questions:
     Args:
         own: (K,) bool by dataset, in the order of the mixture: the labels that it shows. Used
             where `train.label_sets` is `own`.
+        weights: (K,) float32 by dataset, what a pixel of each label counts by; None: 1.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Questions:
         encoder: TextEncoder,
         device: torch.device,
         own: Mapping[str, np.ndarray] | None = None,
+        weights: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self._seed, self._train, self._device = config.run.seed, config.train, device
         self._loss: LossKind = config.loss
@@ -52,6 +54,9 @@ class Questions:
         self._allowed_DK = (
             torch.from_numpy(np.stack(list(self._own.values()))).to(device) if self._own else None
         )
+        self._weight_DK = (
+            torch.from_numpy(np.stack(list(weights.values()))).to(device) if weights else None
+        )
         self._distractor_MC = encoder.encode(texts).to(device) if texts else None
 
     def at(self, step: int, rows: Sequence[Row] = ()) -> Question:
@@ -59,19 +64,22 @@ class Questions:
         other, count = self._train.other, self._train.distractors.count
         rng = np.random.Generator(np.random.PCG64([self._seed, step]))
         text, lut, allowed = self.text_KC, self._lut, self._allowed_DK
+        weight = self._weight_DK
         if other.share and rng.random() < other.share:
             kept, fewer, word = ask_for_fewer(len(text), other.drop, self._other_words, rng)
             positions = torch.from_numpy(kept).to(self._device)
             text = torch.cat([text[positions], self._words[word]])
             lut = torch.from_numpy(fewer.astype(np.int64)).to(self._device)[lut]
             allowed = _widened(allowed[:, positions], 1) if allowed is not None else None
+            weight = _widened(weight[:, positions], 1) if weight is not None else None
         if self._distractor_MC is not None:
             # Behind the others, where no pixel points.
             drawn = rng.choice(len(self._distractor_MC), count, replace=False)
             drawn = torch.from_numpy(drawn).to(self._device)
             text = torch.cat([text, self._distractor_MC[drawn]])
             allowed = _widened(allowed, count) if allowed is not None else None
-        return Question(text, lut, allowed, self._loss)
+            weight = _widened(weight, count) if weight is not None else None
+        return Question(text, lut, allowed, self._loss, weight)
 
     def labels_of(self, dataset: str) -> Tensor:
         """(L,) int64, positions of the labels that compete in images of one dataset."""
@@ -115,9 +123,9 @@ def twin_warnings(texts: Sequence[str], text_KC: np.ndarray) -> list[str]:
     ]
 
 
-def _widened(allowed_DK: Tensor, count: int) -> Tensor:
-    """Adds labels that compete everywhere."""
-    return torch.cat([allowed_DK, allowed_DK.new_ones(len(allowed_DK), count)], dim=1)
+def _widened(given_DK: Tensor, count: int) -> Tensor:
+    """Adds labels that compete everywhere, or whose pixels count by 1."""
+    return torch.cat([given_DK, given_DK.new_ones(len(given_DK), count)], dim=1)
 
 
 def distractor_texts(config: DistractorConfig, labels: LabelSpace) -> tuple[str, ...]:

@@ -14,4 +14,4 @@ def label_sets_of(
     """The label sets of a run's steps: those of episodes where the run is few-shot."""
     if plan.is_few_shot:
         return EpisodeQuestions(plan.labels, encoder, device, plan.config.loss)
-    return Questions(plan.config, plan.labels, encoder, device, plan.own_labels)
+    return Questions(plan.config, plan.labels, encoder, device, plan.own_labels, plan.label_weights)

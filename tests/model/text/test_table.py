@@ -65,3 +65,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe 1 2\n")
     with pytest.raises(ModelError, match="line 1 is none of a table"):
         build_text_encoder(TextConfig(encoder=f"table:{tmp_path / 'bytes.txt'}"))
+
+
+def test_a_line_that_is_longer_than_any_vector_is_refused_not_cut(tmp_path):
+    with pytest.raises(ModelError, match="line of more than 2097152 bytes"):
+        encoder(tmp_path, GLOVE + "x" * 2**21 + " 1 2 3\n").encode(["cat"])
+
+
+def test_a_table_that_changes_gives_no_vector_of_another_label(tmp_path):
+    found = encoder(tmp_path, GLOVE)
+    found.encode(["dog"])
+    for changed in (GLOVE.replace("cat", "cow"), "\n" + GLOVE):
+        (tmp_path / "t.txt").write_text(changed)
+        with pytest.raises(ModelError, match="has changed while it was read"):
+            found.encode(["cat"])

@@ -13,7 +13,7 @@ from pipeline.data.taxonomy import IGNORE, Taxonomy, label_text, universal
 from pipeline.errors import UserError
 from pipeline.evaluation.behaviours.classes import HELD_OUT
 from pipeline.training.config import DistractorConfig, OtherConfig, TrainConfig, TrainMixConfig
-from pipeline.training.questions.labels import label_space
+from pipeline.training.questions.labels import balanced, label_space
 from pipeline.training.questions.questions import Questions, distractor_texts, words_for_other
 
 NAMES = ("road", "sky", "car", "dog", "traffic_sign")
@@ -189,3 +189,43 @@ def test_distractors_may_be_words():
         distractor_texts(replace(config, count=3), label_space(NAMES))
     with pytest.raises(UserError, match=r"distractors\.never: has no effect"):
         DistractorConfig(count=1, words=("boat",), never=("horse",))
+
+
+def test_rare_classes_count_more_and_a_dataset_as_much_as_before():
+    pixels = np.array([9000, 900, 90, 1, 0])
+    for balance in (0.5, 1.0):
+        weight = balanced(pixels, balance)
+        assert weight[1] / weight[0] == pytest.approx(10**balance)
+        # Below a thousandth of the pixels a class counts no more.
+        assert weight[3] / weight[0] == pytest.approx((9000 / 9.991) ** balance)
+        assert float(pixels @ weight) == pytest.approx(pixels.sum(), rel=1e-5)
+        assert weight[4] == 1
+    assert balanced(np.zeros(2, np.int64), 0.5).tolist() == [1, 1]
+
+
+def test_a_pixel_keeps_its_weight_whatever_else_a_step_asks():
+    weights = {"first": np.array([1, 2, 3, 4, 5], np.float32), "second": np.ones(5, np.float32)}
+    train = TrainConfig(
+        other=OtherConfig(share=0.5, words=("other",)), distractors=DistractorConfig(count=3)
+    )
+    config, space = TrainMixConfig(train=train), label_space(NAMES)
+    asked = Questions(config, space, ENCODER, torch.device("cpu"), None, weights)
+    every = ENCODER.encode(space.texts)
+    for step in range(8):
+        question = asked.at(step)
+        assert question.weight_DK is not None
+        for text, weight in zip(question.text_KC, question.weight_DK[0].tolist(), strict=True):
+            known = (text == every).all(1).nonzero().flatten().tolist()
+            assert weight == (known[0] + 1 if known else 1)  # "other" and distractors: 1.
+        label = torch.tensor([[[0, IGNORE]], [[0, IGNORE]]])
+        logits = torch.zeros(2, len(question.text_KC), 1, 2)
+        loss = question.loss_sum(logits, label, torch.tensor([0, 1]))
+        first = question.weight_DK[0, 0].item()
+        assert loss.item() == pytest.approx((first + 1) * math.log(len(question.text_KC)), rel=1e-5)
+
+
+def test_balance_is_for_labels_that_compete():
+    with pytest.raises(UserError, match=r"balance=0\.5: has no meaning with the loss binary"):
+        TrainMixConfig(train=TrainConfig(balance=0.5, loss="binary"))
+    with pytest.raises(UserError, match=r"train\.balance=2: must lie between 0 and 1"):
+        TrainConfig(balance=2)

@@ -49,7 +49,7 @@ def question() -> Question:
     lut[20 : 20 + K] = torch.arange(K)
     allowed = torch.ones(2, K, dtype=torch.bool)
     allowed[1, :6] = False
-    return Question(TEXT, lut, allowed)
+    return Question(TEXT, lut, allowed, weight_DK=torch.arange(2.0 * K).unflatten(0, (2, K)))
 
 
 def batch(*labels: int) -> MicroBatch:
@@ -69,6 +69,8 @@ def test_labels_and_competitors_follow_into_the_smaller_question():
     assert found[0].label[0, 0, 2] == IGNORE
     assert smaller.allowed_DK is not None
     assert smaller.allowed_DK[1].tolist() == [k >= 6 for k in names]
+    assert smaller.weight_DK is not None
+    assert smaller.weight_DK[1].tolist() == [K + k for k in names]
     target = smaller.target(torch.tensor([[[23, 0]]], dtype=torch.uint8), torch.tensor([0]))
     assert names[target[0, 0, 0]] == 3
     assert target[0, 0, 1] == IGNORE

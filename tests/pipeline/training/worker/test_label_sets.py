@@ -15,10 +15,15 @@ def test_a_few_shot_run_asks_for_the_classes_of_its_rows(
     monkeypatch.setattr(label_sets, "Questions", lambda *given: ("labels", *given))
     config = SimpleNamespace(loss="binary")
     plan: Any = SimpleNamespace(
-        is_few_shot=is_few_shot, labels="labels", config=config, own_labels="own"
+        is_few_shot=is_few_shot,
+        labels="labels",
+        config=config,
+        own_labels="own",
+        label_weights="weights",
     )
     encoder: Any = "encoder"
     found: Any = label_sets.label_sets_of(plan, encoder, torch.device("cpu"))
     assert found[0] == kind
     assert ("binary" in found) == is_few_shot
     assert ("own" in found) != is_few_shot
+    assert ("weights" in found) != is_few_shot
