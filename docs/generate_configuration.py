@@ -125,7 +125,7 @@ def page() -> str:
         "",
         "Secrets and endpoints come from the environment only: `AWS_ENDPOINT_URL`,",
         "`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_URI`,",
-        "`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`.",
+        "`MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD` and, of a service, `LSEG_API_KEY`.",
         "",
     ]
     found = jobs()

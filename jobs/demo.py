@@ -106,7 +106,9 @@ def next_steps(work: Path, checkpoint: str) -> str:
         '    --labels "traffic light, traffic sign, sky" --other other \\\n'
         f"    --checkpoint {checkpoint} --out {work / 'predicted'}\n"
         f"  python jobs/preview.py --shards {work / 'shards'}\n"
-        "            docs/data.md and docs/training.md go on with data of your own."
+        "            docs/data.md and docs/training.md go on with data of your own. The page on\n"
+        "            which any words segment any image opens with\n"
+        f"  python jobs/playground.py --checkpoint {checkpoint}"
     )
 
 

@@ -180,3 +180,15 @@ RETRAINING_ACTIVE = Gauge("lseg_retraining_active", "1 while a re-training is at
 RETRAININGS = Counter(
     "lseg_retraining_outcomes_total", "Calls of the re-training by outcome.", "model", "outcome"
 )
+
+# The process that takes the calls of a service, and each of its replicas.
+SERVED_CALLS = Counter("lseg_serve_calls_total", "Calls of a service by their status.", "status")
+SERVED_IMAGES = Counter("lseg_serve_images_total", "Images that went through a served network.")
+SERVED_BATCHES = Counter("lseg_serve_batches_total", "Batches in which they went.")
+SERVED_SECONDS = Counter("lseg_serve_busy_seconds_total", "Seconds that the network was at work.")
+SERVED_MODEL_CHANGES = Counter(
+    "lseg_serve_model_changes_total", "Times that a replica took another version of its alias."
+)
+SERVED_MODEL_FAILURES = Counter(
+    "lseg_serve_model_failures_total", "Looks at an alias that failed, or loads of its version."
+)

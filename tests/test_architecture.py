@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = """
 jobs
 pipeline.demo  pipeline.sweep  pipeline.retraining  pipeline.preflight
-pipeline.evaluation  pipeline.registry
+pipeline.evaluation  pipeline.registry  pipeline.serving
 pipeline.training  pipeline.inference
 pipeline.checkpoints  pipeline.scoring
 pipeline.data  pipeline.tracking

@@ -234,6 +234,12 @@ def _folder(uri: str) -> Path:
     return folder
 
 
+def forget(folder: Path) -> None:
+    """Removes a folder that was fetched, once nothing reads it any more; any other is left."""
+    if folder.is_relative_to(_process_folder()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @cache
 def _process_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="lseg-fetched-")

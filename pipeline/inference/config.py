@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from model.sliding import SlidingConfig
+    from pipeline.checkpoints.provenance import TrainedSize
 
 logger = logging.getLogger(__name__)
 
@@ -233,10 +234,15 @@ def check_vectors(
 def sliding_of(config: PredictConfig, checkpoint: Path) -> "SlidingConfig":
     """The views that the network takes: as the local checkpoint was trained, unless configured."""
     # Imported here, because a command line is checked without PyTorch.
-    from model.sliding import PUBLISHED, SINGLE_SCALE
     from pipeline.checkpoints.provenance import read_provenance
 
-    trained = read_provenance(checkpoint).trained_size
+    return sliding_for(config, read_provenance(checkpoint).trained_size)
+
+
+def sliding_for(config: PredictConfig, trained: "TrainedSize") -> "SlidingConfig":
+    """The views that the network takes: as `trained`, unless configured."""
+    from model.sliding import PUBLISHED, SINGLE_SCALE
+
     base_px = None if config.full_size else config.base_px or trained.base_px
     window_px = config.window_px or trained.crop_px
     return replace(

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from PIL import Image
-from torch.nn import functional
 
 from model.lseg import LSeg
 from model.prediction import NO_LABEL
-from model.sliding import SlidingConfig, Views, sliding_label_ids, window_grid
+from model.sliding import SlidingConfig, sliding_label_ids, window_grid
 from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.palette import NO_LABEL_COLOUR, PaletteName, name_colours
@@ -31,6 +30,7 @@ from pipeline.errors import UserError
 from pipeline.inference.config import PredictConfig
 from pipeline.inference.overlay import draw_photo
 from pipeline.inference.photos import Photo, decode_photo
+from pipeline.inference.readout import pixel_vectors, probability_bands
 from pipeline.inference.shares import shares_of
 from pipeline.storage.names import why_unusable
 from pipeline.storage.open import open_storage
@@ -119,7 +119,8 @@ class Segmenter:
                 if config.probabilities:
                     self._out.upload(f"{photo.name}.probabilities.npy", files[number])
                 if config.features:
-                    np.save(files[number], self._features(batch[number : number + 1]))
+                    one = batch[number : number + 1]
+                    np.save(files[number], pixel_vectors(self._lseg, one, task.sliding))
                     self._out.upload(f"{photo.name}.features.npy", files[number])
                 if config.overlay:
                     drawn = self._overlay(images[number], ids[number])
@@ -139,30 +140,16 @@ class Segmenter:
             for path in files
         ]
         ids = np.empty((len(files), *size), np.int64)
-        for rows, band in Views(self._lseg, batch, task.sliding, size).bands(self._text_TC):
-            probability = (band / task.sliding.num_views).softmax(1)
-            best_probability, best = probability.max(1)
-            best = best.where(best < num_labels, NO_LABEL)
-            if task.threshold is not None:
-                best = best.where(best_probability >= task.threshold, NO_LABEL)
-            ids[:, rows] = best.cpu().numpy()
-            kept = probability[:, :num_labels]
-            if num_rows > num_labels:
-                kept = torch.cat([kept, probability[:, num_labels:].sum(1, keepdim=True)], dim=1)
-            for target, source in zip(maps, kept.half().cpu().numpy(), strict=True):
+        bands = probability_bands(
+            self._lseg, batch, self._text_TC, num_labels, task.sliding, size, task.threshold
+        )
+        for rows, kept, best in bands:
+            ids[:, rows] = best
+            for target, source in zip(maps, kept, strict=True):
                 target[:, rows] = source
         for target in maps:
             target.flush()
         return ids
-
-    def _features(self, image_1CHW: torch.Tensor) -> np.ndarray:
-        """(C, h, w) float16: the pixel vectors of the whole image at scale 1."""
-        grid = window_grid((image_1CHW.shape[2], image_1CHW.shape[3]), 1.0, self._task.sliding)
-        if image_1CHW.shape[2:] != (grid.height, grid.width):
-            image_1CHW = functional.interpolate(
-                image_1CHW, (grid.height, grid.width), mode="bilinear", align_corners=True
-            )
-        return self._lseg.embed(image_1CHW)[0].half().cpu().numpy()
 
     def _overlay(self, image: np.ndarray, ids: np.ndarray) -> bytes:
         task = self._task

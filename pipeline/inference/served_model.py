@@ -9,12 +9,10 @@ limits (`Limits`, MLflow's `model_config`). Images are decoded one after the oth
 import base64
 import io
 import logging
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import metadata
@@ -36,23 +34,14 @@ from model.config import STAND_IN, TextConfig
 from model.errors import ModelError
 from model.lseg import LSeg
 from model.packages import PACKAGE, TEXT_PACKAGES, package_of
-from model.prediction import NO_LABEL
-from model.sliding import SlidingConfig, sliding_label_ids
+from model.sliding import SlidingConfig
 from pipeline.checkpoints.files import USABLE
 from pipeline.checkpoints.signature import SIGNATURE
-from pipeline.data.pixels.checks import BadSample
-from pipeline.data.pixels.encode import image_size
 from pipeline.errors import UserError
-from pipeline.inference.config import (
-    Other,
-    PredictConfig,
-    check_vectors,
-    parse_other,
-    sliding_of,
-)
-from pipeline.inference.photos import decode_photo
-from pipeline.inference.segmenter import encode_index, seen_image
+from pipeline.inference.config import Other
+from pipeline.inference.segmenter import encode_index
 from pipeline.inference.served_limits import Bodies, Limits, Turns, guarded
+from pipeline.inference.served_network import Question, ServedNetwork, total_mpx
 from pipeline.ray_internals import guard_scoring_server
 
 logger = logging.getLogger(__name__)
@@ -98,12 +87,11 @@ class SegmentationModel(PythonModel):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._limits = Limits(**values)
-        self._folder = Path(context.artifacts[CHECKPOINT])
-        self._lseg = LSeg.load(self._folder, device).eval()
-        self._lseg.embed_text(["other"])
+        folder = Path(context.artifacts[CHECKPOINT])
+        self._network = ServedNetwork(folder, device, self._limits)
         self._turns = Turns(self._limits)
         # Of all parts of the work the forward pass of a window comes most often.
-        self._lseg.backbone.register_forward_pre_hook(self._turns.check)
+        self._network.lseg.backbone.register_forward_pre_hook(self._turns.check)
         guard_scoring_server(
             partial(guarded, turns=self._turns, limits=self._limits),
             partial(Bodies, limits=self._limits),
@@ -121,13 +109,13 @@ class SegmentationModel(PythonModel):
         try:
             with self._turns.one():
                 files = self._files(model_input)
-                labels, other, sliding = self._asked(params or {})
+                question = self._asked(params or {})
                 answers = []
                 for number in range(len(files)):
                     self._turns.check()
                     image = self._decode(number, files[number])
                     files[number] = b""
-                    answers.append(self._answer(image, labels, other, sliding))
+                    answers.append(self._answer(image, question))
                     del image  # Before the next one is decoded.
                 return answers
         except (UserError, ModelError) as error:
@@ -151,21 +139,19 @@ class SegmentationModel(PythonModel):
         Returns:
             (H, W) int64: positions in `labels`, or -1.
         """
-        labels = tuple(labels) or self._lseg.labels
-        other = other or Other()
-        sliding = sliding or sliding_of(PredictConfig(checkpoint=""), self._folder)
-        size = (image.shape[0], image.shape[1])
-        seen = torch.from_numpy(seen_image(image, sliding))[None]
-        text_TC = self._lseg.embed_text([*labels, *other.texts])
-        with torch.inference_mode():
-            batch = self._lseg.normalize(seen)
-            ids = sliding_label_ids(self._lseg, batch, text_TC, sliding, size, other.threshold)
-            return ids.where(ids < len(labels), NO_LABEL)[0].cpu().numpy()
+        network = self._network
+        question = Question(
+            tuple(labels) or network.labels, other or Other(), sliding or network.usual_sliding()
+        )
+        return self._segment(image, question)
 
-    def _answer(
-        self, image: np.ndarray, labels: tuple[str, ...], other: Other, sliding: SlidingConfig
-    ) -> dict[str, Any]:
-        ids = self.segment(image, labels, other, sliding)
+    def _segment(self, image: np.ndarray, question: Question) -> np.ndarray:
+        seen = self._network.see(image, question)
+        return self._network.label_ids(seen[None], image.shape[:2], question)[0]
+
+    def _answer(self, image: np.ndarray, question: Question) -> dict[str, Any]:
+        labels = question.labels
+        ids = self._segment(image, question)
         counts = np.bincount(ids.ravel() + 1, minlength=len(labels) + 1)
         shares = (counts / ids.size).round(6).tolist()
         mask = encode_index(ids, labels, "distinct")
@@ -194,116 +180,27 @@ class SegmentationModel(PythonModel):
                     f"image[{number}]: must be the bytes of an image file (base64 over REST), "
                     f"not {type(value).__name__}: paths and addresses are not read here"
                 )
-            data = bytes(value)
-            if len(data) > limits.max_image_mib * 2**20:
-                raise UserError(
-                    f"image[{number}]: {len(data) / 2**20:.1f} MiB: must be at most "
-                    f"{limits.max_image_mib:g} MiB: shrink it"
-                )
-            files.append(data)
+            files.append(bytes(value))
+            self._network.check_mib(f"image[{number}]", files[-1])
         total_mib = sum(map(len, files)) / 2**20
         if total_mib > limits.max_call_mib:
             raise UserError(
                 f"image: {total_mib:.1f} MiB in {len(files)} rows: must be at most "
                 f"{limits.max_call_mib:g} MiB in one call: send more calls"
             )
-        total_px = sum(math.prod(self._size(number, data)) for number, data in enumerate(files))
-        if total_px > limits.max_call_mpx * 1e6:
+        sizes = [self._network.size(f"image[{n}]", data) for n, data in enumerate(files)]
+        if (mpx := total_mpx(sizes)) > limits.max_call_mpx:
             raise UserError(
-                f"image: {total_px / 1e6:.1f} megapixels in {len(files)} rows: must be at most "
+                f"image: {mpx:.1f} megapixels in {len(files)} rows: must be at most "
                 f"{limits.max_call_mpx:g} in one call: send more calls"
             )
         return files
 
-    def _size(self, number: int, data: bytes) -> tuple[int, int]:
-        with self._bad_rows(number):
-            return image_size(data, int(self._limits.max_image_mpx * 1e6))
-
     def _decode(self, number: int, data: bytes) -> np.ndarray:
-        with self._bad_rows(number):
-            return decode_photo(data, int(self._limits.max_image_mpx * 1e6))
+        return self._network.decode(f"image[{number}]", data)
 
-    @contextmanager
-    def _bad_rows(self, number: int) -> Iterator[None]:
-        try:
-            yield
-        except BadSample as error:
-            raise UserError(
-                f"image[{number}]: {error}: must be a JPEG, PNG, WebP, TIFF, BMP, PPM or GIF of at "
-                f"most {self._limits.max_image_mpx:g} megapixels"
-            ) from None
-
-    def _asked(self, params: Mapping[str, Any]) -> tuple[tuple[str, ...], Other, SlidingConfig]:
-        """Labels, policy and geometry of the parameters."""
-        given = {"other": "none", "view": "single", "base_px": 0, **params}
-        for name in ("other", "view", "base_px"):
-            # numpy's numbers are what MLflow makes of some requests.
-            wanted = (int, np.integer) if name == "base_px" else str
-            if not isinstance(given[name], wanted):
-                kind = "whole number" if name == "base_px" else "text"
-                raise UserError(f"{name}={given[name]!r}: must be a {kind}: correct it")
-        other = parse_other(_text("other", given["other"]))
-        labels = self._labels(params.get("labels", ()), other)
-        view, base_px = given["view"], int(given["base_px"])
-        if view not in ("single", "published", "whole"):
-            raise UserError(f"view={view}: must be single, published or whole: correct it")
-        largest = self._limits.max_base_px // (2 if view == "whole" else 1)
-        if base_px and not 8 <= base_px <= largest:
-            raise UserError(
-                f"base_px={base_px}: must be 8 to {largest}, or 0 for that of the training"
-            )
-        config = PredictConfig(checkpoint="", view=view, base_px=base_px or None)
-        return labels, other, sliding_of(config, self._folder)
-
-    def _labels(self, given: Any, other: Other) -> tuple[str, ...]:
-        limits = self._limits
-        labels = tuple(
-            " ".join(_text(f"labels[{number}]", label).split())
-            for number, label in enumerate(given)
-        )
-        is_trained = not labels
-        if is_trained:
-            if not self._lseg.labels:
-                raise UserError("labels: none given, and the model brings none: name some")
-            labels = self._lseg.labels
-        elif len(labels) > limits.max_labels:
-            raise UserError(
-                f"labels: {len(labels)} given: must be at most {limits.max_labels}: ask in parts"
-            )
-        else:
-            seen: set[str] = set()
-            for number, label in enumerate(labels):
-                if not 0 < len(label) <= limits.max_label_chars:
-                    raise UserError(
-                        f"labels[{number}]: {len(label)} characters: must be 1 to "
-                        f"{limits.max_label_chars}: shorten it"
-                    )
-                if label in seen:
-                    raise UserError(f"labels[{number}]={label!r}: is named twice: drop one")
-                seen.add(label)
-        longest = max((len(text) for text in other.texts), default=0)
-        if len(other.texts) > limits.max_labels or longest > limits.max_label_chars:
-            raise UserError(
-                f"other: must be at most {limits.max_labels} texts of {limits.max_label_chars} "
-                "characters: shorten it"
-            )
-        both = [text for text in other.texts if text in labels]
-        if both:
-            raise UserError(f"other={both[0]}: is one of the labels too: drop it from one of them")
-        vectors = self._lseg.embed_text([*labels, *other.texts]).cpu().numpy()
-        check_vectors(labels, other, vectors, "labels", is_trained)
-        return labels
-
-
-def _text(where: str, value: Any) -> str:
-    """A parameter that must be text which can be encoded."""
-    if not isinstance(value, str):
-        raise UserError(f"{where}={value!r}: must be a text: drop it, or write it in quotes")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}={value!r}: holds half a character: correct it") from None
-    return value
+    def _asked(self, params: Mapping[str, Any]) -> Question:
+        return self._network.question(params)
 
 
 def signature() -> Any:

@@ -1,0 +1,1 @@
+"""The network as a service over HTTP, and its page."""

@@ -1,0 +1,59 @@
+"""What a process of the service has done: for `/metrics`, and under Ray for Ray's metrics."""
+
+import threading
+from collections import Counter
+
+from pipeline import monitoring
+
+COUNTERS = {
+    "calls": monitoring.SERVED_CALLS,
+    "images": monitoring.SERVED_IMAGES,
+    "batches": monitoring.SERVED_BATCHES,
+    "busy_seconds": monitoring.SERVED_SECONDS,
+    "champion_failures": monitoring.SERVED_MODEL_FAILURES,
+}
+"""What is counted: calls by status, images and batches that went through the network and the
+seconds that it was at work, and looks at the alias that failed."""
+
+
+class Tally:
+    """Counts, each by at most one label."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._model = ""
+        self._changes = -1
+
+    def add(self, name: str, value: float = 1.0, status: str = "") -> None:
+        """Adds to a counter of `COUNTERS`."""
+        counter = COUNTERS[name]
+        with self._lock:
+            self._counts[counter.name, status] += value  # type: ignore[assignment]
+        counter.add(value, **({"status": status} if status else {}))
+
+    def model(self, name: str) -> None:
+        """Says which model answers from now on."""
+        with self._lock:
+            self._model = name
+            self._changes += 1
+            is_change = self._changes > 0
+        if is_change:
+            monitoring.SERVED_MODEL_CHANGES.add()
+
+    def text(self, waiting: int) -> str:
+        """All of it, with the number of calls that wait."""
+        with self._lock:
+            lines = [
+                f"{name}{f'{{status={status!r}}}' if status else ''} {value:g}".replace("'", '"')
+                for (name, status), value in sorted(self._counts.items())
+            ]
+            model = self._model.replace("\\", "").replace('"', "")
+            lines.append(f"{monitoring.SERVED_MODEL_CHANGES.name} {max(0, self._changes)}")
+        lines.append(f"lseg_serve_waiting {waiting}")
+        lines.append(f'lseg_serve_model_info{{model="{model}"}} 1')
+        return "\n".join(lines) + "\n"
+
+
+TALLY = Tally()
+"""The counts of this process."""
