@@ -52,6 +52,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 HEADS = {
     "dot": ("decoder.head.weight", 4, 0),
+    "dot-aligned": ("decoder.head.weight", 4, 0),
     "cost": ("cost.aggregator.text_guidance_projection.0.weight", 2, 1),
 }
 """By kind of head: a tensor, its number of dimensions, and which of them is the length of the text

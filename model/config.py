@@ -213,11 +213,13 @@ class AlignedConfig:
 class HeadConfig:
     """What makes scores of an image's features and the vectors of labels."""
 
-    kind: Literal["dot", "cost"] = "dot"
-    """`dot`: a decoder and cosines, as LSeg publishes; `cost`: CAT-Seg's cost aggregation, on a
-    CLIP, SigLIP, EVA or PE ViT and the text encoder that it was trained with."""
+    kind: Literal["dot", "dot-aligned", "cost"] = "dot"
+    """`dot`: a decoder and cosines, as LSeg publishes; `dot-aligned`: the same, plus the cosines of
+    the backbone's own features; `cost`: CAT-Seg's cost aggregation of these. Both need a CLIP,
+    SigLIP, EVA or PE ViT and the text encoder that it was trained with."""
 
     aligned: AlignedConfig = field(default_factory=AlignedConfig)
+    """With `dot-aligned` and `cost`."""
 
     padded: int = 256
     """With `cost`, fewer labels are filled up to this number with a learned one, and of more only
@@ -228,9 +230,10 @@ class HeadConfig:
     while it trains."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("dot", "cost"):
+        if self.kind not in ("dot", "dot-aligned", "cost"):
             raise ModelError(
-                f"model.head.kind={shown(self.kind)}: must be one of dot, cost: choose one"
+                f"model.head.kind={shown(self.kind)}: must be one of dot, dot-aligned, cost: "
+                "choose one"
             )
         if not 0 <= self.padded <= MAX_CHANNELS:
             raise ModelError(
@@ -241,10 +244,11 @@ class HeadConfig:
             raise ModelError(f"model.head.pool={shown(self.pool)}: must be 1 to 16: 2 as published")
         changed = {"aligned": AlignedConfig(), "padded": 256, "pool": 2}
         for name, default in changed.items():
-            if self.kind == "dot" and getattr(self, name) != default:
+            used = self.kind == "cost" or (self.kind == "dot-aligned" and name == "aligned")
+            if not used and getattr(self, name) != default:
                 raise ModelError(
-                    f"model.head.{name}: has no meaning with model.head.kind=dot: set the kind to "
-                    "cost, or leave it out"
+                    f"model.head.{name}: has no meaning with model.head.kind={self.kind}: set the "
+                    "kind to cost, or leave it out"
                 )
 
 
@@ -284,6 +288,11 @@ class ModelConfig:
                 )
         if self.head.kind == "cost":
             self._check_cost()
+        if self.head.kind == "dot-aligned" and self.activation_checkpointing:
+            raise ModelError(
+                "model.activation_checkpointing=true: has no meaning with "
+                "model.head.kind=dot-aligned: leave it out"
+            )
 
     def _check_cost(self) -> None:
         """Refuses what the cost head has no use for, with the values that a recipe may set."""

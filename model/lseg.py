@@ -26,9 +26,11 @@ from model.backbone import (
     AlignedFeatures,
     AlignedVit,
     PyramidBackbone,
+    Taps,
     TokenBackbone,
     build_aligned_vit,
     build_backbone,
+    hooks_of,
 )
 from model.checkpoint import CONFIG, read_checkpoint
 from model.config import ModelConfig, TextConfig
@@ -77,6 +79,8 @@ class LSeg(nn.Module):
         self.cost: CostHead | None = None
         if config.head.kind == "cost":
             self._build_cost()
+        elif config.head.kind == "dot-aligned":
+            self._build_dot_aligned()
         else:
             self._build_dot()
         self.regularizer = Regularizer(config.regularizer)
@@ -89,13 +93,7 @@ class LSeg(nn.Module):
         config = self.config
         self.backbone = build_backbone(config.backbone, config.activation_checkpointing)
         if isinstance(self.backbone, TokenBackbone):
-            factors = reassemble_factors(self.backbone.patch_px)
-            widths = config.reassemble or reassemble_widths(self.backbone.width)
-            self.reassemble.extend(
-                Reassemble(self.backbone.width, channels, factor, self.backbone.has_class_token)
-                for channels, factor in zip(widths, factors, strict=True)
-            )
-            self.stride_px = round(self.backbone.patch_px * max(1.0, 1 / min(factors)))
+            widths = self._build_reassemble(self.backbone)
         else:
             if config.reassemble is not None:
                 raise ModelError(
@@ -106,11 +104,35 @@ class LSeg(nn.Module):
             self.stride_px = LEVEL_STRIDES[-1]
         self.decoder = Decoder(widths, config.features, self.embed_dim)
 
+    def _build_reassemble(self, vit: TokenBackbone | AlignedVit) -> tuple[int, ...]:
+        """What makes maps of a ViT's tokens; the channels of the four, finest first."""
+        factors = reassemble_factors(vit.patch_px)
+        widths = self.config.reassemble or reassemble_widths(vit.width)
+        self.reassemble.extend(
+            Reassemble(vit.width, channels, factor, vit.has_class_token)
+            for channels, factor in zip(widths, factors, strict=True)
+        )
+        self.stride_px = round(vit.patch_px * max(1.0, 1 / min(factors)))
+        return widths
+
+    def _build_dot_aligned(self) -> None:
+        """A backbone of four levels whose features lie in the text's space too, and a decoder."""
+        config = self.config
+        self.backbone = self._aligned_vit(lambda depth: hooks_of(config.backbone, depth))
+        self.decoder = Decoder(
+            self._build_reassemble(self.backbone), config.features, self.embed_dim
+        )
+
     def _build_cost(self) -> None:
         """A backbone whose features lie in the text's space, and cost aggregation on them."""
+        self.backbone = self._aligned_vit(guiding_blocks)
+        self.cost = CostHead(self.config.head, self.backbone.width, self.embed_dim)
+        self.stride_px = self.backbone.patch_px
+
+    def _aligned_vit(self, taps: Taps) -> AlignedVit:
         config = self.config
         require_partner(config)
-        backbone = build_aligned_vit(config.backbone, config.head.aligned)
+        backbone = build_aligned_vit(config.backbone, config.head.aligned, taps)
         if backbone.embed_dim != self.embed_dim:
             untrained = (
                 ""
@@ -123,11 +145,7 @@ class LSeg(nn.Module):
                 f"{backbone.embed_dim} numbers, and model.text.encoder={config.text.encoder} of "
                 f"{self.embed_dim}: choose the text encoder that it was trained with{untrained}"
             )
-        # The number of blocks is known once the backbone is built.
-        backbone.taps = guiding_blocks(backbone.depth)
-        self.backbone = backbone
-        self.cost = CostHead(config.head, backbone.width, self.embed_dim)
-        self.stride_px = backbone.patch_px
+        return backbone
 
     def __repr__(self) -> str:
         """What the network is, in a line; its modules are those of `named_modules`."""
@@ -282,8 +300,9 @@ class LSeg(nn.Module):
                 is repeated up to a multiple of `stride_px`, and cut off again.
 
         Returns:
-            pixels_BChw: (B, C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C. With the cost
-            head the backbone's features, which the head has not refined.
+            pixels_BChw: (B, C, ceil(H / 2), ceil(W / 2)) float32, of length 1 over C. With
+            `dot-aligned` the directions of the sums of the decoder's vectors and the backbone's;
+            with the cost head the backbone's, which the head has not refined.
         """
         trunk = self.trunk(image_BCHW)
         embedded = trunk.features_BFhw
@@ -291,6 +310,9 @@ class LSeg(nn.Module):
             embedded = self.decoder.head(embedded)
         embedded = upsample(embedded.to(_at_least_float32(embedded)), trunk.size)
         with _full_precision(embedded):
+            if trunk.aligned_BChw is not None:
+                embedded = functional.normalize(embedded, dim=1)
+                embedded = embedded + upsample(_directions(trunk.aligned_BChw), trunk.size)
             return functional.normalize(trunk.crop(embedded), dim=1)
 
     def score(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
@@ -314,10 +336,13 @@ class LSeg(nn.Module):
         if self.cost is not None:
             found: AlignedFeatures = self.backbone(image_BCHW)
             return Trunk(found.dense_BEhw, size, cropped, self.cost.guidance(found.taps))
-        levels: list[Any] = self.backbone(image_BCHW)
+        aligned = None
+        levels: Any = self.backbone(image_BCHW)
+        if isinstance(levels, AlignedFeatures):
+            aligned, levels = levels.dense_BEhw, levels.levels
         if self.reassemble:
             levels = [block(level) for block, level in zip(self.reassemble, levels, strict=True)]
-        return Trunk(self.decoder(levels), size, cropped)
+        return Trunk(self.decoder(levels), size, cropped, aligned_BChw=aligned)
 
     def score_trunk(self, trunk: Trunk, text_KC: Tensor) -> Tensor:
         """Scores the pixels of a `trunk` against labels: what `forward` does to an image."""
@@ -352,6 +377,11 @@ class LSeg(nn.Module):
             scores = cosine_scores(
                 features, head.weight.flatten(1), cast(Tensor, head.bias), text, trunk.size
             )
+            if trunk.aligned_BChw is not None:
+                aligned = _directions(trunk.aligned_BChw)
+                scores = scores + upsample(
+                    (text @ aligned.flatten(2)).unflatten(2, aligned.shape[2:]), trunk.size
+                )
             return trunk.crop(scores)
 
     def forward(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
@@ -447,6 +477,11 @@ def _evaluating(lseg: LSeg) -> Iterator[None]:
         yield
     finally:
         lseg.train(training)
+
+
+def _directions(map_BChw: Tensor) -> Tensor:
+    """The vectors of a map at length 1, in at least float32."""
+    return functional.normalize(map_BChw.to(_at_least_float32(map_BChw)), dim=1)
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:

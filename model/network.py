@@ -12,14 +12,16 @@ class Trunk(NamedTuple):
     """The part of the network's output on an image that does not depend on the labels."""
 
     features_BFhw: Tensor
-    """The decoder's features, F channels, at stride 4 of the padded input; with the cost head dense
-    features in the space of the text encoder, one for each patch."""
+    """The decoder's features, F channels, at stride 4 of the padded input; with the cost head the
+    aligned features."""
     size: tuple[int, int]
     """Half of the padded input, rounded up."""
     cropped: tuple[int, int]
     """Half of the input, rounded up."""
     guidance: tuple[Tensor, ...] = ()
     """What guides the decoder of the cost head."""
+    aligned_BChw: Tensor | None = None
+    """With `dot-aligned` dense features in the space of the text encoder, one for each patch."""
 
     def crop(self, map_BChw: Tensor) -> Tensor:
         """Cuts a half-resolution map to the half of the unpadded input."""

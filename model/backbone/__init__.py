@@ -5,13 +5,14 @@ levels of features for a normalised image; `build_aligned_vit` makes one whose f
 space of its text encoder.
 """
 
-from model.backbone.aligned import AlignedFeatures, AlignedVit, build_aligned_vit
+from model.backbone.aligned import AlignedFeatures, AlignedVit, Taps, build_aligned_vit
 from model.backbone.levels import (
     LEVEL_STRIDES,
     PyramidBackbone,
     TokenBackbone,
     TokenLevel,
     build_backbone,
+    hooks_of,
     quarter_ends,
 )
 
@@ -20,9 +21,11 @@ __all__ = [
     "AlignedFeatures",
     "AlignedVit",
     "PyramidBackbone",
+    "Taps",
     "TokenBackbone",
     "TokenLevel",
     "build_aligned_vit",
     "build_backbone",
+    "hooks_of",
     "quarter_ends",
 ]

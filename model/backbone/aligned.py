@@ -16,6 +16,7 @@ Pooled models map each position as they would map an image of that position alon
 Shapes: B batch, C channels, E embedding, H W pixels, h w grid, P prefix tokens, N = P + h * w.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,7 +26,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.backbone.levels import create, normalisation, probe
+from model.backbone.levels import TokenLevel, create, normalisation, probe
 from model.config import AlignedConfig, BackboneConfig
 from model.errors import ModelError
 
@@ -39,13 +40,27 @@ class AlignedFeatures(NamedTuple):
     """(B, P + h * w, E): prefix tokens first, then the grid row by row; of any length."""
     num_prefix: int
     grid: tuple[int, int]
-    taps: list[Tensor]
-    """(B, C, h, w) after each of the blocks that were asked for."""
+    levels: list[TokenLevel]
+    """After each of the blocks that were asked for."""
 
     @property
     def dense_BEhw(self) -> Tensor:
         """The features of the grid."""
         return self.tokens_BNE[:, self.num_prefix :].transpose(1, 2).unflatten(2, self.grid)
+
+    @property
+    def taps(self) -> list[Tensor]:
+        """(B, C, h, w) of each level."""
+        return [level.tokens_BNC.transpose(1, 2).unflatten(2, level.grid) for level in self.levels]
+
+
+Taps = Callable[[int], tuple[int, ...]]
+"""From a ViT's number of blocks to those whose tokens are given too, counted from 0, rising."""
+
+
+def no_taps(depth: int) -> tuple[int, ...]:
+    """The features alone."""
+    return ()
 
 
 class AlignedVit(nn.Module):
@@ -55,29 +70,33 @@ class AlignedVit(nn.Module):
         patch_px: side of a patch.
         width: channels of a token.
         embed_dim: E.
+        taps: blocks whose tokens are given too; those of the last one are its own, whatever the
+            variant puts in its place for the features.
         mean: (3,) of the input normalisation, in units of 0..1.
         std: (3,), the same.
     """
 
     def __init__(
-        self, config: BackboneConfig, aligned: AlignedConfig, taps: tuple[int, ...] = ()
+        self, config: BackboneConfig, aligned: AlignedConfig, taps: Taps = no_taps
     ) -> None:
         super().__init__()
         kwargs = {"dynamic_img_size": True, **config.kwargs}
         self.vit = cast(Any, create(config, kwargs))
-        self.aligned, self.taps = aligned, taps
+        self.aligned = aligned
         self.patch_px: int = self.vit.patch_embed.patch_size[0]
         self.width: int = self.vit.embed_dim
         self.depth = len(self.vit.blocks)
+        self.taps = taps(self.depth)
         self.num_prefix: int = self.vit.num_prefix_tokens
+        self.has_class_token = getattr(self.vit, "cls_token", None) is not None
         self.mean, self.std = normalisation(self.vit)
         head = self.vit.head
         self.embed_dim: int = head.out_features if isinstance(head, nn.Linear) else self.width
-        if aligned.variant == "value":
+        if aligned.variant == "value" and self.depth - 1 not in self.taps:
             # Never called: parameters without a gradient stop DDP.
             for name in ("norm2", "mlp"):
                 setattr(self.vit.blocks[-1], name, nn.Identity())
-        if aligned.variant == "cat-seg" and getattr(self.vit, "cls_token", None) is None:
+        if aligned.variant == "cat-seg" and not self.has_class_token:
             raise ModelError(
                 f"model.head.aligned.variant=cat-seg: {config.name} has no class token, whose "
                 "residual this variant adds: choose value+mlp"
@@ -93,19 +112,21 @@ class AlignedVit(nn.Module):
         grid = (image_BCHW.shape[2] // self.patch_px, image_BCHW.shape[3] // self.patch_px)
         tokens, rope = self._embedded(image_BCHW, grid)
         tokens = vit.norm_pre(tokens)
-        taps = {}
+        states = []
         for index, block in enumerate(vit.blocks[:-1]):
             tokens = block(tokens, **rope)
-            if index in self.taps:
-                taps[index] = tokens
-        tokens = self._last(vit.blocks[-1], tokens, rope)
+            states += [tokens] * self.taps.count(index)
+        last = self._last(vit.blocks[-1], tokens, rope)
         if self.depth - 1 in self.taps:
-            taps[self.depth - 1] = tokens
-        maps = [
-            taps[index][:, self.num_prefix :].transpose(1, 2).unflatten(2, grid)
-            for index in self.taps
+            own = last if self.aligned.variant == "tokens" else vit.blocks[-1](tokens, **rope)
+            states += [own] * self.taps.count(self.depth - 1)
+        levels = [
+            TokenLevel(
+                state[:, self.num_prefix :], state[:, 0] if self.has_class_token else None, grid
+            )
+            for state in states
         ]
-        return AlignedFeatures(self._project(tokens), self.num_prefix, grid, maps)
+        return AlignedFeatures(self._project(last), self.num_prefix, grid, levels)
 
     def _embedded(
         self, image_BCHW: Tensor, grid: tuple[int, int]
@@ -203,14 +224,14 @@ class AlignedConvNext(nn.Module):
 
 
 def build_aligned(
-    config: BackboneConfig, aligned: AlignedConfig, taps: tuple[int, ...] = ()
+    config: BackboneConfig, aligned: AlignedConfig, taps: Taps = no_taps
 ) -> AlignedVit | AlignedConvNext:
     """Builds an image encoder with dense features in the space of its text tower.
 
     Args:
         config: a timm model of CLIP's kind.
         aligned: which variant.
-        taps: blocks of a ViT whose tokens are given too, counted from 0.
+        taps: which blocks of a ViT give their tokens too.
 
     Raises:
         ModelError: the model has no such features, or computes another activation than its weights
@@ -223,7 +244,7 @@ def build_aligned(
 
 
 def build_aligned_vit(
-    config: BackboneConfig, aligned: AlignedConfig, taps: tuple[int, ...] = ()
+    config: BackboneConfig, aligned: AlignedConfig, taps: Taps = no_taps
 ) -> AlignedVit:
     """Builds a ViT as `build_aligned` does, and refuses all else.
 

@@ -55,7 +55,7 @@ class TokenBackbone(nn.Module):
         if not isinstance(probe(config.name), VisionTransformer):
             kwargs.setdefault("dynamic_img_size", True)
         self.vit = cast(Any, create(config, kwargs))
-        self.hooks = _hooks(config, len(self.vit.blocks))
+        self.hooks = hooks_of(config, len(self.vit.blocks))
         # Whatever comes after the last tapped block is computed for nothing, and parameters
         # without a gradient stop DDP.
         self.vit.blocks = self.vit.blocks[: self.hooks[-1] + 1]
@@ -275,7 +275,12 @@ def quarter_ends(depth: int) -> tuple[int, ...]:
     return tuple(max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4))
 
 
-def _hooks(config: BackboneConfig, depth: int) -> tuple[int, ...]:
+def hooks_of(config: BackboneConfig, depth: int) -> tuple[int, ...]:
+    """The four blocks that a configuration taps.
+
+    Raises:
+        ModelError: it names a block that the ViT does not have.
+    """
     if config.hooks is None:
         return quarter_ends(depth)
     if config.hooks[-1] >= depth:

@@ -258,10 +258,12 @@ class ClassBlock(nn.Module):
 
 
 def _average(x_BKhwC: Tensor, pool: int) -> Tensor:
+    """Averages squares of positions; as published, what is left of a map beside them is not seen."""
+    pool = min(pool, *x_BKhwC.shape[2:4])
     if pool == 1:
         return x_BKhwC
     maps = x_BKhwC.flatten(0, 1).permute(0, 3, 1, 2)
-    pooled = functional.avg_pool2d(maps, pool, ceil_mode=True).permute(0, 2, 3, 1)
+    pooled = functional.avg_pool2d(maps, pool).permute(0, 2, 3, 1)
     return pooled.unflatten(0, x_BKhwC.shape[:2])
 
 

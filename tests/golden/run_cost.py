@@ -61,14 +61,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--K", type=int, required=True, help="classes")
     parser.add_argument("--P", type=int, default=1, help="templates")
     parser.add_argument("--pad", type=int, default=0, help="classes that are filled up to")
-    parser.add_argument("--pool", type=int, default=1, help="pooling of the attention over classes")
+    parser.add_argument(
+        "--pool", type=int, default=1, help="pooling of the attention over classes, 0 or 1 for none"
+    )
     parser.add_argument("--dim", type=int, default=512, help="length of a vector")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    if min(args.K, args.P, args.pool, args.dim, args.batch) < 1 or args.pad < 0:
-        parser.error("K, P, pool, dim and batch must be at least 1, pad at least 0")
-    logits = cost_logits(args.K, args.P, args.pad, args.pool, args.dim, args.batch)
+    if min(args.K, args.P, args.dim, args.batch) < 1 or min(args.pad, args.pool) < 0:
+        parser.error("K, P, dim and batch must be at least 1, pad and pool at least 0")
+    logits = cost_logits(args.K, args.P, args.pad, max(1, args.pool), args.dim, args.batch)
     np.savez(args.out, logits=logits.numpy())
 
 

@@ -8,7 +8,7 @@ import torch
 
 from model.config import AlignedConfig
 from model.head.aggregator import Aggregator
-from tests.golden import run_cost, run_dense
+from tests.golden import plain_cost, run_cost, run_dense
 
 CASES = "reference/golden/cost_head"
 
@@ -20,6 +20,23 @@ def test_logits_are_the_published_ones(shared_data, case):
     logits = run_cost.cost_logits(*settings, batch=int(golden["shape"][0])).numpy()
     assert list(logits.shape) == list(golden["shape"])
     np.testing.assert_allclose(logits[:, :, ::3, ::3], golden["stride3"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "templates", "pad", "pool", "dim", "batch"),
+    [(1, 1, 0, 1, 16, 2), (3, 2, 4, 5, 24, 1), (4, 2, 2, 2, 16, 1)],
+)
+def test_other_cases_equal_a_plain_computation(num_classes, templates, pad, pool, dim, batch):
+    """Of one class, with padding and a pool that leaves positions over, and of too many classes."""
+    head = Aggregator(dim, templates, padded=pad).eval()
+    run_cost.fill_by_name(head)
+    image = run_cost.image_maps(dim, batch)
+    (text,) = run_cost.given(
+        f"text/{num_classes}x{templates}x{dim}", 1, num_classes, templates, dim
+    )
+    plain = plain_cost.plain_logits(head.state_dict(), image, text, pad, pool)
+    ours = run_cost.cost_logits(num_classes, templates, pad, pool, dim, batch)
+    np.testing.assert_allclose(ours.numpy(), plain.numpy(), rtol=0, atol=2e-5)
 
 
 def test_the_state_dict_has_the_published_names(shared_data):

@@ -93,7 +93,7 @@ def test_csa_turns_with_rotary_positions():
 
 @torch.no_grad()
 def test_taps_are_the_tokens_after_their_blocks():
-    tower = build_aligned(CLIP, AlignedConfig(), taps=(0, 1)).eval()
+    tower = build_aligned(CLIP, AlignedConfig(), taps=lambda depth: (0, 1)).eval()
     seen = []
     tower.vit.blocks[0].register_forward_hook(lambda m, a, out: seen.append(out))
     found = tower(torch.randn(1, 3, 64, 64))
