@@ -108,6 +108,10 @@ class TextConfig:
     (`imagenet`), ViLD's 14 (`vild`), TCL's 9 (`tcl`) or CAT-Seg's one (`cat-seg`); or your own, one
     a line, each with `{}`."""
 
+    channels: bool = False
+    """With the cost head alone: keep the vectors of the templates apart, each a channel of the
+    cosine maps (as SED does with `imagenet`), in place of their mean."""
+
     synonyms: Literal["none", "first", "mean"] = "none"
     """What a label of several names between commas ("car, auto") is to the encoder: one text, as
     LSeg takes it, or its `first` name, or the `mean` of all."""
@@ -288,6 +292,11 @@ class ModelConfig:
                 )
         if self.head.kind == "cost":
             self._check_cost()
+        elif self.text.channels:
+            raise ModelError(
+                f"model.text.channels=true: has no meaning with model.head.kind={self.head.kind}: "
+                "leave it out, or set the kind to cost"
+            )
         if self.head.kind == "dot-aligned" and self.activation_checkpointing:
             raise ModelError(
                 "model.activation_checkpointing=true: has no meaning with "

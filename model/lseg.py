@@ -45,7 +45,7 @@ from model.partners import require_partner
 from model.prediction import NO_LABEL, as_batches
 from model.regularizer import Regularizer
 from model.sliding import AS_IT_IS, SlidingConfig, sliding_label_ids
-from model.text import TextEncoder, build_text_encoder
+from model.text import TextEncoder, build_text_encoder, channels_of
 from model.upsampling import upsample
 
 LOGIT_SCALE = 1 / 0.07
@@ -126,7 +126,8 @@ class LSeg(nn.Module):
     def _build_cost(self) -> None:
         """A backbone whose features lie in the text's space, and cost aggregation on them."""
         self.backbone = self._aligned_vit(guiding_blocks)
-        self.cost = CostHead(self.config.head, self.backbone.width, self.embed_dim)
+        channels = channels_of(self.config.text)
+        self.cost = CostHead(self.config.head, self.backbone.width, self.embed_dim, channels)
         self.stride_px = self.backbone.patch_px
 
     def _aligned_vit(self, taps: Taps) -> AlignedVit:
@@ -266,8 +267,16 @@ class LSeg(nn.Module):
             for pixels_Chw in self.embed(self.normalize(batch_BHWC))
         ]
 
+    @property
+    def text_width(self) -> int:
+        """Numbers of a label's row: those of its vector, or of all where templates are channels."""
+        return self.embed_dim * channels_of(self.config.text)
+
     def embed_text(self, labels: Sequence[str]) -> Tensor:
-        """Encodes labels with the encoder that the configuration names: (K, C), on the device."""
+        """Encodes labels with the encoder that the configuration names: (K, C), on the device.
+
+        With templates as channels (`text.channels`) a row holds P vectors of C numbers.
+        """
         if self._text_encoder is None:
             encoder = build_text_encoder(self.config.text)
             if encoder.dim != self.embed_dim:
@@ -458,7 +467,7 @@ def _check_scores(lseg: LSeg, where: str) -> None:
     numbers = torch.Generator().manual_seed(0)
     side = 2 * lseg.stride_px
     image_BHWC = torch.randint(0, 256, (1, side, side, 3), generator=numbers, dtype=torch.uint8)
-    text_KC = torch.randn((2, lseg.embed_dim), generator=numbers)
+    text_KC = torch.randn((2, lseg.text_width), generator=numbers)
     logits = lseg(lseg.normalize(image_BHWC), functional.normalize(text_KC, dim=1))
     if not bool(logits.isfinite().all()):
         raise ModelError(

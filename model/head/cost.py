@@ -3,7 +3,8 @@
 As published (CAT-Seg, Cho et al. 2024) the tokens after a third and after two thirds of a ViT's
 blocks guide the decoder, the shallower ones its coarser stage.
 
-Shapes: B batch, K labels, C embedding, W channels of a token, h w patch grid.
+Shapes: B batch, K labels, P templates that are channels, C embedding, W channels of a token, h w
+patch grid.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,14 @@ class CostHead(nn.Module):
         config: its settings.
         width: W.
         embed_dim: C.
+        channels: P.
     """
 
-    def __init__(self, config: HeadConfig, width: int, embed_dim: int) -> None:
+    def __init__(self, config: HeadConfig, width: int, embed_dim: int, channels: int = 1) -> None:
         super().__init__()
-        self.aggregator = Aggregator(embed_dim, 1, padded=config.padded, pool=(config.pool, 1))
+        pool = (config.pool, 1)
+        self.channels = channels
+        self.aggregator = Aggregator(embed_dim, channels, padded=config.padded, pool=pool)
         self.upsample1 = nn.ConvTranspose2d(width, GUIDANCE_INNER[0], 2, stride=2)
         self.upsample2 = nn.ConvTranspose2d(width, GUIDANCE_INNER[1], 4, stride=4)
 
@@ -40,6 +44,6 @@ class CostHead(nn.Module):
         return self.upsample1(shallow), self.upsample2(deep)
 
     def forward(self, image: ImageMaps, text_KC: Tensor) -> Tensor:
-        """Scores labels, (K, C) or (B, K, C): (B, K, 4h, 4w) logits of independent labels."""
+        """Scores labels, (K, P * C) or (B, K, P * C): (B, K, 4h, 4w), a logit for each alone."""
         text_BKC = text_KC if text_KC.ndim == 3 else text_KC[None]
-        return self.aggregator(image, text_BKC[:, :, None])
+        return self.aggregator(image, text_BKC.unflatten(2, (self.channels, -1)))

@@ -258,7 +258,7 @@ class ClassBlock(nn.Module):
 
 
 def _average(x_BKhwC: Tensor, pool: int) -> Tensor:
-    """Averages squares of positions; what is left of a map beside them is not seen, as published."""
+    """Averages squares of positions; what is left of a map beside them is unseen, as published."""
     pool = min(pool, *x_BKhwC.shape[2:4])
     if pool == 1:
         return x_BKhwC

@@ -12,6 +12,7 @@ from model.text.encoders import (
     build_text_encoder,
     require_text_weights,
 )
+from model.text.templates import channels_of
 
 __all__ = [
     "SENTENCE_PREFIX",
@@ -20,5 +21,6 @@ __all__ = [
     "StandInEncoder",
     "TextEncoder",
     "build_text_encoder",
+    "channels_of",
     "require_text_weights",
 ]

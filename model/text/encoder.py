@@ -3,7 +3,10 @@
 A label set is encoded in chunks without gradients and kept by (encoder, templates, labels): no
 training step ever runs a text tower. What makes the vectors is a subclass's.
 
-Shapes: K labels, C embedding.
+Templates as channels (`text.channels`): a label's row holds its vectors in the templates one after
+another, so that whoever only hands labels on need not know of it.
+
+Shapes: K labels, C embedding, P templates that are channels, else 1.
 """
 
 import logging
@@ -16,7 +19,7 @@ from torch.nn import functional
 
 from model.config import TextConfig
 from model.errors import ModelError
-from model.text.templates import names_of, templates_of
+from model.text.templates import channels_of, names_of, templates_of
 
 _MOST_SHOWN = 5
 
@@ -44,8 +47,8 @@ class TextEncoder(ABC):
             labels: K texts, shown to the encoder as they are (in the templates, if any).
 
         Returns:
-            text_KC: (K, dim) float32, rows of length 1, on the CPU, without a gradient; kept and
-            handed out again, so not to be changed in place.
+            text_KC: (K, P * dim) float32, rows of length 1, on the CPU, without a gradient; kept
+            and handed out again, so not to be changed in place.
 
         Raises:
             ModelError: there are no labels.
@@ -58,7 +61,8 @@ class TextEncoder(ABC):
         if found is None:
             found = self._embed(list(labels))
         self._cache[key] = found
-        for oldest in list(self._cache)[: -self.max_kept]:
+        kept = max(1, self.max_kept // channels_of(self.config))
+        for oldest in list(self._cache)[:-kept]:
             self._cache.pop(oldest, None)
         return found
 
@@ -75,6 +79,11 @@ class TextEncoder(ABC):
             for start in range(0, len(texts), self.chunk_size)
         ]
         vectors, sizes = torch.cat(chunks), [len(each) * len(templates) for each in names]
+        if self.config.channels:
+            parts = (part.unflatten(0, (-1, len(templates))) for part in vectors.split(sizes))
+            apart_KPC = torch.stack([part.mean(dim=0) for part in parts])
+            # Each of length 1 before they are put into one row.
+            return functional.normalize(functional.normalize(apart_KPC, dim=2).flatten(1)).cpu()
         if len(set(sizes)) == 1:
             means = vectors.unflatten(0, (len(labels), sizes[0])).mean(dim=1)
         else:

@@ -7,7 +7,7 @@ end changes a vector.
 
 import re
 
-from model.config import IMAGENET_TEMPLATES, NO_TEMPLATE
+from model.config import IMAGENET_TEMPLATES, NO_TEMPLATE, TextConfig
 
 CAT_SEG = ("A photo of a {} in the scene",)
 VILD = (
@@ -49,6 +49,11 @@ def templates_of(setting: str) -> tuple[str, ...]:
 
         return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
     return NAMED.get(setting) or tuple(filter(None, setting.splitlines()))
+
+
+def channels_of(config: TextConfig) -> int:
+    """How many vectors of a label an encoder hands out, one after another in a row."""
+    return len(templates_of(config.templates)) if config.channels else 1
 
 
 def names_of(label: str, synonyms: str) -> tuple[str, ...]:

@@ -176,7 +176,7 @@ def _step(lseg: LSeg, config: TrainMixConfig, num_labels: int, kept: list[int]) 
     extra = config.train.distractors.count + bool(config.train.other.share)
     image = torch.empty(rows, side, side, 3, dtype=torch.uint8)
     asked = num_labels + extra
-    text = torch.empty(min(asked, config.train.labels_per_step or asked), lseg.embed_dim)
+    text = torch.empty(min(asked, config.train.labels_per_step or asked), lseg.text_width)
     logits = lseg(lseg.normalize(image), text)
     # The loss keeps its gradient of this size, and a chunk of rows at full size that is small.
     kept.append(2 * logits.numel() * logits.element_size())

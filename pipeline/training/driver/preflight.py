@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from model.backbone import build_backbone
+from model.backbone import build_aligned_vit, build_backbone
 from model.config import ModelConfig
 from model.lseg import LSeg, build_lseg
+from model.partners import require_partner
 from model.text import build_text_encoder
 from model.weights import has_own_weights, require_own_file
 
@@ -21,9 +22,14 @@ def check_model(config: ModelConfig) -> LSeg:
     Raises:
         ModelError: The backbone or the text encoder does not exist, or settings do not fit.
     """
+    if config.head.kind != "dot":
+        require_partner(config)
     require_own_file(config.backbone)
     if has_own_weights(config.backbone):
-        build_backbone(config.backbone)
+        if config.head.kind == "dot":
+            build_backbone(config.backbone)
+        else:
+            build_aligned_vit(config.backbone, config.head.aligned)
     backbone = replace(config.backbone, pretrained=False, weights="")
     dim = build_text_encoder(config.text).dim
     with torch.device("meta"):

@@ -116,6 +116,42 @@ def test_two_trainings_are_the_same_to_the_bit(cost_lseg, text):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+def test_templates_are_channels_of_the_cosine_maps(tmp_path):
+    """As the head sees them: the vector of each sentence apart, and the mean of a label's names."""
+    sentences = "a {}\nthe {} there"
+    given = TextConfig(encoder="stand-in", templates=sentences, channels=True, synonyms="mean")
+    torch.manual_seed(0)
+    lseg = build_lseg(replace(CONFIG, text=given), 512).eval()
+    labels = ("grass", "car, red auto")
+    text = lseg.embed_text(labels)
+    assert text.shape == (2, 2 * 512)
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(2))
+    alone = [
+        torch.from_numpy(stand_in_vectors([t.replace("{}", name) for name in ("car", "red auto")]))
+        for t in sentences.splitlines()
+    ]
+    apart = torch.stack([torch.nn.functional.normalize(rows.mean(0), dim=0) for rows in alone])
+    torch.testing.assert_close(text[1].unflatten(0, (2, 512)) * 2**0.5, apart)
+    seen = []
+    lseg.cost.aggregator.conv1.register_forward_hook(lambda m, inputs, o: seen.append(inputs[0]))
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        lseg(image, text)
+        dense = torch.nn.functional.normalize(lseg.backbone(image).dense_BEhw, dim=1)
+    torch.testing.assert_close(seen[0][1], torch.einsum("bchw,pc->bphw", dense, apart)[0])
+    save_checkpoint(tmp_path, lseg, labels)
+    found = LSeg.load(tmp_path)
+    assert (found.embed_dim, found.text_width) == (512, 1024)
+    with torch.no_grad():
+        torch.testing.assert_close(found(image, found.embed_text(labels)), lseg(image, text))
+
+
+def test_templates_are_channels_of_the_cost_head_alone():
+    text = TextConfig(encoder="stand-in", channels=True)
+    with pytest.raises(ModelError, match=r"model.text.channels=true: has no .*kind=dot: leave"):
+        ModelConfig(text=text)
+
+
 @torch.no_grad()
 def test_windows_score_all_labels_together(cost_lseg, text, monkeypatch):
     """The score of a label depends on the others, so that they may not come some at a time."""
@@ -195,7 +231,7 @@ def test_settings_without_a_meaning_are_refused(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "product"}, "model.head.kind='product': must be one of dot, cost"),
+        ({"kind": "product"}, "model.head.kind='product': must be one of dot, dot-aligned, cost"),
         ({"padded": 8}, "model.head.padded: has no meaning with model.head.kind=dot"),
         ({"aligned": AlignedConfig(variant="csa")}, "model.head.aligned: has no meaning"),
         ({"kind": "cost", "pool": 0}, "model.head.pool=0: must be 1 to 16"),

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from model.config import BackboneConfig, ModelConfig, TextConfig
+from model.config import BackboneConfig, HeadConfig, ModelConfig, TextConfig
 from model.errors import ModelError
 from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.driver.launch import absolute
@@ -48,6 +48,20 @@ def test_a_model_that_can_be_built_passes_without_making_or_looking_for_weights(
 )
 def test_a_model_that_cannot_be_built_is_told_with_its_key(wrong, words):
     with pytest.raises(ModelError, match=words):
+        check_model(wrong)
+
+
+@pytest.mark.parametrize("kind", ["dot-aligned", "cost"])
+def test_the_text_tower_of_another_training_is_told(kind):
+    """Here the weights are not looked for, and a wrong pair would otherwise end the workers."""
+    right = ModelConfig(
+        backbone=BackboneConfig(name="vit_base_patch16_clip_quickgelu_224.openai"),
+        text=TextConfig(encoder="ViT-B-16-quickgelu", pretrained="openai"),
+        head=HeadConfig(kind=kind),
+    )
+    check_model(right)
+    wrong = replace(right, text=TextConfig(encoder="ViT-B-16", pretrained="laion2b_s34b_b88k"))
+    with pytest.raises(ModelError, match="set model.text.encoder to ViT-B-16-quickgelu and"):
         check_model(wrong)
 
 
