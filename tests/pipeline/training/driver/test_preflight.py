@@ -61,7 +61,7 @@ def test_the_text_tower_of_another_training_is_told(kind):
     )
     check_model(right)
     wrong = replace(right, text=TextConfig(encoder="ViT-B-16", pretrained="laion2b_s34b_b88k"))
-    with pytest.raises(ModelError, match="set model.text.encoder to ViT-B-16-quickgelu and"):
+    with pytest.raises(ModelError, match=r"set model.text.encoder to ViT-B-16-quickgelu and"):
         check_model(wrong)
 
 
