@@ -1,6 +1,6 @@
-"""From images of any kind to batches.
+"""From images of any kind to batches, and from scores to probabilities.
 
-Shapes: B batch, H W image pixels.
+Shapes: B batch, K labels, H W image pixels, R rows.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,17 @@ NO_LABEL = -1
 
 MAX_BATCH_MPX = 4
 """Megapixels of the images that go through the network together."""
+
+
+def probabilities(logits_BKRW: Tensor, apart: bool) -> Tensor:
+    """Probabilities of labels, from the mean of their logits over views.
+
+    Args:
+        logits_BKRW: (B, K, R, W).
+        apart: whether each is the logit that its label alone is right (`Network.scores_apart`);
+            otherwise one of the labels is.
+    """
+    return logits_BKRW.sigmoid() if apart else logits_BKRW.softmax(1)
 
 
 def as_batches(images: Any) -> list[Tensor]:

@@ -251,7 +251,7 @@ def sliding_label_ids(
     """Takes the best label of each pixel, with memory that depends little on sizes and K.
 
     The arguments are those of `sliding_logits`, and `threshold`: pixels whose best label has a
-    smaller probability (softmax of the mean logits over the labels) get `NO_LABEL`.
+    smaller probability (see `model.prediction.probabilities`) get `NO_LABEL`.
 
     Returns:
         (B, H, W) int64, 0..K-1 or `NO_LABEL`, on the network's device.
@@ -263,7 +263,8 @@ def sliding_label_ids(
         chunk = num_labels
     if chunk < num_labels:
         views = Views(network, image_BCHW, config, size, keep=True)
-    best = _Best(len(image_BCHW), views.size, image_BCHW.device, threshold is not None)
+    competing = threshold is not None and not network.scores_apart
+    best = _Best(len(image_BCHW), views.size, image_BCHW.device, competing)
     for first in range(0, num_labels, chunk):
         for rows, band in views.bands(text_KC[..., first : first + chunk, :]):
             best.add(rows, band / config.num_views, first)
@@ -276,12 +277,12 @@ class _Best:
     """The best label so far of each pixel, over bands of rows and chunks of labels."""
 
     def __init__(
-        self, num_images: int, size: tuple[int, int], device: torch.device, probabilities: bool
+        self, num_images: int, size: tuple[int, int], device: torch.device, competing: bool
     ) -> None:
         shape = (num_images, *size)
         self.ids = torch.zeros(shape, dtype=torch.int64, device=device)
         self._score = torch.full(shape, -torch.inf, device=device)
-        self._log_sum = self._score.clone() if probabilities else None
+        self._log_sum = self._score.clone() if competing else None
 
     def add(self, rows: slice, logits_BKRW: Tensor, first: int) -> None:
         """Takes the scores of labels `first`, ... in some rows."""
@@ -295,8 +296,9 @@ class _Best:
 
     @property
     def probability(self) -> Tensor:
-        """Softmax of the best label over all labels: (B, H, W)."""
-        assert self._log_sum is not None
+        """Of the best label: (B, H, W); of itself alone where the labels do not compete."""
+        if self._log_sum is None:
+            return self._score.sigmoid()
         return (self._score - self._log_sum).exp()
 
 

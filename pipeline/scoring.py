@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.lseg import LSeg
+from model.prediction import probabilities
 from model.sliding import SlidingConfig, Views
 from pipeline.data.taxonomy import IGNORE
 
@@ -36,7 +37,7 @@ class AnswerSpace:
     """The classes that are scored, and the texts that stand for them.
 
     A class's probability is the sum over its texts of the softmax over all texts, or the largest of
-    them.
+    them; where texts do not compete (`Network.scores_apart`), always the largest.
     """
 
     classes: tuple[str, ...]
@@ -115,12 +116,15 @@ def predict(
     bands = Views(lseg, batch, sliding, size).bands(text)
     # Where only the order of scores matters, their sum is as good as their mean, and rounds less.
     views = 1 if space.one_text_each and not space.offsets else sliding.num_views
-    return torch.cat([choose(band / views, space) for _, band in bands], dim=1)
+    apart = lseg.scores_apart
+    return torch.cat([choose(band / views, space, apart) for _, band in bands], dim=1)
 
 
 @torch.no_grad()
-def choose(logits_BTRW: Tensor, space: AnswerSpace) -> Tensor:
+def choose(logits_BTRW: Tensor, space: AnswerSpace, apart: bool = False) -> Tensor:
     """Takes the best class of each pixel from logits, their mean over views if there are several.
+
+    `apart` says that each logit is one of its text alone.
 
     Returns:
         (B, R, W) int64: positions in `space.classes`, or `space.none`.
@@ -134,10 +138,11 @@ def choose(logits_BTRW: Tensor, space: AnswerSpace) -> Tensor:
         return classes[kept[logits_BTRW[:, kept].argmax(1)]]
     count = max(len(space.classes), int(classes.max()) + 1)
     sums = logits_BTRW.new_zeros((len(logits_BTRW), count, *logits_BTRW.shape[2:]))
-    if space.best_text:
-        sums.index_reduce_(1, classes[kept], logits_BTRW.softmax(1)[:, kept], "amax")
+    of_texts = probabilities(logits_BTRW, apart)[:, kept]
+    if space.best_text or apart:
+        sums.index_reduce_(1, classes[kept], of_texts, "amax")
     else:
-        sums.index_add_(1, classes[kept], logits_BTRW.softmax(1)[:, kept])
+        sums.index_add_(1, classes[kept], of_texts)
     probability, best = sums.max(1)
     if space.threshold is None:
         return best

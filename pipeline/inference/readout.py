@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.lseg import LSeg
-from model.prediction import NO_LABEL
+from model.prediction import NO_LABEL, probabilities
 from model.sliding import SlidingConfig, Views, window_grid
 
 
@@ -37,14 +37,18 @@ def probability_bands(
         together where there are any, and its label ids (B, R, W) int64, positions or NO_LABEL.
     """
     for rows, band in Views(lseg, image_BCHW, sliding, size).bands(text_TC):
-        probability = (band / sliding.num_views).softmax(1)
-        best_probability, best = probability.max(1)
+        probability = probabilities(band / sliding.num_views, lseg.scores_apart)
+        # By the scores: of two large ones both probabilities are 1.
+        best = band.argmax(1)
+        best_probability = probability.gather(1, best[:, None])[:, 0]
         best = best.where(best < num_labels, NO_LABEL)
         if threshold is not None:
             best = best.where(best_probability >= threshold, NO_LABEL)
         kept = probability[:, :num_labels]
         if len(text_TC) > num_labels:
-            kept = torch.cat([kept, probability[:, num_labels:].sum(1, keepdim=True)], dim=1)
+            none = probability[:, num_labels:]
+            rest = none.amax(1, keepdim=True) if lseg.scores_apart else none.sum(1, keepdim=True)
+            kept = torch.cat([kept, rest], dim=1)
         yield rows, kept.half().cpu().numpy(), best.cpu().numpy()
 
 

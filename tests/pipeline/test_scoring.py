@@ -28,6 +28,18 @@ def test_probabilities_of_a_class_are_summed():
     assert answer(space, 0.6, 0.2, 0.2) == 0
 
 
+def test_texts_that_do_not_compete_have_a_probability_of_their_own():
+    """Three unlikely ones: one of them would have nearly all of a softmax, or their sum half."""
+    space = space_of(("a", "b"), ("t", "u", "v"), LUT, (0, 1, 1))
+    unlikely = torch.tensor([-3.0, -3.2, -3.3])[None, :, None, None]
+    assert int(choose(unlikely, space, apart=True)) == 0
+    assert int(choose(unlikely, space)) == 1
+    sure = replace(space, threshold=0.4)
+    assert int(choose(unlikely, sure, apart=True)) == sure.none
+    assert int(choose(unlikely + 3, sure, apart=True)) == 0
+    assert int(choose(unlikely, sure)) == 1
+
+
 def test_texts_without_a_class_cannot_win():
     space = space_of(("a", "b"), ("t", "u", "v"), LUT, (DROPPED, 0, 1))
     assert answer(space, 0.9, 0.04, 0.06) == 1

@@ -13,6 +13,7 @@ import torch
 
 from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
+from model.prediction import probabilities
 from model.sliding import AS_IT_IS, Views
 from model.text import TextEncoder
 from pipeline.data.ingest.augment import whole_view
@@ -75,7 +76,8 @@ class Asker:
         """The best label as in `ask`, or -1 where it is less probable than the threshold."""
         found = []
         for band in self._bands(sample, texts):
-            probability, best = band.softmax(1).max(1)
+            best = band.argmax(1)
+            probability = probabilities(band, self._lseg.scores_apart).amax(1)
             found.append(best.where(probability >= threshold, -1)[0])
         return torch.cat(found).cpu().numpy()
 

@@ -21,6 +21,7 @@ from model.errors import ModelError
 from model.head.cost import guiding_blocks
 from model.loss import segmentation_loss
 from model.lseg import LSeg, build_lseg
+from model.prediction import NO_LABEL
 from model.sliding import AS_IT_IS, SlidingConfig, Views, sliding_label_ids, sliding_logits
 from model.stand_in import stand_in_vectors
 from model.upsampling import upsample
@@ -197,6 +198,19 @@ def test_a_label_that_one_window_leaves_out_keeps_half_its_probability(cost_lseg
     logits = sliding_logits(cost_lseg, torch.randn(1, 3, 32, 48), torch.randn(2, 512), sliding)
     expected = (torch.tensor(3.0).sigmoid() / 2, torch.tensor(-2.0).sigmoid())
     torch.testing.assert_close(logits[0, :, 0, 24].sigmoid(), torch.stack(expected))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("logits", "named"), [((-3.0, -8.0), False), ((3.0, -8.0), True)])
+def test_a_threshold_is_on_the_probability_of_a_label_alone(cost_lseg, monkeypatch, logits, named):
+    """Of softmax the first label would have 0.99 in both cases."""
+    scores = torch.tensor(logits)[None, :, None, None].expand(1, 2, 16, 16)
+    monkeypatch.setattr(cost_lseg, "score_trunk", lambda *_: scores)
+    image, text = torch.randn(1, 3, 32, 32), torch.randn(2, 512)
+    ids = sliding_label_ids(cost_lseg, image, text, AS_IT_IS, threshold=0.5)
+    assert ids.unique().tolist() == [0 if named else NO_LABEL]
+    (ids,) = cost_lseg.predict(np.zeros((32, 32, 3), np.uint8), ["a", "b"], other=0.5)
+    assert np.unique(ids).tolist() == [0 if named else NO_LABEL]
 
 
 @torch.no_grad()
