@@ -297,11 +297,6 @@ class ModelConfig:
                 f"model.text.channels=true: has no meaning with model.head.kind={self.head.kind}: "
                 "leave it out, or set the kind to cost"
             )
-        if self.head.kind == "dot-aligned" and self.activation_checkpointing:
-            raise ModelError(
-                "model.activation_checkpointing=true: has no meaning with "
-                "model.head.kind=dot-aligned: leave it out"
-            )
 
     def _check_cost(self) -> None:
         """Refuses what the cost head has no use for, with the values that a recipe may set."""
@@ -310,7 +305,6 @@ class ModelConfig:
             "features": (self.features, 256),
             "reassemble": (self.reassemble and list(self.reassemble), None),
             "backbone.hooks": (self.backbone.hooks and list(self.backbone.hooks), None),
-            "activation_checkpointing": (self.activation_checkpointing, False),
         }
         for name, (value, default) in published.items():
             if value != default:

@@ -133,7 +133,9 @@ class LSeg(nn.Module):
     def _aligned_vit(self, taps: Taps) -> AlignedVit:
         config = self.config
         require_partner(config)
-        backbone = build_aligned_vit(config.backbone, config.head.aligned, taps)
+        backbone = build_aligned_vit(
+            config.backbone, config.head.aligned, taps, config.activation_checkpointing
+        )
         if backbone.embed_dim != self.embed_dim:
             untrained = (
                 ""

@@ -140,7 +140,12 @@ def _separate(shapes: Shapes) -> dict[str, list[str]]:
         ]
         for key in shapes
         if key.endswith(ends)
-        and all(f"{key.removesuffix(ends)}attn.{each}_proj_weight" in shapes for each in "kv")
+        # Of one matrix each: others cannot be joined.
+        and len(shapes[key]) == 2
+        and all(
+            shapes.get(f"{key.removesuffix(ends)}attn.{each}_proj_weight") == shapes[key]
+            for each in "kv"
+        )
     }
 
 
@@ -159,7 +164,8 @@ def _config(shapes: Shapes, path: Path | str) -> ModelConfig:
         for name in ("conv1.weight", "proj", "positional_embedding")
     )
     blocks = {int(match[1]) for key in shapes if (match := re.match(re.escape(CLIP) + _BLOCK, key))}
-    if len(patches) != 4 or len(projection) != 2 or len(positions) != 2 or not blocks:
+    dims = len(patches), len(projection), len(positions)
+    if dims != (4, 2, 2) or positions[0] < 2 or not blocks:
         raise ModelError(
             f"{path}: holds no CLIP ViT beside CAT-Seg's aggregator: must be a published "
             "checkpoint of it on ViT-B/16 or ViT-L/14: check the file"

@@ -5,9 +5,12 @@ and the tag of their weights. Vectors of CLIP's and of LAION's towers both have 
 their cosines mean nothing.
 """
 
-from model.config import STAND_IN, ModelConfig
+from model.backbone import named_in_full
+from model.config import ONE_HOT, STAND_IN, TABLE, ModelConfig
 from model.errors import ModelError
+from model.packages import PACKAGE
 from model.text.open_clip_tower import WEIGHT_SUFFIXES
+from model.weights import has_own_weights
 
 PARTNERS: dict[str, tuple[tuple[str, ...], str]] = {
     "vit_base_patch32_clip_quickgelu_224.openai": (("ViT-B-32-quickgelu", "ViT-B-32"), "openai"),
@@ -35,21 +38,30 @@ PARTNERS: dict[str, tuple[tuple[str, ...], str]] = {
 def require_partner(config: ModelConfig) -> None:
     """Refuses published weights of two trainings where the table knows the right pair.
 
-    Weights from a file, and the stand-in, are taken as they are given.
+    Weights from a file, and text encoders that are no tower of CLIP's kind, are taken as they are
+    given: what a language is worth is measured with the wrong ones.
 
     Raises:
         ModelError: names the text tower to choose.
     """
     backbone, text = config.backbone, config.text
-    names, tag = PARTNERS.get(backbone.name, ((), ""))
-    from_file = text.pretrained.endswith(WEIGHT_SUFFIXES) or backbone.kwargs.get(
-        "pretrained_cfg_overlay"
-    )
-    if not backbone.pretrained or not names or text.encoder == STAND_IN or from_file:
+    from_file = has_own_weights(backbone) or text.pretrained.endswith(WEIGHT_SUFFIXES)
+    no_tower = text.encoder in (STAND_IN, ONE_HOT) or text.encoder.startswith((TABLE, PACKAGE))
+    if not backbone.pretrained or from_file or no_tower:
+        return
+    name = named_in_full(backbone.name)
+    if "_clip_" in name and "_ft_in" in name:
+        raise ModelError(
+            f"model.backbone.name={backbone.name}: means {name}, which was trained further on "
+            "ImageNet's numbers, away from any text: name a tag of CLIP's own training, such as "
+            f"{backbone.name.split('.')[0]}.openai"
+        )
+    names, tag = PARTNERS.get(name, ((), ""))
+    if not names:
         return
     if text.encoder not in names or text.pretrained != tag:
         raise ModelError(
             f"model.text.encoder={text.encoder} ({text.pretrained}): is not the text tower that "
-            f"model.backbone.name={backbone.name} was trained with: set model.text.encoder to "
+            f"model.backbone.name={name} was trained with: set model.text.encoder to "
             f"{names[0]} and model.text.pretrained to {tag}"
         )

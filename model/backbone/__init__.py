@@ -13,6 +13,7 @@ from model.backbone.levels import (
     TokenLevel,
     build_backbone,
     hooks_of,
+    named_in_full,
     quarter_ends,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "build_aligned_vit",
     "build_backbone",
     "hooks_of",
+    "named_in_full",
     "quarter_ends",
 ]

@@ -25,8 +25,9 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from model.backbone.levels import TokenLevel, create, normalisation, probe
+from model.backbone.levels import TokenLevel, create, named_in_full, normalisation, probe
 from model.config import AlignedConfig, BackboneConfig
 from model.errors import ModelError
 
@@ -77,9 +78,14 @@ class AlignedVit(nn.Module):
     """
 
     def __init__(
-        self, config: BackboneConfig, aligned: AlignedConfig, taps: Taps = no_taps
+        self,
+        config: BackboneConfig,
+        aligned: AlignedConfig,
+        taps: Taps = no_taps,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         kwargs = {"dynamic_img_size": True, **config.kwargs}
         self.vit = cast(Any, create(config, kwargs))
         self.aligned = aligned
@@ -114,7 +120,10 @@ class AlignedVit(nn.Module):
         tokens = vit.norm_pre(tokens)
         states = []
         for index, block in enumerate(vit.blocks[:-1]):
-            tokens = block(tokens, **rope)
+            if self.activation_checkpointing and self.training:
+                tokens = cast(Tensor, checkpoint(block, tokens, use_reentrant=False, **rope))
+            else:
+                tokens = block(tokens, **rope)
             states += [tokens] * self.taps.count(index)
         last = self._last(vit.blocks[-1], tokens, rope)
         if self.depth - 1 in self.taps:
@@ -244,7 +253,10 @@ def build_aligned(
 
 
 def build_aligned_vit(
-    config: BackboneConfig, aligned: AlignedConfig, taps: Taps = no_taps
+    config: BackboneConfig,
+    aligned: AlignedConfig,
+    taps: Taps = no_taps,
+    activation_checkpointing: bool = False,
 ) -> AlignedVit:
     """Builds a ViT as `build_aligned` does, and refuses all else.
 
@@ -260,7 +272,7 @@ def build_aligned_vit(
             "features in the space of a text tower: choose one, such as "
             "vit_base_patch16_clip_quickgelu_224.openai"
         )
-    return AlignedVit(config, aligned, taps)
+    return AlignedVit(config, aligned, taps, activation_checkpointing)
 
 
 QUICK_GELU_TAGS = ("openai", "dfn5b", "metaclip")
@@ -273,12 +285,13 @@ def require_own_activation(config: BackboneConfig) -> None:
     Raises:
         ModelError: names the model to choose.
     """
-    name, _, tag = config.name.partition(".")
+    full = named_in_full(config.name) if config.pretrained else config.name
+    name, _, tag = full.partition(".")
     if "_clip_" not in name or "quickgelu" in name or not tag.startswith(QUICK_GELU_TAGS):
         return
     right = name.replace("_clip_", "_clip_quickgelu_")
     raise ModelError(
-        f"model.backbone.name={config.name}: its weights were trained with QuickGELU, and this "
+        f"model.backbone.name={full}: its weights were trained with QuickGELU, and this "
         f"name computes GELU, which gives other features: name {right}.{tag}"
     )
 

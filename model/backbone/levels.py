@@ -270,6 +270,12 @@ def _refused(config: BackboneConfig, kwargs: dict[str, Any], error: Exception) -
     )
 
 
+def named_in_full(name: str) -> str:
+    """A timm name with the tag of its weights, which is timm's own choice where none is given."""
+    found = None if "." in name else timm.get_pretrained_cfg(name)
+    return f"{name}.{found.tag}" if found and found.tag else name
+
+
 def quarter_ends(depth: int) -> tuple[int, ...]:
     """The last block of each quarter of a ViT's depth, which is what the publication taps."""
     return tuple(max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4))

@@ -223,8 +223,20 @@ class EvaluateConfig:
             raise UserError(
                 f"synonyms={self.synonyms}: has no effect on protocol {self.protocol}: leave it out"
             )
+        if self.protocol in SUITE_PROTOCOLS:
+            self._check_suite()
         if len(set(self.folds)) < len(self.folds):
             raise UserError(f"folds={list(self.folds)}: each must be there once")
+
+    def _check_suite(self) -> None:
+        """Refuses what a set of the suite, which has its own images and classes, does not read."""
+        usual = {"shards": "", "split": "val", "splits": "", "labels": "all", "folds": (0, 1, 2, 3)}
+        for name, default in usual.items():
+            if getattr(self, name) != default:
+                raise UserError(
+                    f"{name}={getattr(self, name)}: has no effect on protocol {self.protocol}: "
+                    "leave it out"
+                )
 
     @property
     def variant(self) -> str:

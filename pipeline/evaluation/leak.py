@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.checkpoints.provenance import Provenance
+from pipeline.data.datasets.suite import suite_table
 from pipeline.data.taxonomy import DATASETS, label_text
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.few_shot import EpisodeItems
@@ -41,6 +42,9 @@ SYNONYMS = {
 }
 """Names of benchmarks -> words of MSeg's universal classes, where they differ by more than
 spaces."""
+
+COCO_STUFF = "coco_stuff"
+"""What the recipe of CAT-Seg's own training calls its dataset: pictures of COCO's train2017."""
 
 FLICKR = (
     "trained on COCO; COCO and PASCAL both took their images from Flickr, and the names do not "
@@ -131,14 +135,7 @@ def _seen_images(
         seen, why = _seen_episodes(source, provenance)
         return (seen, why) if seen or not own else (None, why or _own(own))
     if isinstance(source, SuiteItems):
-        sibling = IN_DOMAIN.get(source.dataset)
-        if sibling in provenance.datasets:
-            return 0, f"in-domain: trained on {sibling}, whose validation pictures these are"
-        if own:
-            return None, _own(own)
-        if source.dataset.startswith("p") and "coco_panoptic" in provenance.datasets:
-            return None, FLICKR
-        return 0, ""
+        return _seen_of_suite(source.dataset, provenance)
     if isinstance(source, HeldOutItems):
         if own:
             return None, _own(own)
@@ -160,6 +157,27 @@ def _seen_images(
     keys = {record.key for shard in manifest.shards for record in shard.samples}
     seen = sum(key in keys for key in source.keys())
     return seen, f"{seen} of {len(source)} images were trained" if seen else ""
+
+
+def _seen_of_suite(dataset: str, provenance: Provenance) -> tuple[int | None, str]:
+    """What training shows of a set of the suite."""
+    trained = set(provenance.datasets)
+    if COCO_STUFF in trained and _is_coco_stuff(provenance.labels):
+        trained = trained - {COCO_STUFF} | {"coco_panoptic"}  # Of the same pictures.
+    sibling = IN_DOMAIN.get(dataset)
+    if sibling in trained:
+        return 0, f"in-domain: trained on {sibling}, whose validation pictures these are"
+    if own := sorted(trained - set(DATASETS)):
+        return None, _own(own)
+    if dataset.startswith("p") and "coco_panoptic" in trained:
+        return None, FLICKR
+    return 0, ""
+
+
+def _is_coco_stuff(labels: Sequence[str]) -> bool:
+    """Whether a checkpoint's labels are COCO-Stuff's, so that a dataset of that name is it."""
+    known = {_plain(entry.name) for entry in suite_table("coco-stuff-171")}
+    return bool(labels) and {_plain(label) for label in labels} <= known
 
 
 def _own(datasets: Sequence[str]) -> str:

@@ -130,6 +130,7 @@ def make_plan(config: TrainMixConfig, corpus: Corpus | None = None) -> RunPlan:
         )
     distractor_texts(config.train.distractors, labels)
     words_for_other(config.train.other, labels)
+    _check_padded(config, len(labels))
     return RunPlan(config, corpus, mixture, labels, validation_corpus(config, corpus))
 
 
@@ -188,6 +189,18 @@ def validation_corpus(config: TrainMixConfig, training: Corpus) -> Corpus | None
             "one of them, or add the dataset to train.val_datasets"
         )
     return Corpus(config.data.shards, split, manifests, training.taxonomy)
+
+
+def _check_padded(config: TrainMixConfig, num_labels: int) -> None:
+    """Refuses a cost head that leaves labels of a step out: these would not train."""
+    head, train = config.model.head, config.train
+    asked = num_labels + train.distractors.count + bool(train.other.share)
+    asked = min(asked, train.labels_per_step or asked)
+    if head.kind == "cost" and 0 < head.padded < asked:
+        raise UserError(
+            f"model.head.padded={head.padded}: must be at least {asked}, the labels of a step, or "
+            "0: raise it, or lower train.labels_per_step"
+        )
 
 
 def _check_names(shards: str, names: Iterable[str]) -> None:

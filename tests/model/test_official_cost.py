@@ -17,6 +17,7 @@ from model.official import import_official
 from model.official_cost import CLIP, HEAD
 from tests.golden.fill_rule import fill
 
+BLOCK = "visual.transformer.resblocks.0.attn"
 WIDTH, DEPTH, GRID, EMBED = 128, 3, 4, 512
 
 
@@ -128,6 +129,9 @@ def test_every_weight_arrives_and_the_trained_text_tower_is_kept(published, tmp_
         ({f"{CLIP}text_projection": None}, "text_projection: missing, with the text tower"),
         ({f"{CLIP}visual.conv1.weight": None}, "holds no CLIP ViT beside"),
         ({f"{CLIP}visual.proj": (WIDTH, 20)}, "is none that CAT-Seg publishes"),
+        ({f"{CLIP}visual.positional_embedding": (0, WIDTH)}, "holds no CLIP ViT beside"),
+        ({f"{CLIP}{BLOCK}.q_proj_weight": ()}, "attn.in_proj_weight missing instead of"),
+        ({f"{CLIP}{BLOCK}.k_proj_weight": (2, 2)}, "attn.in_proj_weight missing instead of"),
         ({f"{CLIP}visual.transformer.resblocks.99.ln_1.bias": (1,)}, "100 blocks .* is none that"),
     ],
 )

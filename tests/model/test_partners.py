@@ -2,6 +2,8 @@ import open_clip
 import pytest
 import timm
 
+from model.backbone import aligned
+from model.backbone.aligned import require_own_activation
 from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.errors import ModelError
 from model.partners import PARTNERS, require_partner
@@ -31,6 +33,25 @@ def test_the_right_pair_is_taken_and_another_is_refused(name):
         require_partner(config(name, "RN50", tag))
 
 
+def test_a_name_without_a_tag_is_the_one_that_timm_loads():
+    metaclip = config("vit_base_patch16_clip_quickgelu_224", "ViT-B-16-quickgelu", "openai")
+    require_partner(metaclip)  # Of Meta's training, whose tower the table does not know.
+    eva = "eva02_base_patch16_clip_224"
+    require_partner(config(eva, "EVA02-B-16", "merged2b_s8b_b131k"))
+    with pytest.raises(ModelError, match=rf"{eva}.merged2b was trained with: set"):
+        require_partner(config(eva, "ViT-B-16", "openai"))
+    with pytest.raises(ModelError, match="laion2b_ft_in12k_in1k, which was trained further on"):
+        require_partner(config("vit_base_patch16_clip_224", "ViT-B-16", "openai"))
+
+
+def test_quickgelu_is_asked_of_a_name_without_a_tag_too(monkeypatch):
+    require_own_activation(BackboneConfig(name="vit_base_patch16_clip_224"))
+    monkeypatch.setattr(aligned, "named_in_full", lambda name: f"{name}.openai")
+    with pytest.raises(ModelError, match=r"name vit_base_patch16_clip_quickgelu_224.openai"):
+        require_own_activation(BackboneConfig(name="vit_base_patch16_clip_224"))
+    require_own_activation(BackboneConfig(name="vit_base_patch16_clip_224", pretrained=False))
+
+
 def test_what_is_not_published_weights_is_left_to_its_user():
     name = "vit_base_patch16_clip_224.laion2b"
     with pytest.raises(ModelError):
@@ -38,6 +59,9 @@ def test_what_is_not_published_weights_is_left_to_its_user():
     require_partner(config(name, "ViT-B-16", "openai", pretrained=False))
     require_partner(config(name, "ViT-B-16", "mine.safetensors"))
     require_partner(config(name, "stand-in", "openai"))
+    require_partner(config(name, "one-hot", "openai"))
+    require_partner(config(name, "table:words.txt", "openai"))
+    require_partner(config(name, "ViT-B-16", "openai", weights="mine.safetensors"))
     overlay = {"pretrained_cfg_overlay": {"file": "mine.safetensors"}}
     require_partner(config(name, "ViT-B-16", "openai", kwargs=overlay))
     require_partner(config("vit_base_patch16_384", "ViT-B-16", "openai"))

@@ -81,5 +81,3 @@ def test_it_trains_and_is_stored(text, tmp_path, variant):
 def test_settings_of_the_cost_head_are_refused():
     with pytest.raises(ModelError, match=r"model.head.pool: has no meaning with .*=dot-aligned"):
         HeadConfig(kind="dot-aligned", pool=3)
-    with pytest.raises(ModelError, match=r"model.activation_checkpointing=true: has no meaning"):
-        replace(CONFIG, activation_checkpointing=True)

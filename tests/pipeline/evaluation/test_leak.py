@@ -14,11 +14,14 @@ from pipeline.checkpoints.provenance import (
     read_provenance,
     unchanged_manifests,
 )
+from pipeline.data.datasets.suite import suite_table
+from pipeline.data.datasets.suite.readers import LAYOUTS
 from pipeline.data.shards.format import Manifest, SampleRecord, ShardRecord
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.leak import check_leaks, coco_number
 from pipeline.evaluation.plan import ProtocolPlan
 from pipeline.evaluation.protocols import make_plan
+from tests.pipeline.data.datasets.suite.test_readers import write
 
 
 def manifest(dataset: str, split: str, keys: list[str]) -> Manifest:
@@ -84,6 +87,24 @@ def test_pictures_of_ones_own_dataset_are_not_known(coco_plan):
     assert report.seen_images == {"fold0": None}
     assert report.zero_shot == "unknown"
     assert "trained on my_voc" in " ".join(report.reasons)
+
+
+def test_coco_stuff_is_known_by_its_name_and_its_classes(tmp_path):
+    names = tuple(entry.name for entry in suite_table("coco-stuff-171"))
+
+    def said(protocol: str, labels: tuple[str, ...], name: str = "coco_stuff") -> tuple:
+        write(tmp_path / protocol, protocol, LAYOUTS[protocol][0], np.array([[0, 3, -1]]))
+        roots = {protocol: str(tmp_path / protocol)}
+        config = EvaluateConfig(checkpoint="x", protocol=protocol, roots=roots)  # type: ignore[arg-type]
+        report = check_leaks(config, make_plan(config, ()), past(labels, **{name: None}))
+        return report.seen_images[protocol], " ".join(report.reasons)
+
+    assert "in-domain: trained on coco_panoptic" in said("coco-stuff-171", names)[1]
+    assert said("a-150", names)[0] == 0
+    assert "Flickr" in said("pas-20", names)[1]
+    # Somebody else's dataset, or one of that name that is not it.
+    assert "nothing is known" in said("a-150", names, "mine")[1]
+    assert "nothing is known" in said("a-150", (*names, "shelf"))[1]
 
 
 def test_classes_are_known_where_the_datasets_are_too_many_to_name(

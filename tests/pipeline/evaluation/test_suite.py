@@ -112,3 +112,19 @@ def test_the_mean_rules_differ_where_a_class_is_only_predicted(over, expected):
     matrix = ConfusionMatrix(4)
     matrix.update(np.array([0, 0, 2, 2]), np.array([0, 0, 1, 1]))
     assert matrix.miou(over=over) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"labels": "checkpoint"},
+        {"split": "train"},
+        {"shards": "shards"},
+        {"splits": "lists"},
+        {"folds": (0,)},
+    ],
+)
+def test_what_a_set_does_not_read_is_refused(values, tmp_path):
+    (name,) = values
+    with pytest.raises(UserError, match=f"^{name}=.*: has no effect on protocol a-150: leave it"):
+        config(tmp_path, "a-150", **values)
