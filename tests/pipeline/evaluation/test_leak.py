@@ -104,7 +104,7 @@ def test_coco_stuff_is_known_by_its_name_and_its_classes(tmp_path):
     assert "Flickr" in said("pas-20", names)[1]
     # Somebody else's dataset, or one of that name that is not it.
     assert "nothing is known" in said("a-150", names, "mine")[1]
-    assert "nothing is known" in said("a-150", (*names, "shelf"))[1]
+    assert "nothing is known" in said("a-150", (*names, "shoe rack"))[1]
 
 
 def test_classes_are_known_where_the_datasets_are_too_many_to_name(
