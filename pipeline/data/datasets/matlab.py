@@ -55,22 +55,26 @@ def read_strings(path: Path, variable: str, field: str | None = None) -> list[st
     return answer["strings"]
 
 
-def read_label_array(path: Path, variable: str, name: str) -> np.ndarray:
+def read_label_array(
+    path: Path, variable: str, name: str, dtype: type[np.unsignedinteger] = np.uint8
+) -> np.ndarray:
     """Reads the label array of a file that holds one image's labels.
 
     Args:
         path: The file.
         variable: The array's name in it.
         name: What the file is called in messages.
+        dtype: uint8, or uint16 for labels of more classes.
 
     Returns:
-        (H, W) uint8; values above 255 and what is no whole number are refused.
+        (H, W) of that type; values that it cannot hold and what is no whole number are refused.
 
     Raises:
         BadSample: The file is damaged, or has no such array of small integers.
     """
     try:
-        answer, pixels = _ask(path, "array", variable, None, _LABEL_CPU_S)
+        bits = 8 * np.dtype(dtype).itemsize
+        answer, pixels = _ask(path, "array", variable, None, _LABEL_CPU_S, bits=bits)
     except _Ended as error:
         raise BadSample(f"{name}: cannot be read: {error}") from None
     except BadSample as error:
@@ -78,7 +82,7 @@ def read_label_array(path: Path, variable: str, name: str) -> np.ndarray:
     except UserError as error:
         reason = str(error.__cause__ or error)
         raise BadSample(f"{name}: is no whole MATLAB file ({reason})") from None
-    return np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
+    return np.frombuffer(pixels, dtype).reshape(answer["shape"])
 
 
 class LabelMats:
@@ -162,7 +166,7 @@ class _Reading:
             stdin.flush()
             answer = json.loads(stdout.readline())
             height, width = answer.get("shape", (0, 0))
-            pixels = bytearray(height * width)
+            pixels = bytearray(height * width * answer.get("bits", 8) // 8)
             if stdout.readinto(pixels) == len(pixels):
                 return answer, pixels
         except (BrokenPipeError, json.JSONDecodeError):

@@ -82,8 +82,8 @@ class _Desk:
             if work == "strings":
                 return {"strings": read_strings(**of)}, b""
             if work == "array":
-                label = read_array(of["path"], of["variable"])
-                return {"shape": label.shape}, label.tobytes()
+                label = read_array(of["path"], of["variable"], given["bits"])
+                return {"shape": label.shape, "bits": given["bits"]}, label.tobytes()
             if work == "open" or self._labels is None or self._labels[0] != of:
                 self._labels = None  # Before another file is opened, so that one is at a time.
                 self._labels = (of, LabelMats(**of))
@@ -130,8 +130,8 @@ def read_strings(path: str, variable: str, field: str | None) -> list[str] | Non
     return [_text(item) for item in array.ravel(order="F")]
 
 
-def read_array(path: str, variable: str) -> np.ndarray:
-    """Reads an array of labels that is a variable of its own: (H, W) uint8.
+def read_array(path: str, variable: str, bits: int = 8) -> np.ndarray:
+    """Reads an array of labels that is a variable of its own: (H, W) uint8, or of 16 bits.
 
     Raises:
         BadSample: There is no such variable, or it is no matrix of small integers.
@@ -143,7 +143,7 @@ def read_array(path: str, variable: str) -> np.ndarray:
             if item is None:
                 names = [str(name) for name in file.keys()]
                 raise BadSample(_lacks(variable, [n for n in names if not n.startswith("#")]))
-            return _label_matrix(item, variable)
+            return _label_matrix(item, variable, bits)
     import scipy.io
 
     there = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
@@ -153,15 +153,16 @@ def read_array(path: str, variable: str) -> np.ndarray:
         raise BadSample(f"{variable}: must be a matrix, and has the shape {there[variable]}")
     height, width = map(int, there[variable])
     check_size(variable, width, height, MAX_PIXELS)
-    return _as_labels(scipy.io.loadmat(path, variable_names=[variable])[variable], variable)
+    values = scipy.io.loadmat(path, variable_names=[variable])[variable]
+    return _as_labels(values, variable, bits)
 
 
 def _lacks(variable: str, there: Iterable[str]) -> str:
     return f"has no variable {variable}; it has {', '.join(list(there)[:8]) or 'none'}"
 
 
-def _label_matrix(matrix: Any, where: str) -> np.ndarray:
-    """A matrix of labels of a file of version 7.3: (H, W) uint8."""
+def _label_matrix(matrix: Any, where: str, bits: int = 8) -> np.ndarray:
+    """A matrix of labels of a file of version 7.3: (H, W)."""
     if not isinstance(matrix, h5py.Dataset) or matrix.ndim != 2:
         raise BadSample(f"{where}: must be a matrix")
     if _lies_elsewhere(matrix):
@@ -169,18 +170,19 @@ def _label_matrix(matrix: Any, where: str) -> np.ndarray:
     width, height = (int(length) for length in matrix.shape)
     check_size(where, width, height, MAX_PIXELS)
     if matrix.dtype.itemsize > 8:
-        raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
-    return np.ascontiguousarray(_as_labels(matrix[()], where).T)
+        raise BadSample(f"{where}: must hold whole numbers of 0 to {2**bits - 1}")
+    return np.ascontiguousarray(_as_labels(matrix[()], where, bits).T)
 
 
-def _as_labels(values: Any, where: str) -> np.ndarray:
-    """Values as uint8, if they are whole numbers of 0 to 255."""
+def _as_labels(values: Any, where: str, bits: int = 8) -> np.ndarray:
+    """Values as uint8 or uint16, if they are whole numbers that it holds."""
+    most = 2**bits - 1
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "buif":
-        raise BadSample(f"{where}: must be a matrix of whole numbers of 0 to 255")
+        raise BadSample(f"{where}: must be a matrix of whole numbers of 0 to {most}")
     with np.errstate(invalid="ignore"):  # Of what is no number.
-        label = values.astype(np.uint8)
+        label = values.astype(np.uint8 if bits == 8 else np.uint16)
     if (label != values).any():
-        raise BadSample(f"{where}: must hold whole numbers of 0 to 255")
+        raise BadSample(f"{where}: must hold whole numbers of 0 to {most}")
     return np.ascontiguousarray(label)
 
 

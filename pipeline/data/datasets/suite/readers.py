@@ -3,16 +3,21 @@
 Prepared labels hold class numbers, 8-bit PNGs or 16-bit TIFFs and PNGs; official ones hold values
 that a table numbers. ADE20K's full release writes a class as colours of `_seg.png`: red // 10 * 256
 + green. Its images and labels are shrunk to a short side of 512 where that is longer, as everybody
-does who scores it; others also write the JPEG again, which is not done here.
+does who scores it; others also write the JPEG again, which is not done here. PASCAL Context comes
+as MATLAB files `trainval/NAME.mat`, to be unpacked beside VOC 2010's `JPEGImages`; its validation
+is a list of names that neither download holds.
 """
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 
 from pipeline.data.datasets.base import has_folders
+from pipeline.data.datasets.matlab import read_label_array
 from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import decode_image
 from pipeline.data.pixels.official import decode_16bit_ids, decode_index_png, decode_rgb_png
@@ -22,7 +27,9 @@ from pipeline.storage.base import Storage
 UNLABELLED = 65535
 ADE_SHORT_PX = 512
 
-Stored = Literal["numbers", "numbers16", "values", "ade colours"]
+Stored = Literal["numbers", "numbers16", "values", "ade colours", "label map"]
+_CONTEXT_NAMES = Path(__file__).with_name("pascal-context-val.txt")
+"""The 5104 images that everybody scores."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class SuiteLayout:
     stored: Stored
     """What a pixel of a label holds."""
     image_list: str = ""
-    """The file that names the images; without one every labelled image is scored."""
+    """The file that names the images; without one every labelled image is scored, but those of
+    PASCAL Context's training."""
 
     def __str__(self) -> str:
         files = [f"{folder} with *{suffix}" for folder, suffix in (self.images, self.labels)]
@@ -51,6 +59,7 @@ def _voc(labels: str) -> SuiteLayout:
     return SuiteLayout(_VOC, (labels, ".png"), "values", _VOC_LIST)
 
 
+_CONTEXT = SuiteLayout(_VOC, ("trainval", ".mat"), "label map")
 _VOC_VALUES = (_voc("SegmentationClassAug"), _voc("SegmentationClass"))
 _STUFF = ("images/val2017", ".jpg")
 
@@ -68,10 +77,12 @@ LAYOUTS: dict[str, tuple[SuiteLayout, ...]] = {
         ),
     ),
     "pc-59": (
+        _CONTEXT,
         SuiteLayout(_VOC, (f"{_D2}/pc59_val", ".png"), "numbers"),
         SuiteLayout(_SETS, ("annotations_ctx59/validation", ".png"), "numbers"),
     ),
     "pc-459": (
+        _CONTEXT,
         SuiteLayout(_VOC, (f"{_D2}/pc459_val", ".tif"), "numbers16"),
         SuiteLayout(_SETS, ("annotations_ctx459/validation", ".tif"), "numbers16"),
     ),
@@ -137,6 +148,9 @@ class SuiteReader:
                 for entry in self.root.list(folder)
                 if entry.path.endswith(png)
             )
+        if self.layout.stored == "label map":
+            validation = set(_CONTEXT_NAMES.read_text(encoding="ascii").split())
+            names = [name for name in names if name in validation]
         if not names:
             raise UserError(
                 f"roots.{self.dataset}={self.root.uri}: holds no label {self._path(labels)}/*{png}"
@@ -173,6 +187,13 @@ class SuiteReader:
         if stored == "ade colours":
             colours = decode_rgb_png(data, path).astype(np.int64)
             return self._numbered(colours[:, :, 0] // 10 * 256 + colours[:, :, 1])
+        if stored == "label map":
+            # The process that reads MATLAB files takes a path, and the label may lie in a bucket.
+            with tempfile.NamedTemporaryFile(suffix=".mat") as file:
+                file.write(data)
+                file.flush()
+                values = read_label_array(Path(file.name), "LabelMap", path, np.uint16)
+            return self._numbered(values.astype(np.int64))
         if stored == "values":
             return self._numbered(decode_index_png(data, path, ("L", "P")).astype(np.int64))
         if stored == "numbers16":

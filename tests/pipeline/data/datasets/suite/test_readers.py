@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from pipeline.data.datasets.suite import (
+    NUM_PUBLISHED,
     SUITE_SETS,
     background_words,
     open_suite_set,
+    readers,
     suite_table,
 )
 from pipeline.data.datasets.suite.readers import LAYOUTS, UNLABELLED, SuiteLayout
@@ -36,7 +39,9 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 def write(root: Path, dataset: str, layout: SuiteLayout, numbers: np.ndarray) -> None:
     """One image whose label holds these class numbers; -1 is unlabelled."""
-    stem = "scene/ADE_val_00000001" if layout.stored == "ade colours" else "x_1"
+    stem = {"ade colours": "scene/ADE_val_00000001", "label map": "2008_000002"}.get(
+        layout.stored, "x_1"
+    )
     image = np.zeros((*numbers.shape, 3), np.uint8)
     image[..., 0] = 250
     save(root / layout.images[0] / f"{stem}{layout.images[1]}", image)
@@ -46,6 +51,10 @@ def write(root: Path, dataset: str, layout: SuiteLayout, numbers: np.ndarray) ->
         save(label, np.where(numbers < 0, 255, numbers).astype(np.uint8))
     elif layout.stored == "numbers16":
         save(label, np.where(numbers < 0, UNLABELLED, numbers).astype(np.uint16))
+    elif layout.stored == "label map":
+        label.parent.mkdir(parents=True, exist_ok=True)
+        official = np.where(numbers < 0, 0, values[numbers]).astype(np.uint16)
+        scipy.io.savemat(label, {"LabelMap": official}, do_compression=True)
     elif layout.stored == "values":
         unlabelled = 255 if dataset in ("pas-20b", "coco-stuff-171") else 0
         save(label, np.where(numbers < 0, unlabelled, values[numbers]).astype(np.uint8))
@@ -89,6 +98,26 @@ def test_eight_bits_where_sixteen_are_needed_are_refused(dataset, tmp_path):
         reader.read(reader.sources()[0])
 
 
+def test_pascal_context_is_its_validation_and_its_official_label_maps(tmp_path, shared_data):
+    layout = LAYOUTS["pc-459"][0]
+    write(tmp_path, "pc-459", layout, np.array([[300, 458]]))
+    labels = tmp_path / "trainval"
+    (labels / "2008_000004.mat").write_bytes((labels / "2008_000002.mat").read_bytes())
+    reader = open_suite_set("pc-459", str(tmp_path))
+    assert [source.label for source in reader.sources()] == ["trainval/2008_000002.mat"]
+    # Class 59 of them is asked by its value among the 459.
+    table = [entry.value for entry in suite_table("pc-59")]
+    label = open_suite_set("pc-59", str(tmp_path)).read(reader.sources()[0])[1]
+    assert label.tolist() == [[table.index(v) if v in table else UNLABELLED for v in (301, 459)]]
+    scipy.io.savemat(labels / "2008_000002.mat", {"LabelMap": np.array([[70_000, 2]])})
+    with pytest.raises(BadSample, match=r"2008_000002.mat: LabelMap: must hold .* 0 to 65535"):
+        reader.read(reader.sources()[0])
+    names = shared_data("reference/open_vocab/pascalcontext_val.txt").read_text().split()
+    ours = Path(readers.__file__).with_name("pascal-context-val.txt").read_text().split()
+    assert ours == names
+    assert len(ours) == NUM_PUBLISHED["pc-459"]
+
+
 def test_sixteen_bits_where_eight_are_stored_are_refused(tmp_path):
     layout = LAYOUTS["a-150"][1]
     write(tmp_path, "a-150", layout, np.array([[3, 2]]))
@@ -100,7 +129,7 @@ def test_sixteen_bits_where_eight_are_stored_are_refused(tmp_path):
 
 
 def test_a_label_of_another_set_is_named(tmp_path):
-    layout = LAYOUTS["pc-59"][0]
+    layout = LAYOUTS["pc-59"][1]
     write(tmp_path, "pc-59", layout, np.array([[3, 2]]))
     (path,) = (tmp_path / layout.labels[0]).iterdir()
     Image.fromarray(np.array([[3, 120]], np.uint8)).save(path)
