@@ -35,7 +35,7 @@ MeanRule = Literal["target", "union", "all"]
 """Classes of a mean IoU: those that the labels show (detectron2 since July 2022); those that are
 shown or predicted (before it, and MESS); all, of which absent ones count 0."""
 
-Mode = Literal["whole", "single", "published", "squash", "cat-seg"]
+Mode = Literal["whole", "single", "published", "squash", "cat-seg", "sed", "fc-clip"]
 """Ways in which the network sees an image, which `Geometry` describes."""
 
 DEFAULT_MODES: dict[str, str] = {
@@ -86,13 +86,17 @@ class Geometry:
     windows; logits summed. `squash`: resized to a square of `window_px` whatever its shape, and
     scored at that size, as the few-shot protocols do. `cat-seg`: resized to a square of `base_px`
     whatever its shape, seen in windows of `window_px`, which overlap by a third, and as a whole at
-    that size, and scored at the label's size, as CAT-Seg does.
+    that size, and scored at the label's size, as CAT-Seg does. `sed`: resized to a square of
+    `base_px` (768), one forward pass, scored at the label's size, as SED does. `fc-clip`: resized
+    to a short side of `base_px` (800) and a long one of at most 5/3 of it, one forward pass, as
+    FC-CLIP and MAFT+ do.
     """
 
     mode: Mode = "whole"
     """How the network sees an image: as a whole, in windows, as published, or squashed."""
     base_px: int | None = None
-    """Long side of the image at scale 1 (with `cat-seg` both sides); 0 with `whole` keeps the
+    """Long side of the image at scale 1 (with `cat-seg` and `sed` both sides, with `fc-clip` the
+    short one); 0 with `whole` keeps the
     image's size; null: as in the checkpoint's training (520 where it does not say), or as the
     protocol publishes."""
     window_px: int | None = None

@@ -11,6 +11,11 @@ from pipeline.checkpoints.provenance import TrainedSize
 from pipeline.evaluation.config import DEFAULT_MODES, EvaluateConfig, Mode
 from pipeline.evaluation.items import Item
 
+PUBLISHED_PX: dict[str, int] = {"cat-seg": 640, "sed": 768, "fc-clip": 800}
+"""Base size of the geometries that others publish their figures of the suite with."""
+LONGEST = 1333 / 800
+"""The longest long side of `fc-clip`, in short sides: Detectron2's usual sizes."""
+
 FAR = 1.5
 """Images that are so many times larger or smaller than in training are remarked."""
 
@@ -33,6 +38,10 @@ class View:
             return (
                 f"squashed to {self.base_px} px, in windows of {self.window_px} px and as a whole"
             )
+        if self.mode == "sed":
+            return f"squashed to {self.base_px} px, as a whole"
+        if self.mode == "fc-clip":
+            return f"whole, with a short side of {self.base_px} px"
         return f"{self.mode} {size} in windows of {self.window_px} px"
 
 
@@ -42,8 +51,8 @@ def view_of(config: EvaluateConfig, trained: TrainedSize) -> View:
     given = config.geometry
     mode: Mode = given.mode if given else usual or "whole"  # type: ignore[assignment]
     known = View() if mode == usual else View(base_px=trained.base_px, window_px=trained.crop_px)
-    if mode == "cat-seg":
-        known = View(base_px=640, window_px=384)
+    if mode in PUBLISHED_PX:
+        known = View(base_px=PUBLISHED_PX[mode], window_px=384)
     base_px, window_px = (given.base_px, given.window_px) if given else (None, None)
     return View(
         mode=mode,
@@ -79,7 +88,13 @@ def network_input(image: np.ndarray, geometry: View) -> np.ndarray:
     if geometry.mode == "squash":
         square = (geometry.window_px, geometry.window_px)
         return np.asarray(Image.fromarray(image).resize(square, Image.Resampling.BILINEAR))
-    if geometry.mode == "cat-seg":
+    if geometry.mode == "fc-clip":
+        height, width = image.shape[:2]
+        zoom = geometry.base_px / min(height, width)
+        zoom = min(zoom, LONGEST * geometry.base_px / max(height, width))
+        size = tuple(max(1, int(side * zoom + 0.5)) for side in (width, height))
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))  # type: ignore[arg-type]
+    if geometry.mode in ("cat-seg", "sed"):
         # Twice, as published: by the short side with antialiasing, then to the square without.
         zoom = geometry.base_px / min(image.shape[:2])
         size = tuple(round(side * zoom) for side in (image.shape[1], image.shape[0]))
@@ -127,7 +142,7 @@ def nearest(source: int, target: int) -> np.ndarray:
 
 def sliding_config(geometry: View) -> SlidingConfig:
     """The views that the network takes of what `network_input` gives it."""
-    if geometry.mode in ("whole", "squash"):
+    if geometry.mode in ("whole", "squash", "sed", "fc-clip"):
         return AS_IT_IS
     if geometry.mode == "cat-seg":
         return SlidingConfig(

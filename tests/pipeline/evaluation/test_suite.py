@@ -7,14 +7,20 @@ import pytest
 import torch
 
 from model.metrics import ConfusionMatrix
-from model.sliding import window_grid
+from model.sliding import AS_IT_IS, window_grid
 from pipeline.checkpoints.provenance import TrainedSize
 from pipeline.data.datasets.suite.readers import LAYOUTS, UNLABELLED
 from pipeline.errors import UserError
 from pipeline.evaluation.config import SUITE_PROTOCOLS, EvaluateConfig, Geometry
 from pipeline.evaluation.protocols import make_plan
 from pipeline.evaluation.suite import suite_space
-from pipeline.evaluation.views import View, network_input, sliding_config
+from pipeline.evaluation.views import (
+    View,
+    network_input,
+    scored_target,
+    sliding_config,
+    view_of,
+)
 from pipeline.scoring import choose
 from tests.pipeline.data.datasets.suite.test_readers import write
 
@@ -93,6 +99,21 @@ def test_the_published_view_is_four_windows_and_the_whole():
         (0, 256),
     )
     assert (whole.height, whole.width, whole.tops, whole.lefts) == (384, 384, (0,), (0,))
+
+
+def test_others_see_a_square_or_a_short_side():
+    """SED's 768 px squared, FC-CLIP's 800 px with at most 1333 beside: one pass each."""
+
+    def seen(mode: str, height: int, width: int) -> tuple[int, ...]:
+        given = config(Path("x"), "a-150", geometry=Geometry(mode=mode))  # type: ignore[arg-type]
+        view = view_of(given, SMALL)
+        assert sliding_config(view) == AS_IT_IS
+        assert scored_target(np.zeros((height, width), np.uint8), view).shape == (height, width)
+        return network_input(np.zeros((height, width, 3), np.uint8), view).shape
+
+    assert seen("sed", 48, 90) == (768, 768, 3)
+    assert seen("fc-clip", 60, 80) == (800, 1067, 3)
+    assert seen("fc-clip", 90, 30) == (1333, 444, 3)
 
 
 def test_other_sets_and_settings_without_effect_are_refused(tmp_path):
