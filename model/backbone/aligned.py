@@ -17,6 +17,7 @@ Shapes: B batch, C channels, E embedding, H W pixels, h w grid, P prefix tokens,
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -121,7 +122,9 @@ class AlignedVit(nn.Module):
         states = []
         for index, block in enumerate(vit.blocks[:-1]):
             if self.activation_checkpointing and self.training:
-                tokens = cast(Tensor, checkpoint(block, tokens, use_reentrant=False, **rope))
+                tokens = cast(
+                    Tensor, checkpoint(partial(block, **rope), tokens, use_reentrant=False)
+                )
             else:
                 tokens = block(tokens, **rope)
             states += [tokens] * self.taps.count(index)
