@@ -39,6 +39,7 @@ from model.head.aggregator import ImageMaps
 from model.head.cost import CostHead, guiding_blocks
 from model.head.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
 from model.head.scoring import cosine_scores
+from model.hub import HubMixin
 from model.network import Trunk
 from model.outline import load_weights, outline_of
 from model.partners import require_partner
@@ -52,7 +53,7 @@ LOGIT_SCALE = 1 / 0.07
 """A constant, as published: neither trained nor stored."""
 
 
-class LSeg(nn.Module):
+class LSeg(nn.Module, HubMixin):
     """The network.
 
     Attributes:
@@ -168,8 +169,8 @@ class LSeg(nn.Module):
         """Loads a checkpoint of this project.
 
         Args:
-            source: a checkpoint directory; or, where this project is installed or
-                `pipeline.checkpoints.resolvers` was imported, `s3://bucket/folder` or
+            source: a checkpoint directory; `hf://owner/name` of the Hub; or, where this project is
+                installed or `pipeline.checkpoints.resolvers` was imported, `s3://bucket/folder` or
                 `models:/name@alias` (or `/version`) of an MLflow registry.
             device: where the network goes.
             text: the text encoder to use where the checkpoint names one by a place (a folder, the
@@ -192,6 +193,7 @@ class LSeg(nn.Module):
         lseg = build_lseg(stored.config, stored.embed_dim)
         lseg.load_state_dict(weights)
         lseg.labels = stored.texts or stored.labels
+        lseg.folder = stored.weights.parent
         _check_scores(lseg.eval(), str(stored.weights))
         return lseg.to(device)
 

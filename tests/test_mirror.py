@@ -16,6 +16,7 @@ PACKAGES = ("pipeline", "model", "jobs")
 TESTED_ELSEWHERE = {
     "model.head.cost_decoder": "model/head/test_aggregator.py",
     "model.head.dpt": "model/test_lseg.py",
+    "model.model_card": "model/test_hub.py",
     "model.network": "model/test_lseg.py",
     "model.text.encoder": "model/text/test_encoders.py",
     "model.text.open_clip_tower": "model/text/test_encoders.py",

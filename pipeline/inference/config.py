@@ -15,6 +15,7 @@ from pipeline.data.pixels.checks import MAX_SIDE_PX
 from pipeline.data.pixels.palette import PaletteName
 from pipeline.data.taxonomy import spelling
 from pipeline.errors import UserError
+from pipeline.inference.formats import FormatName
 
 if TYPE_CHECKING:
     from model.sliding import SlidingConfig
@@ -56,6 +57,11 @@ class PredictConfig:
 
     overlay: bool = True
     """Whether to write an image for people too: NAME.overlay.jpg."""
+
+    format: FormatName = "none"
+    """Form in which the results are written a second time, in a folder of its name in `out`:
+    `coco-panoptic` (one segment a label), or the forms that the servers of `cityscapes` and
+    `ade20k` take, for labels that are their classes. It may be added to what is there."""
 
     palette: PaletteName = "distinct"
     """Colours of the labels: `distinct`, or `colour-blind` (safe ones, with textures beyond

@@ -30,6 +30,7 @@ from pipeline.inference.config import (
     read_labels,
     sliding_of,
 )
+from pipeline.inference.formats import class_ids, write_format
 from pipeline.inference.photos import Photo
 from pipeline.inference.search import find_photos
 from pipeline.inference.segmenter import PhotoOutcome, Segmenter, SegmentTask, writing_errors
@@ -95,6 +96,8 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
         )
     config = replace(config, checkpoint=pinned(config.checkpoint))
     task = _task(config)
+    if config.format != "none":
+        class_ids(config.format, task.labels)  # Before the work, what it refuses.
     with writing_errors(config.out):
         task = _claim(out, task)
     out = open_storage(task.out)
@@ -106,6 +109,11 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
     failures = [{"image": bad.uri, "reason": bad.error} for bad in failed]
     with writing_errors(config.out):
         out.write("failed.json", (json.dumps(failures, indent=1) + "\n").encode())
+        if config.format != "none":
+            bad = {outcome.name for outcome in failed}
+            done = [photo.name for photo in photos if photo.name not in bad]
+            write_format(config.format, out, done, task.labels)
+            logger.info("%s: written to %s/%s", config.format, out.uri, config.format)
     remark = search.remark(lambda uri: _is_in(uri, config.out))
     if failed:
         shown = "; ".join(printable(f"{bad.uri}: {bad.error}") for bad in failed[:_SHOWN_REASONS])

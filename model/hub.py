@@ -1,0 +1,275 @@
+"""Networks by name on the Hugging Face Hub: `LSeg.from_pretrained` and `push_to_hub`.
+
+By huggingface_hub's mixin, whose way of reading a `config.json` into arguments is replaced: what
+comes from the Hub is a stranger's checkpoint, and is read by the same rules as any other folder.
+Only the files that a checkpoint is made of are fetched, all of one commit, after a look at their
+sizes; no pickle and no code.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import (
+    ModelCard,
+    ModelHubMixin,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from model.checkpoint import (
+    CONFIG,
+    FILES,
+    TEXT_WEIGHTS,
+    WEIGHTS,
+    is_uri,
+    read_labels,
+    read_model_config,
+    resolvers,
+    save_checkpoint,
+)
+from model.config import ModelConfig, TextConfig
+from model.errors import ModelError, Unreachable
+from model.model_card import REPOSITORY_NAME, model_card
+from model.settings_file import MAX_BYTES, parse_json, parse_yaml, shown
+
+SCHEME = "hf"
+PROVENANCE, METRICS = "provenance.json", "metrics.json"
+FETCHED = (*FILES, PROVENANCE, METRICS)
+MAX_GIB = 16
+"""Size of a file of weights that is fetched: four times that of the largest ViT."""
+
+_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
+_KEPT_TAGS = ("git_commit", "manifest.", "version.")
+"""Beginnings of what of provenance.json is published: no names of jobs and runs."""
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A network with the settings under which it is published."""
+
+    config: ModelConfig
+    network: Any
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the trained weights by name."""
+        return self.network.state_dict()
+
+
+class HubMixin(ModelHubMixin):
+    """What makes a network one of the Hub."""
+
+    folder: Path | None = None
+    """Where the network was loaded from."""
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        device: Any = "cpu",
+        text: TextConfig | None = None,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> Self:
+        """Loads a network from a folder, or by its name on the Hub.
+
+        Args:
+            pretrained_model_name_or_path: a checkpoint folder; `owner/name` on the Hub; or what
+                `load` takes. A folder of that name goes before the Hub.
+            device: as in `load`.
+            text: as in `load`.
+            force_download: fetch what the cache already holds.
+            token: the Hub's; None: that of `hf auth login` or HF_TOKEN.
+            cache_dir: the Hub's cache.
+            local_files_only: never ask the Hub.
+            revision: branch, tag or commit.
+
+        Returns:
+            The network in evaluation mode.
+
+        Raises:
+            FileNotFoundError: a folder lacks a file.
+            ModelError: as `load`; or the Hub has no such network, or does not answer.
+        """
+        source = pretrained_model_name_or_path
+        if not (Path(source).is_dir() or is_uri(source)):
+            source = fetch(
+                str(source),
+                revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        return cls.load(source, device, text)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Writes a checkpoint folder, without the addresses of its training."""
+        config, names, texts = self._published()
+        extra = _kept_settings(self.folder)
+        save_checkpoint(save_directory, _Published(config, self), names, extra, texts)
+        if config.text.pretrained == TEXT_WEIGHTS and self.folder:
+            shutil.copyfile(self.folder / TEXT_WEIGHTS, save_directory / TEXT_WEIGHTS)
+        for name in (PROVENANCE, METRICS):
+            if content := self._told(name):
+                (save_directory / name).write_text(json.dumps(content, indent=1) + "\n")
+        # Written here, because the mixin would write the settings as they are in memory.
+        plain = {"library_name": REPOSITORY_NAME, "model": asdict(config)}
+        (save_directory / "config.json").write_text(json.dumps(plain, indent=1) + "\n")
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Publishes the network, with its page; the arguments are those of the mixin.
+
+        `model_card_kwargs={"reports": [...]}` puts evaluations (`report.json`) onto the page.
+
+        Returns:
+            The address of the commit.
+        """
+        told = {"name": repo_id, **(kwargs.pop("model_card_kwargs", None) or {})}
+        return super().push_to_hub(repo_id, model_card_kwargs=told, **kwargs)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Writes the page from the provenance; see `model.model_card.model_card` for `reports`."""
+        config, names, texts = self._published()
+        reports: Sequence[str] = kwargs.get("reports", ())
+        provenance, metrics = self._told(PROVENANCE), self._told(METRICS)
+        name = kwargs.get("name", "OWNER/NAME")
+        content = model_card(config, texts or names, provenance, metrics, reports, name)
+        return ModelCard(content, ignore_metadata_errors=True)
+
+    def _published(self) -> tuple[ModelConfig, tuple[str, ...], tuple[str, ...]]:
+        """Settings, names and texts of the labels, as the folder named them."""
+        config: ModelConfig = self.config  # pyright: ignore[reportAttributeAccessIssue]
+        config = replace(config, backbone=replace(config.backbone, pretrained=False, weights=""))
+        labels: tuple[str, ...] = self.labels  # pyright: ignore[reportAttributeAccessIssue]
+        if self.folder is None:
+            return config, labels, ()
+        named = read_model_config(self.folder).text
+        return replace(config, text=named), *read_labels(self.folder)
+
+    def _told(self, name: str) -> dict[str, Any]:
+        """What a file beside the weights says, without names of jobs, runs and machines."""
+        path = self.folder / name if self.folder else None
+        if path is None or not path.is_file():
+            return {}
+        with path.open("rb") as file:
+            content = parse_json(file.read(MAX_BYTES + 1), str(path))
+        if not isinstance(content, dict):
+            return {}
+        kept = _KEPT_TAGS if name == PROVENANCE else ("step", "val/")
+        return {key: value for key, value in content.items() if str(key).startswith(kept)}
+
+
+def _kept_settings(folder: Path | None) -> Mapping[str, Any]:
+    """The settings beside the network's that predictions need: sizes of crops and images."""
+    if folder is None:
+        return {}
+    with (folder / CONFIG).open("rb") as file:
+        content = parse_yaml(file.read(MAX_BYTES + 1), str(folder / CONFIG))
+    data = content.get("data") if isinstance(content, dict) else None
+    augment = data.get("augment") if isinstance(data, dict) else None
+    return {"data": {"augment": augment}} if isinstance(augment, dict) else {}
+
+
+def fetch_uri(uri: str) -> Path:
+    """Fetches the checkpoint that `hf://owner/name`, or `hf://owner/name@revision`, names."""
+    name, _, revision = uri.partition("://")[2].partition("@")
+    return fetch(name.strip("/"), revision or None)
+
+
+def fetch(
+    name: str,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """Fetches the files of a checkpoint from the Hub into its cache.
+
+    Args:
+        name: `owner/name`.
+        revision: branch, tag or commit.
+        token: the Hub's.
+        cache_dir: where the cache lies.
+        force_download: fetch what it already holds.
+        local_files_only: never ask the Hub.
+
+    Raises:
+        ModelError: the name is none, the Hub has no such checkpoint, or a file is too large.
+        Unreachable: the Hub does not answer.
+    """
+    if not _NAME.fullmatch(name):
+        raise ModelError(
+            f"{shown(name)[1:-1]}: is no folder, and no name on the Hub either: must be a "
+            "checkpoint folder or owner/name: correct it"
+        )
+    offline = local_files_only or constants.HF_HUB_OFFLINE
+    how: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "revision": revision}
+    how |= {"force_download": force_download and not offline}
+    folder: Path | None = None
+    for file in (CONFIG, *(file for file in FETCHED if file != CONFIG)):
+        try:
+            if not offline:
+                _check_size(name, file, how)
+            folder = Path(hf_hub_download(name, file, local_files_only=offline, **how)).parent
+            # The cache names folders by commit: all files come from that of the first one.
+            how["revision"] = folder.name
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            raise ModelError(
+                f"{name}: is not on the Hub (or not in revision {revision or 'main'}, or not for "
+                "this token), and no folder here: correct the name, or log in (`hf auth login`)"
+            ) from None
+        except LocalEntryNotFoundError:
+            if not folder or file in (CONFIG, WEIGHTS):
+                raise _unreachable(name, file) from None
+        except EntryNotFoundError:
+            if file in (CONFIG, WEIGHTS):
+                raise ModelError(
+                    f"{name}: has no {file}: must be a checkpoint of this project: name another"
+                ) from None
+        except ModelError:
+            raise
+        except Exception as error:  # Whatever the HTTP library of this version raises.
+            raise _unreachable(name, file, type(error).__name__) from None
+    assert folder is not None
+    return folder
+
+
+def _check_size(name: str, file: str, how: Mapping[str, Any]) -> None:
+    """Refuses a file on the Hub that is too large."""
+    url = hf_hub_url(name, file, revision=how["revision"])
+    size = get_hf_file_metadata(url, token=how["token"]).size or 0
+    most = MAX_GIB * 2**30 if file.endswith(".safetensors") else MAX_BYTES
+    if size > most:
+        raise ModelError(
+            f"{name}: {file} has {size} bytes: must have at most {most:g}: name another network"
+        )
+
+
+def _unreachable(name: str, file: str, why: str = "") -> Unreachable:
+    return Unreachable(
+        f"{name}: {file} is not on this machine, and the Hub does not answer"
+        f"{f' ({why})' if why else ''}: name a folder, or fetch it where there is a network "
+        f"(`hf download {name}`) and copy the cache"
+    )
+
+
+resolvers.setdefault(SCHEME, fetch_uri)

@@ -1,0 +1,177 @@
+"""The page of a published network: what it is, on what it was trained, how good, how to use it.
+
+Written from what lies beside the weights (settings, labels, provenance, metrics) and from the
+reports of evaluations. Nothing is claimed that none of them says; addresses of the machines that
+trained it are left out.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.config import ModelConfig
+from model.errors import ModelError
+from model.settings_file import MAX_BYTES, parse_json
+
+REPOSITORY_NAME = "lseg-ray"
+_MOST_LABELS = 300
+_MANIFEST, _VERSION = "manifest.", "version."
+
+
+def model_card(
+    config: ModelConfig,
+    labels: Sequence[str],
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    reports: Sequence[Path | str] = (),
+    name: str = "OWNER/NAME",
+) -> str:
+    """Writes the page.
+
+    Args:
+        config: the network's settings.
+        labels: what it was trained on.
+        provenance: the content of provenance.json; may be empty.
+        metrics: the content of metrics.json; may be empty.
+        reports: files `report.json` of evaluations.
+        name: under which it is published.
+
+    Raises:
+        ModelError: a report cannot be read.
+    """
+    parts = [
+        _front(provenance),
+        f"# {_inline(name)}\n\n{_kind(config)}",
+        _use(name),
+        _data(provenance),
+        _labels(labels),
+        _figures(metrics, [_report(Path(path)) for path in reports]),
+        _origin(provenance),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _front(provenance: Mapping[str, Any]) -> str:
+    """The header that the Hub reads, as JSON, which is YAML too: no text can leave its line."""
+    front = {
+        "library_name": REPOSITORY_NAME,
+        "pipeline_tag": "image-segmentation",
+        "tags": ["semantic-segmentation", "open-vocabulary", "lseg"],
+    }
+    return "---\n" + "\n".join(f"{k}: {json.dumps(v)}" for k, v in front.items()) + "\n---"
+
+
+def _kind(config: ModelConfig) -> str:
+    head = "cost aggregation (CAT-Seg)" if config.head.kind == "cost" else "LSeg's product"
+    text = (
+        f"An LSeg network (Li et al., ICLR 2022): any list of words becomes a segmentation.\n\n"
+        f"- image encoder: `{_inline(config.backbone.name)}`\n"
+        f"- text encoder: `{_inline(config.text.encoder)}`, frozen, not part of these files\n"
+        f"- head: {head}\n"
+        f"- spatial regulariser: {config.regularizer.kind}, depth {config.regularizer.depth}"
+    )
+    if config.text.encoder in ("stand-in", "one-hot"):
+        text += (
+            "\n\n**The text encoder is a stand-in without language: this network knows the words "
+            "that it was trained on, and is for tests.**"
+        )
+    return text
+
+
+def _use(name: str) -> str:
+    return (
+        "## Use\n\n```python\n"
+        "from model.lseg import LSeg\n\n"
+        f'lseg = LSeg.from_pretrained("{_inline(name)}")\n'
+        'masks = lseg.predict([image], ["dog", "wet grass"], other="other")\n'
+        "```\n\n"
+        f"`python jobs/predict.py photo.jpg --checkpoint hf://{_inline(name)}` does it for folders."
+    )
+
+
+def _data(provenance: Mapping[str, Any]) -> str:
+    found = {
+        key.removeprefix(_MANIFEST): value
+        for key, value in sorted(provenance.items())
+        if key.startswith(_MANIFEST)
+    }
+    if not found:
+        return "## Data\n\nThe checkpoint does not say on what it was trained."
+    rows = "\n".join(f"| {_cell(key)} | `{_cell(value)}` |" for key, value in found.items())
+    return (
+        "## Data\n\nTrained on these datasets, whose own licences hold for what is made of them; "
+        "the fingerprint is that of the prepared shards.\n\n"
+        f"| dataset | fingerprint |\n|---|---|\n{rows}"
+    )
+
+
+def _labels(labels: Sequence[str]) -> str:
+    if not labels:
+        return "## Labels\n\nThe checkpoint names none."
+    shown = ", ".join(_inline(label) for label in labels[:_MOST_LABELS])
+    more = f", and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
+    return f"## Labels\n\nTrained on {len(labels)}; any others can be asked.\n\n{shown}{more}"
+
+
+def _figures(metrics: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> str:
+    text = "## Figures\n"
+    rows = []
+    for report in reports:
+        figures = report.get("figures")
+        miou = figures.get("miou") if isinstance(figures, dict) else None
+        if isinstance(miou, int | float):
+            cells = [report.get(key) for key in ("protocol", "split", "other", "zero_shot")]
+            cells.append(f"{100 * miou:.1f}")
+            rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    if rows:
+        text += (
+            "\nEvaluations of this checkpoint; `zero-shot` says whether the training saw the "
+            "dataset.\n\n| protocol | split | other | zero-shot | mIoU % |\n"
+            "|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        )
+    validated = [
+        (key, value)
+        for key, value in sorted(metrics.items())
+        if key.startswith("val/") and key.endswith("miou") and isinstance(value, int | float)
+    ]
+    if validated:
+        lines = "\n".join(f"| {_cell(key)} | {100 * value:.1f} |" for key, value in validated)
+        text += (
+            f"\nValidation during training, at step {_cell(metrics.get('step'))}: on parts of the "
+            "datasets that it was trained on, so **not** zero-shot, and often on few images.\n\n"
+            f"| metric | % |\n|---|---|\n{lines}\n"
+        )
+    return text if rows or validated else text + "\nNone were given."
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    commit = provenance.get("git_commit")
+    versions = ", ".join(
+        f"{key.removeprefix(_VERSION)} {value}"
+        for key, value in sorted(provenance.items())
+        if key.startswith(_VERSION)
+    )
+    lines = [f"Code: {REPOSITORY_NAME}, commit `{_cell(commit)}`." if commit else ""]
+    lines.append(f"Versions: {_inline(versions)}." if versions else "")
+    return "## Made by\n\n" + ("\n".join(filter(None, lines)) or "The checkpoint does not say.")
+
+
+def _report(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = parse_json(file.read(MAX_BYTES + 1), str(path))
+    except OSError as error:
+        raise ModelError(f"reports: {path}: {error.strerror}: name a report.json") from None
+    if not isinstance(content, dict) or "protocol" not in content:
+        raise ModelError(f"reports: {path}: is no report of an evaluation: name a report.json")
+    return content
+
+
+def _inline(text: object) -> str:
+    """Text of a file in a line of the page, without what would format it or end it."""
+    return " ".join(str(text).replace("`", "'").replace("<", "(").replace(">", ")").split())
+
+
+def _cell(value: object) -> str:
+    return _inline(value).replace("|", "/")

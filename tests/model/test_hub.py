@@ -1,0 +1,147 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import huggingface_hub.hub_mixin
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from model.errors import ModelError
+from model.hub import fetch, fetch_uri
+from model.lseg import LSeg
+from tests.support.fake_hub import COMMIT, fake_hub
+
+RUN = Path(__file__).resolve().parents[1] / "golden" / "formats" / "run" / "best_00000003"
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A fake hub that holds `me/tiny`, and the folder to put more into."""
+    shutil.copytree(RUN, tmp_path / "served" / "me" / "tiny")
+    with fake_hub(tmp_path / "served") as (address, asked):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + TEMPLATE)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield tmp_path / "served" / "me" / "tiny", asked
+
+
+TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
+
+
+def test_a_saved_network_answers_as_before(tmp_path):
+    lseg = LSeg.from_pretrained(RUN)
+    lseg.save_pretrained(tmp_path / "saved")
+    again = LSeg.from_pretrained(str(tmp_path / "saved"))
+    np.testing.assert_array_equal(lseg.predict(IMAGE)[0], again.predict(IMAGE)[0])
+    assert again.labels == lseg.labels
+
+
+def test_a_network_without_a_folder_can_be_saved(tiny_lseg, tmp_path):
+    tiny_lseg.save_pretrained(tmp_path / "saved")
+    assert LSeg.from_pretrained(tmp_path / "saved").config.features == tiny_lseg.config.features
+
+
+def test_nothing_of_the_machine_is_published(tmp_path):
+    LSeg.from_pretrained(RUN).save_pretrained(tmp_path / "saved")
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "saved").iterdir())
+    for secret in (b"/tmp/", b"sqlite", b"mlflow_run_id", b"ray_job_id"):
+        assert secret in b"".join(path.read_bytes() for path in RUN.iterdir())
+        assert secret not in everything
+
+
+def test_the_network_comes_from_the_hub_and_then_from_its_cache(hub, monkeypatch):
+    _, asked = hub
+    lseg = LSeg.from_pretrained("me/tiny")
+    np.testing.assert_array_equal(lseg.predict(IMAGE)[0], LSeg.load(RUN).predict(IMAGE)[0])
+    assert any(f"/resolve/{COMMIT}/model.safetensors" in path for path in asked)
+    asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert LSeg.from_pretrained("me/tiny").labels == lseg.labels
+    assert LSeg.load("hf://me/tiny").labels == lseg.labels
+    assert asked == []
+
+
+def test_no_pickle_is_fetched(hub):
+    folder, asked = hub
+    (folder / "trainer.pt").write_bytes(pickle.dumps({"a": 1}))
+    fetched = fetch_uri("hf://me/tiny@main")
+    assert not (fetched / "trainer.pt").exists()
+    assert not any("trainer" in path for path in asked)
+
+
+def test_the_rules_for_strangers_hold(hub):
+    folder, _ = hub
+    settings = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(
+        settings.replace("encoder: stand-in", "encoder: hf-hub:x/y")
+    )
+    with pytest.raises(ModelError, match="is not followed"):
+        LSeg.from_pretrained("me/tiny")
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_file_beyond_the_bound_is_not_fetched(monkeypatch):
+    monkeypatch.setattr("model.hub.MAX_GIB", 1e-6)
+    with pytest.raises(ModelError, match=r"model.safetensors has \d+ bytes: must have at most"):
+        fetch("me/tiny")
+
+
+def test_a_repository_without_a_checkpoint_is_told(hub):
+    folder, _ = hub
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"me/tiny: has no model.safetensors"):
+        fetch("me/tiny")
+
+
+@pytest.mark.parametrize("name", ["no such folder", "../x", "a/b/c", ""])
+def test_a_name_that_is_none_is_refused(name):
+    with pytest.raises(ModelError, match="is no folder, and no name on the Hub"):
+        fetch(name)
+
+
+@pytest.mark.usefixtures("hub")
+def test_an_unreachable_hub_is_told(monkeypatch):
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + TEMPLATE)
+    with pytest.raises(ModelError, match="the Hub does not answer"):
+        fetch("me/tiny")
+
+
+def test_what_is_pushed_has_a_page_with_its_figures(tmp_path, monkeypatch):
+    """The Hub itself is replaced: its interface gets a folder, whose content is kept."""
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, private, exist_ok):
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            shutil.copytree(folder_path, tmp_path / "pushed")
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
+    report = tmp_path / "report.json"
+    figures = {"protocol": "fss", "split": "val", "other": "none", "zero_shot": "yes | <b>"}
+    report.write_text(json.dumps(figures | {"figures": {"miou": 0.5}}))
+    lseg = LSeg.from_pretrained(RUN)
+    address = lseg.push_to_hub("me/new", model_card_kwargs={"reports": [report]})
+    assert address == "https://hub/me/new"
+    page = (tmp_path / "pushed" / "README.md").read_text()
+    assert "| fss | val | none | yes / (b) | 50.0 |" in page
+    assert 'LSeg.from_pretrained("me/new")' in page
+    assert "| ade20k | `53ff2092ad2b7db7` |" in page
+    assert "**not** zero-shot" in page
+    assert "f9ab2ff34872ddd1e82e46169f7c6e3d3804e054" in page
+    assert LSeg.load(tmp_path / "pushed").labels == lseg.labels
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000])
+def test_a_report_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ModelError, match=r"report.json"):
+        LSeg.from_pretrained(RUN).generate_model_card(reports=[tmp_path / "report.json"])
