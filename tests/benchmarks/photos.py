@@ -8,8 +8,7 @@ Trains `jobs/recipes/photos.yaml` on the own datasets of a folder, without the c
 asks the held-out classes of `--dataset` among themselves on their own pixels, and all of its
 classes together, for several constants of calibration. Everything goes through the jobs, in
 processes of their own; the same command continues where a killed one ended. A row is a mean over
-seeds and the spread (standard deviation) of single runs. Two idle cores take about nine minutes a
-training.
+seeds and the spread (standard deviation) of single runs.
 """
 
 import argparse
