@@ -9,6 +9,7 @@ from model.text.encoders import (
     OpenClipEncoder,
     SentenceEncoder,
     StandInEncoder,
+    asks_the_hub,
     build_text_encoder,
     require_text_weights,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "SentenceEncoder",
     "StandInEncoder",
     "TextEncoder",
+    "asks_the_hub",
     "build_text_encoder",
     "channels_of",
     "require_text_weights",

@@ -18,7 +18,12 @@ from model.packages import PACKAGE
 from model.settings_file import shown
 from model.stand_in import STAND_IN_DIM, one_hot_vectors, stand_in_vectors
 from model.text.encoder import TextEncoder
-from model.text.open_clip_tower import load_open_clip, open_clip_dim, require_open_clip_weights
+from model.text.open_clip_tower import (
+    load_open_clip,
+    open_clip_asks_the_hub,
+    open_clip_dim,
+    require_open_clip_weights,
+)
 from model.text.package_tower import PackageEncoder
 from model.text.table import TableEncoder
 from model.weights import require_hub_file
@@ -170,3 +175,16 @@ def require_text_weights(config: TextConfig) -> None:
     """
     if isinstance(build_text_encoder(config), OpenClipEncoder):
         require_open_clip_weights(config)
+
+
+def asks_the_hub(config: TextConfig) -> bool:
+    """Whether a text encoder needs a file of the hub: its weights, or another library's tokenizer.
+
+    Raises:
+        ModelError: an unknown encoder.
+    """
+    if config.encoder in (STAND_IN, ONE_HOT) or config.encoder.startswith((PACKAGE, TABLE)):
+        return False
+    if config.encoder.startswith(SENTENCE_PREFIX):
+        return not Path(config.encoder.removeprefix(SENTENCE_PREFIX)).is_dir()
+    return open_clip_asks_the_hub(config)

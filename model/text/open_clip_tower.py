@@ -34,6 +34,8 @@ _NO_WEIGHTS = (
     TypeError,
 )
 """What reading a file raises that holds something else, also a pickle that would run code."""
+LOCAL_FOLDER, HUB_MODEL = "local-dir:", "hf-hub:"
+"""open_clip's words for a model whose settings and tokenizer lie in a folder, or on the hub."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -168,3 +170,21 @@ def require_open_clip_weights(config: TextConfig) -> None:
             otherwise="or set text.pretrained to the path of the file; or use the offline "
             f"text.encoder={STAND_IN}",
         )
+
+
+def open_clip_asks_the_hub(config: TextConfig) -> bool:
+    """Whether a CLIP model takes its weights or its tokenizer from the hub.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    import open_clip
+
+    open_clip_dim(config)
+    if config.encoder.startswith(HUB_MODEL):
+        return True
+    if config.encoder.startswith(LOCAL_FOLDER):
+        return False
+    settings = open_clip.get_model_config(config.encoder) or {}
+    own_tokenizer = not settings.get("text_cfg", {}).get("hf_tokenizer_name")
+    return not (config.pretrained.endswith(WEIGHT_SUFFIXES) and own_tokenizer)

@@ -21,8 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from model.config import ONE_HOT, STAND_IN, TABLE, ModelConfig
-from model.packages import PACKAGE
+from model.config import ModelConfig
 from pipeline.errors import Outage, UserError
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -96,11 +95,11 @@ def fetch(config: ModelConfig, place: str) -> list[str]:
 
 
 def _asks_the_hub(config: ModelConfig) -> bool:
+    from model.text import asks_the_hub
     from model.weights import has_own_weights
 
     by_backbone = config.backbone.pretrained and not has_own_weights(config.backbone)
-    own_words = (STAND_IN, ONE_HOT, TABLE, PACKAGE)
-    return by_backbone or not config.text.encoder.startswith(own_words)
+    return by_backbone or asks_the_hub(config.text)
 
 
 def _load(config: ModelConfig) -> None:
@@ -142,16 +141,19 @@ def _listed(storage: Storage) -> dict[str, Any]:
     try:
         document = json.loads(storage.read(LISTING))
         files = document["files"]
-        assert document["format"] == 1
-        for name, entry in files.items():
-            parts = PurePosixPath(name).parts
-            assert name.startswith("models--")
-            assert ".." not in parts
-            assert int(entry["size"]) >= 0
-            assert len(entry["sha256"]) == 64
+        # No `assert`, which PYTHONOPTIMIZE takes out: names become paths on the node.
+        sound = document["format"] == 1 and all(
+            name.startswith("models--")
+            and ".." not in PurePosixPath(name).parts
+            and int(entry["size"]) >= 0
+            and len(entry["sha256"]) == 64
+            for name, entry in files.items()
+        )
+        if not sound:
+            raise ValueError("of another format, or with a name that leads elsewhere")
     except FileNotFoundError:
         raise UserError(_none_at(storage.uri)) from None
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{storage.uri}/{LISTING}: is no listing of weights ({type(error).__name__}): fetch "
             "them again with jobs/fetch_weights.py"

@@ -15,10 +15,12 @@ from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.decode import decode
 from pipeline.data.pixels.encode import decode_image
 from pipeline.data.shards.format import (
+    MANIFEST_NAME,
     Manifest,
     SampleRecord,
     ShardError,
     ShardRecord,
+    folder,
     read_sample,
 )
 from pipeline.data.taxonomy import IGNORE, lookup_table
@@ -72,6 +74,11 @@ class ItemSource(ABC):
         """Hex digits that change with the images or their order; contents are not read for it."""
         return digest(self.dataset, self.root, self.keys())
 
+    def described(self) -> dict[str, Any]:
+        """The images as report.json and MLflow name them: name, digest, source, images."""
+        digits, count = self.fingerprint(), len(self)
+        return {"name": self.dataset, "digest": digits, "source": self.root, "images": count}
+
     @abstractmethod
     def connect(self) -> Any:
         """What reads the images: a reader or a storage."""
@@ -107,6 +114,12 @@ class ShardItems(ItemSource):
     def fingerprint(self) -> str:
         """Hex digits over the manifest and the choice among its samples."""
         return digest(self.manifest.fingerprint, self.chosen, self.native)
+
+    def described(self) -> dict[str, Any]:
+        """The shards, by the digest that their training has in MLflow."""
+        place = f"{self.root.rstrip('/')}/{folder(self.dataset, self.manifest.split)}"
+        found = {"digest": self.manifest.fingerprint, "source": f"{place}/{MANIFEST_NAME}"}
+        return super().described() | found
 
     def connect(self) -> tuple[Storage, list[tuple[ShardRecord, SampleRecord]]]:
         """Opens the storage, and finds where the chosen samples lie in it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pipeline.data.taxonomy import label_text, spelling
 from pipeline.evaluation.config import MeanRule, OtherPolicy
@@ -37,6 +38,11 @@ class ProtocolPlan:
     """Classes that do not enter the mean: the answer "other" of a zero-shot question."""
     notes: tuple[str, ...] = ()
     """Departures that keep the figures from being those of the published protocol."""
+
+    def data(self) -> list[dict[str, Any]]:
+        """What is scored, as `ItemSource.described`; what several parts share is named once."""
+        found = [part.source.described() for part in self.parts]
+        return [each for number, each in enumerate(found) if each not in found[:number]]
 
 
 def with_policy(space: AnswerSpace, other: OtherPolicy) -> AnswerSpace:

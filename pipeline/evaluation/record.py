@@ -11,6 +11,7 @@ from pipeline.checkpoints.provenance import Provenance
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.storage.places import home_state_dir
 from pipeline.tracking.config import TrackingConfig
+from pipeline.tracking.page_records import InputDataset
 from pipeline.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def destination(config: EvaluateConfig, provenance: Provenance, folder: Path) ->
 def record(
     tracker: Tracker, config: EvaluateConfig, report: dict[str, Any], step: int, folder: Path
 ) -> None:
-    """Queues the figures and tags of report.json at the checkpoint's step, and the report's files.
+    """Queues the figures, data and tags of report.json at the checkpoint's step, and its files.
 
     The files of the folder are sent as they are.
     """
@@ -104,6 +105,18 @@ def record(
             f"{prefix}/fingerprint": report.get("evaluation_fingerprint", ""),
             f"{prefix}/notes": "; ".join(report.get("notes", ())),
         }
+    )
+    tracker.log_inputs(
+        [
+            InputDataset(
+                name=each["name"],
+                digest=each["digest"],
+                source=each["source"],
+                context="evaluation",
+                profile={"num_rows": each["images"]},
+            )
+            for each in report["data"]
+        ]
     )
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".csv", ".png", ".html"):

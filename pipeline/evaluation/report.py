@@ -94,6 +94,7 @@ class EvaluationReport:
             "checkpoint_fingerprint": self.checkpoint_fingerprint,
             "evaluation_fingerprint": self.fingerprint,
             "split": self.config.split,
+            "data": self.plan.data(),
             "other": policies[0] if len(policies) == 1 else self.policies(),
             "geometry": {part.name: vars(part.geometry) for part in self.plan.parts},
             "precision": self.config.precision,

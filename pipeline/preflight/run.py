@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ LIMIT_S = 180.0
 MOST_SKEW_S = 60.0
 """S3 refuses requests that are signed 15 minutes apart; half of that would be found too late."""
 NOTED_SKEW_S = 2.0
+WEIGHTS_LIMIT_S = 900.0
+"""The same where a node may have to copy weights of some GB first."""
 _LEAST_SHM_GIB = 1.0
+_SEE_LOGS = "Ray's dashboard has the log of the worker (check_cluster's actors)"
 _BYTES_OF_A_GRADIENT = 4
 
 
@@ -59,20 +63,37 @@ def check_cluster(
             raise
         report.add("cluster", "failed", str(error))
         return report
-    probes, release = _start_probes(config)
-    try:
+    with _told(report, "workers"), _probes_in_place(config) as probes:
         facts = _check_nodes(report, config, probes)
-        _check_clocks(report, probes, facts)
-        _check_weights(report, probes, facts)
-        _check_exchange(report, config, probes, exchange_mib)
-        _check_reading(report, config, probes, read_s)
-    finally:
-        release()
+        with _told(report, "clocks"):
+            _check_clocks(report, probes, facts)
+        with _told(report, "weights"):
+            _check_weights(report, probes, facts)
+        with _told(report, "exchange"):
+            _check_exchange(report, config, probes, exchange_mib)
+        with _told(report, "shards"):
+            _check_reading(report, config, probes, read_s)
     return report
 
 
-def _start_probes(config: TrainMixConfig) -> tuple[list[Any], Callable[[], None]]:
-    """Actors in the places that training workers would have, and what ends them."""
+@contextmanager
+def _told(report: Report, check: str) -> Iterator[None]:
+    """Makes a finding of what keeps a check from its answer, so that the others are still shown.
+
+    A probe may die (an image without a package, no memory) or not answer, and Ray has an exception
+    for each.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = getattr(error, "cause", None) or error
+        text = " ".join(str(cause).split())[-400:] or type(cause).__name__
+        report.add(check, "failed", text, "" if isinstance(cause, UserError) else _SEE_LOGS)
+
+
+@contextmanager
+def _probes_in_place(config: TrainMixConfig) -> Iterator[list[Any]]:
+    """Actors in the places that training workers would have; both are given back at the end."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -80,37 +101,34 @@ def _start_probes(config: TrainMixConfig) -> tuple[list[Any], Callable[[], None]
     cluster = config.cluster
     bundle = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.use_gpu else {})
     group = placement_group([bundle] * cluster.num_workers, strategy=cluster.placement)
-    if not group.wait(int(LIMIT_S)):
-        remove_placement_group(group)
-        raise UserError(
-            f"cluster.num_workers={cluster.num_workers}: the cluster has no place for so many "
-            f"workers of {bundle} each: end what else runs there, or lower it"
-        )
-    kind = ray.remote(Probe)
-    probes = [
-        kind.options(
-            num_cpus=cluster.cpus_per_worker,
-            num_gpus=1 if cluster.use_gpu else 0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=rank
-            ),
-        ).remote(config)
-        for rank in range(cluster.num_workers)
-    ]
-
-    def release() -> None:
+    probes: list[Any] = []
+    try:
+        if not group.wait(int(LIMIT_S)):
+            raise UserError(
+                f"cluster.num_workers={cluster.num_workers}: the cluster has no place for so many "
+                f"workers of {bundle} each: end what else runs there, or lower it"
+            )
+        for rank in range(cluster.num_workers):
+            options = ray.remote(Probe).options(
+                num_cpus=cluster.cpus_per_worker,
+                num_gpus=1 if cluster.use_gpu else 0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=rank
+                ),
+            )
+            probes.append(options.remote(config))
+        yield probes
+    finally:
         for probe in probes:
-            ray.kill(probe)  # type: ignore[arg-type]
+            ray.kill(probe)
         remove_placement_group(group)
 
-    return probes, release
 
-
-def _ask(references: list[Any]) -> list[Any]:
-    """All answers, after `LIMIT_S` at most."""
+def _ask(references: list[Any], limit_s: float = LIMIT_S) -> list[Any]:
+    """All answers, after `limit_s` at most."""
     import ray
 
-    return ray.get(references, timeout=LIMIT_S)
+    return ray.get(references, timeout=limit_s)
 
 
 def _check_nodes(report: Report, config: TrainMixConfig, probes: list[Any]) -> list[Facts]:
@@ -172,7 +190,8 @@ def _check_clocks(report: Report, probes: list[Any], facts: list[Facts]) -> None
 
 def _check_weights(report: Report, probes: list[Any], facts: list[Facts]) -> None:
     one_a_node = {each.node: probe for each, probe in zip(facts, probes, strict=True)}
-    problems = _ask([probe.weights.remote() for probe in one_a_node.values()])
+    asked = [probe.weights.remote() for probe in one_a_node.values()]
+    problems = _ask(asked, WEIGHTS_LIMIT_S)
     for node, problem in zip(one_a_node, problems, strict=True):
         if problem:
             report.add(f"weights {node}", "failed", problem)
@@ -218,13 +237,16 @@ def _check_exchange(
 def _gradient_bytes(config: TrainMixConfig) -> int:
     """Bytes of gradients that the workers sum in a step; 0 where the model cannot be built here."""
     from pipeline.training.driver.preflight import check_model
+    from pipeline.training.state.optimizer import build_optimizer
 
     try:
-        parameters = check_model(config.model).parameters()
+        lseg = check_model(config.model)
     except ModelError as error:
         logger.warning("the model cannot be built: %s", error)
         return 0
-    return sum(each.numel() for each in parameters if each.requires_grad) * _BYTES_OF_A_GRADIENT
+    build_optimizer(lseg, config.train)  # Which freezes what is not to train.
+    trained = sum(each.numel() for each in lseg.parameters() if each.requires_grad)
+    return trained * _BYTES_OF_A_GRADIENT
 
 
 def _check_reading(
@@ -234,25 +256,19 @@ def _check_reading(
     if not config.data.shards:
         report.add("shards", "remark", "data.shards is not set", "nothing was read")
         return
-    try:
-        files = [
-            (entry.path, entry.size)
-            for entry in open_storage(config.data.shards).list()
-            if entry.path.endswith(".tar") and entry.size
-        ]
-        if not files:
-            advice = "name the folder that jobs/prepare_shards.py wrote"
-            report.add("shards", "failed", f"data.shards={config.data.shards}: no shard", advice)
-            return
-        shares = [files[rank % len(files) :: len(probes)] for rank in range(len(probes))]
-        answers = _ask(
-            [probe.read.remote(share, read_s) for probe, share in zip(probes, shares, strict=True)]
-        )
-    # Of Ray around that of a storage, too.
-    except Exception as error:
-        text = " ".join(str(getattr(error, "cause", error)).split())
-        report.add("shards", "failed", text[-400:])
+    files = [
+        (entry.path, entry.size)
+        for entry in open_storage(config.data.shards).list()
+        if entry.path.endswith(".tar") and entry.size
+    ]
+    if not files:
+        advice = "name the folder that jobs/prepare_shards.py wrote"
+        report.add("shards", "failed", f"data.shards={config.data.shards}: no shard", advice)
         return
+    shares = [files[rank % len(files) :: len(probes)] for rank in range(len(probes))]
+    answers = _ask(
+        [probe.read.remote(share, read_s) for probe, share in zip(probes, shares, strict=True)]
+    )
     mb_per_s = sum(size / seconds for size, seconds in answers) / 1e6
     found = f"{mb_per_s:.0f} MB/s by all workers together, {len(files)} shards"
     report.add("shards", "ok", found, mb_per_s=round(mb_per_s, 1))
@@ -263,13 +279,17 @@ def _check_storage(report: Report, config: TrainMixConfig) -> None:
     name = f".check-cluster-{time.time_ns()}"
     try:
         place = resolve_location("run.storage", config.run.storage)
-        is_new = "://" not in place and not Path(place).exists()
+        made = _missing_folders(place)
         storage = open_storage(place)
-        storage.write(name, b"check")
-        back = storage.read(name)
-        storage.delete(name)
-        if is_new:
-            Path(place).rmdir()
+        try:
+            storage.write(name, b"check")
+            back = storage.read(name)
+        finally:
+            with suppress(UserError, OSError):  # What kept it from being read is what is told.
+                storage.delete(name)
+            for folder in made:
+                with suppress(OSError):  # Somebody has put something there meanwhile.
+                    folder.rmdir()
     except (UserError, OSError) as error:
         report.add("run.storage", "failed", str(error))
         return
@@ -278,6 +298,13 @@ def _check_storage(report: Report, config: TrainMixConfig) -> None:
     else:
         found = f"run.storage={config.run.storage}: gave back other bytes than were written"
         report.add("run.storage", "failed", found, "do not train into it")
+
+
+def _missing_folders(place: str) -> list[Path]:
+    """The folders that writing into a local place makes, the innermost first."""
+    if "://" in place:
+        return []
+    return [each for each in (Path(place), *Path(place).parents) if not each.exists()]
 
 
 def _check_mlflow(report: Report, config: TrainMixConfig) -> None:

@@ -39,7 +39,7 @@ class InputDataset:
     source: str
     """Address: a path, or `s3://bucket/folder/file`."""
     context: str
-    """What for: `train` or `validation`."""
+    """What for: `train`, `validation` or `evaluation`."""
     profile: Mapping[str, Any] = field(default_factory=dict)
     """Further facts; `num_rows` is shown beside the name."""
 

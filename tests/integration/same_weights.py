@@ -185,7 +185,8 @@ def head_node(
         process = Process.start(_ray(command), env)
         try:
             address = f"http://127.0.0.1:{dashboard}"
-            _wait_for(lambda: _answers(dashboard), process)
+            # The dashboard may answer before the node has joined.
+            _wait_for(lambda: _answers(dashboard) and _has_started(process), process)
             yield address, env
         finally:
             process.popen.terminate()  # Takes the processes that it started along.
@@ -198,7 +199,11 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _wait_for(condition: Callable[[], bool], process: Process, timeout_s: float = 120) -> None:
+def _has_started(head: Process) -> bool:
+    return any("Ray runtime started" in line for line in head.lines)
+
+
+def _wait_for(condition: Callable[[], bool], process: Process, timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if process.popen.poll() is not None or time.monotonic() > deadline:

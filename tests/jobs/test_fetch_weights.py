@@ -16,7 +16,7 @@ from jobs.fetch_weights import FetchConfig, run
 from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.errors import ModelError
 from model.lseg import build_lseg
-from model.text import build_text_encoder
+from model.text import asks_the_hub, build_text_encoder
 from pipeline.checkpoints import prefetched
 from pipeline.checkpoints.prefetched import LISTING, use_prefetched
 from pipeline.errors import UserError
@@ -147,6 +147,12 @@ def test_what_cannot_be_fetched_is_said(hub, monkeypatch, tmp_path):
     )
     with pytest.raises(UserError, match="needs nothing of the hub"):
         run(FetchConfig(model=offline, to=str(tmp_path / "a")))
+    # A file beside open_clip's own tokenizer; a model with another library's still asks.
+    own_file = TextConfig(encoder="ViT-B-32", pretrained=str(tmp_path / "tower.safetensors"))
+    with pytest.raises(UserError, match="needs nothing of the hub"):
+        run(FetchConfig(model=replace(offline, text=own_file), to=str(tmp_path / "a")))
+    assert asks_the_hub(replace(own_file, encoder="ViT-B-16-SigLIP"))
+    assert asks_the_hub(MODEL.text)
     with pytest.raises(UserError, match="to='': must be a folder"):
         FetchConfig(model=MODEL)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

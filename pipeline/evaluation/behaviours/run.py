@@ -25,8 +25,10 @@ from pipeline.evaluation.behaviours.classes import HELD_OUT, SUPER_CLASSES
 from pipeline.evaluation.behaviours.protocol import FourBehaviours, verdict_table
 from pipeline.evaluation.behaviours.questions import OTHER, Asker
 from pipeline.evaluation.config import EvaluateConfig
+from pipeline.evaluation.items import ShardItems
 from pipeline.evaluation.overlay import draw
 from pipeline.evaluation.protocols import open_shards
+from pipeline.scoring import evenly
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +65,9 @@ def evaluate_behaviours(
     lseg = LSeg.load(checkpoint, device)
     asker = Asker(lseg, build_text_encoder(lseg.config.text))
     behaviours = FourBehaviours(vocabulary, SUPER_CLASSES, config.seed)
-    samples = []
+    samples, count = [], config.max_images or IMAGES
     side_px = provenance.trained_size.base_px
-    for sample in asker.samples(corpus, config.max_images or IMAGES, side_px):
+    for sample in asker.samples(corpus, count, side_px):
         behaviours.add(asker, sample)
         samples.append(sample)
     draw(behaviours.rows(asker, samples), folder / "behaviours.png")
@@ -75,6 +77,10 @@ def evaluate_behaviours(
         "checkpoint": config.checkpoint,
         "checkpoint_fingerprint": checkpoint_fingerprint(checkpoint),
         "split": config.split,
+        "data": [
+            ShardItems(name, corpus.uri, evenly(each.num_samples, count), each, False).described()
+            for name, each in corpus.manifests.items()
+        ],
         "other": f"prompts: {OTHER}",
         "zero_shot": "no",
         "images": len(samples),

@@ -8,8 +8,9 @@ from model.backbone import build_aligned_vit, build_backbone
 from model.config import ModelConfig
 from model.lseg import LSeg, build_lseg
 from model.partners import require_partner
-from model.text import build_text_encoder
+from model.text import SENTENCE_PREFIX, build_text_encoder
 from model.weights import has_own_weights, require_own_file
+from pipeline.checkpoints.prefetched import use_prefetched
 
 
 def check_model(config: ModelConfig) -> LSeg:
@@ -21,6 +22,7 @@ def check_model(config: ModelConfig) -> LSeg:
 
     Raises:
         ModelError: The backbone or the text encoder does not exist, or settings do not fit.
+        UserError: There are no weights where LSEG_WEIGHTS says, and the encoder needs them here.
     """
     if config.head.kind != "dot":
         require_partner(config)
@@ -31,6 +33,8 @@ def check_model(config: ModelConfig) -> LSeg:
         else:
             build_aligned_vit(config.backbone, config.head.aligned)
     backbone = replace(config.backbone, pretrained=False, weights="")
+    if config.text.encoder.startswith(SENTENCE_PREFIX):  # Whose width only its weights tell.
+        use_prefetched()
     dim = build_text_encoder(config.text).dim
     with torch.device("meta"):
         return build_lseg(replace(config, backbone=backbone), dim)

@@ -22,7 +22,7 @@ import ray.train
 from safetensors import SafetensorError
 
 from pipeline import monitoring
-from pipeline.checkpoints.files import step_folder
+from pipeline.checkpoints.files import step_folder, step_of
 from pipeline.checkpoints.whole import write_digests
 from pipeline.errors import Outage, UserError
 from pipeline.ray_internals import RunStorage
@@ -63,7 +63,9 @@ class Saver:
         self._run, self._train = job.plan.config.run, job.plan.config.train
         self._storage = RunStorage()
         self._lost = self._on_their_way = 0
-        self._lock = threading.Lock()
+        self._newest_step = 0  # Of the checkpoints that the storage took from this worker.
+        self._outage: Outage | None = None  # What kept a checkpoint from it.
+        self._lock = threading.Condition()  # Told of each checkpoint whose way has ended.
         self._folders = LocalFolders(self._run)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._copy = HostCopy()
@@ -138,9 +140,6 @@ class Saver:
                 # Counted before Ray's thread can start: it counts down when the upload has ended.
                 with self._lock:
                     self._on_their_way += 1
-                if self._tracker is not None:
-                    place = address_of(self._run, step_folder(due["step"]))
-                    self._tracker.set_tags({LAST_TAG: place})
         # Last, and by every worker, with a checkpoint or without: Ray waits for the reports of all.
         # A report without a checkpoint would wait for those before it too, if it were not ASYNC.
         ray.train.report(
@@ -175,11 +174,21 @@ class Saver:
             logger.warning("the best model, of step %d, is not shown in MLflow: %s", step, error)
 
     def wait(self) -> None:
-        """Reports what is still to be reported, and waits until the best model is stored."""
+        """Reports what is still to be reported, and waits until all is stored.
+
+        Ray would wait for the checkpoints too, but after the run was called finished in MLflow.
+
+        Raises:
+            Outage: A checkpoint was not stored.
+        """
         self.report()
         self._settle()
         if self._best is not None:
             self._best.wait()
+        with self._lock:
+            self._lock.wait_for(lambda: not self._on_their_way)
+        if self._outage is not None:
+            raise self._outage
 
     def _settle(self) -> None:
         """Waits until the writer has nothing to do; raises what it met."""
@@ -270,12 +279,24 @@ class Saver:
             stored = self._upload(local, name)
             monitoring.CHECKPOINT_TIME.set(time.time(), run=self._run.name)
             monitoring.CHECKPOINTS.add(run=self._run.name)
+            self._tell_last(name)
             return stored
+        except Outage as error:
+            self._outage = error
+            raise
         finally:
             # The folder first: what counts as off its way must not take room on the disk any more.
             self._folders.remove(Path(local.path))
             with self._lock:
                 self._on_their_way -= 1
+                self._lock.notify_all()
+
+    def _tell_last(self, name: str) -> None:
+        """Names the newest checkpoint that the storage has; uploads may end in another order."""
+        with self._lock:
+            if self._tracker is not None and step_of(name) > self._newest_step:
+                self._newest_step = step_of(name)
+                self._tracker.set_tags({LAST_TAG: address_of(self._run, name)})
 
     def _upload(self, local: ray.train.Checkpoint, name: str) -> Any:
         """Copies a folder to the storage, as often as it takes."""

@@ -20,6 +20,7 @@ from pipeline.data.datasets import open_reader
 from pipeline.data.ingest.stream import SampleReader, open_corpus
 from pipeline.data.pixels.encode import decode_image
 from pipeline.data.prepare.relabel import split_classes
+from pipeline.data.shards.format import Manifest
 from pipeline.data.taxonomy import IGNORE, label_text, lookup_table, native_table, universal
 from pipeline.errors import UserError
 from pipeline.evaluation import runner as runner_module
@@ -133,6 +134,14 @@ def test_the_files_and_the_mlflow_run(unified, mini_shards, base_config):
     key = f"eval/{variant}_miou/ade20k"
     assert run.data.metrics[key] == pytest.approx(report["figures"]["ade20k/miou"])
     assert run.data.tags[f"eval/{variant}/other"] == "none"
+    # The run is found by what it was scored on, whose digest is that of the manifest.
+    manifest = mini_shards.folder / "ade20k" / "val" / "manifest.json"
+    digest = Manifest.from_json(manifest.read_bytes()).fingerprint
+    wanted = f"dataset.context = 'evaluation' AND dataset.digest = '{digest}'"
+    found = client.search_runs([experiment.experiment_id], wanted)
+    assert [each.info.run_id for each in found] == [run.info.run_id]
+    (scored,) = [each for each in report["data"] if each["name"] == "ade20k"]
+    assert scored == {"name": "ade20k", "digest": digest, "source": str(manifest), "images": 2}
     (point,) = client.get_metric_history(run.info.run_id, key)[-1:]
     assert point.step == 7
     artifacts = [a.path for a in client.list_artifacts(run.info.run_id, f"evaluation/{variant}")]

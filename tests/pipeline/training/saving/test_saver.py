@@ -26,12 +26,12 @@ from safetensors import SafetensorError
 from model.errors import ModelError
 from model.lseg import LSeg
 from pipeline.checkpoints.files import content_fingerprint, step_folder
-from pipeline.errors import UserError
+from pipeline.errors import Outage, UserError
 from pipeline.training.config import RunConfig
 from pipeline.training.saving import checkpoint
 from pipeline.training.saving.checkpoint import content_of
 from pipeline.training.saving.local_folders import LocalFolders
-from pipeline.training.saving.logged import BEST_TAG
+from pipeline.training.saving.logged import BEST_TAG, LAST_TAG
 from pipeline.training.saving.saver import Saver
 from tests.support.local_saver import local_saver
 
@@ -493,3 +493,20 @@ def test_a_page_that_cannot_be_told_costs_no_model(tmp_path, local, monkeypatch,
     mine.wait()
     assert stored(tmp_path)[0] == ["best_00000003"]
     assert "the best model, of step 3, is not shown in MLflow: division by zero" in caplog.text
+
+
+def test_a_run_names_its_newest_checkpoint_once_that_is_stored(reporting, tmp_path, monkeypatch):
+    mine, door, reports = reporting
+    mine._tracker = page = Page()
+    door.open.clear()
+    save(mine, 1)
+    assert page.tags == {}
+    door.open.set()
+    mine.wait()
+    assert page.tags == {LAST_TAG: str(tmp_path / "mine" / step_folder(1))}
+    door.broken = True
+    save(mine, 2)
+    with pytest.raises(Outage, match=r"checkpoint step_00000002 was not stored"):
+        mine.wait()
+    assert page.tags == {LAST_TAG: str(tmp_path / "mine" / step_folder(1))}
+    assert reports.take(1) == [step_folder(1)]
