@@ -69,6 +69,13 @@ def gib(size: str) -> int:
     return int(size.removesuffix("Gi"))
 
 
+def amount(quantity: str | int) -> float:
+    """A quantity of Kubernetes as a number."""
+    units = {"m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30, "": 1.0}
+    number, unit = re.fullmatch(r"(\d+)(m|Mi|Gi|)", str(quantity)).groups()  # type: ignore[union-attr]
+    return int(number) * units[unit]
+
+
 def choose(folder: Path, platform: str, parts: list[str]) -> dict[str, list[dict]]:
     """The overlays of a platform with other parts chosen, in a copy of the files."""
     kuberay = folder / "kuberay"
@@ -186,6 +193,35 @@ def test_other_parts_can_be_chosen(chosen):
             assert asks & env.keys() == (asks if has_charts else set())
     labels = of_kind(overlays["train"], "RayJob")["metadata"]["labels"]
     assert ("kueue.x-k8s.io/queue-name" in labels) is ("kueue" in parts)
+
+
+def test_a_training_fits_into_the_queue_that_the_example_makes(chosen):
+    """Kueue lets nothing start that asks for more than the quota, or for what has none."""
+    parts, overlays = chosen
+    objects = {each["kind"]: each for each in documents(KUBERAY / "kueue" / "queues.yaml")}
+    spec = objects["ClusterQueue"]["spec"]
+    (group,) = spec["resourceGroups"]
+    (flavor,) = group["flavors"]
+    quota = {each["name"]: amount(each["nominalQuota"]) for each in flavor["resources"]}
+    assert list(quota) == group["coveredResources"]
+    assert flavor["name"] == objects["ResourceFlavor"]["metadata"]["name"]
+    queue = objects["LocalQueue"]
+    assert queue["spec"] == {"clusterQueue": objects["ClusterQueue"]["metadata"]["name"]}
+    job = of_kind(overlays["train"], "RayJob")["metadata"]
+    assert queue["metadata"]["namespace"] == job["namespace"]
+    assert spec["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": job["namespace"]
+    }
+    if "kueue" in parts:
+        assert job["labels"]["kueue.x-k8s.io/queue-name"] == queue["metadata"]["name"]
+    (workers,) = cluster_specs(overlays["train"])[0]["workerGroupSpecs"]
+    asked: dict[str, float] = {}
+    for place, pod in pod_templates(overlays["train"]):
+        count = workers["maxReplicas"] if "workerGroupSpecs" in place else 1
+        for name, size in pod["spec"]["containers"][0]["resources"]["requests"].items():
+            asked[name] = asked.get(name, 0) + count * amount(size)
+    assert asked.keys() <= quota.keys()
+    assert {name: size for name, size in asked.items() if size > quota[name]} == {}
 
 
 def test_all_clusters_of_a_platform_have_one_pod_spec():
