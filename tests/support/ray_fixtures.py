@@ -19,13 +19,20 @@ def local_ray(s3_endpoint: str) -> Iterator[None]:
 
     require_token()
     assert os.environ["AWS_ENDPOINT_URL"] == s3_endpoint  # Workers inherit it at the start alone.
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    for left in (2, 1, 0):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+            break
+        except Exception as error:  # Ray's own kind: 30 s may be too few on a busy machine.
+            ray.shutdown()
+            if not left or "timed out during startup" not in str(error):
+                raise
     yield
     ray.shutdown()
 
