@@ -101,7 +101,10 @@ def test_a_mistake_is_one_line_and_the_exit_code_is_2(monkeypatch, capsys):
 def test_the_places_of_the_workers_are_given_back_when_a_probe_cannot_start(monkeypatch):
     before = set(placement_group_table())
     monkeypatch.setattr(preflight, "Probe", None)  # Which Ray makes no actor of.
-    with pytest.raises(TypeError), preflight._probes_in_place(CheckConfig()):
+    with (
+        pytest.raises(AssertionError, match="ray.remote"),
+        preflight._probes_in_place(CheckConfig()),
+    ):
         raise AssertionError("has no probes")
     (made,) = set(placement_group_table()) - before
     assert placement_group_table()[made]["state"] == "REMOVED"
