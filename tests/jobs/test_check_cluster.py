@@ -102,7 +102,7 @@ def test_the_places_of_the_workers_are_given_back_when_a_probe_cannot_start(monk
     before = set(placement_group_table())
     monkeypatch.setattr(preflight, "Probe", None)  # Which Ray makes no actor of.
     with (
-        pytest.raises(AssertionError, match="ray.remote"),
+        pytest.raises(AssertionError, match=r"ray\.remote"),
         preflight._probes_in_place(CheckConfig()),
     ):
         raise AssertionError("has no probes")
