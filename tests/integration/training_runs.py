@@ -124,7 +124,7 @@ class Process:
         """The newest step logged."""
         return self.steps[-1][1] if self.steps else 0
 
-    def wait_for_step(self, step: int, timeout_s: float = 900) -> None:
+    def wait_for_step(self, step: int, timeout_s: float = 400) -> None:
         """Waits until a step at or after `step` was logged."""
         deadline = time.monotonic() + timeout_s
         while self.step < step:

@@ -25,12 +25,11 @@ from typing import Any
 import boto3
 import mlflow
 import yaml
-from mlflow.entities import DatasetInput, Run
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from jobs.local_s3 import local_s3
 from pipeline.demo.layouts import write_mini_seven
-from pipeline.training.saving.logged import BEST_TAG, LAST_TAG
 from tests.integration.same_weights import free_ports, head_node
 from tests.integration.training_runs import REPOSITORY
 from tests.support.mini_shards import paint_vectors
@@ -78,8 +77,6 @@ class WholePath:
             self._services(stack)
             for name in self.only:
                 getattr(self, name)()
-            if self.only == JOBS:
-                self.find()
             if self.prometheus is not None and self.only == JOBS:
                 self.board(self.prometheus)
             watched = f", Prometheus {self.prometheus.uri}/alerts" if self.prometheus else ""
@@ -227,32 +224,6 @@ class WholePath:
             self._retrain(settings | {"margin": -1}, expected_code=2)
             done("a wrong setting: the exit code 2 comes through to the scheduler")
 
-    def find(self) -> None:
-        """A run is found by its data, code and checkpoints, and a champion's page leads to them."""
-        with self._step("find") as done:
-            champion = mlflow.MlflowClient().get_model_version(MODEL, _champion())
-            (run,) = _runs("nightly")
-            tags, page = run.data.tags, champion.description or ""
-            digests = {each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
-            _expect(set(DATASETS) <= digests.keys(), f"datasets of the run, not {digests}")
-            words = [f"dataset.digest = '{digest}'" for digest in digests.values()]
-            words.append(f"tags.source_fingerprint = '{tags['source_fingerprint']}'")
-            words += [f"tags.`{key}` = '{tags[key]}'" for key in (BEST_TAG, LAST_TAG)]
-            for each in words:
-                found = mlflow.search_runs(search_all_experiments=True, filter_string=each)
-                _expect(run.info.run_id in set(found["run_id"]), f"the run by {each}")
-            train = [each for each in run.inputs.dataset_inputs if _context(each) == "train"]
-            leads = [
-                run.info.run_id,
-                tags["source_fingerprint"],
-                champion.source.rpartition("/")[2],
-            ]
-            leads += [each.dataset.digest for each in train]
-            _expect(len(leads) == 3 + len(DATASETS), f"{DATASETS} as training data: {leads}")
-            for lead in leads:
-                _expect(lead in page, f"{lead} on the champion's page:\n{page}")
-            done(f"by {len(words)} filters, such as {words[0]}; the champion leads to all three")
-
     def board(self, prometheus: PrometheusServer) -> None:
         """Each expression of board and rules had a value while the jobs ran."""
         with self._step("board") as done:
@@ -347,11 +318,6 @@ def _runs(name: str = "", parent: str = "") -> list[Run]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     wanted = f"tags.mlflow.parentRunId = '{parent}'" if parent else f"run_name = '{name}'"
     return list(client.search_runs(experiments, wanted))
-
-
-def _context(given: DatasetInput) -> str:
-    """What a run reads a dataset for: `train`, `validation` or `evaluation`."""
-    return next(tag.value for tag in given.tags if tag.key == "mlflow.data.context")
 
 
 def _champion() -> str:

@@ -5,11 +5,8 @@ import sys
 
 import pytest
 from mlflow import MlflowClient
-from ray.util.placement_group import placement_group_table
 
 from jobs import check_cluster
-from jobs.check_cluster import CheckConfig
-from pipeline.preflight import run as preflight
 from pipeline.storage.open import open_storage
 
 PLAIN = ("--model.text.encoder", "stand-in", "--model.backbone.pretrained", "false")
@@ -95,16 +92,3 @@ def test_a_mistake_is_one_line_and_the_exit_code_is_2(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: exchange_mib=0: must be at least 1: 64 will do\n"
     assert check(monkeypatch, "--read_s", "100") == 2
     assert "read_s=100.0: must be above 0 and at most 60" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_the_places_of_the_workers_are_given_back_when_a_probe_cannot_start(monkeypatch):
-    before = set(placement_group_table())
-    monkeypatch.setattr(preflight, "Probe", None)  # Which Ray makes no actor of.
-    with (
-        pytest.raises(AssertionError, match=r"ray\.remote"),
-        preflight._probes_in_place(CheckConfig()),
-    ):
-        raise AssertionError("has no probes")
-    (made,) = set(placement_group_table()) - before
-    assert placement_group_table()[made]["state"] == "REMOVED"
