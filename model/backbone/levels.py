@@ -107,7 +107,7 @@ class TokenBackbone(nn.Module):
         tokens = vit.patch_embed.proj(image_BCHW).flatten(2).transpose(1, 2)  # (B, N, C)
         tokens = vit.patch_embed.norm(tokens)
         prefix = [
-            token.expand(len(tokens), -1, -1)
+            token.expand(tokens.shape[0], -1, -1)
             for token in (vit.cls_token, vit.reg_token)
             if token is not None
         ]

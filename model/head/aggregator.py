@@ -99,19 +99,21 @@ class Aggregator(nn.Module):
         """
         dense = functional.normalize(image.dense_BChw, dim=1)
         text = functional.normalize(text_BKPC, dim=-1)
-        cosines_BPKhw = torch.einsum("bchw,bkpc->bpkhw", dense, text.expand(len(dense), -1, -1, -1))
+        # By shape, not len(), which would fix the number of images in an exported graph.
+        everywhere = text.expand(dense.shape[0], -1, -1, -1)
+        cosines_BPKhw = torch.einsum("bchw,bkpc->bpkhw", dense, everywhere)
         if not 0 < self.padded < text.shape[1]:
             return self._aggregate(image, cosines_BPKhw, text_BKPC)
         best_BK = cosines_BPKhw.amax((1, 3, 4)).topk(self.padded, dim=1).indices
         # The best ones of each image, which go on with their vectors at length 1.
         chosen = best_BK[:, :, None, None].expand(-1, -1, *text.shape[2:])
-        text = text.expand(len(dense), -1, -1, -1).gather(1, chosen)
+        text = text.expand(dense.shape[0], -1, -1, -1).gather(1, chosen)
         places = best_BK[:, None, :, None, None]
         cosines = cosines_BPKhw.gather(
             2, places.expand(-1, cosines_BPKhw.shape[1], -1, *dense.shape[2:])
         )
         logits = self._aggregate(image, cosines, text)
-        size = (len(dense), text_BKPC.shape[1], *logits.shape[2:])
+        size = (dense.shape[0], text_BKPC.shape[1], *logits.shape[2:])
         places = best_BK[:, :, None, None].expand_as(logits)
         return logits.new_full(size, LEFT_OUT).scatter(1, places, logits)
 

@@ -1,0 +1,106 @@
+"""The network as one graph: images as they are and text vectors in, logits out.
+
+The graph pads, normalises and crops itself, so that what runs it needs no knowledge of the network;
+its sizes are free. The label vectors are an input: words change without another export.
+
+Shapes: B images, H W pixels, K labels, C embedding, T tokens.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn import functional
+
+from model.lseg import LSeg
+
+IMAGE, TEXT, LOGITS = "image", "text", "logits"
+"""Names of the inputs and of the output."""
+
+
+class SegmentGraph(nn.Module):
+    """A network with fixed weights whose inputs are plain arrays."""
+
+    def __init__(self, lseg: LSeg) -> None:
+        super().__init__()
+        self.lseg = lseg.eval().requires_grad_(False)
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """Scores pixels against labels.
+
+        Args:
+            image: (B, H, W, 3) uint8 RGB.
+            text: (K, C) float32, of any length.
+
+        Returns:
+            (B, K, ceil(H / 2), ceil(W / 2)) float32 logits.
+        """
+        stride = self.lseg.stride_px
+        height, width = image.shape[1], image.shape[2]
+        # As the network pads, but without a question about the size, which would fix it.
+        rows = torch.arange((height + stride - 1) // stride * stride).clamp_max(height - 1)
+        columns = torch.arange((width + stride - 1) // stride * stride).clamp_max(width - 1)
+        padded = image.index_select(1, rows).index_select(2, columns)
+        logits = self.lseg(self.lseg.normalize(padded), text)
+        return logits[:, :, : (height + 1) // 2, : (width + 1) // 2]
+
+
+def segment_program(lseg: LSeg, size: tuple[int, int] | None = None) -> ExportedProgram:
+    """Exports the graph of a network, with free B and K.
+
+    Args:
+        lseg: the network.
+        size: the only (H, W) that the graph takes; None: any.
+    """
+    # Sizes that are no multiples of the stride, and differ: PyTorch takes equal ones for one.
+    side = 3 * lseg.stride_px
+    height, width = size or (side - 2, side + lseg.stride_px - 6)
+    image = torch.zeros((2, height, width, 3), dtype=torch.uint8)
+    text = functional.normalize(torch.ones(5, lseg.embed_dim), dim=1)
+    free = Dim.DYNAMIC
+    sides = {} if size else {1: free, 2: free}
+    return exported(SegmentGraph(lseg), (image, text), {IMAGE: {0: free, **sides}, TEXT: {0: free}})
+
+
+def fixed_size(lseg: LSeg, crop_px: int) -> tuple[int, int] | None:
+    """The only size that the graph of a network can have; None for any.
+
+    The cost head cuts its maps into windows in ways that depend on the size, so that its graph
+    holds for one: that of the training's crops.
+    """
+    if lseg.cost is None:
+        return None
+    side = -(-crop_px // lseg.stride_px) * lseg.stride_px
+    return side, side
+
+
+def exported(graph: nn.Module, example: tuple[Tensor, ...], free: Any) -> ExportedProgram:
+    """Exports a graph with the sizes that are `free`, by the names of its inputs."""
+    # Nothing in it has a gradient; without gradients the cost head would go piece by piece, and the
+    # number of pieces depends on the sizes.
+    with torch.enable_grad():
+        program = torch.export.export(
+            graph,
+            example,
+            dynamic_shapes=free,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    # What PyTorch notes of the example's own sizes (that two of them differ, say) would refuse
+    # others; whether those are right is compared after the export.
+    traced = program.graph_module
+    for node in [*traced.graph.nodes]:
+        if node.target is torch.ops.aten._assert_scalar.default:
+            traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return program
+
+
+def reference_logits(lseg: LSeg, image_HWC: np.ndarray, text_KC: np.ndarray) -> np.ndarray:
+    """Logits of the network itself: (K, ceil(H / 2), ceil(W / 2)) float32."""
+    with torch.inference_mode():
+        batch = lseg.normalize(torch.from_numpy(image_HWC)[None])
+        return lseg(batch, torch.from_numpy(text_KC))[0].numpy()

@@ -1,0 +1,220 @@
+"""An export: the network's file, text vectors, labels, and a description, into one folder."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from model.checkpoint import local, save_checkpoint
+from model.lseg import LSeg
+from pipeline.checkpoints.prefetched import use_prefetched
+from pipeline.checkpoints.provenance import read_provenance
+from pipeline.checkpoints.resolvers import pinned
+from pipeline.data.pixels.checks import BadSample
+from pipeline.errors import UserError
+from pipeline.inference.config import Other, PredictConfig, check_vectors, read_labels
+from pipeline.inference.export.check import (
+    SIZES,
+    Agreement,
+    compare,
+    generated_images,
+    require_equal,
+    resized,
+)
+from pipeline.inference.export.config import ExportConfig
+from pipeline.inference.export.graph import (
+    IMAGE,
+    LOGITS,
+    TEXT,
+    fixed_size,
+    reference_logits,
+    segment_program,
+)
+from pipeline.inference.export.onnx_file import (
+    onnx_logits,
+    require_onnx,
+    store_bytes,
+    store_halves,
+    write_onnx,
+)
+from pipeline.inference.photos import decode_photo
+from pipeline.inference.search import find_photos
+from pipeline.storage.places import try_writable_place
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION, LABELS, VECTORS = "export.json", "labels.txt", "text.npy"
+NETWORK = {"onnx": "segment.onnx", "safetensors": "model.safetensors"}
+MOST_IMAGES = 64
+"""Images that are compared; more would only take longer."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The outcome of an export."""
+
+    folder: Path
+    files: tuple[str, ...]
+    size: tuple[int, int] | None
+    """The only (H, W) that the exported network takes; None for any."""
+    difference: float
+    """The largest between a logit of the exported network in fp32 and of the network."""
+    agreement: Agreement | None
+    """How far smaller weights answer as the network does; None for fp32."""
+
+
+def export(config: ExportConfig) -> Exported:
+    """Exports a checkpoint.
+
+    Raises:
+        UserError: The folder is not empty, labels or images are not usable, a library is missing,
+            or the exported network is not the network.
+        ModelError: The checkpoint cannot be loaded.
+    """
+    try_writable_place("out", config.out)
+    out = _new_folder(config.out)
+    if config.to == "onnx":
+        require_onnx()
+    images = _read(config.images) if config.images else generated_images()
+    use_prefetched()
+    folder = local(pinned(config.checkpoint))
+    try:
+        lseg = LSeg.load(folder)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+    if config.to == "onnx" and lseg.cost is not None:
+        raise UserError(
+            "to=onnx: the attention of the cost head cannot be written as ONNX here: must be the "
+            "dot head: set to to safetensors"
+        )
+    labels, text_KC = _text(config, lseg)
+    size = fixed_size(lseg, read_provenance(folder).trained_size.crop_px)
+    images = resized(images, (size,) if size else SIZES)
+    with TemporaryDirectory(prefix="lseg-export-") as scratch:
+        staged = Path(scratch)
+        difference, agreement = _write_network(config, lseg, folder, staged, size, images, text_KC)
+        np.save(staged / VECTORS, text_KC)
+        # Those of a checkpoint are the ones that it was trained on.
+        name = "export_labels.txt" if config.to == "safetensors" else LABELS
+        lines = "".join(f"{label}\n" for label in labels)
+        (staged / name).write_text(lines, encoding="utf-8")
+        described = _description(config, lseg, folder, size, difference, agreement)
+        (staged / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        files = tuple(sorted(path.name for path in staged.iterdir()))
+        out.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.move(staged / file, out / file)
+    return Exported(out, files, size, difference, agreement)
+
+
+def _new_folder(name: str) -> Path:
+    out = Path(name)
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"out={name}: is not empty: name a new folder, or empty this one")
+    return out
+
+
+def _read(patterns: Sequence[str]) -> list[np.ndarray]:
+    images = []
+    for photo in find_photos(patterns).photos[:MOST_IMAGES]:
+        try:
+            images.append(decode_photo(photo.read()))
+        except (BadSample, OSError) as error:
+            raise UserError(f"images: {photo.uri}: {error}: leave it out") from None
+    return images
+
+
+def _text(config: ExportConfig, lseg: LSeg) -> tuple[tuple[str, ...], np.ndarray]:
+    """The label set and its vectors (K, C) float32."""
+    asked = PredictConfig(checkpoint="", labels=config.labels, labels_file=config.labels_file)
+    labels = read_labels(asked, lseg.labels)
+    text_KC = lseg.embed_text(labels).cpu().numpy().astype(np.float32)
+    where = "labels_file" if config.labels_file else "labels"
+    check_vectors(labels, Other(), text_KC, where, is_trained=labels == lseg.labels)
+    return labels, text_KC
+
+
+def _write_network(
+    config: ExportConfig,
+    lseg: LSeg,
+    folder: Path,
+    staged: Path,
+    size: tuple[int, int] | None,
+    images: Sequence[np.ndarray],
+    text_KC: np.ndarray,
+) -> tuple[float, Agreement | None]:
+    """Writes the network, compared; returns how far off it is, and what smaller weights cost."""
+    path = staged / NETWORK[config.to]
+    where = f"to={config.to}"
+    if config.to == "safetensors":
+        return _write_weights(lseg, folder, staged, images, text_KC), None
+    logger.info("exporting the network; a large one takes minutes")
+    program = segment_program(lseg, size)
+    write_onnx(program, path, (IMAGE, TEXT), (LOGITS,))
+    difference = require_equal(where, lseg, onnx_logits(path), images, text_KC)
+    if config.precision == "fp32":
+        return difference, None
+    full = path.rename(staged / "full.onnx")
+    (store_halves if config.precision == "fp16" else store_bytes)(full, path)
+    for left in staged.glob("full.onnx*"):
+        left.unlink()
+    return difference, compare(lseg, onnx_logits(path), images, text_KC)
+
+
+def _write_weights(
+    lseg: LSeg, folder: Path, staged: Path, images: Sequence[np.ndarray], text_KC: np.ndarray
+) -> float:
+    """Writes the checkpoint's weights and settings, without the addresses of its training."""
+    told = read_provenance(folder)
+    data = told.config.get("data")
+    augment = data.get("augment") if isinstance(data, dict) else None
+    extra = {"data": {"augment": augment}} if isinstance(augment, dict) else {}
+    save_checkpoint(staged, lseg, told.labels, extra, told.texts)
+    again = LSeg.load(staged)
+    return require_equal(
+        "to=safetensors",
+        lseg,
+        lambda image, text: reference_logits(again, image, text),
+        images,
+        text_KC,
+    )
+
+
+def _description(
+    config: ExportConfig,
+    lseg: LSeg,
+    folder: Path,
+    size: tuple[int, int] | None,
+    difference: float,
+    agreement: Agreement | None,
+) -> dict[str, Any]:
+    """What a program, or a person, has to know of the files."""
+    told = read_provenance(folder)
+    trained = told.trained_size
+    height, width = size or ("height", "width")
+    return {
+        "format": config.to,
+        "precision": config.precision,
+        "network": NETWORK[config.to],
+        "inputs": {
+            IMAGE: ["batch", height, width, 3, "uint8 RGB"],
+            TEXT: ["labels", lseg.embed_dim, "float32"],
+        },
+        "outputs": {LOGITS: ["batch", "labels", "(height+1)//2", "(width+1)//2", "float32"]},
+        "head": lseg.config.head.kind,
+        "labels_compete": not lseg.scores_apart,
+        "long_side_px": trained.base_px,
+        "crop_px": trained.crop_px,
+        "text_encoder": lseg.config.text.encoder,
+        "templates": lseg.config.text.templates,
+        "largest_difference": difference,
+        "agreement": asdict(agreement) if agreement else None,
+        "images": "given" if config.images else "generated",
+        "git_commit": told.tags.get("git_commit", ""),
+    }
