@@ -57,6 +57,7 @@ TESTED_ELSEWHERE = {
     "pipeline.registry.facts": "pipeline/registry/test_registry.py",
     "pipeline.serving.config": "jobs/test_playground.py",
     "pipeline.serving.limits": "jobs/test_playground.py",
+    "pipeline.serving.on_ray": "jobs/test_serve.py",
     "pipeline.serving.tally": "pipeline/serving/test_app.py",
     "pipeline.storage.archives.table": "pipeline/storage/archives/test_archive.py",
     "pipeline.storage.node_copies": "pipeline/storage/archives/test_archive.py",

@@ -1,1 +1,1 @@
-"""The network as a service over HTTP, and its page."""
+"""The network as a service over HTTP, and its page: one process, or replicas of Ray Serve."""

@@ -1,4 +1,4 @@
-"""The configuration of `jobs/playground.py`."""
+"""The configuration of `jobs/playground.py` and `jobs/serve.py`."""
 
 from dataclasses import dataclass
 
@@ -73,6 +73,29 @@ class PlaygroundConfig(ServiceConfig):
     examples: str = ""
     """Folder with images that the page offers; without it the rendered scenes of the demo, or a
     photo in the public domain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ServiceConfig):
+    """Which model is served by how many replicas."""
+
+    replicas: int = 1
+    """Replicas, each with a network of its own."""
+
+    cpus: float = 1
+    """CPUs of each replica."""
+
+    gpus: float = 0
+    """GPUs of each replica; several share one with 0.5 or less."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.replicas <= 1000:
+            raise UserError(f"replicas={self.replicas}: must be 1 to 1000")
+        if not 0 < self.cpus <= 1000:
+            raise UserError(f"cpus={self.cpus}: must be above 0, at most 1000")
+        if not 0 <= self.gpus <= 16:
+            raise UserError(f"gpus={self.gpus}: must be 0 to 16")
 
 
 def address(host: str, port: int) -> str:
