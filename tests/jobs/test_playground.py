@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["--checkpoint", " "], "checkpoint: is empty"),
         (["--checkpoint", "x", "--port", "70000"], "port=70000: must be 1 to 65535"),
         (["--checkpoint", "x", "--device", "tpu"], "device=tpu: must be auto, cpu or cuda"),
-        (["--checkpoint", "x", "--max_image_mib", "nan"], "max_image_mib=nan: must be above 0"),
+        (["--checkpoint", "x", "--max_image_mib", "0"], "max_image_mib=0.0: must be above 0"),
         (["--checkpoint", "x", "--max_waiting", "0"], "max_waiting=0: must be 1"),
         (["--checkpoint", "x", "--follow_s", "-1"], "follow_s=-1.0: must be at least 0"),
         (["--checkpoint", "x", "--prot", "1"], "prot"),
