@@ -296,7 +296,7 @@ class _Best:
 
     @property
     def probability(self) -> Tensor:
-        """Of the best label: (B, H, W); of itself alone where the labels do not compete."""
+        """The best label's probability: (B, H, W); its own alone where labels do not compete."""
         if self._log_sum is None:
             return self._score.sigmoid()
         return (self._score - self._log_sum).exp()

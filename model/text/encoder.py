@@ -4,7 +4,7 @@ A label set is encoded in chunks without gradients and kept by (encoder, templat
 training step ever runs a text tower. What makes the vectors is a subclass's.
 
 Templates as channels (`text.channels`): a label's row holds its vectors in the templates one after
-another, so that whoever only hands labels on need not know of it.
+another, so that code which only hands labels on need not know of it.
 
 Shapes: K labels, C embedding, P templates that are channels, else 1.
 """

@@ -44,7 +44,7 @@ SYNONYMS = {
 spaces."""
 
 COCO_STUFF = "coco_stuff"
-"""What the recipe of CAT-Seg's own training calls its dataset: pictures of COCO's train2017."""
+"""What the recipe of CAT-Seg's own training calls its dataset: photographs of COCO's train2017."""
 
 FLICKR = (
     "trained on COCO; COCO and PASCAL both took their images from Flickr, and the names do not "

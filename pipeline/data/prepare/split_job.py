@@ -212,7 +212,7 @@ class SplitJob:
         return remarks
 
     def _turned_notes(self, results: list[UnitResult]) -> list[str]:
-        """Of masks that may be drawn on another view of their image than the stored one."""
+        """Names images whose masks may be drawn on another view than the stored one."""
         turned = [name for result in results for name in result.turned]
         if not turned:
             return []
