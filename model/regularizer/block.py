@@ -109,9 +109,13 @@ def _smooth(logits_BKhw: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolves the map of every label with one kernel, of shape (1, 1, 3, 3).
 
     As a depthwise convolution over the labels: folding them into the batch gives the same numbers,
-    but on CPUs takes some thirty times as long, and sums the kernel's gradient less exactly.
+    but on CPUs takes some thirty times as long, and sums the kernel's gradient less exactly. An
+    exported graph does it all the same: ONNX fixes the number of groups, and with it of labels.
     """
     num_labels = logits_BKhw.shape[1]
+    if torch.compiler.is_exporting():
+        folded = functional.conv2d(logits_BKhw.flatten(0, 1)[:, None], weight, bias, padding=1)
+        return folded[:, 0].unflatten(0, (-1, num_labels))
     return functional.conv2d(
         logits_BKhw,
         weight.expand(num_labels, -1, -1, -1),
