@@ -40,7 +40,13 @@ class Job:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         with self._log.open("wb") as log:
             self.process = psutil.Popen(
-                command, stdout=log, stderr=log, env=environment, start_new_session=True
+                command,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                # A test run in the background ignores this signal, and its children with it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property
