@@ -23,8 +23,7 @@ def run(config: ExportConfig) -> None:
 
     outcome = export(config)
     kind = "given" if config.images else "generated"
-    sizes = "three sizes" if outcome.size is None else "its one size, {1}x{0}".format(*outcome.size)
-    print(f"equal to the network within {outcome.difference:.1g} on {kind} images of {sizes}")
+    print(f"equal to the network within {outcome.difference:.1g} on {kind} images of three sizes")
     if agreement := outcome.agreement:
         print(
             f"{config.precision}: {agreement.same_pixels:.2%} of the pixels get the network's "

@@ -93,9 +93,8 @@ def call_from_json(kind: Kind, body: bytes) -> Call:
         content["labels"] = split_labels([labels])
     elif not isinstance(labels, list):
         raise UserError("labels: must be a list of texts, or one with commas: correct it")
-    for name in ("base_px",):
-        if isinstance(content.get(name), bool):
-            raise UserError(f"{name}: must be a whole number: correct it")
+    if isinstance(content.get("base_px"), bool):
+        raise UserError("base_px: must be a whole number: correct it")
     mask = content.pop("mask", False)
     if not isinstance(mask, bool):
         raise UserError(f"mask={_short(mask)}: must be true or false: correct it")

@@ -58,7 +58,7 @@ class Champion:
         TALLY.model(self.current.name)
         self._refused = ""
         self._ends = threading.Event()
-        if follow_s > 0 and self._pinned != uri:
+        if follow_s > 0 and self.is_followed:
             threading.Thread(target=self._follow, args=(follow_s,), daemon=True).start()
 
     @property

@@ -42,15 +42,13 @@ def generated_images() -> list[np.ndarray]:
     ]
 
 
-def resized(
-    images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] = SIZES
-) -> list[np.ndarray]:
-    """Images at the sizes (H, W) in turn, at least one of each."""
-    count = max(len(images), len(sizes))
+def resized(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Images at the sizes of SIZES in turn, at least one of each."""
+    count = max(len(images), len(SIZES))
     return [
         cv2.resize(
             images[number % len(images)],
-            sizes[number % len(sizes)][::-1],
+            SIZES[number % len(SIZES)][::-1],
             interpolation=cv2.INTER_AREA,
         )
         for number in range(count)

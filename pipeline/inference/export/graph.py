@@ -47,33 +47,15 @@ class SegmentGraph(nn.Module):
         return logits[:, :, : (height + 1) // 2, : (width + 1) // 2]
 
 
-def segment_program(lseg: LSeg, size: tuple[int, int] | None = None) -> ExportedProgram:
-    """Exports the graph of a network, with free B and K.
-
-    Args:
-        lseg: the network.
-        size: the only (H, W) that the graph takes; None: any.
-    """
+def segment_program(lseg: LSeg) -> ExportedProgram:
+    """Exports the graph of a network, with free B, H, W and K."""
     # Sizes that are no multiples of the stride, and differ: PyTorch takes equal ones for one.
     side = 3 * lseg.stride_px
-    height, width = size or (side - 2, side + lseg.stride_px - 6)
-    image = torch.zeros((2, height, width, 3), dtype=torch.uint8)
+    image = torch.zeros((2, side - 2, side + lseg.stride_px - 6, 3), dtype=torch.uint8)
     text = functional.normalize(torch.ones(5, lseg.embed_dim), dim=1)
     free = Dim.DYNAMIC
-    sides = {} if size else {1: free, 2: free}
-    return exported(SegmentGraph(lseg), (image, text), {IMAGE: {0: free, **sides}, TEXT: {0: free}})
-
-
-def fixed_size(lseg: LSeg, crop_px: int) -> tuple[int, int] | None:
-    """The only size that the graph of a network can have; None for any.
-
-    The cost head cuts its maps into windows in ways that depend on the size, so that its graph
-    holds for one: that of the training's crops.
-    """
-    if lseg.cost is None:
-        return None
-    side = -(-crop_px // lseg.stride_px) * lseg.stride_px
-    return side, side
+    sizes = {IMAGE: {0: free, 1: free, 2: free}, TEXT: {0: free}}
+    return exported(SegmentGraph(lseg), (image, text), sizes)
 
 
 def exported(graph: nn.Module, example: tuple[Tensor, ...], free: Any) -> ExportedProgram:

@@ -20,7 +20,6 @@ from pipeline.data.pixels.checks import BadSample
 from pipeline.errors import UserError
 from pipeline.inference.config import Other, PredictConfig, check_vectors, read_labels
 from pipeline.inference.export.check import (
-    SIZES,
     Agreement,
     compare,
     generated_images,
@@ -32,7 +31,6 @@ from pipeline.inference.export.graph import (
     IMAGE,
     LOGITS,
     TEXT,
-    fixed_size,
     reference_logits,
     segment_program,
 )
@@ -61,8 +59,6 @@ class Exported:
 
     folder: Path
     files: tuple[str, ...]
-    size: tuple[int, int] | None
-    """The only (H, W) that the exported network takes; None for any."""
     difference: float
     """The largest between a logit of the exported network in fp32 and of the network."""
     agreement: Agreement | None
@@ -94,23 +90,22 @@ def export(config: ExportConfig) -> Exported:
             "dot head: set to to safetensors"
         )
     labels, text_KC = _text(config, lseg)
-    size = fixed_size(lseg, read_provenance(folder).trained_size.crop_px)
-    images = resized(images, (size,) if size else SIZES)
+    images = resized(images)
     with TemporaryDirectory(prefix="lseg-export-") as scratch:
         staged = Path(scratch)
-        difference, agreement = _write_network(config, lseg, folder, staged, size, images, text_KC)
+        difference, agreement = _write_network(config, lseg, folder, staged, images, text_KC)
         np.save(staged / VECTORS, text_KC)
         # Those of a checkpoint are the ones that it was trained on.
         name = "export_labels.txt" if config.to == "safetensors" else LABELS
         lines = "".join(f"{label}\n" for label in labels)
         (staged / name).write_text(lines, encoding="utf-8")
-        described = _description(config, lseg, folder, size, difference, agreement)
+        described = _description(config, lseg, folder, difference, agreement)
         (staged / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         files = tuple(sorted(path.name for path in staged.iterdir()))
         out.mkdir(parents=True, exist_ok=True)
         for file in files:
             shutil.move(staged / file, out / file)
-    return Exported(out, files, size, difference, agreement)
+    return Exported(out, files, difference, agreement)
 
 
 def _new_folder(name: str) -> Path:
@@ -145,7 +140,6 @@ def _write_network(
     lseg: LSeg,
     folder: Path,
     staged: Path,
-    size: tuple[int, int] | None,
     images: Sequence[np.ndarray],
     text_KC: np.ndarray,
 ) -> tuple[float, Agreement | None]:
@@ -155,7 +149,7 @@ def _write_network(
     if config.to == "safetensors":
         return _write_weights(lseg, folder, staged, images, text_KC), None
     logger.info("exporting the network; a large one takes minutes")
-    program = segment_program(lseg, size)
+    program = segment_program(lseg)
     write_onnx(program, path, (IMAGE, TEXT), (LOGITS,))
     difference = require_equal(where, lseg, onnx_logits(path), images, text_KC)
     if config.precision == "fp32":
@@ -190,20 +184,18 @@ def _description(
     config: ExportConfig,
     lseg: LSeg,
     folder: Path,
-    size: tuple[int, int] | None,
     difference: float,
     agreement: Agreement | None,
 ) -> dict[str, Any]:
     """What a program, or a person, has to know of the files."""
     told = read_provenance(folder)
     trained = told.trained_size
-    height, width = size or ("height", "width")
     return {
         "format": config.to,
         "precision": config.precision,
         "network": NETWORK[config.to],
         "inputs": {
-            IMAGE: ["batch", height, width, 3, "uint8 RGB"],
+            IMAGE: ["batch", "height", "width", 3, "uint8 RGB"],
             TEXT: ["labels", lseg.embed_dim, "float32"],
         },
         "outputs": {LOGITS: ["batch", "labels", "(height+1)//2", "(width+1)//2", "float32"]},
