@@ -19,6 +19,7 @@ from pipeline.ray_internals import (
     never_lived,
     raise_at_once,
     say_nothing_of_shutdowns,
+    tell_late_answers_in_one_line,
 )
 from pipeline.training.config import RunConfig, TrainMixConfig
 from pipeline.training.saving import snapshot
@@ -43,6 +44,7 @@ class FailureReporter(ray.train.UserCallback):
         self.__dict__.update(state)
         raise_at_once(_is_final)
         say_nothing_of_shutdowns()
+        tell_late_answers_in_one_line()
         log_as("controller")
         monitoring.FAILURES.start(run=self._run.name)
 

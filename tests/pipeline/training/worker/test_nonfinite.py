@@ -114,7 +114,8 @@ def test_a_run_that_diverges_ends_in_one_message(mini_shards: MiniShards, tmp_pa
     assert done.returncode == 2
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "train.max_nonfinite_steps=4: 5 steps in a row" in line
-    assert "Traceback" not in done.stderr
+    # No traceback of ours: on a loaded machine Ray may print one about its own answers.
+    assert f'File "{REPOSITORY / "pipeline"}' not in done.stderr
     client = MlflowClient(server_uri(config.tracking))
     found = [e for e in client.search_experiments()]
     (run,) = client.search_runs([e.experiment_id for e in found], "run_name = 'diverged'")
