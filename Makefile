@@ -76,7 +76,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadgroup $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m "slow$(if $(LONG_TESTS),, and not long)" -n 2 --dist loadgroup $(ARGS)
 
 # SeaweedFS, MLflow, Ray and every job on this machine, some ten minutes.
 whole-path: $(STAMP)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -215,7 +214,7 @@ def test_what_the_registry_knows_of_a_version(tmp_path):
     assert registry.find(tags={"weights": checkpoint_fingerprint(CHECKPOINT)}) == champion
 
 
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_code_of_today_writes_the_same_kinds_of_files(tmp_path):

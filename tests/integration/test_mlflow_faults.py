@@ -1,14 +1,12 @@
 """A server that does not answer neither blocks a step nor loses a metric; see `mlflow_faults`."""
 
-import os
-
 import pytest
 
 from tests.integration.mlflow_faults import NO_CALL_WAITED_S, run_faults
 
 
 # Slow: a training and four starts of an MLflow server, of some ten seconds each.
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_no_step_waits_and_no_metric_is_lost(tmp_path):

@@ -1,6 +1,5 @@
 """An S3 server that dies in the middle of a job: one message, and the same command goes on."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -57,11 +56,9 @@ def test_a_prediction_goes_on_when_the_server_is_back(tmp_path, s3_bucket, monke
         assert contents(out) == wanted
 
 
-_LONG = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="five trainings; LONG_TESTS=1")
-
-
 @pytest.mark.parametrize(
-    "jobs", [("prepare", "evaluate", "registry"), pytest.param(("train",), marks=_LONG)]
+    "jobs",
+    [("prepare", "evaluate", "registry"), pytest.param(("train",), marks=pytest.mark.long)],
 )
 def test_jobs_on_ray_go_on_when_the_server_is_back(tmp_path, jobs):
     words = (*jobs, "--points", "1", "--folder", str(tmp_path))

@@ -1,7 +1,5 @@
 """Kills, stops and other numbers of workers on real processes; see `same_weights`."""
 
-import os
-
 import pytest
 
 from tests.integration.same_weights import SAME, SAME_ACROSS_WORKERS, Comparison
@@ -9,7 +7,7 @@ from tests.integration.training_runs import compare
 
 STEPS = 60
 
-# Slow: trainings in processes of their own, two of them, or all four with LONG_TESTS=1.
+# Slow: trainings in processes of their own, the two shortest of four where time is short.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
@@ -21,14 +19,11 @@ def comparison(tmp_path_factory) -> Comparison:
     return found
 
 
-LONG = pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
-
-
 @pytest.mark.parametrize(
     "scenario",
     [
-        pytest.param("killed", marks=LONG),
-        pytest.param("job_stopped", marks=LONG),
+        pytest.param("killed", marks=pytest.mark.long),
+        pytest.param("job_stopped", marks=pytest.mark.long),
         "other_workers",
     ],
 )

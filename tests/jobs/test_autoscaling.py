@@ -1,7 +1,6 @@
 """Nodes that come when they are needed: Ray's autoscaler, whose nodes are processes here."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -78,9 +77,7 @@ def autoscaling_head(folder: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not os.environ.get("LONG_TESTS"), reason="a cluster with an autoscaler; set LONG_TESTS=1"
-)
+@pytest.mark.long
 def test_a_job_gets_the_nodes_that_it_waits_for(tmp_path):
     with autoscaling_head(tmp_path) as env:
 

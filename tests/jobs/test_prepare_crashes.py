@@ -185,7 +185,7 @@ def test_a_unit_that_always_kills_its_worker_is_named(root, tmp_path, reads):
     assert_all_gone(list(family))
 
 
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+@pytest.mark.long
 def test_what_ray_has_started_ends_with_a_killed_command(root, tmp_path, reads):
     start = reads.total("_leftImg8bit.png")
     job = Job(root, tmp_path / "out", 50)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -192,7 +191,7 @@ def runs_of(client: MlflowClient, config: SweepConfig):
 
 
 # Two trainings of twelve steps.
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_behind_the_others_is_stopped(mini_shards, tmp_path):
     config = sweep(
@@ -220,7 +219,7 @@ def test_a_trial_behind_the_others_is_stopped(mini_shards, tmp_path):
 
 
 # Two trainings for each kind.
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("search", ["tpe"])  # Which also draws at random first.
 def test_a_search_that_is_started_again_goes_on(mini_shards, tmp_path, search):

@@ -1,7 +1,6 @@
 """Interrupted runs of `train()` on a real Ray end with the weights of an undisturbed one."""
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -118,7 +117,7 @@ def test_a_worker_that_stands_still_is_found_and_replaced(mini_shards, undisturb
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "again", max_failures=0)

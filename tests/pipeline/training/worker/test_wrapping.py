@@ -1,6 +1,5 @@
 """What makes a training step cheaper changes none of its numbers, on one worker and on two."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -67,7 +66,7 @@ def test_channels_last_is_what_convolutions_see():
     assert plain.normalize(torch.zeros(2, 48, 48, 3, dtype=torch.uint8)).is_contiguous()
 
 
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="set LONG_TESTS=1 to run it")
+@pytest.mark.long
 @pytest.mark.slow  # two runs of two workers, and a compilation on each worker
 @pytest.mark.timeout(600)
 def test_compiled_runs_of_two_workers_train_as_plain_ones_do(mini_shards, tmp_path):
