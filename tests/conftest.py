@@ -33,9 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says what `-n 3 --dist loadgroup` keeps together: a file, and the tests that share a Ray.
 
     So one process alone makes the shards that many tests on Ray share; another has the Ray for
-    those that convert shards of their own.
+    those that convert shards of their own. What is long is slow too.
     """
     for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.slow)
         fixtures = getattr(item, "fixturenames", ())
         on_ray = "mini_shards" if "mini_shards" in fixtures else "local_ray"
         group = on_ray if "local_ray" in fixtures else item.location[0]

@@ -44,7 +44,7 @@ def paint(root: Path) -> None:
 
 
 # Trains and evaluates twice, which only whole jobs can show to fit each other.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
     ("benchmark", "recipe", "trained", "tested"),

@@ -11,7 +11,7 @@ from tests.integration.training_runs import REPOSITORY
 
 
 # Slow: two raylets, and a driver for each case.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_no_crop_crosses_nodes_and_the_length_of_a_run_costs_nothing(tmp_path):
     out = tmp_path / "scale.json"

@@ -16,7 +16,7 @@ from tests.support.ray_fixtures import run_command
 from tests.support.tiny_roots import noise
 
 # Five dead servers and eleven runs of the job; or, for the others, a Ray and three runs of each.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def predict(folder: Path, out: str) -> int:
@@ -58,7 +58,7 @@ def test_a_prediction_goes_on_when_the_server_is_back(tmp_path, s3_bucket, monke
 
 @pytest.mark.parametrize(
     "jobs",
-    [("prepare", "evaluate", "registry"), pytest.param(("train",), marks=pytest.mark.long)],
+    [("prepare", "evaluate", "registry"), ("train",)],
 )
 def test_jobs_on_ray_go_on_when_the_server_is_back(tmp_path, jobs):
     words = (*jobs, "--points", "1", "--folder", str(tmp_path))

@@ -17,7 +17,7 @@ from tests.support.mini_shards import MiniShards
 
 pytestmark = [
     # A real server and two whole runs of the command, one with pauses before requests are repeated.
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
 ]
 

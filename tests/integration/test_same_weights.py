@@ -7,8 +7,8 @@ from tests.integration.training_runs import compare
 
 STEPS = 60
 
-# Slow: trainings in processes of their own, the two shortest of four where time is short.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+# Slow: trainings in processes of their own.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,7 @@ def comparison(tmp_path_factory) -> Comparison:
 
 @pytest.mark.parametrize(
     "scenario",
-    [
-        pytest.param("killed", marks=pytest.mark.long),
-        pytest.param("job_stopped", marks=pytest.mark.long),
-        "other_workers",
-    ],
+    ["killed", "job_stopped", "other_workers"],
 )
 def test_the_same_weights_whatever_happens(comparison, scenario):
     comparison.failed = False

@@ -30,7 +30,7 @@ from tests.support.mini_shards import MiniShards
 pytestmark = [
     # Opt-in: three Rays beside that of the tests, and GCS takes half a minute to miss a node.
     pytest.mark.skipif("THREE_NODES" not in os.environ, reason="set THREE_NODES=1 to run it"),
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
 ]
 

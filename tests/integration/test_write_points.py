@@ -25,9 +25,9 @@ def run(folder: Path, *words: str) -> None:
     ("job", "points", "kinds"),
     [
         ("predict", 2, ("kill", "empty", "ENOSPC")),
-        ("registry", 1, ("kill",)),
-        ("prepare", 1, ("kill",)),
-        ("evaluate", 1, ("ENOSPC",)),
+        pytest.param("registry", 1, ("kill",), marks=pytest.mark.long),
+        pytest.param("prepare", 1, ("kill",), marks=pytest.mark.long),
+        pytest.param("evaluate", 1, ("ENOSPC",), marks=pytest.mark.long),
     ],
 )
 def test_the_same_command_goes_on_after_a_fault(folder, job, points, kinds):

@@ -76,7 +76,6 @@ def autoscaling_head(folder: Path) -> Iterator[dict[str, str]]:
             process.kill()
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_job_gets_the_nodes_that_it_waits_for(tmp_path):
     with autoscaling_head(tmp_path) as env:

@@ -160,6 +160,7 @@ def test_a_killed_worker_costs_its_unit_alone(root, tmp_path, reads, undisturbed
     assert 0 < again <= per_shard
 
 
+@pytest.mark.long
 def test_a_unit_that_always_kills_its_worker_is_named(root, tmp_path, reads):
     job = Job(root, tmp_path / "out", NUM_IMAGES)
     family: set[psutil.Process] = set()
@@ -223,6 +224,7 @@ def test_a_signal_ends_the_run_and_keeps_what_is_done(
     assert contents(out) == wanted
 
 
+@pytest.mark.long
 def test_a_second_run_on_the_same_output_is_refused(root, tmp_path, reads, undisturbed):
     per_shard = 50
     wanted = undisturbed(per_shard)

@@ -19,7 +19,7 @@ from tests.support.tiny_roots import encode, write_ade20k, write_cityscapes
 
 pytestmark = [
     # A real server, two runs of the command, and hundreds of pauses before requests are repeated.
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
 ]
 

@@ -205,7 +205,7 @@ def test_saved_counts_are_not_taken_for_another_question(base_config):
     assert fingerprint(base_config, replace(base_config.workers, threads=2)) not in prints
 
 
-@pytest.mark.slow  # Workers' processes take seconds to start; unified classes are tested always.
+@pytest.mark.long  # Workers' processes take seconds to start; unified classes are tested always.
 @pytest.mark.parametrize("protocol", ["native-mapped", "native-names", "zero-shot"])
 def test_other_questions_on_one_and_two_workers(base_config, mini_shards, protocol):
     if protocol == "zero-shot":
@@ -382,7 +382,7 @@ def test_departures_from_a_protocol_have_names_of_their_own(base_config):
     assert replace(ade, geometry=Geometry(mode="whole")).variant == "ade20k-150-whole"
 
 
-@pytest.mark.slow  # Its point is the storage; everything else is tested on folders.
+@pytest.mark.long  # Its point is the storage; everything else is tested on folders.
 def test_checkpoint_and_report_in_s3(base_config, unified, tiny_checkpoint, s3_bucket):
     storage = open_storage(f"{s3_bucket}/tiny/step_00000007")
     for path in tiny_checkpoint.iterdir():

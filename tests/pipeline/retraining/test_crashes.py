@@ -72,6 +72,7 @@ def test_each_call_after_a_killed_one_goes_on(make_world, mlflow_server: MlflowS
     check_one_promotion(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "point",
     [
@@ -104,6 +105,7 @@ def check_one_promotion(world: World) -> None:
     assert world.call().kind == "unchanged"
 
 
+@pytest.mark.long
 def test_a_rollback_after_a_killed_promotion_stays(make_world, mlflow_server):
     world = make_world(mlflow_server.uri)
     world.arrive("new", 0.6, 0.6, 0.6)
@@ -115,6 +117,7 @@ def test_a_rollback_after_a_killed_promotion_stays(make_world, mlflow_server):
     assert world.call().kind == "tried"
 
 
+@pytest.mark.long
 def test_a_promotion_that_is_undone_by_hand_stays_undone(make_world, mlflow_server):
     world = make_world(mlflow_server.uri)
     world.arrive("new", 0.6, 0.6, 0.6)
@@ -126,6 +129,7 @@ def test_a_promotion_that_is_undone_by_hand_stays_undone(make_world, mlflow_serv
     assert world.call().kind == "tried"
 
 
+@pytest.mark.long
 def test_a_killed_rejection_leaves_the_champion(make_world, mlflow_server):
     world = make_world(mlflow_server.uri)
     world.arrive("new", 0.4, 0.4, 0.4)
@@ -191,6 +195,7 @@ def test_a_silent_holder_loses_its_lock_and_promotes_nothing(make_world, mlflow_
     assert world.attempt().phase == "finished"
 
 
+@pytest.mark.long
 def test_the_lock_of_a_machine_that_is_gone_is_taken_over(make_world, mlflow_server):
     world = make_world(mlflow_server.uri, SlowWorld)
     world.arrive("new", 0.6, 0.6, 0.6)

@@ -22,7 +22,7 @@ from tests.pipeline.retraining.world import World
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.slow)])
+@pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.long)])
 def uri(request) -> str:
     # The server is the point of issue; the file is there so that the rules are tested always.
     if request.param == "file":

@@ -149,7 +149,7 @@ def test_a_second_start_tries_the_failed_trial_alone_and_refuses_other_settings(
     assert len(runs_of(client, config)[1]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_metric_that_no_trial_reports_ends_the_sweep_after_the_first(
     mini_shards, one_fails, tmp_path
 ):
@@ -192,7 +192,6 @@ def runs_of(client: MlflowClient, config: SweepConfig):
 
 # Two trainings of twelve steps.
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_trial_behind_the_others_is_stopped(mini_shards, tmp_path):
     config = sweep(
         mini_shards,
@@ -220,7 +219,6 @@ def test_a_trial_behind_the_others_is_stopped(mini_shards, tmp_path):
 
 # Two trainings for each kind.
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize("search", ["tpe"])  # Which also draws at random first.
 def test_a_search_that_is_started_again_goes_on(mini_shards, tmp_path, search):
     def drawn(num: int) -> SweepConfig:

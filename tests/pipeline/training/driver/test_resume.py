@@ -100,7 +100,7 @@ def test_a_killed_worker_changes_nothing(mini_shards, undisturbed, tmp_path):
     assert_same_training(undisturbed[1], outcome)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_stands_still_is_found_and_replaced(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "still", num_workers=2, max_failures=1)
     config = replace(config, cluster=replace(config.cluster, stuck_s=10.0))
@@ -116,9 +116,7 @@ def test_a_worker_that_stands_still_is_found_and_replaced(mini_shards, undisturb
     assert order == (Path(undisturbed[1].checkpoint) / "order.txt").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_broke_off(mini_shards, undisturbed, tmp_path):
     config = run(mini_shards, tmp_path, "again", max_failures=0)
     with killer(config.run) as killed, pytest.raises(Exception, match=r"died|failure|error"):

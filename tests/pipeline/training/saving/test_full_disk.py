@@ -104,7 +104,6 @@ def test_no_room_for_the_local_folder_is_told_at_the_end_alone(small_disk, monke
 
 # Slow: a whole run of the command on a Ray of its own.
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_run_that_ends_without_room_ends_in_one_message(
     mini_shards: MiniShards, small_disk, tmp_path
 ):

@@ -48,7 +48,7 @@ def test_two_workers_train_as_one_does(mini_shards, tmp_path):
         assert two_metrics[key] == pytest.approx(one_metrics[key], abs=2e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_that_are_exchanged_in_16_bits_train_nearly_the_same(mini_shards, tmp_path):
     found = {}
     for dtype in ("fp32", "bf16"):

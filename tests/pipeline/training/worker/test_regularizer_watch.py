@@ -75,7 +75,7 @@ def test_nothing_to_measure_without_a_block():
     assert watch(lseg, range(3)) == []
 
 
-@pytest.mark.slow  # A whole training.
+@pytest.mark.long  # A whole training.
 def test_a_run_records_it(mini_shards, tmp_path):
     config = mini_shards.config(tmp_path, "watched", steps=3, log_every=2, val_images=1)
     block = RegularizerConfig(kind="depthwise", depth=2, activation="lrelu")

@@ -66,8 +66,7 @@ def test_channels_last_is_what_convolutions_see():
     assert plain.normalize(torch.zeros(2, 48, 48, 3, dtype=torch.uint8)).is_contiguous()
 
 
-@pytest.mark.long
-@pytest.mark.slow  # two runs of two workers, and a compilation on each worker
+@pytest.mark.long  # two runs of two workers, and a compilation on each worker
 @pytest.mark.timeout(600)
 def test_compiled_runs_of_two_workers_train_as_plain_ones_do(mini_shards, tmp_path):
     weights = []
