@@ -38,7 +38,7 @@ class PredictConfig:
 
     images: tuple[str, ...] = ()
     """Images: files, folders, patterns or `s3://` prefixes; they may also be the first words of the
-    command line."""
+    command line. Video files on this machine may be named too: each frame is segmented alone."""
 
     labels: str = ""
     """Label set: any texts, separated by commas ("dog, grass, traffic light"). Without these and
@@ -96,6 +96,9 @@ class PredictConfig:
     batch_images: int = 8
     """Number of images read at a time; those of one size go through the network together."""
 
+    every: int = 1
+    """Of a video every so many-th frame is segmented, from the first; images are all segmented."""
+
     workers: int | None = None
     """Number of Ray workers; not set: none for files and folders, as many as there are GPUs (or
     CPUs) for `s3://` prefixes and for more than `ray_from` images."""
@@ -107,7 +110,7 @@ class PredictConfig:
         object.__setattr__(self, "images", tuple(self.images))
         if self.labels.strip() and self.labels_file:
             raise UserError("labels_file: labels is set too: give one of them")
-        for name in ("batch_images", "ray_from", "workers"):
+        for name in ("batch_images", "every", "ray_from", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: must be at least 1")

@@ -28,7 +28,6 @@ from pipeline.errors import UserError
 from pipeline.inference.config import MAX_LABELS
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.readout import probability_bands
-from pipeline.inference.segmenter import seen_image
 from pipeline.inference.served_limits import Limits
 from pipeline.inference.served_network import Question, ServedNetwork
 

@@ -32,9 +32,10 @@ from pipeline.inference.config import (
 )
 from pipeline.inference.formats import class_ids, write_format
 from pipeline.inference.photos import Photo
-from pipeline.inference.search import find_photos
+from pipeline.inference.search import Search, find_photos
 from pipeline.inference.segmenter import PhotoOutcome, Segmenter, SegmentTask, writing_errors
 from pipeline.inference.shares import ShareTotals, in_words
+from pipeline.inference.video import segment_video, split_videos
 from pipeline.progress import Progress
 from pipeline.spread import Death, Workers
 from pipeline.storage.base import Storage
@@ -85,11 +86,12 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
     """
     try_writable_place("out", config.out)
     began = time.monotonic()
-    search = find_photos(config.images)
+    videos, sources = split_videos(config.images)
+    search = find_photos(sources) if sources or not videos else Search()
     out = open_storage(config.out)
     # Results of an earlier call are no images to segment.
     photos = [photo for photo in search.photos if not _is_in(photo.uri, out.uri)]
-    if not photos:
+    if not photos and search.photos:
         first = search.photos[0].uri
         raise UserError(
             f"out={config.out}: {first} lies in it, where results go: give another folder"
@@ -106,25 +108,32 @@ def segment_photos(config: PredictConfig, start_ray: Callable[[float], None]) ->
     if len(todo) < len(photos):
         logger.info("%d of %d are done already", len(photos) - len(todo), len(photos))
     failed = _segment_all(task, todo, search.is_batch, start_ray) if todo else []
+    done, new = [photo.name for photo in photos], len(todo)
+    if videos:
+        segmenter = _segmenter(task)
+        for video in videos:
+            outcomes, frames = segment_video(video, segmenter, task, there)
+            failed += [outcome for outcome in outcomes if outcome.error]
+            done, new = done + frames, new + len(outcomes)
     failures = [{"image": bad.uri, "reason": bad.error} for bad in failed]
+    bad = {outcome.name for outcome in failed}
     with writing_errors(config.out):
         out.write("failed.json", (json.dumps(failures, indent=1) + "\n").encode())
         if config.format != "none":
-            bad = {outcome.name for outcome in failed}
-            done = [photo.name for photo in photos if photo.name not in bad]
-            write_format(config.format, out, done, task.labels)
+            whole = [name for name in done if name not in bad]
+            write_format(config.format, out, whole, task.labels)
             logger.info("%s: written to %s/%s", config.format, out.uri, config.format)
     remark = search.remark(lambda uri: _is_in(uri, config.out))
     if failed:
         shown = "; ".join(printable(f"{bad.uri}: {bad.error}") for bad in failed[:_SHOWN_REASONS])
         more = f"; and {len(failed) - _SHOWN_REASONS} more" if len(failed) > _SHOWN_REASONS else ""
         raise UserError(
-            f"images: {len(failed)} of {len(photos)} could not be read ({shown}{more}): the others "
-            f"are in {task.out}, these in its failed.json: fix or remove them and start again"
-            + (f"; {remark}" if remark else "")
+            f"images: {len(failed)} of {len({*done} | bad)} could not be read ({shown}{more}): "
+            f"the others are in {task.out}, these in its failed.json: fix or remove them and start "
+            "again" + (f"; {remark}" if remark else "")
         )
     seconds = round(time.monotonic() - began, 1)
-    return PredictionSummary(len(todo), len(photos) - len(todo), seconds, task.out, remark)
+    return PredictionSummary(new, len(done) - new, seconds, task.out, remark)
 
 
 def _segment_all(
@@ -273,8 +282,11 @@ def _cut(value: object) -> str:
 
 
 def _here(task: SegmentTask, chunks: Sequence[list[Photo]]) -> Iterator[list[PhotoOutcome]]:
-    segmenter = Segmenter(task, "cuda" if torch.cuda.is_available() else "cpu")
-    return map(segmenter.segment, chunks)
+    return map(_segmenter(task).segment, chunks)
+
+
+def _segmenter(task: SegmentTask) -> Segmenter:
+    return Segmenter(task, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _by_ray(
@@ -296,7 +308,7 @@ def _by_ray(
         )
 
     with Workers(
-        partial(_segmenter, task, "cuda" if num_gpus else "cpu"),
+        partial(_segment_function, task, "cuda" if num_gpus else "cpu"),
         config.workers or num_gpus or None,
         num_gpus=1 if num_gpus else 0,
         runtime_env=worker_runtime_env(task.checkpoint),
@@ -307,5 +319,7 @@ def _by_ray(
             yield outcomes
 
 
-def _segmenter(task: SegmentTask, device: str) -> Callable[[Sequence[Photo]], list[PhotoOutcome]]:
+def _segment_function(
+    task: SegmentTask, device: str
+) -> Callable[[Sequence[Photo]], list[PhotoOutcome]]:
     return Segmenter(task, device).segment

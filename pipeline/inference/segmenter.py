@@ -91,6 +91,11 @@ class Segmenter:
                 outcomes.append(PhotoOutcome(photo.uri, photo.name, image))
             else:
                 whole.append((photo, image))
+        return outcomes + self.segment_decoded(whole)
+
+    def segment_decoded(self, whole: Sequence[tuple[Photo, np.ndarray]]) -> list[PhotoOutcome]:
+        """Segments decoded images, (H, W, 3) uint8 RGB of any sizes, and stores the results."""
+        outcomes = []
         for batch in _of_one_size(whole):
             with writing_errors(self._task.config.out):
                 found = self._segment([photo for photo, _ in batch], [image for _, image in batch])
