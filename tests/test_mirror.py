@@ -47,8 +47,6 @@ TESTED_ELSEWHERE = {
     "pipeline.evaluation.page": "pipeline/evaluation/test_evaluate.py",
     "pipeline.evaluation.published": "pipeline/evaluation/test_evaluate.py",
     "pipeline.evaluation.report": "pipeline/evaluation/test_evaluate.py",
-    "pipeline.inference.config": "jobs/test_predict.py",
-    "pipeline.inference.run": "jobs/test_predict.py",
     "pipeline.inference.served_entry": "pipeline/inference/test_served_model.py",
     "pipeline.inference.served_network": "pipeline/inference/test_served_model.py",
     "pipeline.preflight.probe": "jobs/test_check_cluster.py",

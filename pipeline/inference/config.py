@@ -97,7 +97,7 @@ class PredictConfig:
     """Number of images read at a time; those of one size go through the network together."""
 
     every: int = 1
-    """Of a video every so many-th frame is segmented, from the first; images are all segmented."""
+    """Step between a video's frames that are segmented; 5 takes every fifth, from the first."""
 
     workers: int | None = None
     """Number of Ray workers; not set: none for files and folders, as many as there are GPUs (or
