@@ -16,9 +16,10 @@ class ExportConfig:
     checkpoint: str
     """Checkpoint folder, `s3://bucket/folder`, or `models:/name@alias`."""
 
-    to: Literal["onnx", "safetensors"] = "onnx"
-    """Form of the network: `onnx` for onnxruntime and its like, with the dot head;
-    `safetensors` for the weights and their settings, a folder that `LSeg.from_pretrained` opens."""
+    to: Literal["onnx", "torch", "safetensors"] = "onnx"
+    """Form of the network: `onnx` for onnxruntime and its like, `torch` for PyTorch without this
+    project, both with the dot head; `safetensors` for the weights and their settings, a folder that
+    `LSeg.from_pretrained` opens."""
 
     out: str = "export"
     """Folder for the files; it must be new or empty."""

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 from model.checkpoint import local, save_checkpoint
 from model.lseg import LSeg
@@ -31,6 +32,7 @@ from pipeline.inference.export.graph import (
     IMAGE,
     LOGITS,
     TEXT,
+    program_logits,
     reference_logits,
     segment_program,
 )
@@ -48,7 +50,7 @@ from pipeline.storage.places import try_writable_place
 logger = logging.getLogger(__name__)
 
 DESCRIPTION, LABELS, VECTORS = "export.json", "labels.txt", "text.npy"
-NETWORK = {"onnx": "segment.onnx", "safetensors": "model.safetensors"}
+NETWORK = {"onnx": "segment.onnx", "torch": "segment.pt2", "safetensors": "model.safetensors"}
 MOST_IMAGES = 64
 """Images that are compared; more would only take longer."""
 
@@ -84,10 +86,10 @@ def export(config: ExportConfig) -> Exported:
         lseg = LSeg.load(folder)
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
-    if config.to == "onnx" and lseg.cost is not None:
+    if config.to != "safetensors" and lseg.cost is not None:
         raise UserError(
-            "to=onnx: the attention of the cost head cannot be written as ONNX here: must be the "
-            "dot head: set to to safetensors"
+            f"to={config.to}: the cost head does other things at other sizes, and cannot be "
+            "written as one graph here: must be the dot head: set to to safetensors"
         )
     labels, text_KC = _text(config, lseg)
     images = resized(images)
@@ -150,6 +152,9 @@ def _write_network(
         return _write_weights(lseg, folder, staged, images, text_KC), None
     logger.info("exporting the network; a large one takes minutes")
     program = segment_program(lseg)
+    if config.to == "torch":
+        torch.export.save(program, path)
+        return require_equal(where, lseg, program_logits(path), images, text_KC), None
     write_onnx(program, path, (IMAGE, TEXT), (LOGITS,))
     difference = require_equal(where, lseg, onnx_logits(path), images, text_KC)
     if config.precision == "fp32":

@@ -1,5 +1,6 @@
 import json
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -148,10 +149,34 @@ def test_onnxruntime_answers_as_the_network(tmp_path, made):
     )
 
 
-def test_the_cost_head_is_refused_for_onnx(tmp_path):
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_the_cost_head_is_refused_as_one_graph(tmp_path, form):
     save_checkpoint(tmp_path / "c", cost(), ["road"])
-    with pytest.raises(UserError, match="to=onnx: the attention of the cost head"):
-        export(ExportConfig(checkpoint=str(tmp_path / "c"), out=str(tmp_path / "o")))
+    with pytest.raises(UserError, match=f"to={form}: the cost head does other things at other"):
+        export(ExportConfig(checkpoint=str(tmp_path / "c"), to=form, out=str(tmp_path / "o")))
+
+
+def test_pytorch_runs_the_program_without_this_project(tmp_path):
+    export(ExportConfig(checkpoint=str(RUN), to="torch", out=str(tmp_path / "o")))
+    lseg = LSeg.load(RUN)
+    text = lseg.embed_text(["horse", "sand", "car", "tree", "moon"]).numpy()
+    image = np.random.default_rng(1).integers(0, 256, (77, 130, 3), np.uint8)
+    np.save(tmp_path / "text.npy", text)
+    np.save(tmp_path / "image.npy", image)
+    # Sizes, labels and a batch that the export did not see.
+    program = """
+import numpy, sys, torch
+network = torch.export.load("o/segment.pt2").module()
+image = torch.from_numpy(numpy.load("image.npy"))
+logits = network(torch.stack([image, image]), torch.from_numpy(numpy.load("text.npy")))
+numpy.save("logits.npy", logits.detach().numpy())
+assert not {"model", "pipeline", "timm", "open_clip"} & set(sys.modules)
+"""
+    # In the test's folder and isolated, so that nothing of the checkout is on its path.
+    subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, check=True, timeout=120)
+    found = np.load(tmp_path / "logits.npy")
+    assert found.shape == (2, 5, 39, 65)
+    np.testing.assert_allclose(found[1], reference_logits(lseg, image, text), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
