@@ -1,19 +1,23 @@
 """What a running job shows to Prometheus: every metric of this project, by the means of Ray.
 
 Ray's agent on each node serves what the processes of that node have set, at the node's port for
-metrics, as `ray_` and the name. `infra/prometheus` fetches and judges it. A gauge goes some 20
-seconds after its process; a counter stays as long as the node. Whatever asks for an age is
+metrics, as `ray_` and the name. `infra/prometheus` fetches and judges it. Ray forgets a gauge that
+was not set for 20 seconds, so each process sets its own again and again: a gauge goes some 20
+seconds after its process, and a counter stays as long as the node. Whatever asks for an age is
 therefore a gauge of a time, which a process that hangs or dies cannot keep young. In a process
 without Ray nothing is set. Setting a value takes microseconds and waits for nothing.
 """
 
+import atexit
 import math
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-from pipeline.ray_internals import start_counter
+from pipeline.ray_internals import export_interval_s, start_counter
 
 
 class Metric:
@@ -43,13 +47,29 @@ class Gauge(Metric):
 
     kind = "Gauge"
 
+    def __init__(self, name: str, text: str, *labels: str) -> None:
+        super().__init__(name, text, *labels)
+        self._lock = threading.Lock()
+        self._values: dict[frozenset[tuple[str, str]], float] = {}
+
     def set(self, value: float, **labels: str) -> None:
         """Sets the value for these labels; a number that is not finite leaves it as it is.
 
         Ray would leave such a series out.
         """
-        if math.isfinite(value) and (metric := self._ray()):
+        if not math.isfinite(value) or not (metric := self._ray()):
+            return
+        with self._lock:
             metric.set(float(value), labels)
+            if metric is self._made:
+                self._values[frozenset(labels.items())] = float(value)
+        if metric is self._made:
+            _keep_gauges()
+
+    def _set_again(self) -> None:
+        with self._lock:
+            for labels, value in self._values.items():
+                self._made.set(value, dict(labels))
 
     @contextmanager
     def while_in(self, **labels: str) -> Iterator[None]:
@@ -59,6 +79,24 @@ class Gauge(Metric):
             yield
         finally:
             self.set(0, **labels)
+
+
+@cache
+def _keep_gauges() -> None:
+    """Starts, once in a process, the thread that sets every gauge again while Ray is there."""
+
+    def keep() -> None:
+        # Twice for each look of Ray, which shows a value for two of them.
+        while not ends.wait(export_interval_s() / 2):
+            if not sys.modules["ray"].is_initialized():
+                continue
+            for metric in ALL:
+                if isinstance(metric, Gauge):
+                    metric._set_again()
+
+    ends = threading.Event()
+    atexit.register(ends.set)  # Ray's own code may not be called once Python is on its way out.
+    threading.Thread(target=keep, name="gauges", daemon=True).start()
 
 
 class Counter(Metric):

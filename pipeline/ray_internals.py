@@ -171,31 +171,22 @@ def say_nothing_of_shutdowns() -> None:
     importlib.import_module(name).logger.setLevel(logging.ERROR)
 
 
-def tell_late_answers_in_one_line() -> None:
-    """Leaves the traceback out of two warnings of Ray Train's controller on an overloaded machine.
-
-    They say themselves that they may be ignored, and their calls are tried again.
-    """
-    policies = "ray.train.v2._internal.execution.scaling_policy"
-    for name in ("autoscaling_coordinator_client", "elastic"):
-        importlib.import_module(f"{policies}.{name}").logger.addFilter(_in_one_line)
-
-
-def _in_one_line(record: logging.LogRecord) -> bool:
-    """A filter that keeps every record, and turns a warning's traceback into the error's text."""
-    if record.levelno == logging.WARNING and record.exc_info:
-        error = record.exc_info[1]
-        record.msg = f"{record.getMessage()} ({type(error).__name__}: {error})"
-        record.args = record.exc_info = record.exc_text = None
-    return True
-
-
 def start_counter(counter: Any, tags: Mapping[str, str]) -> None:
     """Makes a `ray.util.metrics.Counter` show 0.
 
     Its public call takes no 0, and without one Prometheus does not see the first increase.
     """
     counter._record(0.0, dict(tags))
+
+
+def export_interval_s() -> float:
+    """Returns the seconds from one look of Ray at the metrics of this process to the next.
+
+    Ray names it nowhere in public; `RAY_metrics_report_interval_ms` sets it, and Ray takes less
+    than a second for one.
+    """
+    config: Any = importlib.import_module("ray")._config
+    return max(1.0, config.metrics_report_interval_ms() / 1000)
 
 
 def raylet_options(words: list[str]) -> dict[str, str]:

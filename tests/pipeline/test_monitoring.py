@@ -75,3 +75,35 @@ def test_the_node_of_a_process_serves_what_it_set(local_ray):
         lines = re.findall(r'^ray_lseg_training_(\w+)\{.*run="served".*\} (\S+)$', text, re.M)
         found = {name: float(value) for name, value in lines}
     assert found == wanted
+
+
+@pytest.mark.slow  # Ray forgets a gauge after 20 seconds.
+def test_a_gauge_that_is_set_once_is_served_as_long_as_its_process_lives(local_ray):
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Driver:
+        def begin(self, run: str) -> None:
+            monitoring.TRAINING_ACTIVE.set(1, run=run)
+
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def is_served() -> bool:
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            return 'run="long"' in answer.read().decode()
+
+    def wait_until_it_is(served: bool) -> None:
+        deadline = time.monotonic() + 60
+        while is_served() is not served:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+    driver = Driver.remote()
+    ray.get(driver.begin.remote("long"))
+    wait_until_it_is(served=True)
+    for _ in range(45):
+        assert is_served()
+        time.sleep(1)
+    ray.kill(driver)
+    wait_until_it_is(served=False)
