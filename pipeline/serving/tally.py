@@ -40,6 +40,12 @@ class Tally:
             is_change = self._changes > 0
         if is_change:
             monitoring.SERVED_MODEL_CHANGES.add()
+            return
+        # A process that has a model shows what it counts from 0 on: of a series that begins with
+        # its first failure Prometheus sees no increase.
+        for counter in (monitoring.SERVED_MODEL_CHANGES, *COUNTERS.values()):
+            if not counter.labels:
+                counter.start()
 
     def text(self, waiting: int) -> str:
         """All of it, with the number of calls that wait."""
