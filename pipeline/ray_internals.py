@@ -171,6 +171,25 @@ def say_nothing_of_shutdowns() -> None:
     importlib.import_module(name).logger.setLevel(logging.ERROR)
 
 
+def tell_late_answers_in_one_line() -> None:
+    """Leaves the traceback out of two warnings of Ray Train's controller on an overloaded machine.
+
+    They say themselves that they may be ignored, and their calls are tried again.
+    """
+    policies = "ray.train.v2._internal.execution.scaling_policy"
+    for name in ("autoscaling_coordinator_client", "elastic"):
+        importlib.import_module(f"{policies}.{name}").logger.addFilter(_in_one_line)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """A filter that keeps every record, and turns a warning's traceback into the error's text."""
+    if record.levelno == logging.WARNING and record.exc_info:
+        error = record.exc_info[1]
+        record.msg = f"{record.getMessage()} ({type(error).__name__}: {error})"
+        record.args = record.exc_info = record.exc_text = None
+    return True
+
+
 def start_counter(counter: Any, tags: Mapping[str, str]) -> None:
     """Makes a `ray.util.metrics.Counter` show 0.
 

@@ -178,6 +178,26 @@ def test_the_warning_after_a_crash_is_of_this_logger():
         backend_setup.logger.setLevel(level)
 
 
+@pytest.mark.parametrize("module", ["autoscaling_coordinator_client", "elastic"])
+def test_a_late_answer_is_told_without_a_traceback(module, caplog, monkeypatch):
+    policies = "ray.train.v2._internal.execution.scaling_policy"
+    # Both modules tell it by `logger.warning(text, exc_info=True)`, as this test does.
+    logger = importlib.import_module(f"{policies}.{module}").logger
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    ray_internals.tell_late_answers_in_one_line()
+    ray_internals.tell_late_answers_in_one_line()
+    assert len(logger.filters) == 1
+    try:
+        raise ray.exceptions.GetTimeoutError("Get timed out: 100 % of it")
+    except ray.exceptions.GetTimeoutError:
+        logger.warning("Failed to ask for 100 % of it.", exc_info=True)
+    (record,) = (record for record in caplog.records if record.name == logger.name)
+    assert caplog.text.count("Failed to ask for 100 % of it.") == 1
+    assert "(GetTimeoutError: Get timed out: 100 % of it)" in record.getMessage()
+    assert "Traceback" not in caplog.text
+
+
 def test_a_counter_takes_a_zero():
     counter, taken = Counter("lseg_test_of_zero_total", tag_keys=("run",)), []
     counter._metric = SimpleNamespace(record=lambda value, tags: taken.append((value, tags)))
