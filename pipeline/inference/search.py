@@ -6,18 +6,19 @@ folders, objects and prefixes alike.
 
 import glob
 import hashlib
+import itertools
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from pipeline.data.pixels.formats import SUFFIXES
 from pipeline.errors import UserError, printable
 from pipeline.inference.photos import Photo
-from pipeline.storage.names import is_hidden
+from pipeline.storage.names import is_hidden, why_unusable
 from pipeline.storage.open import open_storage
 
 MAX_NAME_BYTES = 180
@@ -102,6 +103,8 @@ def _look_here(source: str, search: Search) -> list[Photo]:
 
 def _look_in_s3(source: str, search: Search) -> list[Photo]:
     root = source.rstrip("/")
+    if reason := why_unusable(root.removeprefix("s3://")):
+        raise UserError(f"images={source}: {reason}, or name the prefix above it")
     folder, _, name = root.rpartition("/")
     is_object = root == source and folder.count("/") >= 2 and open_storage(folder).exists(name)
     if is_object:  # whatever its suffix: it was named
@@ -114,9 +117,11 @@ def _look_in_s3(source: str, search: Search) -> list[Photo]:
     folder, pattern = _split(source, lambda place: not open_storage(place).is_empty())
     if folder.count("/") < 2 or folder == "s3://":
         raise UserError(f"images={source}: must name a bucket: write s3://bucket/pattern")
-    wanted = _pattern(pattern)
+    # Two `**` in a row say no more than one, and would be tried at every pair of places.
+    wanted = [part for part, _ in itertools.groupby(pattern.split("/"))]
     paths = [entry.path for entry in open_storage(folder).list()]
-    return [_photo(folder, path) for path in paths if wanted.fullmatch(path) and _is_image(path)]
+    images = [path for path in paths if _is_image(path) and _matches(path.split("/"), wanted)]
+    return [_photo(folder, path) for path in images]
 
 
 def _all_in(root: str, search: Search) -> list[Photo]:
@@ -153,16 +158,18 @@ def _split(source: str, is_folder: Callable[[str], bool]) -> tuple[str, str]:
     return folder, "/".join(parts[first:])
 
 
-def _pattern(pattern: str) -> re.Pattern[str]:
-    """A pattern over whole paths, in which `*` stays within a folder and `**/` does not."""
-    tokens = re.split(r"(\*\*/|\*|\?|\[[^\]/]+\])", pattern)
-    meaning = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    parts = [
-        meaning.get(token)
-        or (token.replace("[!", "[^") if token.startswith("[") else re.escape(token))
-        for token in tokens
-    ]
-    return re.compile("".join(parts))
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a pattern, by the rules that `glob` has here.
+
+    `*` stays within a folder, `**` does not, and a bracket that is no set of letters is a letter.
+    """
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        rest = patterns[1:]
+        return any(_matches(parts[skipped:], rest) for skipped in range(len(parts) + (not rest)))
+    is_first = bool(parts) and fnmatchcase(parts[0], patterns[0])
+    return is_first and _matches(parts[1:], patterns[1:])
 
 
 def _photo(root: str, path: str) -> Photo:

@@ -109,6 +109,36 @@ def test_literal_names_come_before_patterns_in_s3(s3_bucket):
     assert names([f"{s3_bucket}/odd/set [0-9]/*"]) == ["set 2/a"]
 
 
+def test_a_pattern_means_the_same_in_s3_and_here(folder, s3_bucket):
+    storage = open_storage(s3_bucket)
+    for name in ("b[1].jpg", "b1.jpg", "^.jpg", "[].jpg", "in/b1.jpg", "in/x/y/b1.jpg", "].jpg"):
+        storage.write(name, b"x")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    for name in ("a.jpg", "b.PNG", "in/a.jpg", "in/deep/c.webp", "odd[1].jpg"):
+        storage.write(name, b"x")
+    several = ("[9-0]*.jpg", "[]", "b[", "[!b]*.jpg", "[^a].jpg", "[[]*", "[]].jpg", "b[0-9].jpg")
+    several += ("**", "**/*", "**/**/b1.jpg", "in/**", "**/y/*", "b**.jpg", "in[/]b1.jpg", "[a/b].jpg")
+    for pattern in several:
+        found = []
+        for root in (folder, s3_bucket):
+            try:
+                photos = find_photos([f"{root}/{pattern}"]).photos
+            except UserError as error:
+                assert "no image" in str(error), pattern
+                photos = []
+            found.append(sorted(photo.uri.removeprefix(f"{root}/") for photo in photos))
+        assert found[0] == found[1], pattern
+    assert len(find_photos([f"{s3_bucket}/{'**/' * 40}b1.jpg"]).photos) == 3
+
+
+@pytest.mark.parametrize("path", ["w//a.jpg", "win\\a.jpg", "in/../a.jpg", "[a-z]//*.jpg"])
+def test_an_address_in_s3_that_no_path_can_be_is_told_with_its_reason(s3_bucket, path):
+    open_storage(s3_bucket).write("a.jpg", b"x")
+    with pytest.raises(UserError, match=r"^images=s3://.*: its name has .*: rename it.*, or name"):
+        find_photos([f"{s3_bucket}/{path}"])
+
+
 def test_literal_folders_come_before_patterns_here(folder):
     for name in ODD:
         path = folder / "odd" / name
