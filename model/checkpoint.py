@@ -26,7 +26,7 @@ import yaml
 from safetensors.torch import save_file
 
 from model.config import ONE_HOT, STAND_IN, TABLE, ModelConfig, TextConfig, config_from_dict
-from model.errors import ModelError
+from model.errors import MissingCheckpoint, ModelError
 from model.network import Storable
 from model.outline import MAX_EMBED_DIM, stored_tensors
 from model.packages import PACKAGE
@@ -48,6 +48,10 @@ PRETRAINED = "LSEG_TEXT_PRETRAINED"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _WITHOUT_PRETRAINED = ("sentence-transformers/", PACKAGE, TABLE)
 """Beginnings of encoders that read no `text.pretrained`."""
+_STEP = re.compile(r"(step|best)_\d+")
+_MOST_RUNS = 6
+_PUBLISHED = (".ckpt", ".pth", ".pt")
+"""Suffixes of files that `jobs/import_official.py` reads."""
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 HEADS = {
@@ -144,7 +148,7 @@ def read_checkpoint(source: Path | str, text: TextConfig | None = None) -> Store
         text: the text encoder in place of one that is not followed; see `followed`.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        MissingCheckpoint: a file is missing.
         ModelError: a file is damaged, is not the one that was written or names what is not
             followed, or nothing can fetch the URI.
     """
@@ -343,25 +347,44 @@ def require_checkpoint(directory: Path) -> Path:
     """Returns the directory, if it holds at least weights and a configuration.
 
     Raises:
-        FileNotFoundError: names the file that is missing, and the checkpoints below the directory
-            where it is that of a run.
+        MissingCheckpoint: names the file that is missing, and the checkpoints below the directory
+            where it is that of a run, or of several.
     """
+    if directory.is_file():
+        raise MissingCheckpoint(f"{directory}: {_of_a_file(directory)}")
     for path in (directory / WEIGHTS, directory / CONFIG):
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: no such file: name a checkpoint directory{below_a_run(directory)}"
-            )
+            there = below_a_run(directory) if directory.is_dir() else ": there is no such directory"
+            raise MissingCheckpoint(f"{path}: no such file: name a checkpoint directory{there}")
     return directory
 
 
+def _of_a_file(path: Path) -> str:
+    """What to name in place of a file."""
+    if (path.parent / CONFIG).is_file():
+        return f"is a file of a checkpoint: name the directory, {path.parent}"
+    if path.suffix in _PUBLISHED:
+        return "is a file: make a checkpoint directory of it (jobs/import_official.py), and name it"
+    return "is a file: name a checkpoint directory"
+
+
 def below_a_run(directory: Path) -> str:
-    """Says which checkpoints lie in a run's directory, for a message; "" for none."""
-    return named_below(path.parent.name for path in directory.glob(f"*/{WEIGHTS}"))
+    """Says which checkpoints lie in a run's directory, or in those of runs; "" for none."""
+    if found := named_below(path.parent.name for path in directory.glob(f"*/{WEIGHTS}")):
+        return found
+    places = (path.parent.relative_to(directory) for path in directory.glob(f"*/*/{WEIGHTS}"))
+    steps = sorted(str(place) for place in places if _STEP.fullmatch(place.name))
+    runs = {step.partition("/")[0]: step for step in steps}  # The newest of each.
+    if not runs:
+        return ""
+    more = f", and {len(runs) - _MOST_RUNS} more" if len(runs) > _MOST_RUNS else ""
+    shown = ", ".join([*runs.values()][:_MOST_RUNS])
+    return f": this is that of runs, with {shown}{more}: add one to the path"
 
 
 def named_below(names: Iterable[str]) -> str:
     """Says which of some folders are checkpoints of a run, for a message; "" for none."""
-    found = sorted(name for name in names if re.fullmatch(r"(step|best)_\d+", name))
+    found = sorted(name for name in names if _STEP.fullmatch(name))
     if not found:
         return ""
     steps = [name for name in found if name.startswith("step_")]

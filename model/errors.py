@@ -7,3 +7,7 @@ class ModelError(ValueError):
 
 class Unreachable(ModelError):
     """Weights that could not be fetched: the same may succeed later, or on another machine."""
+
+
+class MissingCheckpoint(FileNotFoundError, ModelError):
+    """There is no checkpoint where one was named; says what is there instead."""

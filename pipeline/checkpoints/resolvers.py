@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from model.checkpoint import CONFIG, WEIGHTS, named_below, resolvers, text_variables
-from model.errors import ModelError
+from model.errors import MissingCheckpoint, ModelError
 from pipeline.checkpoints.files import USABLE
 from pipeline.errors import UserError
 from pipeline.ray_internals import artifact_repository
@@ -52,7 +52,7 @@ def fetch_s3(uri: str) -> Path:
     there = {entry.path: entry.size for entry in storage.files() if entry.path in USABLE}
     missing = [name for name in (CONFIG, WEIGHTS) if name not in there]
     if missing:
-        raise FileNotFoundError(
+        raise MissingCheckpoint(
             f"{uri}: holds no {' and no '.join(missing)}: name the folder of a checkpoint"
             f"{named_below(storage.folders())}"
         )
@@ -220,7 +220,7 @@ def _search(source: str, names: Callable[[str], Iterable[tuple[str, bool]]]) -> 
                 return path
             below += [posixpath.join(path, name) for name, is_folder in content if is_folder]
         level = sorted(below)
-    raise FileNotFoundError(
+    raise MissingCheckpoint(
         f"{source}: holds no {WEIGHTS} with a {CONFIG}: must be a checkpoint of this project: "
         "register the checkpoint's folder"
     )

@@ -37,3 +37,39 @@ def test_a_place_that_cannot_be_made_is_one_line(job, place, tmp_path, capsys):
     assert told.startswith("error: ")
     assert told.count("\n") == 1, told
     assert bad[place][:40] in told
+
+
+OF_CHECKPOINTS = {
+    "predict": ("PredictConfig", ["--images=[a.png]", "--labels=a, b", "--out=out"]),
+    "export": ("ExportConfig", ["--out=out"]),
+    "export_official": ("ExportConfig", ["--out=out.ckpt"]),
+    "playground": ("PlaygroundConfig", ["--port=0"]),
+    "serve": ("ServeConfig", ["--port=0"]),
+    "registry": ("RegistryJobConfig", ["--action=register", "--tracking.uri=sqlite:///m.db"]),
+}
+
+
+@pytest.mark.parametrize("job", OF_CHECKPOINTS)
+def test_what_is_no_checkpoint_is_one_line_that_says_what_is_there(
+    job, tmp_path, monkeypatch, capsys
+):
+    step = tmp_path / "runs/night/step_00000200"
+    step.mkdir(parents=True)
+    for path in (step / "model.safetensors", step / "config.yaml", tmp_path / "lseg.ckpt"):
+        path.touch()
+    (tmp_path / "a.png").touch()
+    monkeypatch.chdir(tmp_path)
+    kind, words = OF_CHECKPOINTS[job]
+    module = importlib.import_module(f"jobs.{job}")
+    for place, said in (
+        ("nowhere", "there is no such directory"),
+        ("runs/night", "this is that of a run, with step_00000200, of which"),
+        ("runs", "this is that of runs, with night/step_00000200: add one to the path"),
+        ("lseg.ckpt", "(jobs/import_official.py)"),
+        (f"{step}/model.safetensors", f"is a file of a checkpoint: name the directory, {step}"),
+    ):
+        code = main(getattr(module, kind), module.run, [*words, f"--checkpoint={place}"])
+        told = capsys.readouterr().err.splitlines()
+        errors = [line for line in told if line.startswith("error: ")]
+        assert (code, len(errors)) == (2, 1), told
+        assert said in errors[0]
