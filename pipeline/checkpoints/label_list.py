@@ -6,6 +6,9 @@ from pathlib import Path
 from model.settings_file import MAX_BYTES
 from pipeline.errors import UserError, printable
 
+MAX_LETTERS = 1000
+"""Letters of a label, far beyond what a text encoder reads of one."""
+
 
 def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
     """Reads the labels of a file; blank lines do not count.
@@ -40,6 +43,11 @@ def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
             f"{where}: names one label, {printable(labels[0])[:60]!r} with commas: write one a line"
         )
     for label in labels:
+        if len(label) > MAX_LETTERS:
+            raise UserError(
+                f"{where}: names {printable(label[:40])!r}... of {len(label)} letters: a label must "
+                f"have at most {MAX_LETTERS}: write it shorter"
+            )
         # Marks that join letters, as in Persian or in emoji, are no control characters.
         if any(unicodedata.category(letter) == "Cc" for letter in label):
             raise UserError(

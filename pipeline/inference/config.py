@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from model.label_twins import label_twins
-from pipeline.checkpoints.label_list import read_label_list
+from pipeline.checkpoints.label_list import MAX_LETTERS, read_label_list
 from pipeline.data.pixels.checks import MAX_SIDE_PX
 from pipeline.data.pixels.palette import PaletteName
 from pipeline.data.taxonomy import spelling
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 MAX_LABELS = 65_535
 """What an index PNG of 16 bits can tell apart, with one more for no label."""
-_MAX_LETTERS = 1000
-"""Letters of a label, far beyond what a text encoder reads of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +180,10 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
     if not 0 < len(labels) <= MAX_LABELS:
         raise UserError(f"{where}: names {len(labels)} labels: must be 1 to {MAX_LABELS}")
     for label in labels:
-        if len(label) > _MAX_LETTERS:
+        if len(label) > MAX_LETTERS:
             raise UserError(
                 f"{where}: names {label[:40]!r}... of {len(label)} letters: a label must have at "
-                f"most {_MAX_LETTERS}: write it shorter"
+                f"most {MAX_LETTERS}: write it shorter"
             )
         if label.splitlines() != [label] or not _is_encodable(label):
             raise UserError(

@@ -19,7 +19,9 @@ from pipeline.data.taxonomy import IGNORE
 from pipeline.storage.archives.packed import Packing
 from pipeline.storage.base import Storage
 
-_LAST_TRAIN_ID = 18
+_LAST_TRAIN_ID = 19
+"""The 19 classes are 0 to 18, after which some tools write all others."""
+_MANY = 10
 _LABEL_FILE = re.compile(r"[^/]+_\d{6}_\d{6}_gtFine_\w+\.(png|json)")
 
 
@@ -48,13 +50,20 @@ class Cityscapes(Reader):
         return pair(images, labels, lambda name: safe_key(name.rpartition("/")[2]))
 
     def remarks(self, native_pixels: np.ndarray) -> list[str]:
-        """Train ids, 0 to 18 and 255, under the name of the raw ids, which never are 255."""
-        seen = np.flatnonzero(native_pixels)
-        if IGNORE not in seen or seen[seen != IGNORE].max(initial=0) > _LAST_TRAIN_ID:
+        """Train ids, 0 to 18 and others as 255 or 19, under the name of the raw ids.
+
+        Those are never 255, and many of them together include a car, a tree or the sky, which come
+        after 19; a few may do without.
+        """
+        seen = np.flatnonzero(native_pixels[:IGNORE])
+        if not seen.size or seen[-1] > _LAST_TRAIN_ID:
             return []
+        if not native_pixels[IGNORE] and seen.size < _MANY:
+            return []
+        also = "255 and " if native_pixels[IGNORE] else ""
         return [
-            "the labels hold 255 and nothing above 18: they look like train ids, and raw ids 0 to "
-            "33 are read: give the official *_gtFine_labelIds.png"
+            f"the labels hold {also}nothing above {seen[-1]}: they look like train ids, and raw "
+            "ids 0 to 33 are read: give the official *_gtFine_labelIds.png"
         ]
 
     def segment_masks(self, source: Source, segments: Collection[int]) -> Masks:

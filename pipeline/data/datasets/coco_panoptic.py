@@ -74,13 +74,19 @@ class COCOPanoptic(Reader):
         try:
             index = json.loads(self.root.read(path), object_hook=_only_needed)
             found: dict[str, dict[str, Any]] = {}
+            unnamed = 0
             for position, image in enumerate(index["annotations"]):
                 where = f"annotations[{position}]"
-                name = str(image["file_name"]).removesuffix(".png")
+                if not isinstance(image, dict) or not isinstance(image["file_name"], str):
+                    unnamed += 1  # Nobody knows whose it is: its PNG is told to have no entry.
+                    continue
+                name = image["file_name"].removesuffix(".png")
                 segments = _segments_of(image.get("segments_info"), where)
                 if found.get(name, segments) != segments:
                     segments = _problem(f"{where} and another are both of it, and differ")
                 found[name] = segments
+            if unnamed and not found:
+                raise ValueError("no entry of annotations has a file_name and segments_info")
             return found
         except FileNotFoundError as error:
             raise UserError(
@@ -144,7 +150,7 @@ def _segments_of(infos: Any, where: str) -> dict[str, Any]:
             if value is None:
                 return _problem(f"{place} has no {key}")
             if type(value) is not int or not 1 <= value <= most:
-                return _problem(f"{place}.{key}={str(value)[:40]}: not COCO's: must be 1 to {most}")
+                return _problem(f"{place}.{key}={repr(value)[:40]}: not COCO's: must be 1 to {most}")
         if info[0] in seen:
             return _problem(f"{place}.id={info[0]}: comes twice in one image")
         seen.add(info[0])

@@ -26,6 +26,7 @@ def test_lines_are_labels_whatever_wrote_them(tmp_path):
         b"\n \n",
         b"road, sky, traffic light\n",
         b"x" * 5_000_000,
+        b"road\n" + b"x" * 1001,
     ],
 )
 def test_what_is_no_list_is_refused(tmp_path, data):

@@ -88,6 +88,9 @@ def test_differences_from_the_published_counts_are_noted(put: Put, tmp_path: Pat
     [
         ([0, 11, 18, 255], True),  # The 19 classes of training, and what is none.
         ([11, 255], True),
+        ([*range(19)], True),  # Labels in which every pixel has a class.
+        ([*range(20)], True),  # 19 for what is none.
+        ([*range(20), 255], True),
         ([13], False),  # Raw ids of a small part of the pictures.
         ([0, 7, 18], False),
         ([7, 26, 255], False),  # Raw ids, and pixels that another program has filled.

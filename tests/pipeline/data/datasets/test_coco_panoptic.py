@@ -126,7 +126,7 @@ def test_a_missing_index_is_named(put: Put, tmp_path: Path):
         ([{"id": 1 << 40, "category_id": 1}], r"\.id=1099511627776"),
         ([{"id": float("inf"), "category_id": 1}], r"\.id=inf"),
         ([{"id": float("nan"), "category_id": 1}], r"\.id=nan"),
-        ([{"id": "1", "category_id": 1}], r"\.id=1: not COCO's"),
+        ([{"id": "1", "category_id": 1}], r"\.id='1': not COCO's"),
         ([{"id": 1, "category_id": 1e400}], r"\.category_id=inf"),
         ([{"category_id": 1}], r"segments_info\[0\] has no id"),
         ([{"id": 1}], r"segments_info\[0\] has no category_id"),
@@ -148,6 +148,31 @@ def test_one_odd_annotation_is_one_bad_sample(put: Put, tmp_path: Path, infos, w
         BadSample, match=rf"000000000002\.png: the JSON's annotations\[1\].*{words}"
     ):
         reader.native_label(first)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"file_name": "000000000002.png"},
+        {"segments_info": [{"id": 1, "category_id": 1}]},
+        {"file_name": 2, "segments_info": []},
+        {"category_id": 1, "file_name": "000000000002.png", "segments_info": []},
+        {"a": 1},
+        None,
+        "000000000002.png",
+    ],
+)
+def test_an_entry_that_names_no_file_or_no_segments_ends_no_other(put: Put, tmp_path: Path, entry):
+    put_one(put, [[1]], {1: 1})
+    put("val2017/000000000002.jpg")
+    put("annotations/panoptic_val2017/000000000002.png", png(colours([[1]]), "RGB"))
+    good = {"file_name": f"{NAME}.png", "segments_info": [{"id": 1, "category_id": 1}]}
+    put(JSON, {"annotations": [entry, good]})
+    listing = open_reader("coco_panoptic", str(tmp_path)).listing("val")
+    assert [source.key for source in listing.sources] == [NAME]
+    assert LeftOut("annotations/panoptic_val2017/000000000002.png", "no entry in the JSON") in (
+        listing.left_out
+    )
 
 
 def test_two_annotations_of_one_image_that_differ(put: Put, tmp_path: Path):
