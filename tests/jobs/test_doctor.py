@@ -312,6 +312,24 @@ class TestShards:
         edit_manifest(shards, edit)
         assert self.check(monkeypatch, shards, 1) == {"histogram": ["class 98"]}
 
+    @pytest.mark.parametrize(
+        ("classes", "said"),
+        [
+            ([f"c{number}" for number in range(300)], "300 classes: must be at most 255"),
+            (["ro\nad", *(f"c{number}" for number in range(193))], "must be one line of text"),
+            (["\ud800", *(f"c{number}" for number in range(193))], "damaged"),
+        ],
+    )
+    def test_classes_that_no_training_can_have(self, shards, monkeypatch, classes, said):
+        def edit(values) -> None:
+            values |= {"classes": classes, "class_pixels": [1] * len(classes)}
+
+        edit_manifest(shards, edit)
+        found = self.check(monkeypatch, shards, 1)
+        assert "manifest" in found
+        report = shards.with_name("report.json").read_text()
+        assert said in report
+
     def test_a_stray_tar_an_unfinished_folder_and_a_damaged_manifest(self, shards, monkeypatch):
         stray = f"{self.TRAIN}/cityscapes-train-000009.tar"
         write(shards / stray, b"old")

@@ -123,7 +123,8 @@ def _check_shard(task: _ShardTask) -> tuple[list[Finding], np.ndarray]:
     """What is wrong with a shard, and the pixels of each class in its labels: (K,) int64."""
     storage = open_storage(task.uri)
     path = f"{folder(task.dataset, task.split)}/{task.shard.name}"
-    pixels = np.zeros(256, np.int64)
+    # A damaged manifest may name more classes than a label has ids.
+    pixels = np.zeros(max(256, task.num_classes), np.int64)
     findings = list(_check_bytes(storage, path, task.shard))
     if any(finding.detail == _MISSING for finding in findings):
         return findings, pixels[: task.num_classes]
@@ -148,7 +149,7 @@ def _check_shard(task: _ShardTask) -> tuple[list[Finding], np.ndarray]:
         used = np.flatnonzero(counts).tolist()
         if unknown := [i for i in used if task.num_classes <= i != IGNORE]:
             findings.append(Finding("decode", name, f"ids {unknown[:8]} are no classes"))
-        pixels += counts
+        pixels[: len(counts)] += counts
     return findings, pixels[: task.num_classes]
 
 

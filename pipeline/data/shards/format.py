@@ -129,6 +129,10 @@ class Manifest:
                 raise ValueError(f"{name} is no text")
         if not isinstance(self.settings, dict):
             raise ValueError("settings are no object")
+        # JSON may hold half of a pair of surrogates, which is no text: no name of it can be written.
+        others = {name: value for name, value in vars(self).items() if name != "shards"}
+        keys = (sample.key for shard in self.shards for sample in shard.samples)
+        "\n".join((json.dumps(others, ensure_ascii=False), *keys)).encode()
         if not all(0 <= count < 1 << 62 for count in self.class_pixels):
             raise ValueError("class_pixels holds what is no number of pixels")
         if len(self.class_names) != len(self.class_pixels):

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.data.shards.format import Manifest
 from pipeline.data.taxonomy import IGNORE, Taxonomy, id_table, universal
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 
 
 def union_of(manifests: Mapping[str, Manifest]) -> Taxonomy:
@@ -24,6 +24,8 @@ def union_of(manifests: Mapping[str, Manifest]) -> Taxonomy:
     names: dict[str, None] = {}
     known = universal()
     for dataset, manifest in manifests.items():
+        if odd := _odd_name(manifest):
+            raise UserError(f"{dataset}/{manifest.split}: {odd}: convert the dataset again")
         if len({*manifest.class_names}) < len(manifest.class_names):
             raise UserError(
                 f"{dataset}/{manifest.split}: the manifest names a class twice: convert the "
@@ -65,7 +67,17 @@ def label_problems(manifest: Manifest) -> list[str]:
         problems.append(f"{len(classes)} classes: must be at most {IGNORE}")
     if twice := sorted(name for name, count in Counter(classes).items() if count > 1):
         problems.append(f"classes that come twice: {', '.join(twice[:5])}")
+    if odd := _odd_name(manifest):
+        problems.append(odd)
     return problems
+
+
+def _odd_name(manifest: Manifest) -> str:
+    """Says which class could be no label of a checkpoint, each of which is a line of a file."""
+    odd = next((n for n in manifest.classes if not n.strip() or n.splitlines() != [n]), None)
+    if odd is None:
+        return ""
+    return f"the manifest names a class {printable(odd)[:60]!r}: a name must be one line of text"
 
 
 def ids_in(manifest: Manifest, taxonomy: Taxonomy) -> np.ndarray | None:

@@ -100,7 +100,7 @@ def test_unpaired_files_are_named(put: Put, tmp_path: Path):
     assert listing.left_out == (
         LeftOut("annotations/panoptic_val2017/000000000002.png", "no entry in the JSON"),
         LeftOut("val2017/000000000001.jpg", "no label"),
-        LeftOut("val2017/000000000002.jpg", "no label"),
+        LeftOut("val2017/000000000002.jpg", "its label has no entry in the JSON"),
     )
 
 

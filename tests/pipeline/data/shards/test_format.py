@@ -239,6 +239,8 @@ def test_fingerprint_changes_with_one_checksum(tmp_path):
         ('{"format_version": 1}', "damaged"),
         (manifest_of().to_json().replace('"shards":[]', '"shards":[{}]'), "damaged"),
         (manifest_of().to_json().replace('"split"', '"spilt"'), "damaged"),
+        (manifest_of().to_json().replace('"split":"', '"split":"\\ud800'), "damaged"),
+        (manifest_of().to_json().replace('"settings":{', '"settings":{"\\udfff":1,'), "damaged"),
     ],
 )
 def test_unreadable_manifest_is_a_user_error(text, word):

@@ -167,11 +167,19 @@ def assert_the_stream_has_these_ids(corpus: Corpus, reader: SampleReader) -> Non
         ({"classes": (), "taxonomy_fingerprint": "0" * 16}, "does not know"),
         ({"classes": tuple(f"c{i}" for i in range(300))}, "300 classes: must be at most 255"),
         ({"classes": ("a", "b", "a")}, "come twice: a"),
+        ({"classes": ("a", "b\u2028c")}, r"names a class 'b\\u2028c': a name must be one line"),
+        ({"classes": ("a", " ")}, "names a class ' '"),
     ],
 )
 def test_what_is_wrong_with_the_classes_of_a_manifest(edit, words):
     found = label_problems(replace(manifest(Taxonomy("t", ("a", "b"))), **edit))
     assert any(words in problem for problem in found) if words else found == []
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\r", "a\x85b"])
+def test_a_class_that_is_no_line_of_text_is_refused_before_a_training_begins(name):
+    with pytest.raises(UserError, match="names a class .* must be one line"):
+        union_of({"shop": manifest(Taxonomy("t", ("a", name)))})
 
 
 def test_a_class_that_comes_twice_is_refused():
