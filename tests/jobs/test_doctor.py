@@ -64,6 +64,22 @@ def test_healthy_roots(tmp_path, monkeypatch, capsys):
     ]
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_a_root_that_is_one_archive_is_read_as_the_conversion_reads_it(
+    tmp_path, monkeypatch, capsys, kind
+):
+    write_cityscapes(tmp_path / "city")
+    archive = Path(shutil.make_archive(str(tmp_path / "City"), kind, tmp_path / "city"))
+    report = tmp_path / "report.json"
+    for root in (archive, archive.name):
+        monkeypatch.chdir(tmp_path)
+        assert diagnose(monkeypatch, "--roots.cityscapes", root, "--out", report) == 0
+        (train, val) = json.loads(report.read_text())["roots"]
+        assert (train["samples"], train["lost"], val["samples"], val["lost"]) == (5, 0, 2, 0)
+    assert diagnose(monkeypatch, "--roots.cityscapes", f"{archive}.zip") == 2
+    assert "does not exist or is empty" in capsys.readouterr().err
+
+
 def test_every_kind_of_damage_is_named(tmp_path, monkeypatch, capsys):
     root = tmp_path / "city"
     write_cityscapes(root, num_train=12)

@@ -21,6 +21,7 @@ from pipeline.data.inspect.report import CheckReport, Finding, Section
 from pipeline.data.pixels.checks import BadSample, reason_of
 from pipeline.data.pixels.encode import decode_image, exif_orientation
 from pipeline.errors import Outage, UserError
+from pipeline.storage.archives.archive import SUFFIXES
 from pipeline.storage.base import ObjectError
 from pipeline.storage.open import open_storage
 
@@ -84,6 +85,15 @@ def check_roots(
     return report
 
 
+def _is_missing(root: str) -> bool:
+    """Whether a root is neither an archive nor a folder that holds anything."""
+    if root.lower().endswith(SUFFIXES):
+        parent, slash, name = root.rpartition("/")
+        if open_storage(parent or slash or ".").exists(name):
+            return False
+    return open_storage(root).is_empty()
+
+
 def _listed(
     dataset: str,
     root: str,
@@ -96,7 +106,7 @@ def _listed(
 
     The reader is added to `readers`.
     """
-    if open_storage(root).is_empty():
+    if _is_missing(root):
         key = f"own.{dataset}.root" if own else f"roots.{dataset}"
         raise UserError(f"{key}={root}: does not exist or is empty; correct the address")
     try:
