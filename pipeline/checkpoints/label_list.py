@@ -45,8 +45,8 @@ def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
     for label in labels:
         if len(label) > MAX_LETTERS:
             raise UserError(
-                f"{where}: names {printable(label[:40])!r}... of {len(label)} letters: a label must "
-                f"have at most {MAX_LETTERS}: write it shorter"
+                f"{where}: names {printable(label[:40])!r}... of {len(label)} letters: a label "
+                f"must have at most {MAX_LETTERS}: write it shorter"
             )
         # Marks that join letters, as in Persian or in emoji, are no control characters.
         if any(unicodedata.category(letter) == "Cc" for letter in label):

@@ -259,6 +259,16 @@ def damaged_tar(folder: Path) -> Path:
     return folder / "IDD_Segmentation.tar.gz"
 
 
+def locked_zip(folder: Path) -> Path:
+    """An archive of which every member is marked as encrypted."""
+    path = folder / "city.zip"
+    write_archive(path, {"leftImg8bit/train/a/a_leftImg8bit.png": b"x"})
+    data = bytearray(path.read_bytes())
+    data[data.find(b"PK\1\2") + 8] |= 1
+    path.write_bytes(data)
+    return path
+
+
 def damaged_json(folder: Path) -> Path:
     write(folder / "val2017/000000000139.jpg", b"x")
     write(folder / "annotations/panoptic_val2017/000000000139.png", b"x")
@@ -272,6 +282,7 @@ def damaged_json(folder: Path) -> Path:
         ("ade20k", damaged_zip, "ADEChallengeData2016.zip: must be a whole .zip archive"),
         ("idd", damaged_tar, "IDD_Segmentation.tar.gz: must be a whole .tar.gz archive"),
         ("coco_panoptic", damaged_json, "must be the JSON of COCO's panoptic annotations"),
+        ("cityscapes", locked_zip, "nothing that can be read: city.zip: leftImg8bit/train/a/a_"),
         ("sunrgbd", lambda folder: folder, "does not exist or is empty"),
         ("mapillary", lambda folder: folder / "nowhere.zip", "does not exist or is empty"),
     ],

@@ -109,6 +109,9 @@ def _find(cls: type[Reader], root: Storage, folder: str = "") -> list[str]:
 def _why_not(cls: type[Reader], uri: str) -> str:
     root = open_packed(uri, cls.packings)
     if root.is_empty():
+        if isinstance(root, PackedStorage) and root.refused:
+            name, reason = root.refused[0]
+            return f"holds nothing that can be read: {name} {reason}: pack or download it anew"
         return "must be the folder of a dataset's download: it does not exist or is empty"
     expected = f"must hold {cls.layout}"
     for other in READERS.values():

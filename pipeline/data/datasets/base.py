@@ -320,10 +320,9 @@ def pair(
     """
     known = labels.keys() if extras is None else labels.keys() & extras.keys()
     left_out = [LeftOut(labels[name], "no entry in the JSON") for name in labels.keys() - known]
-    left_out += [
-        LeftOut(images[name], "its label has no entry in the JSON" if name in labels else "no label")
-        for name in images.keys() - known
-    ]
+    for name in images.keys() - known:
+        reason = "its label has no entry in the JSON" if name in labels else "no label"
+        left_out.append(LeftOut(images[name], reason))
     left_out += [LeftOut(labels[name], "no image") for name in known - images.keys()]
     return Listing.of(
         (

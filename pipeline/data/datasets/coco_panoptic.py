@@ -150,7 +150,8 @@ def _segments_of(infos: Any, where: str) -> dict[str, Any]:
             if value is None:
                 return _problem(f"{place} has no {key}")
             if type(value) is not int or not 1 <= value <= most:
-                return _problem(f"{place}.{key}={repr(value)[:40]}: not COCO's: must be 1 to {most}")
+                shown = repr(value)[:40]
+                return _problem(f"{place}.{key}={shown}: not COCO's: must be 1 to {most}")
         if info[0] in seen:
             return _problem(f"{place}.id={info[0]}: comes twice in one image")
         seen.add(info[0])

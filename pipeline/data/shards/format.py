@@ -129,7 +129,7 @@ class Manifest:
                 raise ValueError(f"{name} is no text")
         if not isinstance(self.settings, dict):
             raise ValueError("settings are no object")
-        # JSON may hold half of a pair of surrogates, which is no text: no name of it can be written.
+        # JSON may hold half of a pair of surrogates, which is no text that can be written.
         others = {name: value for name, value in vars(self).items() if name != "shards"}
         keys = (sample.key for shard in self.shards for sample in shard.samples)
         "\n".join((json.dumps(others, ensure_ascii=False), *keys)).encode()

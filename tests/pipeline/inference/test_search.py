@@ -118,17 +118,17 @@ def test_a_pattern_means_the_same_in_s3_and_here(folder, s3_bucket):
     for name in ("a.jpg", "b.PNG", "in/a.jpg", "in/deep/c.webp", "odd[1].jpg"):
         storage.write(name, b"x")
     several = ("[9-0]*.jpg", "[]", "b[", "[!b]*.jpg", "[^a].jpg", "[[]*", "[]].jpg", "b[0-9].jpg")
-    several += ("**", "**/*", "**/**/b1.jpg", "in/**", "**/y/*", "b**.jpg", "in[/]b1.jpg", "[a/b].jpg")
+    several += ("**", "**/*", "**/**/b1.jpg", "in/**", "**/y/*", "b**.jpg", "in[/]b1.jpg")
+
+    def found(root: object, pattern: str) -> list[str]:
+        try:
+            photos = find_photos([f"{root}/{pattern}"]).photos
+        except UserError as error:
+            return [str(error).partition(": ")[2]]
+        return sorted(photo.uri.removeprefix(f"{root}/") for photo in photos)
+
     for pattern in several:
-        found = []
-        for root in (folder, s3_bucket):
-            try:
-                photos = find_photos([f"{root}/{pattern}"]).photos
-            except UserError as error:
-                assert "no image" in str(error), pattern
-                photos = []
-            found.append(sorted(photo.uri.removeprefix(f"{root}/") for photo in photos))
-        assert found[0] == found[1], pattern
+        assert found(folder, pattern) == found(s3_bucket, pattern), pattern
     assert len(find_photos([f"{s3_bucket}/{'**/' * 40}b1.jpg"]).photos) == 3
 
 

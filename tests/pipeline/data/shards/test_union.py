@@ -178,7 +178,7 @@ def test_what_is_wrong_with_the_classes_of_a_manifest(edit, words):
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "a\r", "a\x85b"])
 def test_a_class_that_is_no_line_of_text_is_refused_before_a_training_begins(name):
-    with pytest.raises(UserError, match="names a class .* must be one line"):
+    with pytest.raises(UserError, match=r"names a class .* must be one line"):
         union_of({"shop": manifest(Taxonomy("t", ("a", name)))})
 
 
