@@ -56,7 +56,6 @@ TESTED_ELSEWHERE = {
     "pipeline.serving.config": "jobs/test_playground.py",
     "pipeline.serving.limits": "jobs/test_playground.py",
     "pipeline.serving.on_ray": "jobs/test_serve.py",
-    "pipeline.serving.tally": "pipeline/serving/test_app.py",
     "pipeline.storage.archives.table": "pipeline/storage/archives/test_archive.py",
     "pipeline.storage.node_copies": "pipeline/storage/archives/test_archive.py",
     "pipeline.storage.retry": "pipeline/training/driver/test_failures.py",
