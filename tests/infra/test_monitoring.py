@@ -8,11 +8,14 @@ import json
 import re
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from pipeline import monitoring
+from tests.support import operator_schemas
 from tests.support.deployment import INFRA, KUBERAY, ROOT, WITH_CLUSTER, cluster, documents
 
 PROMETHEUS = INFRA / "prometheus"
@@ -74,6 +77,34 @@ def test_each_panel_says_what_it_shows_from_the_chosen_prometheus():
         assert panel["targets"], panel["title"]
     ends = [panel["gridPos"]["x"] + panel["gridPos"]["w"] for panel in panels]
     assert max(ends) == 24
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [
+        ("grafana/boards/lseg.json", operator_schemas.BOARD),
+        ("grafana/provisioning/datasources/prometheus.yaml", operator_schemas.SOURCES),
+        ("grafana/provisioning/dashboards/boards.yaml", operator_schemas.PROVIDERS),
+    ],
+)
+def test_grafana_reads_every_key(path, schema):
+    # JSON is YAML, too.
+    check(schema, yaml.safe_load((INFRA / path).read_text()))
+
+
+@pytest.mark.parametrize("folder", ["components/monitoring", "kueue"])
+def test_operators_read_every_key(folder):
+    files = [path for path in (KUBERAY / folder).glob("*.yaml") if path.stem != "kustomization"]
+    objects = [each for path in files for each in documents(path)]
+    assert objects
+    for each in objects:
+        check(operator_schemas.BY_KIND[each["kind"]], each)
+
+
+def check(schema: operator_schemas.Schema, given: Any) -> None:
+    """Fails over what a schema does not allow."""
+    found = Draft202012Validator(schema).iter_errors(given)
+    assert [f"{error.json_path}: {error.message}"[:300] for error in found] == []
 
 
 def test_the_runbook_explains_every_alert():
