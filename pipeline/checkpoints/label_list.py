@@ -10,6 +10,11 @@ MAX_LETTERS = 1000
 """Letters of a label, far beyond what a text encoder reads of one."""
 
 
+def short_label(label: str) -> str:
+    """A label for a message or a line of a log: long ones often differ at their ends alone."""
+    return label if len(label) <= 80 else f"{label[:40]}...{label[-36:]}"
+
+
 def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
     """Reads the labels of a file; blank lines do not count.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from model.label_twins import label_twins
-from pipeline.checkpoints.label_list import MAX_LETTERS, read_label_list
+from pipeline.checkpoints.label_list import MAX_LETTERS, read_label_list, short_label
 from pipeline.data.pixels.checks import MAX_SIDE_PX
 from pipeline.data.pixels.palette import PaletteName
 from pipeline.data.taxonomy import spelling
@@ -221,18 +221,19 @@ def check_vectors(
                     "%s: %r is the same to the text encoder as %r, which was trained too: "
                     "rounding decides which of them wins",
                     where,
-                    names[later],
-                    names[first],
+                    short_label(names[later]),
+                    short_label(names[first]),
                 )
                 continue
             raise UserError(
-                f"{where}: {names[first]!r} and {names[later]!r} are the same to the text encoder, "
-                "so that rounding would choose one: drop one, or choose other words"
+                f"{where}: {short_label(names[first])!r} and {short_label(names[later])!r} are the "
+                "same to the text encoder, so that rounding would choose one: drop one, or choose "
+                "other words"
             )
         if first < len(labels):
             raise UserError(
-                f"other={names[later]}: is the same to the text encoder as the label "
-                f"{names[first]!r}: drop it from one of them"
+                f"other={short_label(names[later])}: is the same to the text encoder as the label "
+                f"{short_label(names[first])!r}: drop it from one of them"
             )
     if not is_trained:
         _check_spelling(labels, where)

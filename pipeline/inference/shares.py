@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pipeline.checkpoints.label_list import short_label
 from pipeline.errors import printable
 
 NONE = -1
@@ -26,7 +27,7 @@ def in_words(shares: Mapping[int, float], labels: Sequence[str], none_name: str)
     """The largest shares, as in `road 43 %, sky 30 %, none of these 2 %`."""
     ordered = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
     words = [
-        f"{printable(labels[i] if i != NONE else none_name)} {percent(share)}"
+        f"{printable(short_label(labels[i] if i != NONE else none_name))} {percent(share)}"
         for i, share in ordered[:_SHOWN]
     ]
     if len(ordered) > _SHOWN:

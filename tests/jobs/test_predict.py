@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -305,6 +306,17 @@ def test_wrong_use_is_one_message(checkpoint, photos, tmp_path, capsys, options,
     assert words in lines[-1]
     assert lines[-1].startswith("error: ")
     assert not (tmp_path / "o/a.png").exists()
+
+
+def test_long_labels_of_one_vector_are_told_by_their_ends(checkpoint, photos, tmp_path, capsys):
+    many = "a long description of a thing that many words say " * 18
+    for last in ("red_car", "red car"):
+        (tmp_path / "words.txt").open("a").write(f"{many}{last}\n")
+    words = (photos / "a.png", "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    assert job(*words, "--labels_file", tmp_path / "words.txt") == 2
+    told = capsys.readouterr().err
+    assert re.search(r"'a long desc.*\.\.\..*red_car' and 'a long desc.*\.\.\..*red car' are", told)
+    assert len(told) < 500
 
 
 def test_labels_of_a_file_and_of_the_checkpoint(checkpoint, tmp_path):
