@@ -260,10 +260,14 @@ class LSeg(nn.Module, HubMixin):
             Gradients flow to the weights where the caller has them enabled.
 
         Raises:
-            ModelError: a stride below 1, or images that are not 8-bit RGB.
+            ModelError: a stride below 1, whole numbers as the type, or images that are not 8-bit
+                RGB.
         """
-        if stride < 1:
-            raise ModelError(f"stride={stride}: must be at least 1")
+        if not isinstance(stride, int) or stride < 1:
+            raise ModelError(f"stride={stride}: must be a whole number of at least 1")
+        if not dtype.is_floating_point:
+            # All numbers of a unit vector would become 0.
+            raise ModelError(f"dtype={dtype}: must be a floating-point type, as torch.float16 is")
         return [
             # A copy, so that the vectors that are left out take no memory.
             pixels_Chw[:, ::stride, ::stride].to(dtype).contiguous()

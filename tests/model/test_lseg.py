@@ -241,8 +241,10 @@ def test_pixel_features_can_be_kept_smaller(tiny_lseg):
     assert some.shape[1:] == (5, 4)
     torch.testing.assert_close(some, full[:, ::4, ::4].half())
     assert some.untyped_storage().nbytes() == some.numel() * 2  # Nothing of the rest is kept.
-    with pytest.raises(ModelError, match="stride=0"):
-        tiny_lseg.pixel_features(images((40, 30)), stride=0)
+    wrong = (("stride", 0), ("stride", 1.5), ("dtype", torch.int8), ("dtype", torch.bool))
+    for name, value in wrong:
+        with pytest.raises(ModelError, match=f"{name}={value}: must be"):
+            tiny_lseg.pixel_features(images((40, 30)), **{name: value})
 
 
 def test_pixel_features_carry_gradients(tiny_lseg):
