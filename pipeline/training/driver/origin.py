@@ -9,6 +9,8 @@ from pipeline.checkpoints.environment import ROOT, UNKNOWN
 from pipeline.tracking.experiment import NOTE_TAG
 from pipeline.tracking.redaction import MASK, is_secret_key, redact_text
 
+_LINE_CHARS = 70
+
 
 def origin_tags(commit: str, is_new: bool, command: Sequence[str]) -> dict[str, str]:
     """Makes MLflow's own tags of a run: its user, source, commit and description.
@@ -28,9 +30,21 @@ def origin_tags(commit: str, is_new: bool, command: Sequence[str]) -> dict[str, 
     script, words = _within(command[0]), command[1:]
     tags["mlflow.source.name"] = script
     if is_new:
-        again = shlex.join(["python", script, *_masked(words)])
-        tags[NOTE_TAG] = f"To train it again or go on with it:\n\n    {again}\n"
+        again = _in_lines(["python", script, *_masked(words)])
+        tags[NOTE_TAG] = f"To train it again or go on with it:\n\n{again}\n"
     return tags
+
+
+def _in_lines(words: Sequence[str]) -> str:
+    """A command as an indented block of lines, each of which MLflow's page shows without a bar."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        # An option stays with its value.
+        is_option = word.startswith("--")
+        if is_option and len(lines[-1]) + len(word) > _LINE_CHARS:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return "\n".join(f"    {line}" for line in " \\\n".join(lines).split("\n"))
 
 
 def _within(script: str) -> str:

@@ -1,6 +1,7 @@
 """Tags that MLflow's pages read, and that no secret is in them."""
 
 import getpass
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,20 @@ def test_a_new_run_says_who_started_it_and_how():
     }
 
 
+def test_a_long_command_is_in_lines_that_a_shell_takes():
+    words = [
+        word for number in range(9) for word in (f"--train.setting_{number}", f"{number} of 9")
+    ]
+    note = origin_tags(COMMIT, True, [JOB, *words])["mlflow.note.content"]
+    block = note.partition("\n\n")[2]
+    lines = block.splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) < 100
+    assert all(line.startswith("    ") for line in lines)
+    echo = subprocess.run(["sh", "-c", f"printf '%s\n' {block}"], capture_output=True, text=True)
+    assert echo.stdout.splitlines() == ["python", "jobs/train_mix.py", *words]
+
+
 def test_what_a_person_wrote_about_a_run_stays():
     assert "mlflow.note.content" not in origin_tags(COMMIT, False, [JOB])
 
@@ -41,9 +56,10 @@ def test_secrets_stay_out_of_the_command(monkeypatch):
     words += ["--auth.password=hunter5", "--note=hunter2-hunter2", "--flag", "--steps", "9"]
     note = origin_tags(COMMIT, True, [JOB, *words])["mlflow.note.content"]
     assert "hunter" not in note
-    assert "'https://***@mlflow' --auth.token" in note
+    words = " ".join(note.replace("\\\n", "").split())
+    assert "'https://***@mlflow' --auth.token" in words
     assert note.count("***") == 4
-    assert note.endswith("--flag --steps 9\n")
+    assert words.endswith("--flag --steps 9")
 
 
 def test_workers_that_start_again_leave_the_description_alone():
