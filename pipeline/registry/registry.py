@@ -171,7 +171,9 @@ class Registry:
                 ),
                 model_id=model.model_id,
             )
-        logger.info("registered %s as models:/%s/%s", checkpoint, self.name, made.version)
+        # Where it came from: what was given may be a copy on this machine.
+        place = given[CHECKPOINT_TAG]
+        logger.info("registered %s as models:/%s/%s", place, self.name, made.version)
         return self.get(str(made.version))
 
     def get(self, version: str) -> ModelVersion:

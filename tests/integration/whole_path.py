@@ -3,12 +3,14 @@
 Starts what `infra/compose.yaml` starts, as processes on loopback: SeaweedFS, PostgreSQL (sqlite
 where it is not installed), an MLflow server, a Ray head with token authentication, and Prometheus
 where it is installed. Then it submits every job as a user would, `ray job submit --working-dir . --
-python jobs/...`, looks at what each left in the bucket and in MLflow, and whether Prometheus had a
-value for each expression of the board. It prints what it did, and ends with exit code 0 or 1;
-`--stay` first leaves all servers up to be looked at. It stops only what it started.
+python jobs/...`, looks at what each left in the bucket and in MLflow, whether its runs are found by
+data, code and checkpoint, and whether Prometheus had a value for each expression of the board. It
+prints what it did and the pages to look at, and ends with exit code 0 or 1; `--stay` first leaves
+all servers up for that. It stops only what it started.
 """
 
 import argparse
+import json
 import os
 import secrets
 import signal
@@ -16,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +32,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from jobs.local_s3 import local_s3
+from pipeline.checkpoints.environment import git_commit
 from pipeline.demo.layouts import write_mini_seven
+from tests.integration.found_runs import TRAINING_PAGE, digests_of, not_found, not_led_to
 from tests.integration.same_weights import free_ports, head_node
+from tests.integration.served_model import name_of_model, wait_until_it_answers
 from tests.integration.training_runs import REPOSITORY
 from tests.support.mini_shards import paint_vectors
 from tests.support.mlflow_server import MlflowServer
@@ -38,10 +44,11 @@ from tests.support.postgres_server import missing_for_postgres, postgres_server
 from tests.support.prometheus_server import PrometheusServer, expressions, is_installed
 
 DATASETS = ("ade20k", "cityscapes", "coco_panoptic")
-JOBS = ("prepare", "train", "evaluate", "sweep", "retrain")
+JOBS = ("prepare", "train", "evaluate", "sweep", "retrain", "serve")
 STEPS = 12
 RECIPE = "jobs/recipes/demo.yaml"
 MODEL = "lseg-whole-path"
+SWEEP = "whole-path-sweep"
 # Two cores: all jobs hold less than the head's four logical CPUs.
 TRAINING = {
     "data.shards": "s3://lseg/shards",
@@ -51,8 +58,14 @@ TRAINING = {
     "train.val_images": 2,
     "train.checkpoint_every": STEPS,
     "train.log_every": 4,
+    # The board has a chart of it.
+    "model.regularizer.kind": "depthwise",
+    "model.regularizer.depth": 1,
 }
 JOB_TIMEOUT_S = 900
+CALLS = 8
+"""Of the service, each before and after Prometheus has looked."""
+RAY = str(Path(sys.executable).with_name("ray"))
 
 
 class Failed(Exception):
@@ -77,10 +90,12 @@ class WholePath:
             self._services(stack)
             for name in self.only:
                 getattr(self, name)()
-            if self.prometheus is not None and self.only == JOBS:
-                self.board(self.prometheus)
-            watched = f", Prometheus {self.prometheus.uri}/alerts" if self.prometheus else ""
-            print(f"MLflow {mlflow.get_tracking_uri()}, Ray {self.address}{watched}", flush=True)
+            if self.only == JOBS:
+                self.find()
+                if self.prometheus is not None:
+                    self.board(self.prometheus)
+            for what, link in self._pages():
+                print(f"{what:19} {link}", flush=True)
             if self.stays:
                 print("all servers stay until Ctrl-C", flush=True)
                 with suppress(KeyboardInterrupt):
@@ -179,7 +194,7 @@ class WholePath:
     def sweep(self) -> None:
         """Two learning rates, compared in the parent run."""
         sweep = {
-            "name": "whole-path-sweep",
+            "name": SWEEP,
             "base": RECIPE,
             "storage": "s3://lseg/sweeps",
             "overrides": TRAINING,
@@ -224,6 +239,72 @@ class WholePath:
             self._retrain(settings | {"margin": -1}, expected_code=2)
             done("a wrong setting: the exit code 2 comes through to the scheduler")
 
+    def serve(self) -> None:
+        """The champion answers over HTTP until its job is stopped."""
+        with self._step("serve") as done:
+            (port,) = free_ports(1)
+            checkpoint = f"models:/{MODEL}@champion"
+            name = f"serve-{time.monotonic_ns()}"
+            # Stopped by SIGKILL after Ray's three seconds, a job leaves its service behind.
+            stop_wait = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+            options = ("--no-wait", "--submission-id", name, "--runtime-env-json", stop_wait)
+            self._submit("serve", options, checkpoint=checkpoint, port=port)
+            _expect(wait_until_it_answers(port, JOB_TIMEOUT_S), "the service to answer")
+            found = [name_of_model(port, seed) for seed in range(CALLS)]
+            time.sleep(15)  # Prometheus is to see the counts twice.
+            found += [name_of_model(port, seed) for seed in range(CALLS)]
+            self._wait("stop", [RAY, "job", "stop", "--address", self.address, name], self.env)
+            _expect(set(found) == {f"models:/{MODEL}/{_champion()}"}, f"the champion, not {found}")
+            _expect(not wait_until_it_answers(port, 1), "no answer once the job is stopped")
+            done(f"{len(found)} calls answered by {found[0]}, and its job stopped")
+
+    def find(self) -> None:
+        """Runs are found by data, code and checkpoints; the champion's page leads back to them."""
+        with self._step("find") as done:
+            client = mlflow.MlflowClient()
+            champion = client.get_model_version(MODEL, _champion())
+            runs = [run for run in _runs() if run.data.tags.get("checkpoint.best")]
+            (trained,) = _runs("whole-path")
+            retrained = client.get_run(str(champion.run_id))
+            for run in (trained, retrained):
+                for context in ("train", "validation"):
+                    found = set(digests_of(run, context))
+                    _expect(found == set(DATASETS), f"{DATASETS} as {context} data, not {found}")
+                wrong = not_found(run, _runs())
+                _expect(not wrong, f"run {run.info.run_name} by each filter: {wrong}")
+            commit = retrained.data.tags["git_commit"]
+            _expect(commit == git_commit(), f"the commit of this checkout, not {commit}")
+            wrong = not_led_to(champion, retrained)
+            _expect(not wrong, f"the champion's page to lead to {wrong}:\n{champion.description}")
+            listed = self._submit("registry", action="list", **{"registry.name": MODEL})
+            _expect("(those of this checkout)" in listed, "the list to know these sources")
+            done(
+                f"each of {len(runs)} trainings by data, code and checkpoint; version "
+                f"{champion.version} leads to its run, data, code and checkpoint"
+            )
+
+    def _pages(self) -> Iterator[tuple[str, str]]:
+        """What to look at, as addresses that a browser opens."""
+        uri = mlflow.get_tracking_uri()
+        for what, runs in (("run", _runs("whole-path")), ("sweep", _runs(SWEEP))):
+            for run in runs:
+                place = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+                yield f"MLflow, {what}", f"{place}?{TRAINING_PAGE}"
+        if mlflow.MlflowClient().search_registered_models(f"name = '{MODEL}'"):
+            yield "MLflow, model", f"{uri}/#/models/{MODEL}?{TRAINING_PAGE}"
+        if trials := [run for sweep in _runs(SWEEP) for run in _runs(parent=sweep.info.run_id)]:
+            ids, experiments = (
+                json.dumps([getattr(run.info, name) for run in trials])
+                for name in ("run_id", "experiment_id")
+            )
+            words = urllib.parse.urlencode({"runs": ids, "experiments": experiments})
+            yield "MLflow, two trials", f"{uri}/#/compare-runs?{words}&{TRAINING_PAGE}"
+        yield "Ray", self.address
+        if self.prometheus is not None:
+            uri = self.prometheus.uri
+            yield "Prometheus, alerts", f"{uri}/alerts"
+            yield "Prometheus, steps", f"{uri}/graph?{_graph('ray_lseg_training_step')}"
+
     def board(self, prometheus: PrometheusServer) -> None:
         """Each expression of board and rules had a value while the jobs ran."""
         with self._step("board") as done:
@@ -237,8 +318,7 @@ class WholePath:
     def _retrain(self, settings: dict[str, Any], expected_code: int = 0) -> str:
         arguments = " ".join(_words(settings))
         print(f"    LSEG_RETRAIN_ARGS='{arguments}' infra/retrain.sh")
-        ray = str(Path(sys.executable).with_name("ray"))
-        more = {"RAY_ADDRESS": self.address, "LSEG_RETRAIN_ARGS": arguments, "LSEG_RAY": ray}
+        more = {"RAY_ADDRESS": self.address, "LSEG_RETRAIN_ARGS": arguments, "LSEG_RAY": RAY}
         return self._wait("retrain", ["infra/retrain.sh"], self.env | more, expected_code)
 
     @contextmanager
@@ -252,11 +332,11 @@ class WholePath:
         self.rows.append((name, seconds, said[0]))
         print(f"    {name}: {said[0]} ({seconds:.1f} s)", flush=True)
 
-    def _submit(self, job: str, **arguments: Any) -> str:
-        """Submits a job and waits for its end; what it printed."""
+    def _submit(self, job: str, options: Sequence[str] = (), /, **arguments: Any) -> str:
+        """Submits a job and waits for its end, unless an option says otherwise; what it printed."""
         words = _words(arguments)
-        command = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
-        command += ["--address", self.address, "--working-dir", ".", "--"]
+        command = [RAY, "job", "submit", "--address", self.address, "--working-dir", "."]
+        command += [*options, "--"]
         command += ["python", f"jobs/{job}.py", *words]
         print(f"    ray job submit --working-dir . -- python jobs/{job}.py {' '.join(words)}")
         return self._wait(job, command, self.env)
@@ -313,11 +393,17 @@ def _keys(bucket: str, prefix: str) -> list[str]:
 
 
 def _runs(name: str = "", parent: str = "") -> list[Run]:
-    """The MLflow runs of that name, or those below another one."""
+    """The MLflow runs of that name, those below another one, or all."""
     client = mlflow.MlflowClient()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    wanted = f"tags.mlflow.parentRunId = '{parent}'" if parent else f"run_name = '{name}'"
+    wanted = f"run_name = '{name}'" if name else ""
+    wanted = f"tags.mlflow.parentRunId = '{parent}'" if parent else wanted
     return list(client.search_runs(experiments, wanted))
+
+
+def _graph(expression: str) -> str:
+    """The query of a page of Prometheus that draws an expression over half an hour."""
+    return urllib.parse.urlencode({"g0.expr": expression, "g0.tab": 0, "g0.range_input": "30m"})
 
 
 def _champion() -> str:

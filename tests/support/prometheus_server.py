@@ -34,6 +34,12 @@ def expressions() -> list[str]:
     return [each for each in dict.fromkeys(found) if each not in NEED_A_GPU]
 
 
+def alerts() -> list[dict[str, Any]]:
+    """The alerts of every cluster; those of Kubernetes are in a file of their own."""
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
+
+
 class PrometheusServer:
     """Prometheus on loopback with a folder of its own; a context manager.
 
@@ -123,16 +129,22 @@ class PrometheusServer:
         times = {"start": self.began, "end": time.time(), "step": 5}
         return [each for each in asked if not self._ask("query_range", query=each, **times)]
 
-    def fired(self) -> set[str]:
-        """Names of the alerts that have fired since the start."""
-        times = {"start": self.began, "end": time.time(), "step": 1}
+    def fired(self, since: float = 0.0) -> set[str]:
+        """Names of the alerts that fired at some time since a Unix time; 0: since the start."""
+        times = {"start": max(self.began, since), "end": time.time(), "step": 1}
         found = self._ask("query_range", query='ALERTS{alertstate="firing"}', **times)
         return {each["metric"]["alertname"] for each in found}
 
-    def wait_for(self, alert: str, timeout_s: float = 240) -> float:
-        """Waits until an alert has fired; the seconds that it took."""
-        began = time.monotonic()
-        while alert not in self.fired():
-            assert time.monotonic() - began < timeout_s, f"{alert} does not fire: {self.fired()}"
+    def wait_for(self, alert: str, since: float = 0.0, timeout_s: float = 420) -> float:
+        """Waits until an alert has fired since a Unix time; the seconds since then, or since now.
+
+        Args:
+            alert: Its name.
+            since: When its cause began; 0: it may have fired before.
+            timeout_s: How long to wait.
+        """
+        began = since or time.time()
+        while alert not in self.fired(since):
+            assert time.time() - began < timeout_s, f"{alert} does not fire: {self.fired()}"
             time.sleep(1)
-        return time.monotonic() - began
+        return time.time() - began
