@@ -63,6 +63,8 @@ TRAINING = {
     "model.regularizer.depth": 1,
 }
 JOB_TIMEOUT_S = 900
+EVERY_S = 15
+"""Seconds between two looks of Prometheus, as on a cluster."""
 CALLS = 8
 """Of the service, each before and after Prometheus has looked."""
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -136,9 +138,9 @@ class WholePath:
             print("no Prometheus here: the board is not looked at (apt install prometheus)")
             return
         with self._step("Prometheus") as done:
-            server = PrometheusServer(self.folder, [f"127.0.0.1:{metrics}"])
+            server = PrometheusServer(self.folder, [f"127.0.0.1:{metrics}"], EVERY_S)
             self.prometheus = stack.enter_context(server)
-            done(f"{server.uri} fetches from the head every 5 s")
+            done(f"{server.uri} fetches from the head every {EVERY_S} s")
 
     def prepare(self) -> None:
         """Official layouts in the bucket `raw` become shards in the bucket `lseg`."""
@@ -251,7 +253,7 @@ class WholePath:
             self._submit("serve", options, checkpoint=checkpoint, port=port)
             _expect(wait_until_it_answers(port, JOB_TIMEOUT_S), "the service to answer")
             found = [name_of_model(port, seed) for seed in range(CALLS)]
-            time.sleep(15)  # Prometheus is to see the counts twice.
+            time.sleep(3 * EVERY_S)  # Prometheus is to see the counts twice.
             found += [name_of_model(port, seed) for seed in range(CALLS)]
             self._wait("stop", [RAY, "job", "stop", "--address", self.address, name], self.env)
             _expect(set(found) == {f"models:/{MODEL}/{_champion()}"}, f"the champion, not {found}")

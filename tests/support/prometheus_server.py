@@ -72,7 +72,9 @@ class PrometheusServer:
             rules = rules.replace(old, new)
         (self.folder / "rules.yaml").write_text(rules)
         job = {"job_name": "ray", "static_configs": [{"targets": list(targets)}]}
-        timing = {"scrape_interval": f"{every_s}s", "evaluation_interval": f"{every_s}s"}
+        # A busy machine answers late: it has the whole interval.
+        names = ("scrape_interval", "scrape_timeout", "evaluation_interval")
+        timing = dict.fromkeys(names, f"{every_s}s")
         config = {"global": timing, "rule_files": ["rules.yaml"], "scrape_configs": [job]}
         (self.folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         self._process: subprocess.Popen[bytes] | None = None
