@@ -208,7 +208,7 @@ class TestConversion:
         assert job(*arguments) == 2
         assert "other source files" in capsys.readouterr().err
 
-    @pytest.mark.slow  # Seven conversions; `test_encode.py` has the pictures.
+    @pytest.mark.long  # Seven conversions; `test_encode.py` has the pictures.
     def test_train_splits_can_be_stored_no_finer_than_training_uses(self, roots, capsys):
         arguments = ("--roots.cityscapes", roots / "city", "--samples_per_shard", 2)
         for name, more in (("plain", ()), ("small", ("--train_long_side", 40))):

@@ -129,7 +129,7 @@ def test_a_failed_trial_ends_nothing_and_is_named(mini_shards, one_fails):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_start_tries_the_failed_trial_alone_and_refuses_other_settings(
     mini_shards, one_fails
 ):

@@ -180,7 +180,7 @@ assert not {"model", "pipeline", "timm", "open_clip"} & set(sys.modules)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.long), "int8"])
 def test_smaller_weights_say_what_they_cost(tmp_path, precision):
     sizes = {}
     for kind in ("fp32", precision):
