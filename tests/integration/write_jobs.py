@@ -32,6 +32,8 @@ class Job:
     prepare: Callable[[Path, Path], None] = lambda world, place: None
     databases: bool = False
     """Whether it writes to MLflow's database alone, so that its commits are the points."""
+    refused: int = 2
+    """Exit code of a call that finds another one at work."""
 
 
 def checkpoint_of(world: Path) -> Path:
@@ -173,5 +175,6 @@ JOBS: dict[str, Job] = {
             *(f"--comparison.workers.{word}" for word in _WORKERS),
         ],
         _retrained,
+        refused=75,  # As jobs/retrain.py says of its exit codes: the scheduler tries again.
     ),
 }  # fmt: skip

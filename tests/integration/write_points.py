@@ -340,7 +340,7 @@ def try_two(world: World, name: str) -> str:
     if all(one.code for one in ended):
         return f"both failed: {ended[0].last}; {ended[1].last}"
     for one in ended:
-        if problem := one.problem([0, 2]):
+        if problem := one.problem([0, job.refused]):
             return problem
     if problem := world.run(job, place).problem([0]):
         return f"the same command again: {problem}"
