@@ -10,6 +10,19 @@ MAX_LETTERS = 1000
 """Letters of a label, far beyond what a text encoder reads of one."""
 
 
+def require_short(label: str, where: str) -> None:
+    """Refuses a label that no text encoder reads to its end.
+
+    Raises:
+        UserError: It is longer than MAX_LETTERS.
+    """
+    if len(label) > MAX_LETTERS:
+        raise UserError(
+            f"{where}: names {printable(label[:40])!r}... of {len(label)} letters: a label must "
+            f"have at most {MAX_LETTERS}: write it shorter"
+        )
+
+
 def short_label(label: str) -> str:
     """A label for a message or a line of a log: long ones often differ at their ends alone."""
     return label if len(label) <= 80 else f"{label[:40]}...{label[-36:]}"
@@ -48,11 +61,7 @@ def read_label_list(path: str | Path, where: str) -> tuple[str, ...]:
             f"{where}: names one label, {printable(labels[0])[:60]!r} with commas: write one a line"
         )
     for label in labels:
-        if len(label) > MAX_LETTERS:
-            raise UserError(
-                f"{where}: names {printable(label[:40])!r}... of {len(label)} letters: a label "
-                f"must have at most {MAX_LETTERS}: write it shorter"
-            )
+        require_short(label, where)
         # Marks that join letters, as in Persian or in emoji, are no control characters.
         if any(unicodedata.category(letter) == "Cc" for letter in label):
             raise UserError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from model.label_twins import label_twins
-from pipeline.checkpoints.label_list import MAX_LETTERS, read_label_list, short_label
+from pipeline.checkpoints.label_list import read_label_list, require_short, short_label
 from pipeline.data.pixels.checks import MAX_SIDE_PX
 from pipeline.data.pixels.palette import PaletteName
 from pipeline.data.taxonomy import spelling
@@ -180,11 +180,7 @@ def read_labels(config: PredictConfig, trained: Sequence[str]) -> tuple[str, ...
     if not 0 < len(labels) <= MAX_LABELS:
         raise UserError(f"{where}: names {len(labels)} labels: must be 1 to {MAX_LABELS}")
     for label in labels:
-        if len(label) > MAX_LETTERS:
-            raise UserError(
-                f"{where}: names {label[:40]!r}... of {len(label)} letters: a label must have at "
-                f"most {MAX_LETTERS}: write it shorter"
-            )
+        require_short(label, where)
         if label.splitlines() != [label] or not _is_encodable(label):
             raise UserError(
                 f"{where}: names {label!r}: a label must be one line of text: write it anew"

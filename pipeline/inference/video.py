@@ -9,7 +9,6 @@ FFmpeg, as OpenCV's wheel brings it, decodes. It is C code that reads what it is
 videos of strangers where a crash would cost nothing.
 """
 
-import io
 import logging
 import os
 import tempfile
@@ -178,23 +177,23 @@ def _write_overlay(video: Video, every: int, out: Storage, names: Sequence[str])
     with _opened(video) as file:
         rate = file.get(cv2.CAP_PROP_FPS)
     frames_per_s = (rate if 0 < rate < 1000 else 25.0) / every
-    sizes = [_sheet(out, name).size for name in names]
-    # The legends below the frames differ in height; many players want even numbers.
-    width, height = (-(-max(side) // 2) * 2 for side in zip(*sizes, strict=True))
     with tempfile.TemporaryDirectory() as scratch:
+        # Their sizes are asked before the first is written, and `out` may be far away.
+        sheets = [Path(scratch) / f"{number}.jpg" for number in range(len(names))]
+        for path, name in zip(sheets, names, strict=True):
+            path.write_bytes(out.read(f"{name}.overlay.jpg"))
+        sizes = [Image.open(path).size for path in sheets]
+        # The legends below the frames differ in height; many players want even numbers.
+        width, height = (-(-max(side) // 2) * 2 for side in zip(*sizes, strict=True))
         local = Path(scratch) / OVERLAY
         code = cv2.VideoWriter.fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(local), code, frames_per_s, (width, height))
-        for name in names:
+        for path in sheets:
             sheet = Image.new("RGB", (width, height), PAPER)
-            sheet.paste(_sheet(out, name))
+            sheet.paste(Image.open(path))
             writer.write(cv2.cvtColor(np.asarray(sheet), cv2.COLOR_RGB2BGR))
         writer.release()
         out.upload(f"{video.name}/{OVERLAY}", local)
-
-
-def _sheet(out: Storage, name: str) -> Image.Image:
-    return Image.open(io.BytesIO(out.read(f"{name}.overlay.jpg")))
 
 
 @contextmanager

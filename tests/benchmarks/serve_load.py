@@ -39,7 +39,8 @@ from pipeline.inference.served_limits import Limits
 from pipeline.inference.served_network import ServedNetwork
 from pipeline.registry.registry import CHAMPION, Registry
 from pipeline.tracking.mlflow_run import client_of
-from tests.pipeline.serving.conftest import png, tiny_checkpoint
+from tests.pipeline.serving.conftest import png
+from tests.support.tiny_checkpoint import tiny_checkpoint
 
 SIZES = ((240, 320), (480, 640), (336, 504), (720, 1280))
 """Height and width of the images that are asked in turn."""

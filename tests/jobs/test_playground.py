@@ -23,8 +23,9 @@ from jobs.playground import run
 from pipeline.errors import UserError
 from pipeline.serving.config import PlaygroundConfig, address
 from pipeline.serving.gate import KEY
-from tests.pipeline.serving.conftest import png, tiny_checkpoint
+from tests.pipeline.serving.conftest import png
 from tests.support.browser import DESK, PHONE, browser, by_id
+from tests.support.tiny_checkpoint import tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,7 +19,8 @@ from pipeline.errors import UserError
 from pipeline.serving.config import ServeConfig
 from pipeline.serving.gate import KEY
 from pipeline.serving.on_ray import calls_of_replica, on_cluster
-from tests.pipeline.serving.conftest import png, tiny_checkpoint
+from tests.pipeline.serving.conftest import png
+from tests.support.tiny_checkpoint import tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 API_KEY = "k" * 24

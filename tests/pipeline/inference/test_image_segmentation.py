@@ -4,32 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from model.checkpoint import save_checkpoint
-from model.lseg import LSeg, build_lseg
+from model.lseg import LSeg
 from model.sliding import SlidingConfig
 from pipeline.errors import UserError
 from pipeline.inference.image_segmentation import ImageSegmentation, pipeline
 from pipeline.inference.segmenter import seen_image
-from tests.pipeline.evaluation.conftest import spread_predictions
-from tests.support.mini_shards import tiny_model
+from tests.support.tiny_checkpoint import TRAINED, tiny_checkpoint
 
 SLIDING = SlidingConfig(base_px=60, window_px=48)
-TRAINED = ("wall", "traffic light", "sky")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny network whose answers vary over an image."""
     folder = tmp_path_factory.mktemp("segmentation") / "step_00000003"
-    torch.manual_seed(0)
-    lseg = build_lseg(tiny_model(), 512)
-    spread_predictions(lseg)
-    extra = {"data": {"augment": {"base_px": 60, "crop_px": 48}}}
-    save_checkpoint(folder, lseg, tuple("abc"), extra, texts=TRAINED)
-    return folder
+    return tiny_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

@@ -25,32 +25,24 @@ from mlflow.pyfunc.model import PythonModelContext
 from PIL import Image
 from starlette.testclient import TestClient
 
-from model.checkpoint import save_checkpoint
-from model.lseg import LSeg, build_lseg
+from model.lseg import LSeg
 from model.sliding import SlidingConfig, sliding_label_ids
 from pipeline.inference.segmenter import seen_image
 from pipeline.inference.served_model import SegmentationModel, requirements, save_served
 from pipeline.registry.registry import CHAMPION, Registry
-from tests.pipeline.evaluation.conftest import spread_predictions
 from tests.support.jpeg_scans import with_scans
-from tests.support.mini_shards import tiny_model
 from tests.support.mlflow_process import mlflow_is
 from tests.support.mlflow_server import MlflowServer
+from tests.support.tiny_checkpoint import TRAINED, tiny_checkpoint
 
 SLIDING = SlidingConfig(base_px=60, window_px=48)
-TRAINED = ("wall", "traffic light")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny network whose answers vary over an image."""
     folder = tmp_path_factory.mktemp("served") / "step_00000003"
-    torch.manual_seed(0)
-    lseg = build_lseg(tiny_model(), 512)
-    spread_predictions(lseg)
-    extra = {"data": {"augment": {"base_px": 60, "crop_px": 48}}}
-    save_checkpoint(folder, lseg, ("wall", "traffic_light"), extra, texts=TRAINED)
-    return folder
+    return tiny_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from model.checkpoint import save_checkpoint
-from model.lseg import build_lseg
 from pipeline.errors import UserError
 from pipeline.inference.config import PredictConfig
 from pipeline.inference.run import segment_photos
-from tests.pipeline.evaluation.conftest import spread_predictions
-from tests.support.mini_shards import tiny_model
+from tests.support.tiny_checkpoint import tiny_checkpoint
 
 FRAMES = 7
 
@@ -23,12 +19,7 @@ FRAMES = 7
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("video") / "step_00000003"
-    torch.manual_seed(0)
-    lseg = build_lseg(tiny_model(), 512)
-    spread_predictions(lseg)
-    extra = {"data": {"augment": {"base_px": 60, "crop_px": 48}}}
-    save_checkpoint(folder, lseg, ("wall", "sky"), extra)
-    return folder
+    return tiny_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

@@ -2,36 +2,20 @@
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from model.checkpoint import save_checkpoint
-from model.lseg import build_lseg
 from pipeline.inference.served_limits import Limits
 from pipeline.serving.app import Example, build_app
 from pipeline.serving.champion import Champion
 from pipeline.serving.engine import Engine
 from pipeline.serving.local import LocalBackend
-from tests.pipeline.evaluation.conftest import spread_predictions
-from tests.support.mini_shards import tiny_model
+from tests.support.tiny_checkpoint import tiny_checkpoint
 
 LIMITS = Limits(max_image_mib=0.05, max_image_mpx=0.01, max_labels=300)
-TRAINED = ("wall", "traffic light")
-
-
-def tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """A tiny network whose answers vary over an image."""
-    torch.manual_seed(seed)
-    lseg = build_lseg(tiny_model(), 512)
-    spread_predictions(lseg)
-    extra = {"data": {"augment": {"base_px": 60, "crop_px": 48}}}
-    save_checkpoint(folder, lseg, ("wall", "traffic_light"), extra, texts=TRAINED)
-    return folder
 
 
 def png(seed: int = 1, height: int = 40, width: int = 64) -> bytes:

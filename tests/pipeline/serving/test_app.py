@@ -17,7 +17,8 @@ from pipeline.serving.calls import Busy, TooLate
 from pipeline.serving.gate import KEY, api_key
 from pipeline.serving.local import LocalBackend
 from pipeline.serving.openapi import described
-from tests.pipeline.serving.conftest import LIMITS, TRAINED, png
+from tests.pipeline.serving.conftest import LIMITS, png
+from tests.support.tiny_checkpoint import TRAINED
 
 LABELS = ["grass", "sky", "red car", "dog"]
 

@@ -10,7 +10,8 @@ from pipeline.serving import champion as module
 from pipeline.serving.calls import Call
 from pipeline.serving.champion import Champion
 from pipeline.serving.engine import Engine
-from tests.pipeline.serving.conftest import LIMITS, png, tiny_checkpoint
+from tests.pipeline.serving.conftest import LIMITS, png
+from tests.support.tiny_checkpoint import tiny_checkpoint
 
 URI = "models:/lseg@champion"
 
