@@ -1,5 +1,6 @@
 """Rows of the stream in, crops out: the decoding, as each loader actor does it."""
 
+import ctypes
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from pipeline.data.shards.cache import ShardCache, default_folder
 from pipeline.data.shards.corpus import Corpus, SampleReader
 from pipeline.data.taxonomy import IGNORE
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of two parameters of glibc's malloc, from its malloc.h."""
 _Loaded = tuple[int, str]
 """CRC-32 of a stored sample, and what is wrong with it, if anything."""
 
@@ -94,6 +97,19 @@ class _Memory:
         new = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
         self._pairs = [*self._pairs[-1:], new]
         return new
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep freed memory of up to 64 MiB a thread, for the next sample.
+
+    By default glibc gives large arrays back to the kernel at once, and its new pages for the label
+    and the copies of each picture of 2048x1024 take a quarter of the loader's time. Other C
+    libraries have no such parameter, and are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # The largest that it takes.
+        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def open_cache(config: DataConfig, uri: str) -> ShardCache | None:

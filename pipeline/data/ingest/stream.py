@@ -23,6 +23,7 @@ from ray.data.block import BlockMetadata
 from pipeline import monitoring
 from pipeline.data.ingest.config import DataConfig as DataConfig
 from pipeline.data.ingest.loader import CropLoader as CropLoader
+from pipeline.data.ingest.loader import keep_freed_memory
 from pipeline.data.ingest.loader import open_cache as open_cache
 from pipeline.data.ingest.mixture import Mixture, Row, capped, resolve_weights
 from pipeline.data.ingest.share import NodeShare
@@ -125,6 +126,7 @@ class BlockLoader:
         self, corpus: Corpus, mixture: Mixture, config: DataConfig, share: NodeShare
     ) -> None:
         log_as("loader")
+        keep_freed_memory()
         self._loader = CropLoader(corpus, mixture, config)
         self._mixture, self._share = mixture, share
         self._node = ray.get_runtime_context().get_node_id()

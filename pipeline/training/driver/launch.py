@@ -214,6 +214,8 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
             failure_config=ray.train.FailureConfig(
                 max_failures=cluster.max_failures,
                 # A checkpoint that is on its way when a node goes is still stored by the others.
+                # relax_collectives_on_preemption would not help: it lets the others report without
+                # the workers of that node, whose part in the step's all-reduce they lack before.
                 preemption_grace_s=_GRACE_S,
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
