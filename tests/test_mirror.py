@@ -29,7 +29,6 @@ TESTED_ELSEWHERE = {
     "pipeline.data.datasets.polygons": "pipeline/data/datasets/test_idd.py",
     "pipeline.data.datasets.sunrgbd_layouts": "pipeline/data/datasets/test_sunrgbd_official.py",
     "pipeline.data.ingest.config": "pipeline/data/ingest/test_stream.py",
-    "pipeline.data.ingest.loader": "pipeline/data/ingest/test_stream.py",
     "pipeline.data.inspect.check": "jobs/test_doctor.py",
     "pipeline.data.inspect.page": "jobs/test_preview.py",
     "pipeline.data.inspect.report": "jobs/test_doctor.py",

@@ -103,7 +103,7 @@ def keep_freed_memory() -> None:
     """Lets this process keep freed memory of up to 64 MiB a thread, for the next sample.
 
     By default glibc gives large arrays back to the kernel at once, and its new pages for the label
-    and the copies of each picture of 2048x1024 take a quarter of the loader's time. Other C
+    and the copies of each image of 2048x1024 take a quarter of the loader's time. Other C
     libraries have no such parameter, and are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
