@@ -49,8 +49,8 @@ class PackageEncoder(TextEncoder):
             weights = load(read_member(archive, "model.safetensors", where))
         except SafetensorError as error:
             raise ModelError(f"{where}: {archive} is damaged ({error}): install it again") from None
-        self._tower = BertMean(weights, json.loads(bert), torch.device(device))
-        self.dim = self._tower.dim
+        self.tower = BertMean(weights, json.loads(bert), torch.device(device))
+        self.dim = self.tower.dim
         self._max_tokens = int(json.loads(sentence)["max_seq_length"])
         self._tokenizer: Any = Tokenizer.from_str(vocabulary)
         self._tokenizer.no_padding()
@@ -65,13 +65,18 @@ class PackageEncoder(TextEncoder):
         """Counts the tokens of a text, those of start and end included."""
         return len(self._tokenizer.encode(text).ids)
 
+    def padding_tokenizer(self, padding: int) -> str:
+        """The tokenizer as a `tokenizer.json` that cuts long texts and pads short ones."""
+        tokenizer = type(self._tokenizer).from_str(self._tokenizer.to_str())
+        tokenizer.enable_truncation(self._max_tokens)
+        tokenizer.enable_padding(pad_id=padding, pad_token=tokenizer.id_to_token(padding))
+        return tokenizer.to_str()
+
     def _forward(self, texts: list[str]) -> Tensor:
         most = self._max_tokens
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
         # The token of the end stays where a text is cut.
-        return self._tower(
-            [row if len(row) <= most else [*row[: most - 1], row[-1]] for row in ids]
-        )
+        return self.tower([row if len(row) <= most else [*row[: most - 1], row[-1]] for row in ids])
 
 
 class BertMean:
@@ -100,10 +105,14 @@ class BertMean:
         ids_BT = torch.tensor(padded, device=self._device)
         lengths_B = torch.tensor([len(row) for row in rows], device=self._device)
         real_BT = torch.arange(longest, device=self._device) < lengths_B[:, None]
+        return self.encode(ids_BT, real_BT)
+
+    def encode(self, ids_BT: Tensor, real_BT: Tensor) -> Tensor:
+        """Encodes padded texts, of whose tokens `real_BT` are the texts': (B, C) float32."""
         states_BTC = self._embedded(ids_BT)
         for layer in range(self._num_layers):
             states_BTC = self._layer(states_BTC, real_BT, f"encoder.layer.{layer}")
-        return (states_BTC * real_BT[:, :, None]).sum(1) / lengths_B[:, None]
+        return (states_BTC * real_BT[:, :, None]).sum(1) / real_BT.sum(1, keepdim=True)
 
     def _embedded(self, ids_BT: Tensor) -> Tensor:
         tables = {

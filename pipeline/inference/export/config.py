@@ -36,6 +36,10 @@ class ExportConfig:
     `int8` stores the matrices of linear layers in 8 bits and multiplies in them. What either costs
     is measured on `images` and printed."""
 
+    text_tower: bool = False
+    """Write the text tower and its tokenizer too, so that words change without this project: with
+    onnx or torch, for CLIP and the sentence encoders of packages."""
+
     images: tuple[str, ...] = ()
     """Images on which the export is compared with the network, at three sizes: files, folders or
     patterns; without them it is done on generated ones, which says less of `fp16` and `int8`."""
@@ -44,6 +48,11 @@ class ExportConfig:
         object.__setattr__(self, "images", tuple(self.images))
         if self.labels.strip() and self.labels_file:
             raise UserError("labels_file: labels is set too: give one of them")
+        if self.text_tower and self.to == "safetensors":
+            raise UserError(
+                "text_tower=true: is for to=onnx and to=torch; the folder of safetensors names its "
+                "text encoder: leave it out"
+            )
         if self.precision != "fp32" and self.to != "onnx":
             raise UserError(
                 f"precision={self.precision}: is for to=onnx alone, and to is {self.to}: leave it "

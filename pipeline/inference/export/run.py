@@ -14,6 +14,7 @@ import torch
 
 from model.checkpoint import local, save_checkpoint
 from model.lseg import LSeg
+from model.text import build_text_encoder
 from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import pinned
@@ -43,6 +44,7 @@ from pipeline.inference.export.onnx_file import (
     store_halves,
     write_onnx,
 )
+from pipeline.inference.export.text_tower import write_text_tower
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.search import find_photos
 from pipeline.storage.places import try_writable_place
@@ -102,6 +104,9 @@ def export(config: ExportConfig) -> Exported:
         lines = "".join(f"{label}\n" for label in labels)
         (staged / name).write_text(lines, encoding="utf-8")
         described = _description(config, lseg, folder, difference, agreement)
+        if config.text_tower:
+            encoder = build_text_encoder(lseg.config.text)
+            described["text"] = write_text_tower(config.to, encoder, staged, labels, text_KC)
         (staged / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         files = tuple(sorted(path.name for path in staged.iterdir()))
         out.mkdir(parents=True, exist_ok=True)
