@@ -3,12 +3,15 @@
     python -m tests.integration.soak [--steps 20000] [--kill_every 2000] [--out runs/soak.json]
 
 A tiny LSeg trains on two simulated nodes (`ray.cluster_utils.Cluster`: each with a raylet and an
-object store of its own), a worker on each, and one of them is killed every so many steps. Shortly
-before each kill, at the same age of the workers each time, the private memory, the descriptors and
-the threads of every process are read, by role. Of the readings the first is left out, and the mean
-of the first half of the others is compared with that of the second:
+object store of its own), a worker on each, and one of them is killed every so many steps. A quarter
+of the way to each kill and shortly before it, at the same ages of the workers each time, the
+private memory, the descriptors and the threads of every process are read, by role. The first
+interval is left out. Of the later readings the mean of the first half of the others is compared
+with that of the second, and of the workers and loaders, which start anew, also the early readings
+with the late ones:
 
-    memory                       grows by less than 5 % in all
+    memory                       grows by less than 5 % in all, and by less than 5 % (or 16 MiB)
+                                 in each role and within the life of workers and loaders
     descriptors and threads      grow by less than 5 % (or by one in a process) in each role
     order of the samples         is that of an undisturbed run, which is computed from the plan
     the node's disk              holds no local checkpoint at the end
@@ -22,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +65,10 @@ ROLES = {
     "plasma": "store",
 }
 FLAT = 0.05
+LEAST = {"mib": 16, "descriptors": 1, "threads": 1}
+"""Growth of a role that may have another cause than a leak."""
+EPHEMERAL = ("worker", "loader")
+"""Roles whose processes start anew after each kill."""
 KINDS = ("mib", "descriptors", "threads")
 
 Reading = dict[str, Counter[str]]
@@ -105,16 +113,19 @@ def expected_order(config: TrainMixConfig, steps: int) -> str:
     return "".join(lines)
 
 
-def run(process: Process, steps: int, kill_every: int) -> list[Reading]:
-    """Kills a worker every so many steps until the run ends."""
+def run(process: Process, steps: int, kill_every: int) -> list[tuple[Reading, Reading]]:
+    """Kills a worker every so many steps until the run ends; the early and the late readings."""
     readings = []
     for number, step in enumerate(range(kill_every, steps, kill_every)):
+        process.wait_for_step(step - kill_every * 3 // 4, timeout_s=7200)
+        early = read()
         process.wait_for_step(step - kill_every // 10, timeout_s=7200)
-        readings.append(read())
+        late = read()
+        readings.append((early, late))
         process.wait_for_step(step, timeout_s=600)
         workers = train_workers()
         workers[number % len(workers)].kill()
-        began, held = time.monotonic(), {k: {"all": c.total()} | c for k, c in readings[-1].items()}
+        began, held = time.monotonic(), {k: {"all": c.total()} | c for k, c in late.items()}
         print(f"killed a worker after step {process.step}; {json.dumps(held)}", flush=True)
         while not any(when > began + 5 for when, _ in process.steps[-1:]):
             if process.popen.poll() is not None or time.monotonic() - began > 300:
@@ -125,32 +136,52 @@ def run(process: Process, steps: int, kill_every: int) -> list[Reading]:
     return readings
 
 
-def growth(readings: list[Reading]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Of each kind and role the mean of the first half of the readings, and of the second."""
-    later = readings[1:]
-    half = len(later) // 2
-    parts = later[:half], later[-half:]
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+Means = dict[str, dict[str, tuple[float, float]]]
+"""Of each kind and role the mean of some readings, and of others."""
+
+
+def growth(readings: list[tuple[Reading, Reading]]) -> Means:
+    """The first half of the late readings, and the second; the first interval is left out."""
+    late = [pair[1] for pair in readings[1:]]
+    half = len(late) // 2
+    return means(late[:half], late[-half:])
+
+
+def means(before: Sequence[Reading], after: Sequence[Reading]) -> Means:
+    """The means of two lists of readings."""
+    found: Means = {}
     for kind in KINDS:
-        roles = sorted({role for reading in later for role in reading[kind]})
-        means = {
-            role: [sum(r[kind][role] for r in part) / len(part) for part in parts] for role in roles
+        roles = sorted({role for reading in (*before, *after) for role in reading[kind]})
+        found[kind] = {
+            role: (
+                sum(reading[kind][role] for reading in before) / len(before),
+                sum(reading[kind][role] for reading in after) / len(after),
+            )
+            for role in roles
         }
-        found[kind] = {role: (before, after) for role, (before, after) in means.items()}
     return found
 
 
-def problems(found: dict[str, dict[str, tuple[float, float]]]) -> list[str]:
-    """What grew by more than it may."""
+def problems(found: Means, within: Means) -> list[str]:
+    """What grew by more than it may.
+
+    Args:
+        found: From the first half of the intervals to the second.
+        within: From early in an interval to late in it.
+    """
     told = []
     before, after = (sum(pair[part] for pair in found["mib"].values()) for part in (0, 1))
     if after > before * (1 + FLAT):
         told.append(f"memory: {before:.0f} -> {after:.0f} MiB")
-    for kind in KINDS[1:]:
+    for kind in KINDS:
         for role, (first, second) in found[kind].items():
             # Idle workers of Ray, which are "other", come and go.
-            if role != "other" and second > max(first * (1 + FLAT), first + 1):
+            if role != "other" and second > max(first * (1 + FLAT), first + LEAST[kind]):
                 told.append(f"{kind} of {role}: {first:.1f} -> {second:.1f}")
+        for role in EPHEMERAL:
+            first, second = within[kind].get(role, (0.0, 0.0))
+            if second > max(first * (1 + FLAT), first + LEAST[kind]):
+                told.append(f"{kind} of {role}, by its age: {first:.1f} -> {second:.1f}")
     return told
 
 
@@ -171,13 +202,15 @@ def soak(folder: Path, steps: int, kill_every: int) -> dict[str, Any]:
         cluster.shutdown()
     config = parse(TrainMixConfig, ["--config", str(recipe)])
     found = growth(readings)
-    told = problems(found)
+    within = means([pair[0] for pair in readings[1:]], [pair[1] for pair in readings[1:]])
+    told = problems(found, within)
     stored = folder / f"runs/soak/step_{steps:08d}/order.txt"
     if stored.read_text() != expected_order(config, steps):
         told.append("order: other samples came than in an undisturbed run")
     if left := list(Path(tempfile.gettempdir()).glob("lseg-checkpoint-soak-*")):
         told.append(f"disk: {left} left")
-    return {"steps": steps, "kills": len(readings), "means": found, "problems": told}
+    figures = {"means": found, "by_age": within, "problems": told}
+    return {"steps": steps, "kills": len(readings)} | figures
 
 
 def main() -> int:

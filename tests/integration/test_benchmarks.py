@@ -57,13 +57,25 @@ def reading(mib: int, descriptors: int = 20) -> soak.Reading:
 
 def test_the_soak_compares_the_later_readings_with_the_earlier_ones():
     def told(*readings: soak.Reading) -> list[str]:
-        return soak.problems(soak.growth(list(readings)))
+        found = soak.growth([(each, each) for each in readings])
+        return soak.problems(found, soak.means(readings, readings))
 
     assert told(*(reading(300) for _ in range(5))) == []
     assert told(reading(900), reading(300), reading(310), reading(305), reading(310)) == []
     assert told(reading(1), reading(300), reading(300), reading(330), reading(340)) == [
-        "memory: 400 -> 435 MiB"
+        "memory: 400 -> 435 MiB",
+        "mib of worker: 300.0 -> 335.0",
     ]
     assert told(reading(1), reading(300), reading(300, 30), reading(300, 40)) == [
         "descriptors of worker: 20.0 -> 40.0"
     ]
+
+
+def test_the_soak_compares_workers_with_younger_ones():
+    found = soak.growth([(reading(300), reading(300))] * 5)
+    early, late = [reading(300)] * 3, [reading(330, 23)] * 3
+    assert soak.problems(found, soak.means(early, late)) == [
+        "mib of worker, by its age: 300.0 -> 330.0",
+        "descriptors of worker, by its age: 20.0 -> 23.0",
+    ]
+    assert soak.problems(found, soak.means(early, [reading(314, 21)] * 3)) == []
