@@ -224,7 +224,7 @@ def _flushed(code: int) -> int:
     return code
 
 
-def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
+def start_ray(num_cpus: float, num_gpus: int = 0, least_cpus: float = 0.0) -> None:
     """Connects to the Ray cluster around this process, or starts a local one.
 
     Inside a cluster (`RAY_ADDRESS` is set, as under `ray job submit`) that cluster is used. Where
@@ -233,8 +233,9 @@ def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
     the cores: the training workers hold theirs for the whole run, and data loading needs more.
 
     Args:
-        num_cpus: Logical CPUs that the job needs at once.
+        num_cpus: Logical CPUs that the job holds at once.
         num_gpus: GPUs that it needs at once.
+        least_cpus: Logical CPUs with which it can begin on a cluster; 0: all of `num_cpus`.
 
     Raises:
         UserError: The cluster does not answer, or is smaller than the job needs.
@@ -263,7 +264,7 @@ def start_ray(num_cpus: float, num_gpus: int = 0) -> None:
                 runtime_env={"worker_process_setup_hook": "jobs.ray_worker.prepare"},
             )
     keep_back_lines(_NEWS_TO_NOBODY)
-    needed = {"CPU": num_cpus, "GPU": float(num_gpus)}
+    needed = {"CPU": least_cpus or num_cpus, "GPU": float(num_gpus)}
     for kind, available in _cluster_resources(needed).items():
         if available < needed[kind]:
             lower = "cluster.num_workers (of an evaluation: workers.num_workers)"

@@ -36,17 +36,24 @@ class JobConfig(TrainMixConfig):
     """Machines to plan for: a dry run then also prints images/s, and what is short first."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hardware != HardwareConfig() and not (self.dry_run and self.hardware.gpu):
+        is_planned = self.dry_run and self.hardware.gpu
+        if self.hardware != HardwareConfig() and not is_planned:
             raise UserError(
                 "hardware: plans without training: set hardware.gpu, and add --dry_run true"
             )
-
-
-def _planned_for(config: TrainMixConfig, hardware: HardwareConfig) -> TrainMixConfig:
-    """The run with a worker on each GPU of the machines."""
-    cluster = replace(config.cluster, num_workers=hardware.num_workers, min_workers=0, use_gpu=True)
-    return replace(config, cluster=cluster)
+        if is_planned:  # A worker on each GPU, whatever the recipe has.
+            num, given = self.hardware.num_workers, self.cluster
+            cluster = replace(given, num_workers=num, min_workers=0, use_gpu=True)
+            object.__setattr__(self, "cluster", cluster)
+        try:
+            super().__post_init__()
+        except UserError as error:
+            if not is_planned:
+                raise
+            raise UserError(
+                f"hardware: {self.hardware.nodes} node(s) with {self.hardware.gpus_per_node} GPUs "
+                f"have {self.hardware.num_workers} workers (cluster.num_workers): {error}"
+            ) from error
 
 
 def run(given: JobConfig) -> None:
@@ -62,8 +69,6 @@ def run(given: JobConfig) -> None:
             try_writable_place("run.storage", config.run.storage)
         except UserError as error:  # It may be a place of other machines.
             logger.warning("a run on this machine would be refused: %s", error)
-        if given.hardware.gpu:
-            config = _planned_for(config, given.hardware)
         plan = plan_if_possible(config)
         estimate = dry_run(config, plan)
         if given.hardware.gpu:

@@ -40,8 +40,8 @@ MANY_SCORES = 40_000
 class StartRay(Protocol):
     """Connects to Ray, or starts it, and waits for what a job needs at once."""
 
-    def __call__(self, num_cpus: float, num_gpus: int = 0) -> None:
-        """Raises UserError where the cluster is smaller."""
+    def __call__(self, num_cpus: float, num_gpus: int = 0, least_cpus: float = 0.0) -> None:
+        """Raises UserError where the cluster is smaller; `jobs.cli.start_ray` says more."""
 
 
 @dataclass(frozen=True)

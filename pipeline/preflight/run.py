@@ -32,7 +32,7 @@ _BYTES_OF_A_GRADIENT = 4
 
 def check_cluster(
     config: TrainMixConfig,
-    start_ray: Callable[[float, int], None],
+    start_ray: Callable[[float, int, float], None],
     exchange_mib: int,
     read_s: float,
 ) -> Report:
@@ -55,9 +55,8 @@ def check_cluster(
     report = Report()
     _check_storage(report, config)
     _check_mlflow(report, config)
-    workers, gpus = config.cluster.num_workers, config.cluster.use_gpu
     try:
-        start_ray(config.logical_cpus, workers if gpus else 0)
+        start_ray(config.logical_cpus, config.fewest_gpus, config.least_cpus)
     except UserError as error:
         if not ray.is_initialized():
             raise

@@ -93,9 +93,9 @@ def retrain(config: RetrainConfig, start_ray: StartRay | None = None) -> Result:
 def _shown(start_ray: StartRay | None, model: str) -> StartRay:
     """Shows Prometheus the re-training from when Ray is there, hours before its outcome."""
 
-    def start(num_cpus: float, num_gpus: int = 0) -> None:
+    def start(num_cpus: float, num_gpus: int = 0, least_cpus: float = 0.0) -> None:
         if start_ray is not None:
-            start_ray(num_cpus, num_gpus)
+            start_ray(num_cpus, num_gpus, least_cpus)
         monitoring.RETRAINING_ACTIVE.set(1, model=model)
         for outcome in OUTCOMES:
             monitoring.RETRAININGS.start(model=model, outcome=outcome)

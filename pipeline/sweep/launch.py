@@ -51,7 +51,9 @@ class SweepOutcome:
 
 
 def run_sweep(
-    config: SweepConfig, build: Builders, start_ray: Callable[[float, int], None] | None = None
+    config: SweepConfig,
+    build: Builders,
+    start_ray: Callable[[float, int, float], None] | None = None,
 ) -> SweepOutcome:
     """Runs the trials that have no result yet, and compares all.
 
@@ -69,8 +71,9 @@ def run_sweep(
     with Lease(storage, LOCK_NAME), ExitStack() as stack:
         check_settings(config, trials, build.training, storage)
         if start_ray is not None:
-            together = max(1, config.max_concurrent)
-            start_ray(example.logical_cpus * together, example.fewest_gpus * together)
+            one = example.logical_cpus, example.fewest_gpus, example.least_cpus
+            cpus, gpus, least_cpus = (max(1, config.max_concurrent) * number for number in one)
+            start_ray(cpus, int(gpus), least_cpus)
         # Removed after the tracker has sent from it, or given up.
         scratch = stack.enter_context(
             TemporaryDirectory(prefix="lseg-sweep-report-", ignore_cleanup_errors=True)

@@ -15,6 +15,9 @@ from pipeline.data.ingest.config import DataConfig
 from pipeline.errors import UserError
 from pipeline.tracking.config import TrackingConfig
 
+_BEFORE_TIMEOUT = 0.8
+"""Share of `cluster.collective_timeout_s` after which a worker without a step ends, at most."""
+
 
 def _require(group: str, given: Any, names: str, holds: Callable[[Any], bool], rule: str) -> None:
     """Refuses the first of some settings of a group that breaks a rule."""
@@ -310,10 +313,11 @@ class ClusterConfig:
     collective_timeout_s: float = 300.0
     """A worker that waits so long for the others within one exchange (NCCL, gloo) fails, and all
     start anew from the last checkpoint."""
-    stuck_s: float = 900.0
-    """A worker that makes no step for so long writes its stacks to the log and to the folder
-    `stuck` of the run, and all start anew from the last checkpoint; counted from its first step.
-    0 waits for ever."""
+    stuck_s: float = 240.0
+    """A worker that makes no step for so long (for half an hour before its first one) writes its
+    stacks to the log and to the folder `stuck` of the run, and all start anew from the last
+    checkpoint. 0 waits for ever. With several workers it is below `collective_timeout_s`, which
+    would end them without their stacks."""
     preemption_every: int = 10
     """Steps between two looks whether a node is about to be taken away, which calls for a
     checkpoint; 0 never looks."""
@@ -326,9 +330,21 @@ class ClusterConfig:
                 f"cluster.num_workers={self.num_workers}"
             )
         positive = "resize_every_s cpus_per_worker collective_timeout_s"
-        _require("cluster", self, positive, lambda v: v > 0, "be above 0")
-        _require("cluster", self, "preemption_every stuck_s", lambda v: v >= 0, "be >= 0")
+        _require("cluster", self, positive, lambda v: 0 < v < math.inf, "be above 0, and finite")
+        _require("cluster", self, "preemption_every", lambda v: v >= 0, "be >= 0")
+        _require("cluster", self, "stuck_s", lambda v: 0 <= v < math.inf, "be >= 0, and finite")
         _require("cluster", self, "max_failures", lambda v: v >= -1, "be >= 0, or -1 for no limit")
+
+    @property
+    def watch_s(self) -> float:
+        """Seconds without a step after which a worker writes its stacks and ends; 0: never.
+
+        With several workers less than `collective_timeout_s`, after which those that wait for it
+        fail, and Ray ends all of them.
+        """
+        if self.num_workers == 1:
+            return self.stuck_s
+        return min(self.stuck_s, _BEFORE_TIMEOUT * self.collective_timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,6 +403,12 @@ class TrainMixConfig:
         workers = self.cluster.num_workers * self.cluster.cpus_per_worker
         loaders = 1 if self.data.num_loaders == "auto" else self.data.num_loaders
         return workers + loaders * self.data.loader_cpus
+
+    @property
+    def least_cpus(self) -> float:
+        """Logical CPUs without which the run cannot begin; loaders take what the workers leave."""
+        fewest = self.cluster.min_workers or self.cluster.num_workers
+        return fewest * self.cluster.cpus_per_worker
 
     @property
     def fewest_gpus(self) -> int:

@@ -12,11 +12,12 @@ from pipeline.data.shards.format import Manifest
 from pipeline.progress import duration
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.driver.dry_run import Estimate
-from pipeline.training.driver.hardware import GPUS, HardwareConfig
+from pipeline.training.driver.hardware import HardwareConfig
+from pipeline.training.driver.loaders import loaders_of
 
 SUSTAINED = 0.35
 """Share of a GPU's peak that forward and backward sustain, assumed."""
-LOADER_MS = 6.4
+LOADER_MS = 6.9
 """CPU time to load one crop from S3, measured by `tests.benchmarks.ingest`; of one core."""
 _NETWORK_SHARE = 0.8
 """Share of a network's nominal rate that the exchange of gradients reaches, assumed."""
@@ -50,7 +51,7 @@ class Capacity:
     def warnings(self) -> list[str]:
         """What to change, most pressing first."""
         found = []
-        config, gpu = self.estimate.config, GPUS[self.hardware.gpu]
+        config, gpu = self.estimate.config, self.hardware.data_sheet
         if self.estimate.memory_gib > gpu.memory_gib * _USABLE_MEMORY:
             found.append(
                 f"{self.estimate.memory_gib:.1f} GiB do not fit a {self.hardware.gpu}: raise "
@@ -60,7 +61,8 @@ class Capacity:
         remedies = {
             "gradients": "use nodes with a faster network, train.gradient_dtype bf16, or a larger "
             "train.batch_size with train.accumulate",
-            "loaders": "give the nodes more CPUs (hardware.cpus_per_node), or fewer GPUs",
+            "loaders": "give the nodes more CPUs (hardware.cpus_per_node) or fewer GPUs, and the "
+            "loaders all of them (data.num_loaders auto)",
             "S3 requests": "raise data.cache_gib, or spread the shards over more prefixes",
             "network for reading": "raise data.cache_gib",
         }
@@ -77,7 +79,7 @@ class Capacity:
     def lines(self) -> list[str]:
         """The report, for people."""
         config, hardware = self.estimate.config, self.hardware
-        gpu = GPUS[hardware.gpu]
+        gpu = hardware.data_sheet
         images = config.train.steps * config.train.batch_size
         seconds = (images or 10_000) / self.images_per_s
         whole = "" if images else "each 10 000 images: "
@@ -85,7 +87,7 @@ class Capacity:
         notes = {
             "compute": f"{SUSTAINED:.0%} of a peak of {_peak(config, hardware):g} TFLOP/s a GPU",
             "gradients": f"{self.exchange_s * 1000:.1f} ms a step, as if nothing hid them",
-            "loaders": f"{_loader_cpus(config, hardware):g} CPUs a node, {LOADER_MS} ms an image",
+            "loaders": f"{_loader_cores(config, hardware):g} cores a node, {LOADER_MS} ms an image",
             "S3 requests": f"{hardware.s3_requests_s:g} a second; copies answer "
             f"{self.cached_share:.0%}",
             "network for reading": f"{hardware.network_gbit_s:g} Gbit/s a node",
@@ -117,14 +119,14 @@ def plan_capacity(
     Args:
         estimate: The dry run of the recipe with `hardware.num_workers` workers on GPUs.
         hardware: The machines.
-        manifests: The training shards, for their sizes; None where no shards are there, which
-            counts every read as one from the object store.
+        manifests: The training shards, for their sizes; None where no shards are there, and
+            reading them is not among the bounds.
     """
     config = estimate.config
     step_images = config.train.batch_size
     compute = hardware.num_workers * SUSTAINED * _peak(config, hardware) / estimate.tflop_per_image
     exchange_s = _exchange_s(estimate, hardware)
-    loaders = hardware.nodes * _loader_cpus(config, hardware) * 1000 / LOADER_MS
+    loaders = hardware.nodes * _loader_cores(config, hardware) * 1000 / LOADER_MS
     sample_bytes, cached = _reading(config, manifests)
     limits = {"compute": compute, "loaders": loaders}
     if exchange_s:
@@ -144,15 +146,20 @@ def plan_capacity(
 
 def _peak(config: TrainMixConfig, hardware: HardwareConfig) -> float:
     """10^12 operations a second of one GPU, in the precision of the run."""
-    gpu = GPUS[hardware.gpu]
+    gpu = hardware.data_sheet
     has_bf16 = gpu.bf16_tflops and config.train.precision in ("auto", "bf16")
     return gpu.bf16_tflops if has_bf16 else gpu.fp32_tflops
 
 
-def _loader_cpus(config: TrainMixConfig, hardware: HardwareConfig) -> float:
-    """CPU cores of a node that its training workers leave to the loaders."""
-    held = hardware.gpus_per_node * config.cluster.cpus_per_worker
-    return max(hardware.cpus - held, 0.0)
+def _loader_cores(config: TrainMixConfig, hardware: HardwareConfig) -> float:
+    """CPU cores of a node on which its loaders decode: what the workers leave, at most a thread's.
+
+    Where the workers leave none, one loader runs beside them.
+    """
+    workers = hardware.gpus_per_node
+    count, _ = loaders_of(config.data, config.cluster, hardware.cpus, workers)
+    free = hardware.cpus - workers * config.cluster.cpus_per_worker
+    return min(max(free, 1.0), count * config.data.loader_threads)
 
 
 def _exchange_s(estimate: Estimate, hardware: HardwareConfig) -> float:
@@ -162,7 +169,7 @@ def _exchange_s(estimate: Estimate, hardware: HardwareConfig) -> float:
     def ring_s(members: int, bytes_s: float) -> float:
         return 2 * (members - 1) / members * size / (bytes_s * _NETWORK_SHARE)
 
-    within = ring_s(hardware.gpus_per_node, GPUS[hardware.gpu].link_gbyte_s * _GB)
+    within = ring_s(hardware.gpus_per_node, hardware.data_sheet.link_gbyte_s * _GB)
     return within + ring_s(hardware.nodes, hardware.network_gbit_s * _GB / 8)
 
 
@@ -170,9 +177,7 @@ def _reading(
     config: TrainMixConfig, manifests: Mapping[str, Manifest] | None
 ) -> tuple[float, float]:
     """Bytes of a sample, 0 if not known, and the share of reads that the copies answer."""
-    if manifests is None:
-        return 0.0, 0.0
-    if "://" not in config.data.shards:  # Each node reads them in place.
+    if manifests is None or "://" not in config.data.shards:  # Each node reads them in place.
         return 0.0, 1.0
     shards = [shard for manifest in manifests.values() for shard in manifest.shards]
     total = sum(shard.size for shard in shards)

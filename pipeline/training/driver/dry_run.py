@@ -110,6 +110,8 @@ class Estimate:
 def used_long_side(config: TrainMixConfig) -> int:
     """Pixels of the long side of an image at the largest scale of the augmentation."""
     augment = config.data.augment
+    if augment.squash:
+        return augment.crop_px
     return math.ceil(augment.base_px * augment.scale[1])
 
 

@@ -1,5 +1,6 @@
 """The machines that a dry run can plan for: what is known of them, and what a user says."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,14 +15,15 @@ class Gpu:
     """10^12 floating-point operations a second in bf16; 0 where it has none."""
     fp32_tflops: float
     memory_gib: float
+    """What the driver shows of it."""
     link_gbyte_s: float
     """10^9 bytes a second to the other GPUs of its node, in one direction."""
 
 
 GPUS = {
-    "H200": Gpu(989, 67, 131, 450),
-    "H100": Gpu(989, 67, 74, 450),
-    "A100": Gpu(312, 19.5, 74, 300),
+    "H200": Gpu(989, 67, 140, 450),
+    "H100": Gpu(989, 67, 79, 450),
+    "A100": Gpu(312, 19.5, 80, 300),
     "L4": Gpu(121, 30.3, 22, 20),
     "T4": Gpu(0, 8.1, 15, 10),
 }
@@ -32,8 +34,8 @@ GPUS = {
 class HardwareConfig:
     """The machines that a dry run plans for."""
 
-    gpu: Literal["", "H200", "H100", "A100", "L4", "T4"] = ""
-    """Kind of GPU; empty plans nothing."""
+    gpu: Literal["H200", "H100", "A100", "L4", "T4"] | None = None
+    """Kind of GPU; without one nothing is planned."""
     nodes: int = 1
     """Machines."""
     gpus_per_node: int = 8
@@ -50,10 +52,20 @@ class HardwareConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"hardware.{name}={getattr(self, name)}: must be at least 1")
         for name in ("network_gbit_s", "s3_requests_s"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"hardware.{name}={getattr(self, name)}: must be above 0")
-        if self.cpus_per_node < 0:
-            raise UserError(f"hardware.cpus_per_node={self.cpus_per_node:g}: must be 0 or more")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(
+                    f"hardware.{name}={getattr(self, name)}: must be above 0, and finite"
+                )
+        if not 0 <= self.cpus_per_node < math.inf:
+            raise UserError(
+                f"hardware.cpus_per_node={self.cpus_per_node:g}: must be 0 or more, and finite"
+            )
+
+    @property
+    def data_sheet(self) -> Gpu:
+        """What is known of the kind of GPU."""
+        assert self.gpu is not None
+        return GPUS[self.gpu]
 
     @property
     def num_workers(self) -> int:

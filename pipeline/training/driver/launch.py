@@ -85,7 +85,7 @@ def plan_run(config: TrainMixConfig) -> RunPlan:
 
 def train(
     plan: RunPlan,
-    start_ray: Callable[[float, int], None] | None = None,
+    start_ray: Callable[[float, int, float], None] | None = None,
     lineage: Lineage | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> Outcome:
@@ -93,8 +93,8 @@ def train(
 
     Args:
         plan: The run; see `plan_run`.
-        start_ray: Called with the numbers of logical CPUs and of GPUs once there is something to
-            train; None where Ray is running.
+        start_ray: Called with the numbers of logical CPUs, of GPUs, and of the CPUs without
+            which it cannot begin, once there is something to train; None where Ray is running.
         lineage: The larger undertaking that the run is part of.
         callbacks: Further ones for Ray Train, such as Tune's.
 
@@ -119,7 +119,8 @@ def train(
                 check_server(plan.config.tracking)
             plan.announce(first)
             if start_ray is not None:
-                start_ray(plan.config.logical_cpus, plan.config.fewest_gpus)
+                needed = plan.config
+                start_ray(needed.logical_cpus, needed.fewest_gpus, needed.least_cpus)
             # A trial of a sweep runs in a process of Ray's, whose command says nothing.
             command = () if lineage.parent_run_id else sys.argv
             origin = origin_tags(git_commit(), not first, command)

@@ -1,6 +1,7 @@
 """Samples that could not be read: counted over all workers, logged, and limited."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,15 +34,21 @@ class BadSamples:
                 if self._num_bad <= MAX_TOLD:
                     logger.warning("left out row %d of the stream: %s", t, problem)
 
-    def totals(self, device: torch.device) -> tuple[int, str]:
+    def totals(
+        self, device: torch.device, read: Callable[[str, torch.Tensor], Any]
+    ) -> tuple[int, str]:
         """Over all workers since this attempt began; every worker must call it.
+
+        Args:
+            device: Where the workers exchange.
+            read: Brings a tensor to the host; see `Overhead`.
 
         Returns:
             How many, and why the run must end if they are too many, else an empty string.
         """
         counts = torch.tensor([self._num_read, self._num_bad], device=device)
         dist.all_reduce(counts)
-        num_read, num_bad = counts.tolist()  # host synchronisation
+        num_read, num_bad = read("bad samples", counts)
         if num_bad <= (max(FEW, self._max_share * num_read) if self._max_share else 0):
             return num_bad, ""
         return num_bad, (

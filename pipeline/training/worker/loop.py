@@ -71,7 +71,7 @@ def train_worker(settings: dict[str, Any]) -> EarlyEnd:
             describe_run(tracker, job.plan, tags)
             stop = StopListener(job.stop) if job.stop else None
         loop = Loop(job, state, wrapped, encoder, device, tracker, stop)
-        stack.callback(loop.watchdog.close)
+        stack.enter_context(loop.watchdog)
         ended = loop.run()
         if tracker and ended.leaving:
             tracker.close("RUNNING")
@@ -104,11 +104,11 @@ class Loop:
         self.statistics = Statistics(self.lseg)
         self.amp = autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
-        self.notice = PreemptionNotice(self.config.cluster.preemption_every, self.rank)
-        self.watchdog = Watchdog(self.config.run, self.config.cluster.stuck_s, self.rank)
+        self.watchdog = Watchdog(self.config.run, self.config.cluster.watch_s, self.rank)
         self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
         self.ended, self.chance_loss = EarlyEnd(), lambda: math.nan
         self.overhead = Overhead(state.step)
+        self.notice = PreemptionNotice(self.config.cluster, self.rank, self.overhead)
         self.bad = BadSamples(self.config.data.max_bad_share)
         self.dealer = BlockDealer(
             self.config, self.order, state.step, self.rank, self.world, self.bad
@@ -164,7 +164,7 @@ class Loop:
         """Reports what was written, or ends the run by what kept it from that, on all workers."""
         with self.overhead.spent("train/checkpoint_s"):
             self.saver.report()
-            self.ended = ended_by(self.saver.defect, self.device) or self.ended
+            self.ended = ended_by(self.saver.defect, self.device, self.overhead.read) or self.ended
 
     def step(self, batches: Timed) -> tuple[Tensor, float, int]:
         """One optimiser step.
@@ -245,8 +245,8 @@ class Loop:
         if self.nonfinite > self.train.max_nonfinite_steps:
             whole = loss.clone()
             dist.all_reduce(whole)
-            text = diagnose(self.state, self.config, self.order, whole.item(), norm, self.nonfinite)
-            self.ended = EarlyEnd(failed=text)
+            found = self.overhead.read("loss", whole), norm, self.nonfinite
+            self.ended = EarlyEnd(failed=diagnose(self.state, self.config, self.order, *found))
 
     def log(
         self, part: Tensor, grad_norm: float, progress: SpeedMeter, batches: Timed
@@ -255,7 +255,7 @@ class Loop:
         dist.all_reduce(part)
         done, loss = self.state.step, self.overhead.read("loss", part)
         speed = progress.lap(done, batches)
-        num_bad, problem = self.bad.totals(self.device)
+        num_bad, problem = self.bad.totals(self.device, self.overhead.read)
         if problem:
             self.ended = EarlyEnd(failed=problem)
         metrics = {

@@ -7,7 +7,7 @@ import pytest
 from pipeline.tracking import preflight
 from pipeline.tracking.refusals import MlflowRefused
 from pipeline.tracking.tracker import TrackingConfig
-from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
+from pipeline.training.config import ClusterConfig, RunConfig, TrainConfig, TrainMixConfig
 from pipeline.training.driver import launch
 from pipeline.training.job import Lineage
 
@@ -22,7 +22,10 @@ def test_a_refused_training_starts_no_ray_and_a_nested_one_does_not_ask(tmp_path
     monkeypatch.setattr(preflight.MlflowRun, "find_experiment", refuse)
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
     run = RunConfig(name="mine", storage=str(tmp_path))
-    config = TrainMixConfig(run=run, tracking=tracking, train=TrainConfig(steps=1, warmup_steps=0))
+    # It may begin on half of its GPUs, and with the CPUs of the workers alone.
+    cluster = ClusterConfig(num_workers=2, min_workers=1, use_gpu=True)
+    train = TrainConfig(steps=1, warmup_steps=0, batch_size=2)
+    config = TrainMixConfig(run=run, tracking=tracking, train=train, cluster=cluster)
     plan = SimpleNamespace(config=config, announce=lambda first: None, validation_tags={})
     monkeypatch.setattr(launch, "first_step", lambda plan: 0)
     started: list[object] = []
@@ -36,5 +39,5 @@ def test_a_refused_training_starts_no_ray_and_a_nested_one_does_not_ask(tmp_path
     monkeypatch.setattr(launch, "_fit", fit)
     with pytest.raises(KeyboardInterrupt):
         launch.train(plan, lambda *needed: started.append(needed), Lineage(parent_run_id="sweep"))
-    assert started == [(config.logical_cpus, 0)]
+    assert started == [(2.5, 1, 1.0)]
     assert not (tmp_path / "mine" / "train.lock").exists()

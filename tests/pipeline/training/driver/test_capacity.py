@@ -20,12 +20,16 @@ from tests.support.mini_shards import write_manifests
 EIGHT_BY_EIGHT = HardwareConfig(gpu="H100", nodes=8, gpus_per_node=8, network_gbit_s=400)
 
 
-def planned(hardware: HardwareConfig, memory_gib: float = 8.0, **train) -> Capacity:
+def planned(
+    hardware: HardwareConfig, memory_gib: float = 8.0, data: DataConfig | None = None, **train
+) -> Capacity:
     """A network of 300 M parameters and 2.5 TFLOP an image, 4 images a GPU."""
     workers = hardware.num_workers
     given = {"steps": 1000, "batch_size": 4 * workers, **train}
     config = TrainMixConfig(
-        train=TrainConfig(**given), cluster=ClusterConfig(num_workers=workers, use_gpu=True)
+        data=data or DataConfig(),
+        train=TrainConfig(**given),
+        cluster=ClusterConfig(num_workers=workers, use_gpu=True),
     )
     estimate = Estimate(config, 300_000_000, 194, None, memory_gib, 2.5, 0.0)
     return plan_capacity(estimate, hardware)
@@ -37,11 +41,11 @@ def test_each_bound_is_that_of_the_data_sheets():
     assert found.limits["compute"] == pytest.approx(compute)
     # 96 cores a node, of which 8 workers hold one each.
     assert found.limits["loaders"] == pytest.approx(8 * 88 * 1000 / LOADER_MS)
+    assert "S3 requests" not in found.limits  # There are no shards to look at.
     # 1.2 GB in fp32: seven eighths of it twice, over 450 GB/s within and 50 GB/s among the nodes.
     seconds = 2 * 7 / 8 * 1.2 * (1 / (450 * 0.8) + 1 / (50 * 0.8))
     assert found.exchange_s == pytest.approx(seconds)
     assert found.limits["gradients"] == pytest.approx(256 / seconds)
-    assert found.limits["S3 requests"] == 5500
     step_s = 256 / compute
     assert found.images_per_s == pytest.approx(256 / (step_s / 3 + max(2 / 3 * step_s, seconds)))
     assert found.estimate.checkpoint_gb == pytest.approx(2.4)  # Weights and momentum.
@@ -69,7 +73,14 @@ def test_what_is_short_is_named_with_its_remedy():
     few = planned(replace(EIGHT_BY_EIGHT, cpus_per_node=9))
     assert few.first == "loaders"
     assert any("hardware.cpus_per_node" in warning for warning in few.warnings())
-    assert any("do not fit a H100" in w for w in planned(EIGHT_BY_EIGHT, memory_gib=70).warnings())
+    # Where the workers hold all, one loader runs beside them.
+    none = planned(replace(EIGHT_BY_EIGHT, cpus_per_node=8))
+    assert none.limits["loaders"] == pytest.approx(8 * 1000 / LOADER_MS)
+    assert "loaders allow" in "\n".join(none.lines())
+    # More cores than the loaders have threads for.
+    one = planned(EIGHT_BY_EIGHT, data=DataConfig(num_loaders=1, loader_threads=2))
+    assert one.limits["loaders"] == pytest.approx(8 * 2 * 1000 / LOADER_MS)
+    assert any("do not fit a H100" in w for w in planned(EIGHT_BY_EIGHT, memory_gib=75).warnings())
     old = planned(HardwareConfig(gpu="T4"))
     assert old.limits["compute"] == pytest.approx(8 * SUSTAINED * 8.1 / 2.5)
     assert "train.precision fp32" in old.warnings()[-1]
@@ -94,6 +105,11 @@ def test_the_job_plans_for_the_machines_and_never_trains_on_them(tmp_path, capsy
     assert main(JobConfig, run, [*recipe, *machines]) == 2
     assert "hardware: plans without training" in capsys.readouterr().err
     assert main(JobConfig, run, [*recipe, "--hardware.gpu", "A100", "--dry_run", "true"]) == 0
+    many = [*recipe, "--hardware.gpu", "A100", "--hardware.nodes", "8", "--dry_run", "true"]
+    assert main(JobConfig, run, many) == 2
+    told = capsys.readouterr().err
+    assert "hardware: 8 node(s) with 8 GPUs have 64 workers" in told
+    assert "train.batch_size=16" in told
     assert "finer" not in text  # Pictures of 8 pixels; the recipe uses 160.
 
 
@@ -112,7 +128,14 @@ def test_shards_that_are_far_finer_than_the_recipe_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("nodes", 0), ("gpus_per_node", 0), ("network_gbit_s", 0), ("cpus_per_node", -1)],
+    [
+        ("nodes", 0),
+        ("gpus_per_node", 0),
+        ("network_gbit_s", 0),
+        ("s3_requests_s", float("inf")),
+        ("cpus_per_node", -1),
+        ("cpus_per_node", float("nan")),
+    ],
 )
 def test_machines_that_do_not_exist_are_refused(key, value):
     with pytest.raises(UserError, match=rf"hardware\.{key}="):

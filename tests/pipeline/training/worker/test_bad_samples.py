@@ -45,7 +45,7 @@ def test_the_run_ends_when_too_many_samples_are_bad(max_share, num_bad, ends, ca
     with caplog.at_level(logging.WARNING):
         bad.add(batch(num_bad))
     bad.add(batch(0))
-    found, problem = bad.totals(CPU)
+    found, problem = bad.totals(CPU, lambda _, counts: counts.tolist())
     assert found == num_bad == len(caplog.messages)
     assert bool(problem) == ends
     if ends:
