@@ -15,7 +15,7 @@ UNKNOWN = "unknown"
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the sources that run."""
 
-_SOURCES = (".csv", ".json", ".py", ".yaml")
+_SOURCES = (".csv", ".json", ".py", ".tsv", ".txt", ".yaml")
 """What decides about a run; compiled files do not."""
 
 _LIBRARIES = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoints.origin import tags_of_this_process
 from pipeline.checkpoints.provenance import Provenance
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.storage.places import home_state_dir
@@ -33,13 +34,13 @@ class Destination:
 
 def open_run(config: EvaluateConfig, found: Destination) -> Tracker:
     """Opens the run that the checkpoint came from, or one of the evaluation's own without any."""
-    tags = {"checkpoint": config.checkpoint} if found.is_own else None
+    own = {"checkpoint": config.checkpoint} | tags_of_this_process() if found.is_own else None
     return Tracker.start(
         found.tracking,
         run_name=found.run_name,
         spill_path=found.journal,
         run_id=found.run_id,
-        tags=tags,
+        tags=own,
         is_guest=not found.is_own,
     )
 

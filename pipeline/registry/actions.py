@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from pipeline.checkpoints.environment import source_fingerprint
 from pipeline.checkpoints.files import checkpoint_fingerprint
+from pipeline.checkpoints.origin import tags_of_this_process
 from pipeline.checkpoints.provenance import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.registry.config import RegistryJobConfig
@@ -17,7 +18,7 @@ from pipeline.registry.registry import CHAMPION, WEIGHTS_TAG, ModelVersion, Regi
 from pipeline.storage.open import open_storage
 from pipeline.tracking.config import server_uri
 from pipeline.tracking.mlflow_run import MlflowRun
-from pipeline.tracking.records import RunIdentity, now_ms
+from pipeline.tracking.records import Record, RunIdentity, now_ms
 
 
 def change_registry(config: RegistryJobConfig) -> list[ModelVersion]:
@@ -128,6 +129,7 @@ def _new_run(config: RegistryJobConfig) -> str:
     )
     run = MlflowRun(server_uri(config.tracking), identity, artifacts=config.tracking.artifacts)
     run.open(resume=False)
+    run.offer([Record(kind="tags", time_ms=now_ms(), values=tags_of_this_process())])
     run.end("FINISHED", now_ms())
     return run.identity.run_id
 

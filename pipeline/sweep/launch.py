@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
 
+from pipeline.checkpoints.origin import tags_of_this_process
 from pipeline.errors import UserError
 from pipeline.storage.base import Storage
 from pipeline.storage.lease import Lease
@@ -166,7 +167,7 @@ def _tracker(config: SweepConfig) -> Tracker:
         config.tracking,
         run_name=config.name,
         spill_path=folder / f"tracking-sweep-{config.name}.jsonl",
-        tags={"sweep": config.name, "sweep.kind": "comparison"},
+        tags={"sweep": config.name, "sweep.kind": "comparison"} | tags_of_this_process(),
         params=params,
     )
 

@@ -24,6 +24,7 @@ from pipeline.checkpoints.environment import (
     ray_job_id,
     source_fingerprint,
 )
+from pipeline.checkpoints.origin import origin_tags
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import mlflow_variables, pinned, worker_runtime_env
 from pipeline.checkpoints.weights import weights_tags
@@ -40,7 +41,6 @@ from pipeline.training.driver.failures import (
     way_on,
 )
 from pipeline.training.driver.holding import held
-from pipeline.training.driver.origin import origin_tags
 from pipeline.training.driver.preflight import check_model
 from pipeline.training.driver.resumable import first_step
 from pipeline.training.driver.stream import StreamDealer, remaining_rows

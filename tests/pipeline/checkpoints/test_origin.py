@@ -5,10 +5,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from pipeline.training.driver.origin import origin_tags
+from pipeline.checkpoints.environment import source_fingerprint
+from pipeline.checkpoints.origin import origin_tags, tags_of_this_process
 from pipeline.training.job import NOTE_TAG, Job, Lineage
 
-JOB = str(Path(__file__).parents[4] / "jobs" / "train_mix.py")
+JOB = str(Path(__file__).parents[3] / "jobs" / "train_mix.py")
 COMMIT = "c" * 40
 
 
@@ -48,6 +49,22 @@ def test_an_unknown_commit_is_none_and_a_foreign_script_stays_as_it_is():
     assert "mlflow.source.git.commit" not in tags
     assert tags["mlflow.source.name"] == "/elsewhere/mine.py"
     assert origin_tags("unknown", True, ()).keys() == {"mlflow.user"}
+
+
+def test_a_run_that_is_no_training_says_its_code_user_and_script(monkeypatch):
+    monkeypatch.setenv("LSEG_GIT_COMMIT", COMMIT)
+    monkeypatch.setattr("sys.argv", [JOB, "--config", "x"])
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    tags = tags_of_this_process()
+    assert tags.pop("source_fingerprint") == source_fingerprint()
+    assert tags == {
+        "git_commit": COMMIT,
+        "mlflow.source.git.commit": COMMIT,
+        "mlflow.source.name": "jobs/train_mix.py",
+        "mlflow.user": "ada",
+    }
+    monkeypatch.setenv("LSEG_USER", " grace ")
+    assert tags_of_this_process()["mlflow.user"] == "grace"
 
 
 def test_secrets_stay_out_of_the_command(monkeypatch):

@@ -1,15 +1,26 @@
 """Who started a run, by which command and from which commit: tags that MLflow's pages read."""
 
 import getpass
+import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.checkpoints.environment import ROOT, UNKNOWN
+from pipeline.checkpoints.environment import ROOT, UNKNOWN, git_commit, source_fingerprint
 from pipeline.tracking.experiment import NOTE_TAG
 from pipeline.tracking.redaction import MASK, is_secret_key, redact_text
 
+USER_VARIABLES = ("LSEG_USER", "MLFLOW_TRACKING_USERNAME")
+"""Who started a run, where all processes of a cluster have one user."""
 _LINE_CHARS = 70
+
+
+def tags_of_this_process() -> dict[str, str]:
+    """The tags of a run that is no training's: its code, user and script; no description."""
+    commit = git_commit()
+    code = {"git_commit": commit, "source_fingerprint": source_fingerprint()}
+    return code | origin_tags(commit, False, sys.argv)
 
 
 def origin_tags(commit: str, is_new: bool, command: Sequence[str]) -> dict[str, str]:
@@ -54,6 +65,9 @@ def _within(script: str) -> str:
 
 
 def _user() -> str:
+    for name in USER_VARIABLES:
+        if user := os.environ.get(name, "").strip():
+            return user
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # A container's user without a name.
