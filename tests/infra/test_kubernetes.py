@@ -142,6 +142,23 @@ def test_overlay_renders_its_kinds_by_the_schemas_of_kubernetes(name):
     assert len(list(pod_templates(docs))) == (0 if name in NAMESPACES else 3)
 
 
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_monitors_and_rules_are_where_the_pods_are(name, tmp_path):
+    """A PodMonitor of another namespace would find no pod, and nothing would say so."""
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    path = tmp_path / "kuberay" / "overlays" / name / "kustomization.yaml"
+    offered = "#   components:\n#     - ../../../components/monitoring\n"
+    text = path.read_text()
+    assert offered in text
+    path.write_text(text.replace(offered, offered.replace("#   ", "").replace("# ", "")))
+    docs = rendered(path.parent)
+    kinds = {each["kind"] for each in docs}
+    assert {"PodMonitor", "PrometheusRule"} <= kinds - set(KINDS["namespace"])
+    for each in docs:
+        if each["kind"] != "Namespace":
+            assert each["metadata"].get("namespace") == "lseg", each["kind"]
+
+
 @pytest.mark.parametrize("name", WITH_CLUSTER)
 def test_overlay_follows_the_schemas_of_kuberay(name, schemas):
     check_against_kuberay(overlay(name), schemas)
