@@ -1,6 +1,9 @@
 """The pods on Kubernetes: confined, with accounts of their own, and reached by few."""
 
+from pathlib import Path
+
 import pytest
+from ray.dashboard.modules.reporter import reporter_agent
 
 from tests.support.deployment import (
     ALL,
@@ -73,6 +76,22 @@ def test_policies_choose_the_right_pods(name):
     assert budget["selector"]["matchLabels"] == dict(chosen) | {"ray.io/node-type": "head"}
     # Of two clusters' heads none may go: the number must stay out of reach.
     assert budget["minAvailable"] >= 100
+
+
+@pytest.mark.parametrize("name", WITH_CLUSTER)
+def test_ray_shows_the_disk_of_the_node_in_a_pod(name, monkeypatch):
+    variable = "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE"
+    spec = cluster(name)
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        env = {each["name"]: each.get("value") for each in container["env"]}
+        assert env[variable] == "1"
+    monkeypatch.setattr(reporter_agent, "IN_KUBERNETES_POD", True)
+    monkeypatch.setattr(reporter_agent, "ENABLE_K8S_DISK_USAGE", False)
+    # What the variable is for: without it Ray answers with figures of no disk.
+    assert reporter_agent.ReporterAgent._get_disk_usage("/tmp")["/"].total == 1
+    text = Path(reporter_agent.__file__).read_text()
+    assert f'ENABLE_K8S_DISK_USAGE = os.environ.get("{variable}") == "1"' in text
 
 
 def test_nobody_moves_a_pod_of_a_cluster_to_save_a_node():
