@@ -153,7 +153,7 @@ def test_monitors_and_rules_are_where_the_pods_are(name, tmp_path):
     path.write_text(text.replace(offered, offered.replace("#   ", "").replace("# ", "")))
     docs = rendered(path.parent)
     kinds = {each["kind"] for each in docs}
-    assert {"PodMonitor", "PrometheusRule"} <= kinds - set(KINDS["namespace"])
+    assert {"PodMonitor", "ServiceMonitor", "PrometheusRule"} <= kinds - set(KINDS["namespace"])
     for each in docs:
         if each["kind"] != "Namespace":
             assert each["metadata"].get("namespace") == "lseg", each["kind"]
@@ -442,6 +442,8 @@ def test_the_cron_job_has_no_rights_and_knows_the_standing_cluster(name):
     assert codes["values"] == [2, LOCKED_EXIT_CODE, 143]
     assert MlflowUnavailable.exit_code not in codes["values"]  # It may answer the next time.
     assert spec["jobTemplate"]["spec"]["backoffLimit"] >= 2
+    # One bad night alerts until the next one, and no longer.
+    assert spec["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] == 24 * 3600
 
 
 def test_copies_lie_below_the_root_of_their_volume(tmp_path):

@@ -22,7 +22,7 @@ PROMETHEUS = INFRA / "prometheus"
 RULE_FILES = [PROMETHEUS / "rules.yaml", PROMETHEUS / "rules-kubernetes.yaml"]
 BOARD = json.loads((INFRA / "grafana" / "boards" / "lseg.json").read_text())
 CASES = ROOT / "tests" / "infra" / "alerts.yaml"
-METRIC = re.compile(r"\b(?:(?:ray_|lseg:|kube_)[a-z0-9_:]+|up|ALERTS)\b")
+METRIC = re.compile(r"\b(?:(?:ray_|lseg:|kube_|kuberay_)[a-z0-9_:]+|up|ALERTS)\b")
 OF_RAY = {
     "ray_node_cpu_count",
     "ray_node_cpu_utilization",
@@ -34,6 +34,7 @@ OF_RAY = {
     "ray_node_network_receive_speed",
     "ray_object_store_used_memory",
 }
+OF_KUBERAY = {"kuberay_job_deployment_status"}
 OF_PROMETHEUS = {"up", "ALERTS"}
 
 
@@ -63,7 +64,7 @@ def test_board_and_rules_ask_for_what_there_is_and_for_all_of_it():
     ours = {f"ray_{metric.name}" for metric in monitoring.ALL}
     asked = [*board_expressions(), *(rule["expr"] for rule in rules())]
     used = {name for expression in asked for name in names_in(expression)}
-    known = ours | OF_RAY | OF_PROMETHEUS | RECORDED
+    known = ours | OF_RAY | OF_KUBERAY | OF_PROMETHEUS | RECORDED
     assert {name for name in used - known if not name.startswith("kube_")} == set()
     assert known - used == set()
 
@@ -166,7 +167,24 @@ def test_the_operator_fetches_from_ports_that_may_be_reached():
         (KUBERAY / "components" / "monitoring" / "kustomization.yaml").read_text()
     )
     assert component["kind"] == "Component"
-    assert set(component["resources"]) == {"podmonitor.yaml", "rules.yaml"}
+    assert set(component["resources"]) == {"podmonitor.yaml", "operator.yaml", "rules.yaml"}
+
+
+def test_the_operator_of_kuberay_says_which_job_failed():
+    (monitor,) = documents(KUBERAY / "components" / "monitoring" / "operator.yaml")
+    chosen = monitor["spec"]["selector"]["matchLabels"]
+    policies = documents(KUBERAY / "namespace" / "policies.yaml")
+    # The same operator that may reach the dashboards.
+    assert chosen in [
+        each.get("podSelector", {}).get("matchLabels")
+        for policy in policies
+        if policy["kind"] == "NetworkPolicy"
+        for rule in policy["spec"]["ingress"]
+        for each in rule["from"]
+    ]
+    # Without its own labels the job's namespace would be `exported_namespace`.
+    assert all(each["honorLabels"] for each in monitor["spec"]["endpoints"])
+    assert 'namespace="lseg"' in ALERTS["LsegRayJobFailed"]["expr"]
 
 
 def test_prometheus_of_compose_fetches_from_every_service_of_ray():

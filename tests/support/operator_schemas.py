@@ -180,6 +180,17 @@ BY_KIND = {
             podMetricsEndpoints=many(closed(port=TEXT, interval=SECONDS), least=1),
         ),
     ),
+    "ServiceMonitor": manifest(
+        _OF_OPERATOR,
+        "ServiceMonitor",
+        closed(
+            namespaceSelector=closed(any=one_of(True)),
+            selector=closed(matchLabels=TEXTS),
+            endpoints=many(
+                closed(port=TEXT, path=TEXT, interval=SECONDS, honorLabels=one_of(True)), least=1
+            ),
+        ),
+    ),
     "PrometheusRule": manifest(
         _OF_OPERATOR,
         "PrometheusRule",
