@@ -1,6 +1,6 @@
 """Fetches the published weights that a recipe names, once, for clusters without the hub.
 
-    python jobs/fetch_weights.py --config jobs/recipes/mix7_vitl16.yaml --to s3://lseg/weights
+    python jobs/fetch_weights.py --config jobs/recipes/mix7_vitl16.yaml --to s3://shards/weights
     python jobs/fetch_weights.py --config jobs/recipes/mix7_vitl16.yaml --to /mnt/weights
 
 Jobs use them where LSEG_WEIGHTS names the place, in the environment of the nodes: each node copies

@@ -4,7 +4,7 @@
     python jobs/train_mix.py --config RECIPE --dry_run true
     python jobs/train_mix.py --config RECIPE --dry_run true --hardware.gpu H100 --hardware.nodes 2
     ray job submit --working-dir . --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S":
-        "300"}}' -- python jobs/train_mix.py --config RECIPE --run.name NAME
+        "120"}}' -- python jobs/train_mix.py --config RECIPE --run.name NAME
 
 The same `run.name` with the same `run.storage` resumes, in the same MLflow run. Ctrl-C, SIGTERM and
 `ray job stop` end a run after its current step, with a checkpoint (exit code 130 or 143).
