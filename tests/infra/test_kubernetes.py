@@ -55,8 +55,11 @@ KINDS = {
     "nightly": ["RayCronJob"],
 }
 CHOICES = {
-    "eks": [["gpu-8", "efa", "kueue"], ["gpu-1", "dashboard"]],
-    "gke": [["gke", "gpu-1", "web-identity", "kueue", "dashboard"]],
+    "eks": [["gpu-8", "efa", "kueue"], ["gpu-1", "dashboard", "on-demand"]],
+    "gke": [
+        ["gke", "gpu-1", "web-identity", "kueue", "dashboard"],
+        ["gke", "gpu-8", "on-demand"],
+    ],
     "on-prem": [
         ["on-prem", "gpu-8", "rdma", "web-identity"],
         ["on-prem", "gpu-1", "kueue", "dashboard"],
@@ -198,6 +201,12 @@ def test_other_parts_can_be_chosen(chosen):
         assert gpus == (1 if "gpu-1" in parts else 8)
         assert ("vpc.amazonaws.com/efa" in limits) is ("efa" in parts)
         assert ("rdma/hca_shared_devices_a" in limits) is ("rdma" in parts)
+        if "on-demand" in parts:
+            head = spec["headGroupSpec"]["template"]["spec"]
+            # Where the head may be: on no spot node of any kind.
+            assert worker["affinity"]["nodeAffinity"] == head["affinity"]["nodeAffinity"]
+            (notice,) = [each for each in container["env"] if each["name"] == "LSEG_NOTICE_S"]
+            assert notice["value"] == "100"
         for pod in (worker, spec["headGroupSpec"]["template"]["spec"]):
             env = {each["name"]: each.get("value") for each in pod["containers"][0].get("env", [])}
             path = env.get("AWS_WEB_IDENTITY_TOKEN_FILE")
@@ -482,6 +491,14 @@ def test_pods_ask_for_the_disk_that_their_volumes_may_take():
             for kind in ("requests", "limits"):
                 size = container["resources"][kind]["ephemeral-storage"]
                 assert gib(size) > wanted, (place, kind)
+
+
+def test_the_page_names_the_files_that_hold_the_places_of_data_and_runs():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    files = [path for path in KUBERAY.rglob("*.yaml") if "s3://shards/mix7" in path.read_text()]
+    assert len(files) == 4
+    for path in files:
+        assert f"`{path.relative_to(KUBERAY).as_posix()}`" in page
 
 
 def test_every_file_is_part_of_an_overlay():
