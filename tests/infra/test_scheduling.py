@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from ray.autoscaler._private.aws.config import DEFAULT_AMI
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
@@ -239,6 +240,10 @@ def test_launcher_file_follows_rays_own_schema():
     validate_config(prepare_config(config))  # As `ray up` does: defaults, then its schema.
     assert config["docker"]["image"] == f"lseg-ray:{project()['version']}"
     types = config["available_node_types"]
+    # Left out, Ray takes an image of its own, whose driver cannot run CUDA 13.
+    images = {each["node_config"]["ImageId"] for each in types.values()}
+    assert all(image.startswith("ami-") for image in images)
+    assert not images & set(DEFAULT_AMI.values())
     head = types.pop(config["head_node_type"])
     assert head["resources"] == {"CPU": 0}
     assert "InstanceMarketOptions" not in head["node_config"]
