@@ -15,6 +15,9 @@ UNKNOWN = "unknown"
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the sources that run."""
 
+COMMIT_FILE = ".commit"
+"""File beside the sources with the commit that an image was built from; there is no repository."""
+
 _SOURCES = (".csv", ".json", ".py", ".tsv", ".txt", ".yaml")
 """What decides about a run; compiled files do not."""
 
@@ -33,14 +36,16 @@ _LIBRARIES = (
 )
 
 
-def git_commit(source: Path = Path(__file__)) -> str:
+def git_commit(source: Path = Path(__file__), root: Path = ROOT) -> str:
     """Names the version of the code.
 
     `LSEG_GIT_COMMIT` comes first: a working directory uploaded by `ray job submit` has no `.git`.
+    An image has its commit in a file.
 
     Args:
         source: A file of the code in question. A repository around it counts only if it tracks
             that file: an installed package may lie inside a checkout of something else.
+        root: The folder of the sources.
 
     Returns:
         40 hex digits, followed by `-dirty` if tracked files were changed; or `unknown`.
@@ -49,10 +54,17 @@ def git_commit(source: Path = Path(__file__)) -> str:
         return commit
     source = source.resolve()
     if _git(source.parent, "ls-files", "--error-unmatch", source.name) is None:
-        return UNKNOWN
+        return _commit_of_image(root) or UNKNOWN
     # Excluding every tag leaves the full hash as the only name.
     described = _git(source.parent, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     return described or UNKNOWN
+
+
+def _commit_of_image(root: Path) -> str:
+    try:
+        return (root / COMMIT_FILE).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def source_fingerprint(root: Path = ROOT) -> str:

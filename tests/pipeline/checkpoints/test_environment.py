@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoints.environment import (
+    COMMIT_FILE,
     UNKNOWN,
     git_commit,
     library_versions,
@@ -52,6 +53,17 @@ def test_a_file_that_the_repository_around_it_does_not_track(checkout):
 def test_the_environment_comes_first(checkout, monkeypatch):
     monkeypatch.setenv("LSEG_GIT_COMMIT", "abc123")
     assert git_commit(checkout[0]) == "abc123"
+
+
+def test_an_image_has_its_commit_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.delenv("LSEG_GIT_COMMIT", raising=False)
+    (tmp_path / "code.py").touch()
+    assert git_commit(tmp_path / "code.py", tmp_path) == UNKNOWN
+    for told, commit in (("", UNKNOWN), (f"{'c' * 40}-dirty\n", f"{'c' * 40}-dirty")):
+        (tmp_path / COMMIT_FILE).write_text(told)
+        assert git_commit(tmp_path / "code.py", tmp_path) == commit
+    text = (Path(__file__).parents[3] / "infra/docker/Dockerfile").read_text()
+    assert f"> {COMMIT_FILE}\n" in text
 
 
 def test_equal_sources_have_one_name_wherever_they_lie(tmp_path):
