@@ -51,6 +51,8 @@ from tests.integration.training_runs import (
 from tests.support.train_workers import train_workers
 
 CPUS_PER_NODE = 3
+HISTORY = {"task_events_max_num_task_in_gcs": 1000}
+"""Tasks that Ray's gcs remembers: 100,000 by default, a memory that fills for hours."""
 STORE = 300 << 20
 ROLES = {
     "RayTrainWorker": "worker",
@@ -188,7 +190,8 @@ def problems(found: Means, within: Means) -> list[str]:
 def soak(folder: Path, steps: int, kill_every: int) -> dict[str, Any]:
     """The whole of it, below a folder."""
     nodes = {"num_cpus": CPUS_PER_NODE, "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args={**nodes, "include_dashboard": False})
+    head = {**nodes, "include_dashboard": False, "_system_config": HISTORY}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**nodes)
     try:
         ray.init(address=str(cluster.address), log_to_driver=False)
