@@ -92,11 +92,7 @@ Rounds = list[dict[str, dict[str, float]]]
 
 
 class Meter(threading.Thread):
-    """CPU seconds and memory of this process and all its descendants.
-
-    Args:
-        others: Descendants that do not count, with theirs.
-    """
+    """CPU seconds and memory of this process and all its descendants."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
