@@ -56,6 +56,24 @@ def run(mini: MiniShards, config: SweepConfig) -> SweepOutcome:
     return run_sweep(config, Builders(training, functools.partial(build_evaluation, config)))
 
 
+def test_ray_is_asked_for_what_the_trials_at_once_cannot_do_without(mini_shards, tmp_path):
+    recipe = recipe_text(mini_shards).replace("num_workers: 1", "num_workers: 2, use_gpu: true")
+    config = sweep(mini_shards, tmp_path, grid={LR: [0.01, 0.02, 0.03]})
+    build = Builders(
+        functools.partial(build_trial, config, recipe), functools.partial(build_evaluation, config)
+    )
+    asked = []
+
+    def start_ray(*needed: float) -> None:
+        asked.append(needed)
+        raise UserError("it is too small")
+
+    with pytest.raises(UserError, match="it is too small"):
+        run_sweep(config, build, start_ray)
+    # Two trials at once: logical CPUs with their loaders, GPUs, and CPUs of the workers alone.
+    assert asked == [(2.5, 4, 2.0)]
+
+
 def found(config: SweepConfig) -> dict[str, Result]:
     return results.read_all(open_storage(f"{config.storage}/{config.name}"))
 
