@@ -144,7 +144,7 @@ class Drill:
 
     def loader(self) -> None:
         """The loader is slower than the training."""
-        self._now("the loader works a tenth of the time")
+        self._now("the loader works a thirtieth of the time")
         with _slowed(loaders()):
             self._told("LsegDataWait")
             self._told("LsegSlow")
@@ -251,7 +251,7 @@ def _small_disk(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _slowed(processes: list[psutil.Process]) -> Iterator[None]:
-    """Lets processes work a tenth of the time only."""
+    """Lets processes work a thirtieth of the time only."""
     assert processes
     ends = threading.Event()
 
@@ -259,7 +259,7 @@ def _slowed(processes: list[psutil.Process]) -> Iterator[None]:
         while not ends.is_set():
             for each in processes:
                 each.suspend()
-            ends.wait(0.9)
+            ends.wait(2.9)
             for each in processes:
                 each.resume()
             ends.wait(0.1)
