@@ -96,7 +96,10 @@ def export(config: ExportConfig) -> Exported:
     labels, text_KC = _text(config, lseg)
     images = resized(images)
     with TemporaryDirectory(prefix="lseg-export-") as scratch:
-        staged = Path(scratch)
+        staged, tower = Path(scratch), None
+        if config.text_tower:  # First: a large network takes minutes, and this may be refused.
+            encoder = build_text_encoder(lseg.config.text)
+            tower = write_text_tower(config.to, encoder, staged, labels, text_KC)
         difference, agreement = _write_network(config, lseg, folder, staged, images, text_KC)
         np.save(staged / VECTORS, text_KC)
         # Those of a checkpoint are the ones that it was trained on.
@@ -104,9 +107,7 @@ def export(config: ExportConfig) -> Exported:
         lines = "".join(f"{label}\n" for label in labels)
         (staged / name).write_text(lines, encoding="utf-8")
         described = _description(config, lseg, folder, difference, agreement)
-        if config.text_tower:
-            encoder = build_text_encoder(lseg.config.text)
-            described["text"] = write_text_tower(config.to, encoder, staged, labels, text_KC)
+        described |= {"text": tower} if tower else {}
         (staged / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         files = tuple(sorted(path.name for path in staged.iterdir()))
         out.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def write_text_tower(
         )
     graph = text_graph(encoder)
     (folder / TOKENIZER).write_text(graph.tokenizer, encoding="utf-8")
-    # Another number than the width of anything in it, which PyTorch would take for the same.
+    # 9: no width of anything in it, which PyTorch would take for the same size.
     tokens = torch.full((2, graph.length or 9), 320)
     free = {0: Dim.DYNAMIC} if graph.length else {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     program = exported(graph.module, (tokens,), {TOKENS: free})

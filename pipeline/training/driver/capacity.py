@@ -152,7 +152,7 @@ def _peak(config: TrainMixConfig, hardware: HardwareConfig) -> float:
 
 
 def _loader_cores(config: TrainMixConfig, hardware: HardwareConfig) -> float:
-    """CPU cores of a node on which its loaders decode: what the workers leave, at most a thread's.
+    """CPU cores of a node on which its loaders decode: what workers leave, at most one a thread.
 
     Where the workers leave none, one loader runs beside them.
     """
