@@ -21,6 +21,7 @@ Exit code 1 if a line does not hold.
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -51,6 +52,8 @@ from tests.integration.training_runs import (
 from tests.support.train_workers import train_workers
 
 CPUS_PER_NODE = 3
+BATCH = 4
+"""Images of a step: few, since steps and kills are counted here and not images."""
 HISTORY = {"task_events_max_num_task_in_gcs": 1000}
 """Tasks that Ray's gcs remembers: 100,000 by default, a memory that fills for hours."""
 STORE = 300 << 20
@@ -197,10 +200,15 @@ def soak(folder: Path, steps: int, kill_every: int) -> dict[str, Any]:
         ray.init(address=str(cluster.address), log_to_driver=False)
         shards = write_shards(folder)
         ray.shutdown()
-        recipe = write_recipe(folder, shards, steps, max(kill_every // 8, 1))
-        more = ("--train.log_every=5", "--cluster.placement=SPREAD", "--cluster.max_failures=-1")
+        recipe = write_recipe(folder, shards, steps, max(kill_every // 8, 1), batch=BATCH)
+        more = ("--train.log_every=10", "--cluster.placement=SPREAD", "--cluster.max_failures=-1")
         env = environment(RAY_ADDRESS=str(cluster.address))
-        readings = run(train(recipe, "soak", *more, env=env), steps, kill_every)
+        process = train(recipe, "soak", *more, env=env)
+        try:
+            readings = run(process, steps, kill_every)
+        finally:
+            process.popen.terminate()
+            process.popen.wait(120)
     finally:
         cluster.shutdown()
     config = parse(TrainMixConfig, ["--config", str(recipe)])
@@ -226,6 +234,7 @@ def main() -> int:
     if (given.steps - 1) // given.kill_every < 3:
         parser.error("at least three kills are needed to compare readings")
     require_token()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The cluster ends with this process.
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         found = soak(Path(folder), given.steps, given.kill_every)
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -78,13 +78,18 @@ def write_shards(folder: Path, per_dataset: int = 12) -> Path:
 
 
 def write_recipe(
-    folder: Path, shards: Path, steps: int, every: int, precision: str = "fp32"
+    folder: Path,
+    shards: Path,
+    steps: int,
+    every: int,
+    precision: str = "fp32",
+    batch: int = BATCH,
 ) -> Path:
     """The recipe of all runs below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     storage = folder / "runs"
-    given = {"steps": steps, "batch": BATCH, "every": every, "precision": precision}
+    given = {"steps": steps, "batch": batch, "every": every, "precision": precision}
     path.write_text(RECIPE.format(storage=storage, shards=shards, **given))
     return path
 
