@@ -196,12 +196,20 @@ def soak(folder: Path, steps: int, kill_every: int) -> dict[str, Any]:
     head = {**nodes, "include_dashboard": False, "_system_config": HISTORY}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**nodes)
+    # Ray's own handler, which the nodes have set, would leave the training behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         ray.init(address=str(cluster.address), log_to_driver=False)
         shards = write_shards(folder)
         ray.shutdown()
         recipe = write_recipe(folder, shards, steps, max(kill_every // 8, 1), batch=BATCH)
-        more = ("--train.log_every=10", "--cluster.placement=SPREAD", "--cluster.max_failures=-1")
+        # Most of the time of so small a step would be the all-reduces of its batch norms.
+        more = (
+            "--train.log_every=10",
+            "--train.sync_batchnorm=false",
+            "--cluster.placement=SPREAD",
+            "--cluster.max_failures=-1",
+        )
         env = environment(RAY_ADDRESS=str(cluster.address))
         process = train(recipe, "soak", *more, env=env)
         try:
@@ -234,7 +242,6 @@ def main() -> int:
     if (given.steps - 1) // given.kill_every < 3:
         parser.error("at least three kills are needed to compare readings")
     require_token()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The cluster ends with this process.
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         found = soak(Path(folder), given.steps, given.kill_every)
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def test_a_recipe_makes_a_dry_step(recipe, capsys):
     parameters = float(re.search(r"parameters +([\d.]+) M", text).group(1))
     memory = float(re.search(r"about ([\d.]+) GiB", text).group(1))
     config = parse(TrainMixConfig, ["--config", str(recipe)])
-    sizes = {"vit_large": (320, 360), "vit_base": (90, 120), "vit_tiny": (0.1, 2)}
+    sizes = {"vit_large": (304, 360), "vit_base": (90, 120), "vit_tiny": (0.1, 2)}
     sizes |= {"resnet101": (50, 70), "convnext_atto": (0.05, 2), "tf_efficientnet_lite0": (3, 6)}
     name = next(key for key in sizes if config.model.backbone.name.startswith(key))
     assert sizes[name][0] < parameters < sizes[name][1]
