@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from model.config import LossKind
@@ -47,12 +48,38 @@ class Question:
 
         `label_BHW` holds positions in `text_KC`, as `target` gives them.
         """
-        competing = self.mask(logits_BKhw, dataset_B)
-        weight = None
+        weight_BHW = None
         if self.weight_DK is not None:
             labelled = label_BHW.where(label_BHW != IGNORE, 0)
-            weight = self.weight_DK[dataset_B[:, None, None], labelled]
-        return segmentation_loss(competing, label_BHW, IGNORE, kind=self.loss, weight_BHW=weight)[0]
+            weight_BHW = self.weight_DK[dataset_B[:, None, None], labelled]
+        if self.allowed_DK is None:
+            return self._loss_sum(logits_BKhw, label_BHW, weight_BHW)
+        # The mean of a binary loss is over all labels of the step, and a GPU would have to tell the
+        # host which image is of which dataset: there the labels that do not compete are masked.
+        if self.loss != "softmax" or logits_BKhw.is_cuda:
+            return self._loss_sum(self.mask(logits_BKhw, dataset_B), label_BHW, weight_BHW)
+        # Elsewhere they are left out, since the loss is dear in labels and often few compete.
+        total = logits_BKhw[:0].float().sum()  # 0, with a gradient also where nothing competes.
+        for dataset in dataset_B.unique().tolist():
+            images = (dataset_B == dataset).nonzero()[:, 0]
+            columns = self.allowed_DK[dataset].nonzero()[:, 0]
+            if not len(columns):
+                continue
+            position = torch.full((max(len(self.text_KC), IGNORE + 1),), IGNORE).to(columns)
+            position[columns] = torch.arange(len(columns)).to(columns)
+            total = total + self._loss_sum(
+                logits_BKhw[images].index_select(1, columns),
+                position[label_BHW[images].long()],
+                None if weight_BHW is None else weight_BHW[images],
+            )
+        return total
+
+    def _loss_sum(
+        self, logits_BKhw: Tensor, label_BHW: Tensor, weight_BHW: Tensor | None
+    ) -> Tensor:
+        return segmentation_loss(
+            logits_BKhw, label_BHW, IGNORE, kind=self.loss, weight_BHW=weight_BHW
+        )[0]
 
     def num_counted(self, label_BHW: Tensor) -> Tensor:
         """How many pixels enter the loss: 0-d int64."""
