@@ -55,6 +55,7 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
             "train.test_fold"
         )
     extras = {"other.share": train.other.share, "distractors.count": train.distractors.count}
+    extras |= {"text_noise": train.text_noise}
     for key, value in extras.items():
         if value:
             raise UserError(

@@ -1,11 +1,13 @@
 """Label sets of training steps: the labels of the run, fewer of them, or extra negatives."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from model.config import LossKind
 from model.label_twins import label_twins
@@ -79,6 +81,12 @@ class Questions:
             text = torch.cat([text, self._distractor_MC[drawn]])
             allowed = _widened(allowed, count) if allowed is not None else None
             weight = _widened(weight, count) if weight is not None else None
+        if self._train.text_noise:
+            # Of directions in which no label lies, training would else learn nothing, and a word
+            # that it never asked is found by what the weights happened to be there.
+            noise = rng.standard_normal(text.shape, np.float32) / math.sqrt(text.shape[-1])
+            noise = torch.from_numpy(noise).to(self._device)
+            text = functional.normalize(text + self._train.text_noise * noise, dim=-1)
         return Question(text, lut, allowed, self._loss, weight)
 
     def labels_of(self, dataset: str) -> Tensor:

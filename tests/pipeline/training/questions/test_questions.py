@@ -229,3 +229,24 @@ def test_balance_is_for_labels_that_compete():
         TrainMixConfig(train=TrainConfig(balance=0.5, loss="binary"))
     with pytest.raises(UserError, match=r"train\.balance=2: must lie between 0 and 1"):
         TrainConfig(balance=2)
+
+
+def test_noise_moves_each_label_by_its_length_and_each_step_elsewhere():
+    train = TrainConfig(text_noise=0.5)
+    clean = ENCODER.encode([label_text(n) for n in NAMES])
+    config, space = TrainMixConfig(train=train), label_space(NAMES)
+    asked, again = (Questions(config, space, ENCODER, torch.device("cpu")) for _ in range(2))
+    first, second = asked.at(0).text_KC, asked.at(1).text_KC
+    torch.testing.assert_close(first, again.at(0).text_KC, rtol=0, atol=0)
+    assert (first - second).abs().max() > 0.01
+    for text in (first, second):
+        torch.testing.assert_close(text.norm(dim=1), torch.ones(len(NAMES)))
+        # The noise is all but orthogonal to a vector of so many numbers.
+        torch.testing.assert_close(
+            (text * clean).sum(1), torch.full((len(NAMES),), 1.25**-0.5), rtol=0, atol=0.08
+        )
+    assert (
+        Questions(TrainMixConfig(), space, ENCODER, torch.device("cpu")).at(0).text_KC.equal(clean)
+    )
+    with pytest.raises(UserError, match=r"train\.text_noise=-1: must lie between 0 and 10"):
+        TrainConfig(text_noise=-1)
