@@ -66,6 +66,8 @@ CHOICES = {
     ],
 }
 """Parts that a platform may choose, besides those that it ships with."""
+PLACES = {"shards": "s3://elsewhere/mix8", "storage": "s3://kept/runs"}
+"""Places of data and runs that a platform may choose."""
 
 
 def gib(size: str) -> int:
@@ -87,8 +89,9 @@ def choose(folder: Path, platform: str, parts: list[str]) -> dict[str, list[dict
     choices = yaml.safe_load(path.read_text())
     choices["components"] = [f"../../../components/{part}" for part in parts]
     choices["images"][0] |= {"newName": "registry.example.org/lseg-ray", "newTag": "9.9"}
+    choices["configMapGenerator"][0]["literals"] = [f"{key}={at}" for key, at in PLACES.items()]
     path.write_text(yaml.safe_dump(choices))
-    names = ("cluster", "train", "nightly")
+    names = ("cluster", "train", "check", "nightly")
     return {name: rendered(path.parents[1] / name) for name in names}
 
 
@@ -117,10 +120,9 @@ def check_against_kuberay(docs: list[dict], schemas: dict[str, jsonschema.Draft7
             assert [f"{error.json_path}: {error.message}" for error in errors] == []
 
 
-def job_words(name: str) -> list[str]:
+def job_words(docs: list[dict]) -> list[str]:
     """The command line of the job that an overlay submits, with the recipe of this checkout."""
-    docs = overlay(name)
-    if name.endswith("/cluster"):
+    if any(each["kind"] == "CronJob" for each in docs):
         pod = of_kind(docs, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         env = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
         return ["jobs/retrain.py", *shlex.split(env["LSEG_RETRAIN_ARGS"])]
@@ -382,7 +384,7 @@ def test_every_pod_that_is_ended_leaves_time_for_a_checkpoint(name):
 
 @pytest.mark.parametrize("name", WITH_CLUSTER)
 def test_the_job_accepts_its_arguments_and_fits_into_its_cluster(name, monkeypatch):
-    words = job_words(name)
+    words = job_words(overlay(name))
     config = config_of(words, monkeypatch)
     for key in ("--run.storage", "--data.shards"):
         assert words.count(key) == 1
@@ -493,12 +495,23 @@ def test_pods_ask_for_the_disk_that_their_volumes_may_take():
                 assert gib(size) > wanted, (place, kind)
 
 
-def test_the_page_names_the_files_that_hold_the_places_of_data_and_runs():
-    page = (ROOT / "docs" / "cluster.md").read_text()
-    files = [path for path in KUBERAY.rglob("*.yaml") if "s3://shards/mix7" in path.read_text()]
-    assert len(files) == 4
-    for path in files:
-        assert f"`{path.relative_to(KUBERAY).as_posix()}`" in page
+def test_the_places_of_data_and_runs_are_those_of_choices(chosen):
+    for name, docs in chosen[1].items():
+        words = job_words(docs)
+        for key, place in {"data.shards": "shards", "run.storage": "storage"}.items():
+            assert words[words.index(f"--{key}") + 1] == PLACES[place], name
+        assert set(re.findall(r"s3://[^\s\"']+", json.dumps(docs))) == set(PLACES.values()), name
+
+
+def test_no_manifest_has_a_place_of_its_own():
+    """A copy would stay as it is when a platform's `choices` change."""
+    folders = (KUBERAY, KUBERAY.with_name("serve"))
+    files = [path for folder in folders for path in folder.rglob("*.yaml")]
+    named = {path for path in files if "s3://" in path.read_text()}
+    assert named == set((KUBERAY / "overlays").glob("*/choices/kustomization.yaml"))
+    assert len(named) == 3
+    for path in named:
+        assert len(re.findall("s3://", path.read_text())) == len(PLACES), path
 
 
 def test_every_file_is_part_of_an_overlay():
