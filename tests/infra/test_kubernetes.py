@@ -55,14 +55,14 @@ KINDS = {
     "nightly": ["RayCronJob"],
 }
 CHOICES = {
-    "eks": [["gpu-8", "efa", "kueue"], ["gpu-1", "dashboard", "on-demand"]],
+    "eks": [["gpu-8", "efa", "kueue", "priority"], ["gpu-1", "dashboard", "on-demand"]],
     "gke": [
         ["gke", "gpu-1", "web-identity", "kueue", "dashboard"],
-        ["gke", "gpu-8", "on-demand"],
+        ["gke", "gpu-8", "on-demand", "priority"],
     ],
     "on-prem": [
         ["on-prem", "gpu-8", "rdma", "web-identity"],
-        ["on-prem", "gpu-1", "kueue", "dashboard"],
+        ["on-prem", "gpu-1", "kueue", "dashboard", "priority"],
     ],
 }
 """Parts that a platform may choose, besides those that it ships with."""
