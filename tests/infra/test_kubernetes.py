@@ -1,11 +1,9 @@
 """The Kubernetes files as kubectl renders them: schemas, what keeps a run alive and others out."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import stat
 from pathlib import Path, PurePosixPath
 
 import jsonschema
@@ -16,8 +14,6 @@ from ray.scripts.scripts import start
 
 from jobs.cli import parse
 from jobs.train_mix import JobConfig
-from pipeline.data.shards.cache import FOLDER_VARIABLE, ShardCache
-from pipeline.errors import UserError
 from pipeline.registry.locks import LOCKED_EXIT_CODE
 from pipeline.retraining.config import RetrainConfig
 from pipeline.tracking.mlflow_run import MlflowUnavailable
@@ -145,23 +141,6 @@ def test_overlay_renders_its_kinds_by_the_schemas_of_kubernetes(name):
         if each["kind"] != "Namespace":
             assert each["metadata"]["namespace"] == "lseg"
     assert len(list(pod_templates(docs))) == (0 if name in NAMESPACES else 3)
-
-
-@pytest.mark.parametrize("name", NAMESPACES)
-def test_monitors_and_rules_are_where_the_pods_are(name, tmp_path):
-    """A PodMonitor of another namespace would find no pod, and nothing would say so."""
-    shutil.copytree(KUBERAY, tmp_path / "kuberay")
-    path = tmp_path / "kuberay" / "overlays" / name / "kustomization.yaml"
-    offered = "#   components:\n#     - ../../../components/monitoring\n"
-    text = path.read_text()
-    assert offered in text
-    path.write_text(text.replace(offered, offered.replace("#   ", "").replace("# ", "")))
-    docs = rendered(path.parent)
-    kinds = {each["kind"] for each in docs}
-    assert {"PodMonitor", "ServiceMonitor", "PrometheusRule"} <= kinds - set(KINDS["namespace"])
-    for each in docs:
-        if each["kind"] != "Namespace":
-            assert each["metadata"].get("namespace") == "lseg", each["kind"]
 
 
 @pytest.mark.parametrize("name", WITH_CLUSTER)
@@ -455,32 +434,6 @@ def test_the_cron_job_has_no_rights_and_knows_the_standing_cluster(name):
     assert spec["jobTemplate"]["spec"]["backoffLimit"] >= 2
     # One bad night alerts until the next one, and no longer.
     assert spec["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] == 24 * 3600
-
-
-def test_copies_lie_below_the_root_of_their_volume(tmp_path):
-    places = []
-    for template in pods(*WITH_CLUSTER).values():
-        for container in template["spec"]["containers"]:
-            env = {each["name"]: each.get("value") for each in container.get("env", [])}
-            for variable in (FOLDER_VARIABLE, "LSEG_WEIGHTS_CACHE_DIR"):
-                if place := env.get(variable):
-                    mounts = [PurePosixPath(m["mountPath"]) for m in container["volumeMounts"]]
-                    (mount,) = [
-                        each for each in mounts if PurePosixPath(place).is_relative_to(each)
-                    ]
-                    places.append(PurePosixPath(place).relative_to(mount))
-    assert len(places) == 2 * len(WITH_CLUSTER)
-    # As kubelet makes it with an fsGroup; of root's, where tests run as root too.
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    if os.getuid() == 0:
-        os.chown(volume, 12345, 100)
-    volume.chmod(0o2777)
-    with pytest.raises(UserError, match="this user alone"):
-        ShardCache(volume, 1)
-    for place in set(places):
-        ShardCache(volume / place, 1)
-        assert stat.S_IMODE((volume / place).stat().st_mode) & 0o777 == 0o700
 
 
 def test_pods_ask_for_the_disk_that_their_volumes_may_take():
