@@ -24,6 +24,7 @@ from tests.support.deployment import (
     JOBS,
     KUBERAY,
     NAMESPACES,
+    PLATFORMS,
     ROOT,
     WITH_CLUSTER,
     cluster,
@@ -43,6 +44,7 @@ from tests.support.deployment import (
 RAY_KINDS = {"RayCluster", "RayJob", "RayCronJob"}
 CORE_VERSION = "1.37"
 IMAGE_FOLDER = "/home/ray/lseg/"
+SERVE = KUBERAY.with_name("serve")
 KINDS = {
     "namespace": ["Namespace", "NetworkPolicy", "PodDisruptionBudget", *["ServiceAccount"] * 3],
     "cluster": ["CronJob", "RayCluster"],
@@ -248,7 +250,13 @@ def test_all_clusters_of_a_platform_have_one_pod_spec():
 def test_every_image_is_of_the_projects_version():
     found = [pod["spec"]["containers"] for pod in pods(*WITH_CLUSTER).values()]
     images = {each["image"] for containers in found for each in containers}
-    assert images == {f"lseg-ray:{project()['version']}"}
+    name, version = "lseg-ray", project()["version"]
+    assert images == {f"{name}:{version}"}
+    # The lines that a user changes would render the same if they were not there.
+    places = [KUBERAY / "overlays" / each / "choices" for each in PLATFORMS]
+    for folder in [*places, *(SERVE / each for each in PLATFORMS)]:
+        (file,) = documents(folder / "kustomization.yaml")
+        assert file["images"] == [{"name": name, "newName": name, "newTag": version}], folder
 
 
 def test_the_components_are_all_chosen_or_offered():
@@ -436,18 +444,6 @@ def test_the_cron_job_has_no_rights_and_knows_the_standing_cluster(name):
     assert spec["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] == 24 * 3600
 
 
-def test_pods_ask_for_the_disk_that_their_volumes_may_take():
-    for place, template in pods(*WITH_CLUSTER).items():
-        volumes = [each["emptyDir"] for each in template["spec"].get("volumes", [])]
-        on_disk = [each["sizeLimit"] for each in volumes if each.get("medium") != "Memory"]
-        wanted = sum(map(gib, on_disk))
-        if wanted:
-            (container,) = template["spec"]["containers"]
-            for kind in ("requests", "limits"):
-                size = container["resources"][kind]["ephemeral-storage"]
-                assert gib(size) > wanted, (place, kind)
-
-
 def test_the_places_of_data_and_runs_are_those_of_choices(chosen):
     for name, docs in chosen[1].items():
         words = job_words(docs)
@@ -458,13 +454,14 @@ def test_the_places_of_data_and_runs_are_those_of_choices(chosen):
 
 def test_no_manifest_has_a_place_of_its_own():
     """A copy would stay as it is when a platform's `choices` change."""
-    folders = (KUBERAY, KUBERAY.with_name("serve"))
-    files = [path for folder in folders for path in folder.rglob("*.yaml")]
+    files = [path for folder in (KUBERAY, SERVE) for path in folder.rglob("*.yaml")]
     named = {path for path in files if "s3://" in path.read_text()}
     assert named == set((KUBERAY / "overlays").glob("*/choices/kustomization.yaml"))
     assert len(named) == 3
     for path in named:
         assert len(re.findall("s3://", path.read_text())) == len(PLACES), path
+    (base,) = documents(KUBERAY / "base" / "places.yaml")
+    assert base["data"] == dict.fromkeys(PLACES, "")
 
 
 def test_every_file_is_part_of_an_overlay():
@@ -474,7 +471,17 @@ def test_every_file_is_part_of_an_overlay():
     for path in files:
         assert path.name in texts[path.with_name("kustomization.yaml")], path
     assert len(files) > 10
-    assert all(len(documents(path)) > 0 for path in texts)
+
+
+def test_every_kustomization_says_what_it_is():
+    """Kustomize takes what is left out for granted, and other programs do not."""
+    api = "kustomize.config.k8s.io"
+    kinds = {("Kustomization", f"{api}/v1beta1"), ("Component", f"{api}/v1alpha1")}
+    files = [path for each in (KUBERAY, SERVE) for path in each.rglob("kustomization.yaml")]
+    assert len(files) > 30
+    for path in files:
+        (file,) = documents(path)
+        assert (file.get("kind"), file.get("apiVersion")) in kinds, path
 
 
 def test_yaml_is_tidy():

@@ -139,3 +139,15 @@ def test_copies_lie_below_the_root_of_their_volume(tmp_path):
     for place in set(places):
         ShardCache(volume / place, 1)
         assert stat.S_IMODE((volume / place).stat().st_mode) & 0o777 == 0o700
+
+
+def test_pods_ask_for_the_disk_that_their_volumes_may_take():
+    for place, template in pods(*WITH_CLUSTER).items():
+        volumes = [each["emptyDir"] for each in template["spec"].get("volumes", [])]
+        on_disk = [each["sizeLimit"] for each in volumes if each.get("medium") != "Memory"]
+        wanted = sum(int(size.removesuffix("Gi")) for size in on_disk)
+        if wanted:
+            (container,) = template["spec"]["containers"]
+            for kind in ("requests", "limits"):
+                size = container["resources"][kind]["ephemeral-storage"]
+                assert int(size.removesuffix("Gi")) > wanted, (place, kind)
