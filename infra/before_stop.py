@@ -5,15 +5,19 @@
 
 `leave` tells Ray that this node is about to go, which calls for a checkpoint, and stays until no
 training worker runs here any more. `--notice_s`, by default LSEG_NOTICE_S, is how long the platform
-leaves a pod whose node is taken away: after it Ray counts the node as gone. `stop_jobs` stops what
-runs on the cluster, as `ray job stop` does, and stays until it has ended: suspending or deleting a
-RayJob ends all of its pods at once.
+leaves a pod whose node is taken away: after it Ray counts the node as gone. A pod does not know why
+it ends. Where LSEG_PREEMPTED_URL is set, what answers there does: if it says FALSE, the node stays
+and the pod alone is deleted, which leaves it `--deleted_s`. `stop_jobs` stops what runs on the
+cluster, as `ray job stop` does, and stays until it has ended: suspending or deleting a RayJob ends
+all of its pods at once.
 """
 
 import argparse
+import http.client
 import os
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -24,6 +28,20 @@ from pipeline.ray_internals import TRAIN_WORKER_TITLE, announce_end_of_node, ray
 
 _DASHBOARD = "http://127.0.0.1:8265"
 _LOOK_EVERY_S = 0.5
+_ANSWER_WITHIN_S = 1.0  # Of the few seconds that a node may have.
+
+
+def node_stays(url: str) -> bool:
+    """Whether the platform says that this node is not taken away; without an answer it may be."""
+    # The address is the node's own: no proxy knows it.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        with opener.open(request, timeout=_ANSWER_WITHIN_S) as answer:
+            return answer.read(16).strip() == b"FALSE"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        print(f"{url}: does not say whether this node goes: {error}", flush=True)
+        return False
 
 
 def leave(notice_s: float, wait_s: float) -> None:
@@ -88,11 +106,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("action", choices=["leave", "stop_jobs"])
     parser.add_argument("--notice_s", type=float, default=os.environ.get("LSEG_NOTICE_S", "100"))
+    parser.add_argument("--deleted_s", type=float, default=100.0)
     parser.add_argument("--wait_s", type=float, default=110.0)
     parser.add_argument("--address", default=_DASHBOARD, help="The dashboard, for stop_jobs.")
     given = parser.parse_args()
     if given.action == "leave":
-        leave(given.notice_s, given.wait_s)
+        notice_s, url = given.notice_s, os.environ.get("LSEG_PREEMPTED_URL")
+        if url and node_stays(url):
+            notice_s = max(notice_s, given.deleted_s)
+        leave(notice_s, given.wait_s)
     else:
         stop_jobs(given.address, given.wait_s)
 

@@ -32,7 +32,7 @@ from model.errors import ModelError
 from pipeline import monitoring
 from pipeline.errors import Terminated, UserError, printable, told_by_system
 from pipeline.log_lines import OURS, Lines
-from pipeline.ray_internals import keep_back_lines
+from pipeline.ray_internals import SUBMITTED_JOB, keep_back_lines
 
 Config = TypeVar("Config")
 
@@ -160,7 +160,7 @@ def main(
     _ready_streams()
     local_ray.quiet()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines("driver" if os.environ.get("RAY_ADDRESS") else "", as_text=True))
+    handler.setFormatter(_lines())
     logging.basicConfig(handlers=[handler])
     for ours in OURS:
         logging.getLogger(ours).setLevel(logging.INFO)
@@ -178,17 +178,32 @@ def _outcome(work: Callable[[], Any]) -> int:
     try:
         work()
     except (UserError, ModelError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        _tell(f"error: {printable(str(error))}")
         return getattr(error, "exit_code", 2)
     except OSError as error:
         if not (told := told_by_system(error)):
             raise
-        print(f"error: {printable(str(error.filename or 'this machine'))}: {told}", file=sys.stderr)
+        _tell(f"error: {printable(str(error.filename or 'this machine'))}: {told}")
         return 2
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+        _tell(str(error) or "interrupted")
         return 143 if isinstance(error, Terminated) else 130
     return 0
+
+
+def _lines() -> Lines:
+    """The form of the lines of this process, which says where it runs only on a cluster."""
+    return Lines("driver" if os.environ.get("RAY_ADDRESS") else "", as_text=True)
+
+
+def _tell(message: str) -> None:
+    """Prints why a job ends: bare for who called it, as a line of its log under `ray job submit`.
+
+    There the log outlives the terminal, and lies among those of other jobs and nodes.
+    """
+    if SUBMITTED_JOB in os.environ:
+        message = _lines().format(logging.makeLogRecord({"name": logger.name, "msg": message}))
+    print(message, file=sys.stderr)
 
 
 def _ready_streams() -> None:
@@ -219,7 +234,7 @@ def _flushed(code: int) -> int:
             return code or _BROKEN_PIPE
         if not code:
             reason = told_by_system(error) or f"{error.strerror}: send it elsewhere"
-            print(f"error: the output: {reason}", file=sys.stderr)
+            _tell(f"error: the output: {reason}")
             return 2
     return code
 

@@ -1,11 +1,9 @@
 """The Kubernetes files as kubectl renders them: schemas, what keeps a run alive and others out."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import stat
 from pathlib import Path, PurePosixPath
 
 import jsonschema
@@ -16,8 +14,6 @@ from ray.scripts.scripts import start
 
 from jobs.cli import parse
 from jobs.train_mix import JobConfig
-from pipeline.data.shards.cache import FOLDER_VARIABLE, ShardCache
-from pipeline.errors import UserError
 from pipeline.registry.locks import LOCKED_EXIT_CODE
 from pipeline.retraining.config import RetrainConfig
 from pipeline.tracking.mlflow_run import MlflowUnavailable
@@ -28,6 +24,7 @@ from tests.support.deployment import (
     JOBS,
     KUBERAY,
     NAMESPACES,
+    PLATFORMS,
     ROOT,
     WITH_CLUSTER,
     cluster,
@@ -47,6 +44,7 @@ from tests.support.deployment import (
 RAY_KINDS = {"RayCluster", "RayJob", "RayCronJob"}
 CORE_VERSION = "1.37"
 IMAGE_FOLDER = "/home/ray/lseg/"
+SERVE = KUBERAY.with_name("serve")
 KINDS = {
     "namespace": ["Namespace", "NetworkPolicy", "PodDisruptionBudget", *["ServiceAccount"] * 3],
     "cluster": ["CronJob", "RayCluster"],
@@ -55,17 +53,19 @@ KINDS = {
     "nightly": ["RayCronJob"],
 }
 CHOICES = {
-    "eks": [["gpu-8", "efa", "kueue"], ["gpu-1", "dashboard", "on-demand"]],
+    "eks": [["gpu-8", "efa", "kueue", "priority"], ["gpu-1", "dashboard", "on-demand"]],
     "gke": [
         ["gke", "gpu-1", "web-identity", "kueue", "dashboard"],
-        ["gke", "gpu-8", "on-demand"],
+        ["gke", "gpu-8", "on-demand", "priority"],
     ],
     "on-prem": [
         ["on-prem", "gpu-8", "rdma", "web-identity"],
-        ["on-prem", "gpu-1", "kueue", "dashboard"],
+        ["on-prem", "gpu-1", "kueue", "dashboard", "priority"],
     ],
 }
 """Parts that a platform may choose, besides those that it ships with."""
+PLACES = {"shards": "s3://elsewhere/mix8", "storage": "s3://kept/runs"}
+"""Places of data and runs that a platform may choose."""
 
 
 def gib(size: str) -> int:
@@ -87,8 +87,9 @@ def choose(folder: Path, platform: str, parts: list[str]) -> dict[str, list[dict
     choices = yaml.safe_load(path.read_text())
     choices["components"] = [f"../../../components/{part}" for part in parts]
     choices["images"][0] |= {"newName": "registry.example.org/lseg-ray", "newTag": "9.9"}
+    choices["configMapGenerator"][0]["literals"] = [f"{key}={at}" for key, at in PLACES.items()]
     path.write_text(yaml.safe_dump(choices))
-    names = ("cluster", "train", "nightly")
+    names = ("cluster", "train", "check", "nightly")
     return {name: rendered(path.parents[1] / name) for name in names}
 
 
@@ -117,10 +118,9 @@ def check_against_kuberay(docs: list[dict], schemas: dict[str, jsonschema.Draft7
             assert [f"{error.json_path}: {error.message}" for error in errors] == []
 
 
-def job_words(name: str) -> list[str]:
+def job_words(docs: list[dict]) -> list[str]:
     """The command line of the job that an overlay submits, with the recipe of this checkout."""
-    docs = overlay(name)
-    if name.endswith("/cluster"):
+    if any(each["kind"] == "CronJob" for each in docs):
         pod = of_kind(docs, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         env = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
         return ["jobs/retrain.py", *shlex.split(env["LSEG_RETRAIN_ARGS"])]
@@ -143,23 +143,6 @@ def test_overlay_renders_its_kinds_by_the_schemas_of_kubernetes(name):
         if each["kind"] != "Namespace":
             assert each["metadata"]["namespace"] == "lseg"
     assert len(list(pod_templates(docs))) == (0 if name in NAMESPACES else 3)
-
-
-@pytest.mark.parametrize("name", NAMESPACES)
-def test_monitors_and_rules_are_where_the_pods_are(name, tmp_path):
-    """A PodMonitor of another namespace would find no pod, and nothing would say so."""
-    shutil.copytree(KUBERAY, tmp_path / "kuberay")
-    path = tmp_path / "kuberay" / "overlays" / name / "kustomization.yaml"
-    offered = "#   components:\n#     - ../../../components/monitoring\n"
-    text = path.read_text()
-    assert offered in text
-    path.write_text(text.replace(offered, offered.replace("#   ", "").replace("# ", "")))
-    docs = rendered(path.parent)
-    kinds = {each["kind"] for each in docs}
-    assert {"PodMonitor", "ServiceMonitor", "PrometheusRule"} <= kinds - set(KINDS["namespace"])
-    for each in docs:
-        if each["kind"] != "Namespace":
-            assert each["metadata"].get("namespace") == "lseg", each["kind"]
 
 
 @pytest.mark.parametrize("name", WITH_CLUSTER)
@@ -267,7 +250,13 @@ def test_all_clusters_of_a_platform_have_one_pod_spec():
 def test_every_image_is_of_the_projects_version():
     found = [pod["spec"]["containers"] for pod in pods(*WITH_CLUSTER).values()]
     images = {each["image"] for containers in found for each in containers}
-    assert images == {f"lseg-ray:{project()['version']}"}
+    name, version = "lseg-ray", project()["version"]
+    assert images == {f"{name}:{version}"}
+    # The lines that a user changes would render the same if they were not there.
+    places = [KUBERAY / "overlays" / each / "choices" for each in PLATFORMS]
+    for folder in [*places, *(SERVE / each for each in PLATFORMS)]:
+        (file,) = documents(folder / "kustomization.yaml")
+        assert file["images"] == [{"name": name, "newName": name, "newTag": version}], folder
 
 
 def test_the_components_are_all_chosen_or_offered():
@@ -382,7 +371,7 @@ def test_every_pod_that_is_ended_leaves_time_for_a_checkpoint(name):
 
 @pytest.mark.parametrize("name", WITH_CLUSTER)
 def test_the_job_accepts_its_arguments_and_fits_into_its_cluster(name, monkeypatch):
-    words = job_words(name)
+    words = job_words(overlay(name))
     config = config_of(words, monkeypatch)
     for key in ("--run.storage", "--data.shards"):
         assert words.count(key) == 1
@@ -455,50 +444,24 @@ def test_the_cron_job_has_no_rights_and_knows_the_standing_cluster(name):
     assert spec["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] == 24 * 3600
 
 
-def test_copies_lie_below_the_root_of_their_volume(tmp_path):
-    places = []
-    for template in pods(*WITH_CLUSTER).values():
-        for container in template["spec"]["containers"]:
-            env = {each["name"]: each.get("value") for each in container.get("env", [])}
-            for variable in (FOLDER_VARIABLE, "LSEG_WEIGHTS_CACHE_DIR"):
-                if place := env.get(variable):
-                    mounts = [PurePosixPath(m["mountPath"]) for m in container["volumeMounts"]]
-                    (mount,) = [
-                        each for each in mounts if PurePosixPath(place).is_relative_to(each)
-                    ]
-                    places.append(PurePosixPath(place).relative_to(mount))
-    assert len(places) == 2 * len(WITH_CLUSTER)
-    # As kubelet makes it with an fsGroup; of root's, where tests run as root too.
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    if os.getuid() == 0:
-        os.chown(volume, 12345, 100)
-    volume.chmod(0o2777)
-    with pytest.raises(UserError, match="this user alone"):
-        ShardCache(volume, 1)
-    for place in set(places):
-        ShardCache(volume / place, 1)
-        assert stat.S_IMODE((volume / place).stat().st_mode) & 0o777 == 0o700
+def test_the_places_of_data_and_runs_are_those_of_choices(chosen):
+    for name, docs in chosen[1].items():
+        words = job_words(docs)
+        for key, place in {"data.shards": "shards", "run.storage": "storage"}.items():
+            assert words[words.index(f"--{key}") + 1] == PLACES[place], name
+        assert set(re.findall(r"s3://[^\s\"']+", json.dumps(docs))) == set(PLACES.values()), name
 
 
-def test_pods_ask_for_the_disk_that_their_volumes_may_take():
-    for place, template in pods(*WITH_CLUSTER).items():
-        volumes = [each["emptyDir"] for each in template["spec"].get("volumes", [])]
-        on_disk = [each["sizeLimit"] for each in volumes if each.get("medium") != "Memory"]
-        wanted = sum(map(gib, on_disk))
-        if wanted:
-            (container,) = template["spec"]["containers"]
-            for kind in ("requests", "limits"):
-                size = container["resources"][kind]["ephemeral-storage"]
-                assert gib(size) > wanted, (place, kind)
-
-
-def test_the_page_names_the_files_that_hold_the_places_of_data_and_runs():
-    page = (ROOT / "docs" / "cluster.md").read_text()
-    files = [path for path in KUBERAY.rglob("*.yaml") if "s3://shards/mix7" in path.read_text()]
-    assert len(files) == 4
-    for path in files:
-        assert f"`{path.relative_to(KUBERAY).as_posix()}`" in page
+def test_no_manifest_has_a_place_of_its_own():
+    """A copy would stay as it is when a platform's `choices` change."""
+    files = [path for folder in (KUBERAY, SERVE) for path in folder.rglob("*.yaml")]
+    named = {path for path in files if "s3://" in path.read_text()}
+    assert named == set((KUBERAY / "overlays").glob("*/choices/kustomization.yaml"))
+    assert len(named) == 3
+    for path in named:
+        assert len(re.findall("s3://", path.read_text())) == len(PLACES), path
+    (base,) = documents(KUBERAY / "base" / "places.yaml")
+    assert base["data"] == dict.fromkeys(PLACES, "")
 
 
 def test_every_file_is_part_of_an_overlay():
@@ -508,7 +471,17 @@ def test_every_file_is_part_of_an_overlay():
     for path in files:
         assert path.name in texts[path.with_name("kustomization.yaml")], path
     assert len(files) > 10
-    assert all(len(documents(path)) > 0 for path in texts)
+
+
+def test_every_kustomization_says_what_it_is():
+    """Kustomize takes what is left out for granted, and other programs do not."""
+    api = "kustomize.config.k8s.io"
+    kinds = {("Kustomization", f"{api}/v1beta1"), ("Component", f"{api}/v1alpha1")}
+    files = [path for each in (KUBERAY, SERVE) for path in each.rglob("kustomization.yaml")]
+    assert len(files) > 30
+    for path in files:
+        (file,) = documents(path)
+        assert (file.get("kind"), file.get("apiVersion")) in kinds, path
 
 
 def test_yaml_is_tidy():

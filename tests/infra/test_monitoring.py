@@ -16,7 +16,16 @@ from jsonschema import Draft202012Validator
 
 from pipeline import monitoring
 from tests.support import operator_schemas
-from tests.support.deployment import INFRA, KUBERAY, ROOT, WITH_CLUSTER, cluster, documents
+from tests.support.deployment import (
+    INFRA,
+    KUBERAY,
+    NAMESPACES,
+    ROOT,
+    WITH_CLUSTER,
+    cluster,
+    documents,
+    rendered,
+)
 
 PROMETHEUS = INFRA / "prometheus"
 RULE_FILES = [PROMETHEUS / "rules.yaml", PROMETHEUS / "rules-kubernetes.yaml"]
@@ -168,6 +177,23 @@ def test_the_operator_fetches_from_ports_that_may_be_reached():
     )
     assert component["kind"] == "Component"
     assert set(component["resources"]) == {"podmonitor.yaml", "operator.yaml", "rules.yaml"}
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_monitors_and_rules_are_where_the_pods_are(name, tmp_path):
+    """A PodMonitor of another namespace would find no pod, and nothing would say so."""
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    path = tmp_path / "kuberay" / "overlays" / name / "kustomization.yaml"
+    offered = "#   components:\n#     - ../../../components/monitoring\n"
+    text = path.read_text()
+    assert offered in text
+    path.write_text(text.replace(offered, offered.replace("#   ", "").replace("# ", "")))
+    docs = rendered(path.parent)
+    kinds = {each["kind"] for each in docs}
+    assert {"PodMonitor", "ServiceMonitor", "PrometheusRule"} <= kinds
+    for each in docs:
+        if each["kind"] != "Namespace":
+            assert each["metadata"].get("namespace") == "lseg", each["kind"]
 
 
 def test_the_operator_of_kuberay_says_which_job_failed():

@@ -1,10 +1,14 @@
 """The pods on Kubernetes: confined, with accounts of their own, and reached by few."""
 
-from pathlib import Path
+import os
+import stat
+from pathlib import Path, PurePosixPath
 
 import pytest
 from ray.dashboard.modules.reporter import reporter_agent
 
+from pipeline.data.shards.cache import FOLDER_VARIABLE, ShardCache
+from pipeline.errors import UserError
 from tests.support.deployment import (
     ALL,
     NAMESPACES,
@@ -109,3 +113,41 @@ def test_secrets_are_references():
         if "GroupSpec" in place:
             for container in template["spec"]["containers"]:
                 assert container["envFrom"] == [{"secretRef": {"name": "lseg-env"}}]
+
+
+def test_copies_lie_below_the_root_of_their_volume(tmp_path):
+    places = []
+    for template in pods(*WITH_CLUSTER).values():
+        for container in template["spec"]["containers"]:
+            env = {each["name"]: each.get("value") for each in container.get("env", [])}
+            for variable in (FOLDER_VARIABLE, "LSEG_WEIGHTS_CACHE_DIR"):
+                if place := env.get(variable):
+                    mounts = [PurePosixPath(m["mountPath"]) for m in container["volumeMounts"]]
+                    (mount,) = [
+                        each for each in mounts if PurePosixPath(place).is_relative_to(each)
+                    ]
+                    places.append(PurePosixPath(place).relative_to(mount))
+    assert len(places) == 2 * len(WITH_CLUSTER)
+    # As kubelet makes it with an fsGroup; of root's, where tests run as root too.
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    if os.getuid() == 0:
+        os.chown(volume, 12345, 100)
+    volume.chmod(0o2777)
+    with pytest.raises(UserError, match="this user alone"):
+        ShardCache(volume, 1)
+    for place in set(places):
+        ShardCache(volume / place, 1)
+        assert stat.S_IMODE((volume / place).stat().st_mode) & 0o777 == 0o700
+
+
+def test_pods_ask_for_the_disk_that_their_volumes_may_take():
+    for place, template in pods(*WITH_CLUSTER).items():
+        volumes = [each["emptyDir"] for each in template["spec"].get("volumes", [])]
+        on_disk = [each["sizeLimit"] for each in volumes if each.get("medium") != "Memory"]
+        wanted = sum(int(size.removesuffix("Gi")) for size in on_disk)
+        if wanted:
+            (container,) = template["spec"]["containers"]
+            for kind in ("requests", "limits"):
+                size = container["resources"][kind]["ephemeral-storage"]
+                assert int(size.removesuffix("Gi")) > wanted, (place, kind)

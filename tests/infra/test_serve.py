@@ -114,6 +114,6 @@ def test_the_pods_are_those_of_a_training_but_on_nodes_that_stay(platform):
 def test_every_file_is_part_of_a_platform():
     texts = "".join(path.read_text() for path in SERVE.rglob("kustomization.yaml"))
     files = [path for path in SERVE.rglob("*.yaml") if path.name != "kustomization.yaml"]
-    assert len(files) == 3
+    assert len(files) == 4
     assert all(path.name in texts for path in files)
-    assert {path.name for path in SERVE.iterdir()} == {*PLATFORMS, "base", "pods"}
+    assert {path.name for path in SERVE.iterdir()} == {*PLATFORMS, "base", "pods", "priority"}

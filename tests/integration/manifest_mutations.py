@@ -30,8 +30,11 @@ HEAVY = ("ray", "jobs.train_mix", "jobs.retrain", "kubernetes_validate", "boto3"
 """Modules that the tests import, loaded once for all of them."""
 KINDS = ("lost", "misspelt", "other", "quoted")
 READERS = {
-    "kuberay": ("kubernetes", "pods", "monitoring", "serve", "images", "scheduling"),
-    "serve": ("serve", "kubernetes", "scheduling"),
+    "kuberay": (
+        *("kubernetes", "pods", "priority", "notice", "monitoring"),
+        *("serve", "images", "scheduling"),
+    ),
+    "serve": ("serve", "priority", "kubernetes", "scheduling"),
     "prometheus": ("monitoring",),
     "grafana": ("monitoring",),
     "ray": ("scheduling", "images"),

@@ -12,7 +12,8 @@ import yaml
 from jobs.cli import build_parser, main, parse, start_ray
 from model.errors import ModelError
 from pipeline.data.prepare.config import PrepareConfig
-from pipeline.errors import UserError
+from pipeline.errors import Terminated, UserError
+from pipeline.ray_internals import SUBMITTED_JOB
 from pipeline.training.config import TrainMixConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -356,6 +357,34 @@ def test_what_the_system_refuses_is_one_line(capsys, name):
 
     with pytest.raises(FileNotFoundError):  # It may be a defect of ours.
         main(TrainMixConfig, breaks, [])
+
+
+def test_why_a_submitted_job_ends_is_a_line_of_its_log(monkeypatch, capsys):
+    def end(error: BaseException) -> str:
+        def run(config):
+            raise error
+
+        main(TrainMixConfig, run, [])
+        return capsys.readouterr().err
+
+    ends = {
+        "error: data.shards=x: is 5 % too small": UserError("data.shards=x: is 5 % too small"),
+        "error: /a\\nb: no space": OSError(errno.ENOSPC, "no space", "/a\nb"),
+        "interrupted": KeyboardInterrupt(),
+        "stopped": Terminated("stopped"),
+    }
+    for message, error in ends.items():
+        assert end(error).startswith(message)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    for message, error in ends.items():
+        assert end(error).startswith(message)  # On a node of a cluster, but from a terminal of it.
+    monkeypatch.setenv(SUBMITTED_JOB, "{}")
+    for message, error in ends.items():
+        told = end(error)
+        before, found, _ = told.partition(f" {os.uname().nodename} driver: {message}")
+        assert found, told
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", before), told
+        assert told.count("\n") == 1
 
 
 def test_train_mix_tells_a_mistake_in_one_line_and_starts_nothing(tmp_path):
