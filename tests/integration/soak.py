@@ -21,6 +21,7 @@ Exit code 1 if a line does not hold.
 
 import argparse
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -56,6 +57,8 @@ BATCH = 4
 """Images of a step: few, since steps and kills are counted here and not images."""
 HISTORY = {"task_events_max_num_task_in_gcs": 1000}
 """Tasks that Ray's gcs remembers: 100,000 by default, a memory that fills for hours."""
+OPEN_LOGS = "20"
+"""Files that Ray's log monitor keeps open: 200 by default, those of some ten starts of workers."""
 STORE = 300 << 20
 ROLES = {
     "RayTrainWorker": "worker",
@@ -67,6 +70,7 @@ ROLES = {
     "StopSignal": "stop actor",
     "raylet": "raylet",
     "gcs_server": "gcs",
+    "log_monitor": "log monitor",
     "plasma": "store",
 }
 FLAT = 0.05
@@ -194,6 +198,7 @@ def soak(folder: Path, steps: int, kill_every: int) -> dict[str, Any]:
     """The whole of it, below a folder."""
     nodes = {"num_cpus": CPUS_PER_NODE, "object_store_memory": STORE}
     head = {**nodes, "include_dashboard": False, "_system_config": HISTORY}
+    os.environ["RAY_LOG_MONITOR_MAX_OPEN_FILES"] = OPEN_LOGS
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**nodes)
     # Ray's own handler, which the nodes have set, would leave the training behind.
