@@ -180,9 +180,9 @@ class TrainConfig:
     its pixels show, then by turns the nearest to these for the text encoder and drawn ones. 0:
     all."""
     text_noise: float = 0.0
-    """Length of a random vector that is added to the unit vector of each label in every step, which
-    trains the neighbourhood of a word with it: synonyms that no training asks. 0 as published; at
-    0.5 the two have a cosine of 0.89, at 1 of 0.71."""
+    """Mean length of a random vector that is added to the unit vector of each label in every step,
+    along the differences between the words of the run: it trains the neighbourhood of a word with
+    it, for synonyms that no training asks. 0 as published."""
     test_fold: int | None = None
     """On the pairs of a few-shot benchmark: the fold whose classes are not trained, 0 to 3."""
     other: OtherConfig = field(default_factory=OtherConfig)

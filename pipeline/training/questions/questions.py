@@ -1,7 +1,6 @@
 """Label sets of training steps: the labels of the run, fewer of them, or extra negatives."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -60,6 +59,11 @@ class Questions:
             torch.from_numpy(np.stack(list(weights.values()))).to(device) if weights else None
         )
         self._distractor_MC = encoder.encode(texts).to(device) if texts else None
+        extra = [] if self._distractor_MC is None else [self._distractor_MC]
+        words = torch.cat([self.text_KC, *self._words.values(), *extra]).flatten(0, -2)
+        differences = words - words.mean(0)
+        # Normal numbers times these have a mean squared length of 1.
+        self._differences_NC = differences / differences.norm().clamp_min(1e-6)
 
     def at(self, step: int, rows: Sequence[Row] = ()) -> Question:
         """The labels asked in one step; `rows` is ignored here."""
@@ -82,10 +86,10 @@ class Questions:
             allowed = _widened(allowed, count) if allowed is not None else None
             weight = _widened(weight, count) if weight is not None else None
         if self._train.text_noise:
-            # Of directions in which no label lies, training would else learn nothing, and a word
-            # that it never asked is found by what the weights happened to be there.
-            noise = rng.standard_normal(text.shape, np.float32) / math.sqrt(text.shape[-1])
-            noise = torch.from_numpy(noise).to(self._device)
+            # Another word for a thing differs from its name as words differ, and a pixel's vector
+            # that tells the names apart by a hair would tell the two apart too.
+            drawn = rng.standard_normal((*text.shape[:-1], len(self._differences_NC)), np.float32)
+            noise = torch.from_numpy(drawn).to(self._device) @ self._differences_NC
             text = functional.normalize(text + self._train.text_noise * noise, dim=-1)
         return Question(text, lut, allowed, self._loss, weight)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from model.config import TextConfig
 from model.text import build_text_encoder
@@ -231,7 +232,7 @@ def test_balance_is_for_labels_that_compete():
         TrainConfig(balance=2)
 
 
-def test_noise_moves_each_label_by_its_length_and_each_step_elsewhere():
+def test_noise_moves_each_label_along_the_differences_of_words():
     train = TrainConfig(text_noise=0.5)
     clean = ENCODER.encode([label_text(n) for n in NAMES])
     config, space = TrainMixConfig(train=train), label_space(NAMES)
@@ -239,14 +240,15 @@ def test_noise_moves_each_label_by_its_length_and_each_step_elsewhere():
     first, second = asked.at(0).text_KC, asked.at(1).text_KC
     torch.testing.assert_close(first, again.at(0).text_KC, rtol=0, atol=0)
     assert (first - second).abs().max() > 0.01
-    for text in (first, second):
-        torch.testing.assert_close(text.norm(dim=1), torch.ones(len(NAMES)))
-        # The noise is all but orthogonal to a vector of so many numbers.
-        torch.testing.assert_close(
-            (text * clean).sum(1), torch.full((len(NAMES),), 1.25**-0.5), rtol=0, atol=0.08
-        )
-    assert (
-        Questions(TrainMixConfig(), space, ENCODER, torch.device("cpu")).at(0).text_KC.equal(clean)
-    )
+    span = torch.linalg.qr(clean.T).Q
+    drawn = torch.stack([asked.at(step).text_KC for step in range(300)])
+    torch.testing.assert_close(drawn.norm(dim=2), torch.ones(300, len(NAMES)))
+    torch.testing.assert_close(drawn @ span @ span.T, drawn, rtol=0, atol=1e-5)
+    # The mean of the moved vectors is the clean one, shortened by what the noise adds in length.
+    mean = functional.normalize(drawn.mean(0), dim=1)
+    assert ((mean * clean).sum(1) > 0.99).all()
+    assert 0.8 < (drawn * clean).sum(2).mean() < 0.97
+    plain = Questions(TrainMixConfig(), space, ENCODER, torch.device("cpu"))
+    assert plain.at(0).text_KC.equal(clean)
     with pytest.raises(UserError, match=r"train\.text_noise=-1: must lie between 0 and 10"):
         TrainConfig(text_noise=-1)
