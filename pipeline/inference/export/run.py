@@ -88,7 +88,7 @@ def export(config: ExportConfig) -> Exported:
         lseg = LSeg.load(folder)
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
-    if config.to != "safetensors" and lseg.cost is not None:
+    if config.to != "safetensors" and not lseg.is_one_graph:
         raise UserError(
             f"to={config.to}: the cost head does other things at other sizes, and cannot be "
             "written as one graph here: must be the dot head: set to to safetensors"
