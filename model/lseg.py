@@ -206,10 +206,13 @@ class LSeg(nn.Module, HubMixin):
         """Numbers of a label's row: those of its vector, or of all where templates are channels."""
         return self.embed_dim * channels_of(self.config.text)
 
-    def embed_text(self, labels: Sequence[str]) -> Tensor:
-        """Encodes labels with the encoder that the configuration names: (K, C), on the device.
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The encoder that the configuration names, built at the first use and kept.
 
-        With templates as channels (`text.channels`) a row holds P vectors of C numbers.
+        Raises:
+            ModelError: there is no such encoder here, or it makes vectors of another length than
+                those that the network was trained on.
         """
         if self._text_encoder is None:
             encoder = build_text_encoder(self.config.text)
@@ -220,7 +223,14 @@ class LSeg(nn.Module, HubMixin):
                     "that it was trained with"
                 )
             self._text_encoder = encoder
-        return self._text_encoder.encode(labels).to(self.mean_C.device)
+        return self._text_encoder
+
+    def embed_text(self, labels: Sequence[str]) -> Tensor:
+        """Encodes labels with the encoder that the configuration names: (K, C), on the device.
+
+        With templates as channels (`text.channels`) a row holds P vectors of C numbers.
+        """
+        return self.text_encoder.encode(labels).to(self.mean_C.device)
 
     def normalize(self, image_BHWC: Tensor) -> Tensor:
         """Moves images (B, H, W, 3) uint8 RGB to the model's device and normalises them there.

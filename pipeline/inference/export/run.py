@@ -14,7 +14,6 @@ import torch
 
 from model.checkpoint import local, save_checkpoint
 from model.lseg import LSeg
-from model.text import build_text_encoder
 from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import pinned
@@ -98,8 +97,7 @@ def export(config: ExportConfig) -> Exported:
     with TemporaryDirectory(prefix="lseg-export-") as scratch:
         staged, tower = Path(scratch), None
         if config.text_tower:  # First: a large network takes minutes, and this may be refused.
-            encoder = build_text_encoder(lseg.config.text)
-            tower = write_text_tower(config.to, encoder, staged, labels, text_KC)
+            tower = write_text_tower(config.to, lseg.text_encoder, staged, labels, text_KC)
         difference, agreement = _write_network(config, lseg, folder, staged, images, text_KC)
         np.save(staged / VECTORS, text_KC)
         # Those of a checkpoint are the ones that it was trained on.
