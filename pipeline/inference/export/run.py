@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from model.checkpoint import local, save_checkpoint
 from model.lseg import LSeg
@@ -24,6 +23,7 @@ from pipeline.inference.export.check import (
     Agreement,
     compare,
     generated_images,
+    logits_of,
     require_equal,
     resized,
 )
@@ -32,17 +32,15 @@ from pipeline.inference.export.graph import (
     IMAGE,
     LOGITS,
     TEXT,
-    program_logits,
     reference_logits,
     segment_program,
 )
 from pipeline.inference.export.onnx_file import (
-    onnx_logits,
     require_onnx,
     store_bytes,
     store_halves,
-    write_onnx,
 )
+from pipeline.inference.export.stored import write_program
 from pipeline.inference.export.text_tower import write_text_tower
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.search import find_photos
@@ -156,18 +154,15 @@ def _write_network(
         return _write_weights(lseg, folder, staged, images, text_KC), None
     logger.info("exporting the network; a large one takes minutes")
     program = segment_program(lseg)
-    if config.to == "torch":
-        torch.export.save(program, path)
-        return require_equal(where, lseg, program_logits(path), images, text_KC), None
-    write_onnx(program, path, (IMAGE, TEXT), (LOGITS,))
-    difference = require_equal(where, lseg, onnx_logits(path), images, text_KC)
+    write_program(program, path, (IMAGE, TEXT), (LOGITS,))
+    difference = require_equal(where, lseg, logits_of(path), images, text_KC)
     if config.precision == "fp32":
         return difference, None
     full = path.rename(staged / "full.onnx")
     (store_halves if config.precision == "fp16" else store_bytes)(full, path)
     for left in staged.glob("full.onnx*"):
         left.unlink()
-    return difference, compare(lseg, onnx_logits(path), images, text_KC)
+    return difference, compare(lseg, logits_of(path), images, text_KC)
 
 
 def _write_weights(
