@@ -1,8 +1,10 @@
 """LSeg: one vector per pixel, one per label, their product is the score.
 
-Li et al. 2022 (Language-driven Semantic Segmentation). A trained image encoder (backbone, DPT
-decoder) embeds pixels at half the input's resolution; a frozen text encoder embeds labels; the
-scores are cosines over the constant temperature 0.07, smoothed by the spatial regulariser.
+Li et al. 2022 (Language-driven Semantic Segmentation). The network is four rooms: a trained image
+encoder (`model.backbone`), a frozen text encoder that embeds labels (`model.text`), a head that
+scores the features of the one against the vectors of the other at half the input's resolution
+(`model.head`), and the spatial regulariser that smooths the scores (`model.regularizer`). Here they
+are put together, and asked.
 
 Vectors and scores are float32, also under autocast; float64 where the weights are
 (`lseg.double()`).
@@ -13,7 +15,7 @@ Shapes: B batch, C embedding, K labels, H W input pixels, h w half resolution (r
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,36 +23,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from model.backbone import (
-    LEVEL_STRIDES,
-    AlignedFeatures,
-    AlignedVit,
-    PyramidBackbone,
-    Taps,
-    TokenBackbone,
-    build_aligned_vit,
-    build_backbone,
-    hooks_of,
-)
+from model.backbone import AlignedVit, AlignedWanted, Backbone, build_backbone
 from model.checkpoint import CONFIG, read_checkpoint
 from model.config import ModelConfig, TextConfig
 from model.errors import ModelError
-from model.head.aggregator import ImageMaps
-from model.head.cost import CostHead, guiding_blocks
-from model.head.dpt import Decoder, Reassemble, reassemble_factors, reassemble_widths
-from model.head.scoring import cosine_scores
+from model.head import head_of
 from model.hub import HubMixin
 from model.network import Trunk
 from model.outline import load_weights, outline_of
-from model.partners import require_partner
+from model.partners import require_partner, require_same_length
 from model.prediction import NO_LABEL, as_batches
 from model.regularizer import Regularizer
 from model.sliding import AS_IT_IS, SlidingConfig, sliding_label_ids
 from model.text import TextEncoder, build_text_encoder, channels_of
-from model.upsampling import upsample
-
-LOGIT_SCALE = 1 / 0.07
-"""A constant, as published: neither trained nor stored."""
 
 
 class LSeg(nn.Module, HubMixin):
@@ -58,16 +43,13 @@ class LSeg(nn.Module, HubMixin):
 
     Attributes:
         config: what it was built from.
-        stride_px: inputs are padded to multiples of this.
         labels: the texts that a loaded checkpoint was trained on; what `predict` uses by default.
     """
 
     mean_C: Tensor
     std_C: Tensor
-    backbone: TokenBackbone | PyramidBackbone | AlignedVit
-    decoder: Decoder
-    """With the dot head alone."""
-    stride_px: int
+    backbone: Backbone
+    regularizer: Regularizer
 
     def __init__(self, config: ModelConfig, embed_dim: int) -> None:
         super().__init__()
@@ -76,80 +58,19 @@ class LSeg(nn.Module, HubMixin):
         self.labels: tuple[str, ...] = ()
         self._text_encoder: TextEncoder | None = None
         self._memory_format = torch.contiguous_format
-        self.reassemble = nn.ModuleList()
-        self.cost: CostHead | None = None
-        if config.head.kind == "cost":
-            self._build_cost()
-        elif config.head.kind == "dot-aligned":
-            self._build_dot_aligned()
-        else:
-            self._build_dot()
+        kind = head_of(config)
+        backbone = _backbone_for(config, kind.wanted(config), embed_dim)
+        self.head = kind(config, backbone, embed_dim)
+        # Names and order are those of every checkpoint and optimiser state so far.
+        for name, part in self.head.backbone_rate.items():
+            self.add_module(name, part)
+        self.backbone = backbone
+        for name, part in self.head.head_rate.items():
+            self.add_module(name, part)
         self.regularizer = Regularizer(config.regularizer)
         # The recipe gives these, not the weights: they stay out of the state dict.
         self.register_buffer("mean_C", torch.tensor(self.backbone.mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(self.backbone.std), persistent=False)
-
-    def _build_dot(self) -> None:
-        """The backbone's four levels, and a decoder."""
-        config = self.config
-        self.backbone = build_backbone(config.backbone, config.activation_checkpointing)
-        if isinstance(self.backbone, TokenBackbone):
-            widths = self._build_reassemble(self.backbone)
-        else:
-            if config.reassemble is not None:
-                raise ModelError(
-                    f"model.reassemble={list(config.reassemble)}: {config.backbone.name} is a "
-                    "CNN, whose maps are used as they are: leave it out"
-                )
-            widths = self.backbone.widths
-            self.stride_px = LEVEL_STRIDES[-1]
-        self.decoder = Decoder(widths, config.features, self.embed_dim)
-
-    def _build_reassemble(self, vit: TokenBackbone | AlignedVit) -> tuple[int, ...]:
-        """What makes maps of a ViT's tokens; the channels of the four, finest first."""
-        factors = reassemble_factors(vit.patch_px)
-        widths = self.config.reassemble or reassemble_widths(vit.width)
-        self.reassemble.extend(
-            Reassemble(vit.width, channels, factor, vit.has_class_token)
-            for channels, factor in zip(widths, factors, strict=True)
-        )
-        self.stride_px = round(vit.patch_px * max(1.0, 1 / min(factors)))
-        return widths
-
-    def _build_dot_aligned(self) -> None:
-        """A backbone of four levels whose features lie in the text's space too, and a decoder."""
-        config = self.config
-        self.backbone = self._aligned_vit(lambda depth: hooks_of(config.backbone, depth))
-        self.decoder = Decoder(
-            self._build_reassemble(self.backbone), config.features, self.embed_dim
-        )
-
-    def _build_cost(self) -> None:
-        """A backbone whose features lie in the text's space, and cost aggregation on them."""
-        self.backbone = self._aligned_vit(guiding_blocks)
-        channels = channels_of(self.config.text)
-        self.cost = CostHead(self.config.head, self.backbone.width, self.embed_dim, channels)
-        self.stride_px = self.backbone.patch_px
-
-    def _aligned_vit(self, taps: Taps) -> AlignedVit:
-        config = self.config
-        require_partner(config)
-        backbone = build_aligned_vit(
-            config.backbone, config.head.aligned, taps, config.activation_checkpointing
-        )
-        if backbone.embed_dim != self.embed_dim:
-            untrained = (
-                ""
-                if config.backbone.pretrained
-                else "; or give an untrained one a projection of that length, with "
-                f"num_classes: {self.embed_dim} in model.backbone.kwargs"
-            )
-            raise ModelError(
-                f"model.backbone.name={config.backbone.name}: gives vectors of "
-                f"{backbone.embed_dim} numbers, and model.text.encoder={config.text.encoder} of "
-                f"{self.embed_dim}: choose the text encoder that it was trained with{untrained}"
-            )
-        return backbone
 
     def __repr__(self) -> str:
         """What the network is, in a line; its modules are those of `named_modules`."""
@@ -276,14 +197,22 @@ class LSeg(nn.Module, HubMixin):
         ]
 
     @property
+    def is_one_graph(self) -> bool:
+        """Whether it does the same at every size, so that one exported graph can hold it."""
+        return self.head.is_one_graph
+
+    @property
     def text_width(self) -> int:
         """Numbers of a label's row: those of its vector, or of all where templates are channels."""
         return self.embed_dim * channels_of(self.config.text)
 
-    def embed_text(self, labels: Sequence[str]) -> Tensor:
-        """Encodes labels with the encoder that the configuration names: (K, C), on the device.
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The encoder that the configuration names, built at the first use and kept.
 
-        With templates as channels (`text.channels`) a row holds P vectors of C numbers.
+        Raises:
+            ModelError: there is no such encoder here, or it makes vectors of another length than
+                those that the network was trained on.
         """
         if self._text_encoder is None:
             encoder = build_text_encoder(self.config.text)
@@ -294,7 +223,14 @@ class LSeg(nn.Module, HubMixin):
                     "that it was trained with"
                 )
             self._text_encoder = encoder
-        return self._text_encoder.encode(labels).to(self.mean_C.device)
+        return self._text_encoder
+
+    def embed_text(self, labels: Sequence[str]) -> Tensor:
+        """Encodes labels with the encoder that the configuration names: (K, C), on the device.
+
+        With templates as channels (`text.channels`) a row holds P vectors of C numbers.
+        """
+        return self.text_encoder.encode(labels).to(self.mean_C.device)
 
     def normalize(self, image_BHWC: Tensor) -> Tensor:
         """Moves images (B, H, W, 3) uint8 RGB to the model's device and normalises them there.
@@ -303,7 +239,7 @@ class LSeg(nn.Module, HubMixin):
         weights are.
         """
         image = image_BHWC.to(self.mean_C.device, non_blocking=True).permute(0, 3, 1, 2)
-        image = image.to(_at_least_float32(self.mean_C))
+        image = image.to(torch.promote_types(self.mean_C.dtype, torch.float32))
         scale = 1 / (255 * self.std_C)
         shift = self.mean_C / self.std_C
         image = image * scale[:, None, None] - shift[:, None, None]
@@ -321,26 +257,14 @@ class LSeg(nn.Module, HubMixin):
             `dot-aligned` the directions of the sums of the decoder's vectors and the backbone's;
             with the cost head the backbone's, which the head has not refined.
         """
-        trunk = self.trunk(image_BCHW)
-        embedded = trunk.features_BFhw
-        if self.cost is None:
-            embedded = self.decoder.head(embedded)
-        embedded = upsample(embedded.to(_at_least_float32(embedded)), trunk.size)
-        with _full_precision(embedded):
-            if trunk.aligned_BChw is not None:
-                embedded = functional.normalize(embedded, dim=1)
-                embedded = embedded + upsample(_directions(trunk.aligned_BChw), trunk.size)
-            return functional.normalize(trunk.crop(embedded), dim=1)
+        return self.head.embed(self.trunk(image_BCHW))
 
     def score(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
         """Scores pixels against labels as `forward` does, before the regulariser.
 
         Equal to the product of `embed` and the labels, without the pixel vectors' memory.
         """
-        trunk = self.trunk(image_BCHW)
-        if self.cost is not None:
-            return self.score_trunk(trunk, text_KC)
-        return self._cosines(trunk, text_KC)
+        return self.head.score(self.trunk(image_BCHW), text_KC)
 
     def trunk(self, image_BCHW: Tensor) -> Trunk:
         """Computes from images, as in `embed`, all that does not depend on the labels."""
@@ -350,56 +274,28 @@ class LSeg(nn.Module, HubMixin):
             image_BCHW = functional.pad(image_BCHW, (0, pad_right, 0, pad_down), mode="replicate")
         size = ((height + pad_down + 1) // 2, (width + pad_right + 1) // 2)
         cropped = ((height + 1) // 2, (width + 1) // 2)
-        if self.cost is not None:
-            found: AlignedFeatures = self.backbone(image_BCHW)
-            return Trunk(found.dense_BEhw, size, cropped, self.cost.guidance(found.taps))
-        aligned = None
-        levels: Any = self.backbone(image_BCHW)
-        if isinstance(levels, AlignedFeatures):
-            aligned, levels = levels.dense_BEhw, levels.levels
-        if self.reassemble:
-            levels = [block(level) for block, level in zip(self.reassemble, levels, strict=True)]
-        return Trunk(self.decoder(levels), size, cropped, aligned_BChw=aligned)
+        return self.head.trunk(self.backbone(image_BCHW), size, cropped)
 
     def score_trunk(self, trunk: Trunk, text_KC: Tensor) -> Tensor:
         """Scores the pixels of a `trunk` against labels: what `forward` does to an image."""
-        if self.cost is not None:
-            return self._aggregated(self.cost, trunk, text_KC)
-        logits = self._cosines(trunk, text_KC)
-        with _full_precision(logits):
+        logits = self.head.score(trunk, text_KC)
+        with torch.autocast(logits.device.type, enabled=False):
             return self.regularizer(logits)
+
+    @property
+    def stride_px(self) -> int:
+        """Inputs are padded to multiples of this."""
+        return self.head.stride_px
 
     @property
     def couples_labels(self) -> bool:
         """Whether the score of a label depends on the other labels that are asked."""
-        takes_maximum = self.regularizer.depth and self.config.regularizer.kind == "bottleneck"
-        return self.cost is not None or bool(takes_maximum)
+        return self.head.couples_labels or self.regularizer.couples_labels
 
     @property
     def scores_apart(self) -> bool:
         """Whether the score of a label is the logit that this label alone is right."""
-        return self.cost is not None
-
-    def _aggregated(self, cost: CostHead, trunk: Trunk, text_KC: Tensor) -> Tensor:
-        dense = trunk.features_BFhw.to(_at_least_float32(trunk.features_BFhw))
-        logits = cost(ImageMaps(dense, trunk.guidance), text_KC.to(dense.device, dense.dtype))
-        logits = upsample(logits.to(_at_least_float32(logits)), trunk.size)
-        return trunk.crop(logits)
-
-    def _cosines(self, trunk: Trunk, text_KC: Tensor) -> Tensor:
-        features, head = trunk.features_BFhw, self.decoder.head
-        with _full_precision(features):
-            text_KC = text_KC.to(features.device, _at_least_float32(features))
-            text = functional.normalize(text_KC, dim=-1) * LOGIT_SCALE
-            scores = cosine_scores(
-                features, head.weight.flatten(1), cast(Tensor, head.bias), text, trunk.size
-            )
-            if trunk.aligned_BChw is not None:
-                aligned = _directions(trunk.aligned_BChw)
-                scores = scores + upsample(
-                    (text @ aligned.flatten(2)).unflatten(2, aligned.shape[2:]), trunk.size
-                )
-            return trunk.crop(scores)
+        return self.head.scores_apart
 
     def forward(self, image_BCHW: Tensor, text_KC: Tensor) -> Tensor:
         """Scores every pixel of images against labels.
@@ -436,9 +332,9 @@ class LSeg(nn.Module, HubMixin):
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups the parameters for the optimiser as published.
 
-        Gives `backbone` (with the reassemble blocks) at the base rate `lr`; `decoder` (or the cost
-        head) at ten times that; `regularizer`, where there is one, at `lr` from the identity and at
-        ten times that from the reference initialisation.
+        Gives `backbone` (with what else the head trains so) at the base rate `lr`; `decoder` (what
+        is new in the head) at ten times that; `regularizer`, where there is one, at `lr` from the
+        identity and at ten times that from the reference initialisation.
         """
 
         def group(name: str, rate: float, *modules: nn.Module) -> dict[str, Any]:
@@ -446,8 +342,8 @@ class LSeg(nn.Module, HubMixin):
             return {"name": name, "lr": rate, "params": params}
 
         groups = [
-            group("backbone", lr, self.backbone, self.reassemble),
-            group("decoder", 10 * lr, self.decoder if self.cost is None else self.cost),
+            group("backbone", lr, self.backbone, *self.head.backbone_rate.values()),
+            group("decoder", 10 * lr, *self.head.head_rate.values()),
         ]
         if self.regularizer.depth:
             factor = 1 if self.config.regularizer.init == "identity" else 10
@@ -463,6 +359,20 @@ class LSeg(nn.Module, HubMixin):
         with _evaluating(self):
             gain = self.regularizer.label_spread_gain(self.score(image_BCHW, text_KC))
         return float(gain)
+
+
+def _backbone_for(config: ModelConfig, wanted: AlignedWanted | None, embed_dim: int) -> Backbone:
+    """Builds the image encoder that a head wants.
+
+    Raises:
+        ModelError: its features are wanted in the text encoder's space, and lie in another.
+    """
+    if wanted is not None:
+        require_partner(config)
+    backbone = build_backbone(config.backbone, wanted, config.activation_checkpointing)
+    if isinstance(backbone, AlignedVit):
+        require_same_length(config, backbone, embed_dim)
+    return backbone
 
 
 @torch.inference_mode()
@@ -494,20 +404,6 @@ def _evaluating(lseg: LSeg) -> Iterator[None]:
         yield
     finally:
         lseg.train(training)
-
-
-def _directions(map_BChw: Tensor) -> Tensor:
-    """The vectors of a map at length 1, in at least float32."""
-    return functional.normalize(map_BChw.to(_at_least_float32(map_BChw)), dim=1)
-
-
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Switches off the caller's autocast: lengths, scores and softmax need float32."""
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
-def _at_least_float32(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def build_lseg(config: ModelConfig, embed_dim: int) -> LSeg:

@@ -12,8 +12,8 @@ class Trunk(NamedTuple):
     """The part of the network's output on an image that does not depend on the labels."""
 
     features_BFhw: Tensor
-    """The decoder's features, F channels, at stride 4 of the padded input; with the cost head the
-    aligned features."""
+    """What the head scores: LSeg's the decoder's features, F channels, at stride 4 of the padded
+    input; CAT-Seg's the aligned features."""
     size: tuple[int, int]
     """Half of the padded input, rounded up."""
     cropped: tuple[int, int]

@@ -5,7 +5,7 @@ and the tag of their weights. Vectors of CLIP's and of LAION's towers both have 
 their cosines mean nothing.
 """
 
-from model.backbone import named_in_full
+from model.backbone import AlignedVit, named_in_full
 from model.config import ONE_HOT, STAND_IN, TABLE, ModelConfig
 from model.errors import ModelError
 from model.packages import PACKAGE
@@ -65,3 +65,29 @@ def require_partner(config: ModelConfig) -> None:
             f"model.backbone.name={name} was trained with: set model.text.encoder to "
             f"{names[0]} and model.text.pretrained to {tag}"
         )
+
+
+def require_same_length(config: ModelConfig, backbone: AlignedVit, embed_dim: int) -> None:
+    """Refuses features that cannot be compared with the text's vectors.
+
+    Args:
+        config: of both towers.
+        backbone: the image tower.
+        embed_dim: numbers of a text vector.
+
+    Raises:
+        ModelError: their lengths differ; says how an untrained backbone gets the right one.
+    """
+    if backbone.embed_dim == embed_dim:
+        return
+    untrained = (
+        ""
+        if config.backbone.pretrained
+        else "; or give an untrained one a projection of that length, with "
+        f"num_classes: {embed_dim} in model.backbone.kwargs"
+    )
+    raise ModelError(
+        f"model.backbone.name={config.backbone.name}: gives vectors of {backbone.embed_dim} "
+        f"numbers, and model.text.encoder={config.text.encoder} of {embed_dim}: choose the text "
+        f"encoder that it was trained with{untrained}"
+    )

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "model", "jobs")
 
 TESTED_ELSEWHERE = {
+    "model.backbone.timm_models": "model/backbone/test_levels.py",
     "model.head.cost_decoder": "model/head/test_aggregator.py",
     "model.head.dpt": "model/test_lseg.py",
     "model.model_card": "model/test_hub.py",

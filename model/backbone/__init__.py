@@ -1,31 +1,31 @@
-"""The image encoders: a timm ViT or CNN, tapped at four levels.
+"""The image encoders: images in, features out; a timm ViT or CNN.
 
-The room's interface: `build_backbone` makes what a configuration names, and both kinds give four
-levels of features for a normalised image; `build_aligned_vit` makes one whose features lie in the
-space of its text encoder.
+The room's interface: `build_backbone` makes what a configuration names. A `TokenBackbone` or a
+`PyramidBackbone` gives four levels of features for a normalised image; where `AlignedWanted` asks
+for it, an `AlignedVit` gives features that lie in the space of its text encoder.
 """
 
-from model.backbone.aligned import AlignedFeatures, AlignedVit, Taps, build_aligned_vit
+from model.backbone.aligned import AlignedFeatures, AlignedVit
+from model.backbone.build import AlignedWanted, Backbone, build_backbone
 from model.backbone.levels import (
     LEVEL_STRIDES,
     PyramidBackbone,
     TokenBackbone,
     TokenLevel,
-    build_backbone,
     hooks_of,
-    named_in_full,
     quarter_ends,
 )
+from model.backbone.timm_models import named_in_full
 
 __all__ = [
     "LEVEL_STRIDES",
     "AlignedFeatures",
     "AlignedVit",
+    "AlignedWanted",
+    "Backbone",
     "PyramidBackbone",
-    "Taps",
     "TokenBackbone",
     "TokenLevel",
-    "build_aligned_vit",
     "build_backbone",
     "hooks_of",
     "named_in_full",

@@ -22,13 +22,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from model.backbone.levels import TokenLevel, create, named_in_full, normalisation, probe
+from model.backbone.levels import TokenLevel
+from model.backbone.timm_models import create, normalisation
 from model.config import AlignedConfig, BackboneConfig
 from model.errors import ModelError
 
@@ -233,70 +232,6 @@ class AlignedConvNext(nn.Module):
         alone = map_BChw.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
         tokens = self.net.forward_head(alone).unflatten(0, (len(map_BChw), -1))
         return AlignedFeatures(tokens, 0, (map_BChw.shape[2], map_BChw.shape[3]), [])
-
-
-def build_aligned(
-    config: BackboneConfig, aligned: AlignedConfig, taps: Taps = no_taps
-) -> AlignedVit | AlignedConvNext:
-    """Builds an image encoder with dense features in the space of its text tower.
-
-    Args:
-        config: a timm model of CLIP's kind.
-        aligned: which variant.
-        taps: which blocks of a ViT give their tokens too.
-
-    Raises:
-        ModelError: the model has no such features, or computes another activation than its weights
-            were trained with.
-    """
-    outline = probe(config.name)
-    if hasattr(outline, "stages") and hasattr(outline, "forward_head"):
-        return AlignedConvNext(config, aligned)
-    return build_aligned_vit(config, aligned, taps)
-
-
-def build_aligned_vit(
-    config: BackboneConfig,
-    aligned: AlignedConfig,
-    taps: Taps = no_taps,
-    activation_checkpointing: bool = False,
-) -> AlignedVit:
-    """Builds a ViT as `build_aligned` does, and refuses all else.
-
-    Raises:
-        ModelError: as there, or the model is no such ViT.
-    """
-    require_own_activation(config)
-    outline = probe(config.name)
-    known = isinstance(outline, VisionTransformer | Eva) and hasattr(outline.patch_embed, "norm")
-    if not known or getattr(outline, "rope_mixed", False):
-        raise ModelError(
-            f"model.backbone.name={config.name}: is no ViT of CLIP's kind, so that it has no "
-            "features in the space of a text tower: choose one, such as "
-            "vit_base_patch16_clip_quickgelu_224.openai"
-        )
-    return AlignedVit(config, aligned, taps, activation_checkpointing)
-
-
-QUICK_GELU_TAGS = ("openai", "dfn5b", "metaclip")
-"""Beginnings of the tags of weights that were trained with QuickGELU."""
-
-
-def require_own_activation(config: BackboneConfig) -> None:
-    """Refuses weights under a name that computes GELU where they were trained with QuickGELU.
-
-    Raises:
-        ModelError: names the model to choose.
-    """
-    full = named_in_full(config.name) if config.pretrained else config.name
-    name, _, tag = full.partition(".")
-    if "_clip_" not in name or "quickgelu" in name or not tag.startswith(QUICK_GELU_TAGS):
-        return
-    right = name.replace("_clip_", "_clip_quickgelu_")
-    raise ModelError(
-        f"model.backbone.name={full}: its weights were trained with QuickGELU, and this "
-        f"name computes GELU, which gives other features: name {right}.{tag}"
-    )
 
 
 def _scaled(block: Any, number: int, tokens_BNC: Tensor) -> Tensor:

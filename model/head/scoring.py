@@ -10,6 +10,9 @@ Upsampling and the head are linear and commute, so
 
 and the inner products <W f_i + b, W f_j + b> follow from the F channels and the small matrix W'W.
 
+Lengths and scores are taken in float32 whatever the caller's autocast, or wider where the weights
+are.
+
 Shapes: B batch, F decoder features, C embedding, K labels, h w stride 4.
 """
 
@@ -35,8 +38,8 @@ def cosine_scores(
     Returns:
         (B, K, H, W), float32 or wider; a cosine where the rows of text have length 1.
     """
-    dtype = torch.promote_types(trunk_BFhw.dtype, torch.float32)
-    with torch.autocast(trunk_BFhw.device.type, enabled=False):
+    dtype = at_least_float32(trunk_BFhw)
+    with full_precision(trunk_BFhw):
         # The bias as the weight of one more channel, which is 1 everywhere.
         trunk = functional.pad(trunk_BFhw.to(dtype), (0, 0, 0, 0, 0, 1), value=1.0)
         weight = torch.cat([weight_CF, bias_C[:, None]], dim=1).to(dtype)
@@ -55,3 +58,18 @@ def cosine_scores(
         )
         # Rounding may take the length of a vanishing vector below zero.
         return products * squared.clamp_min(1e-12).rsqrt().unsqueeze(1)
+
+
+def directions(map_BChw: Tensor) -> Tensor:
+    """The vectors of a map at length 1, in at least float32."""
+    return functional.normalize(map_BChw.to(at_least_float32(map_BChw)), dim=1)
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Switches off the caller's autocast: lengths, scores and softmax need float32."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def at_least_float32(tensor: Tensor) -> torch.dtype:
+    """The type of a tensor, or float32 where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -38,6 +38,11 @@ class Regularizer(nn.Module):
         for conv in self.convs:
             _initialise(cast(nn.Conv2d, conv), config.init)
 
+    @property
+    def couples_labels(self) -> bool:
+        """Whether the score of a label depends on the other labels: by their maximum."""
+        return self.depth > 0 and self.config.kind == "bottleneck"
+
     def forward(self, logits_BKhw: Tensor) -> Tensor:
         """Regularises the score maps (B, K, h, w); any number of labels."""
         for application in range(self.depth):

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from model.lseg import LSeg
-from model.text import build_text_encoder
 from pipeline.checkpoints.files import PROVENANCE, USABLE
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.data.ingest.stream import Corpus, open_corpus
@@ -82,7 +81,7 @@ def ask_photos(
     """
     corpus = open_corpus(config.data.shards, config.data.val_split)
     lseg = LSeg.load(checkpoint)
-    asker = Asker(lseg, build_text_encoder(lseg.config.text))
+    asker = Asker(lseg, lseg.text_encoder)
     questions = {
         name: PhotoQuestions(*names_of(corpus, name), photo_words(), config.run.seed)
         for name in corpus.sizes

@@ -93,8 +93,7 @@ def evaluate_demo(
     corpus = open_corpus(config.data.shards, config.data.val_split)
     lseg = LSeg.load(outcome.checkpoint)
     labels = read_provenance(outcome.checkpoint).labels
-    encoder = build_text_encoder(lseg.config.text)
-    asker = Asker(lseg, encoder)
+    asker = Asker(lseg, lseg.text_encoder)
     seen = {name: class_question(labels, with_other=False) for name in corpus.sizes}
     unseen = class_question(HELD_OUT, with_other=True)
     behaviours = FourBehaviours([*labels, *HELD_OUT], SUPER_CLASSES, seed)
@@ -105,7 +104,7 @@ def evaluate_demo(
         behaviours.add(asker, sample)
         samples.append(sample)
 
-    untrained = _untrained_unseen(config, corpus, encoder.dim, per_dataset, seed)
+    untrained = _untrained_unseen(config, corpus, lseg.embed_dim, per_dataset, seed)
     figures = _figures(seen, unseen, behaviours, untrained)
     draw(_rows(asker, samples, labels), out / "overlay.png")
     draw(behaviours.rows(asker, samples), out / "behaviours.png")

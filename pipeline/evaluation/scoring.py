@@ -17,7 +17,7 @@ from torch import Tensor
 from model.label_twins import label_twins
 from model.lseg import LSeg
 from model.metrics import ConfusionMatrix
-from model.text import TextEncoder, build_text_encoder
+from model.text import TextEncoder
 from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.errors import UserError
 from pipeline.evaluation.items import Item, UnreadableItem
@@ -125,7 +125,7 @@ class Scorer:
     ) -> None:
         use_prefetched()
         self._lseg = LSeg.load(checkpoint, device)
-        self._encoder = build_text_encoder(self._lseg.config.text)
+        self._encoder = self._lseg.text_encoder
         self._parts, self._device, self._batch_images = parts, device, batch_images
         self._amp = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         self._open: dict[int, Callable[[int], Item]] = {}

@@ -18,7 +18,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from model.backbone.aligned import AlignedVit, build_aligned
+from model.backbone.aligned import AlignedVit
+from model.backbone.build import build_aligned
 from model.config import AlignedConfig, BackboneConfig
 from tests.golden.fill_rule import fill, uniform
 

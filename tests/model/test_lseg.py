@@ -310,6 +310,14 @@ def test_one_real_image_can_be_learnt_by_heart(shared_data):
     assert matrix.pixel_accuracy() > 0.95
 
 
+def test_the_text_encoder_is_built_once(tiny_lseg: LSeg):
+    encoder = tiny_lseg.text_encoder
+    assert tiny_lseg.text_encoder is encoder
+    # What it encoded for the network it need not encode again.
+    assert torch.equal(tiny_lseg.embed_text(["wall"]), encoder.encode(["wall"]))
+    assert tiny_lseg.embed_text(["wall"]) is encoder.encode(["wall"])
+
+
 def test_text_encoder_is_no_part_of_the_weights(tiny_lseg: LSeg):
     before = set(tiny_lseg.state_dict())
     tiny_lseg.embed_text(["wall"])

@@ -2,8 +2,8 @@ import open_clip
 import pytest
 import timm
 
-from model.backbone import aligned
-from model.backbone.aligned import require_own_activation
+from model.backbone import build
+from model.backbone.build import require_own_activation
 from model.config import BackboneConfig, ModelConfig, TextConfig
 from model.errors import ModelError
 from model.partners import PARTNERS, require_partner
@@ -46,7 +46,7 @@ def test_a_name_without_a_tag_is_the_one_that_timm_loads():
 
 def test_quickgelu_is_asked_of_a_name_without_a_tag_too(monkeypatch):
     require_own_activation(BackboneConfig(name="vit_base_patch16_clip_224"))
-    monkeypatch.setattr(aligned, "named_in_full", lambda name: f"{name}.openai")
+    monkeypatch.setattr(build, "named_in_full", lambda name: f"{name}.openai")
     with pytest.raises(ModelError, match=r"name vit_base_patch16_clip_quickgelu_224.openai"):
         require_own_activation(BackboneConfig(name="vit_base_patch16_clip_224"))
     require_own_activation(BackboneConfig(name="vit_base_patch16_clip_224", pretrained=False))

@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 
 from model.lseg import LSeg
-from model.text import build_text_encoder
 from pipeline.checkpoints.files import checkpoint_fingerprint
 from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.checkpoints.provenance import Provenance
@@ -63,7 +62,7 @@ def evaluate_behaviours(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     use_prefetched()
     lseg = LSeg.load(checkpoint, device)
-    asker = Asker(lseg, build_text_encoder(lseg.config.text))
+    asker = Asker(lseg, lseg.text_encoder)
     behaviours = FourBehaviours(vocabulary, SUPER_CLASSES, config.seed)
     samples, count = [], config.max_images or IMAGES
     side_px = provenance.trained_size.base_px

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from model.metrics import ConfusionMatrix
 from pipeline.errors import UserError
 from pipeline.inference.export.config import TOLERANCE
 from pipeline.inference.export.graph import reference_logits
+from pipeline.inference.export.stored import open_program
 
 Logits = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """An image (H, W, 3) uint8 RGB and text (K, C) in, logits (K, h, w) out."""
@@ -29,6 +31,12 @@ class Agreement:
     """Share of the pixels that get the same label."""
     miou: float
     """Mean IoU of the answers, those of the network taken for the truth."""
+
+
+def logits_of(path: Path) -> Logits:
+    """The network of a file, which is opened once."""
+    run = open_program(path)
+    return lambda image, text: run(image[None], text)[0]
 
 
 def generated_images() -> list[np.ndarray]:

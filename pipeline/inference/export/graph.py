@@ -6,8 +6,6 @@ its sizes are free. The label vectors are an input: words change without another
 Shapes: B images, H W pixels, K labels, C embedding, T tokens.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,17 +79,6 @@ def exported(graph: nn.Module, example: tuple[Tensor, ...], free: Any) -> Export
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return program
-
-
-def program_logits(path: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The network of a stored program: an image (H, W, 3) and text (K, C) in, logits out."""
-    graph = torch.export.load(path).module()
-
-    def logits(image: np.ndarray, text: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return graph(torch.from_numpy(image)[None], torch.from_numpy(text))[0].numpy()
-
-    return logits
 
 
 def reference_logits(lseg: LSeg, image_HWC: np.ndarray, text_KC: np.ndarray) -> np.ndarray:

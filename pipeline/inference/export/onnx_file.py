@@ -1,7 +1,7 @@
 """ONNX files: written from a program of PyTorch, run by onnxruntime, and with smaller weights."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch.export import ExportedProgram
 
 from pipeline.errors import UserError
-from pipeline.inference.export.graph import IMAGE, LOGITS, TEXT
 
 EXTRA = "export"
 _SMALL = 1024
@@ -59,12 +58,6 @@ def open_onnx(path: Path) -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # Its hints on graphs are for who writes them.
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def onnx_logits(path: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The network of a file: an image (H, W, 3) and text (K, C) in, logits (K, h, w) out."""
-    session = open_onnx(path)
-    return lambda image, text: session.run([LOGITS], {IMAGE: image[None], TEXT: text})[0][0]
 
 
 def store_halves(path: Path, target: Path) -> None:

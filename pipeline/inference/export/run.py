@@ -10,11 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from model.checkpoint import local, save_checkpoint
 from model.lseg import LSeg
-from model.text import build_text_encoder
 from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import pinned
@@ -25,6 +23,7 @@ from pipeline.inference.export.check import (
     Agreement,
     compare,
     generated_images,
+    logits_of,
     require_equal,
     resized,
 )
@@ -33,17 +32,15 @@ from pipeline.inference.export.graph import (
     IMAGE,
     LOGITS,
     TEXT,
-    program_logits,
     reference_logits,
     segment_program,
 )
 from pipeline.inference.export.onnx_file import (
-    onnx_logits,
     require_onnx,
     store_bytes,
     store_halves,
-    write_onnx,
 )
+from pipeline.inference.export.stored import write_program
 from pipeline.inference.export.text_tower import write_text_tower
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.search import find_photos
@@ -88,7 +85,7 @@ def export(config: ExportConfig) -> Exported:
         lseg = LSeg.load(folder)
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
-    if config.to != "safetensors" and lseg.cost is not None:
+    if config.to != "safetensors" and not lseg.is_one_graph:
         raise UserError(
             f"to={config.to}: the cost head does other things at other sizes, and cannot be "
             "written as one graph here: must be the dot head: set to to safetensors"
@@ -98,8 +95,7 @@ def export(config: ExportConfig) -> Exported:
     with TemporaryDirectory(prefix="lseg-export-") as scratch:
         staged, tower = Path(scratch), None
         if config.text_tower:  # First: a large network takes minutes, and this may be refused.
-            encoder = build_text_encoder(lseg.config.text)
-            tower = write_text_tower(config.to, encoder, staged, labels, text_KC)
+            tower = write_text_tower(config.to, lseg.text_encoder, staged, labels, text_KC)
         difference, agreement = _write_network(config, lseg, folder, staged, images, text_KC)
         np.save(staged / VECTORS, text_KC)
         # Those of a checkpoint are the ones that it was trained on.
@@ -158,18 +154,15 @@ def _write_network(
         return _write_weights(lseg, folder, staged, images, text_KC), None
     logger.info("exporting the network; a large one takes minutes")
     program = segment_program(lseg)
-    if config.to == "torch":
-        torch.export.save(program, path)
-        return require_equal(where, lseg, program_logits(path), images, text_KC), None
-    write_onnx(program, path, (IMAGE, TEXT), (LOGITS,))
-    difference = require_equal(where, lseg, onnx_logits(path), images, text_KC)
+    write_program(program, path, (IMAGE, TEXT), (LOGITS,))
+    difference = require_equal(where, lseg, logits_of(path), images, text_KC)
     if config.precision == "fp32":
         return difference, None
     full = path.rename(staged / "full.onnx")
     (store_halves if config.precision == "fp16" else store_bytes)(full, path)
     for left in staged.glob("full.onnx*"):
         left.unlink()
-    return difference, compare(lseg, onnx_logits(path), images, text_KC)
+    return difference, compare(lseg, logits_of(path), images, text_KC)
 
 
 def _write_weights(

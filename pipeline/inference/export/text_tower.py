@@ -5,7 +5,7 @@ set in the same way: tokens by the file of the tokenizer, vectors by the file of
 mean over the templates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,12 @@ from model.text.templates import templates_of
 from pipeline.errors import UserError
 from pipeline.inference.export.config import TOLERANCE
 from pipeline.inference.export.graph import exported
-from pipeline.inference.export.onnx_file import open_onnx, write_onnx
+from pipeline.inference.export.stored import Run, open_program, write_program
 
 TOKENS, VECTORS = "tokens", "vectors"
 """Names of the input and of the output."""
 TOWER = {"onnx": "text.onnx", "torch": "text.pt2"}
 TOKENIZER = "tokenizer.json"
-
-Tower = Callable[[np.ndarray], np.ndarray]
-"""Tokens (N, T) int64 to vectors (N, C) float32."""
 
 
 def write_text_tower(
@@ -62,13 +59,9 @@ def write_text_tower(
     free = {0: Dim.DYNAMIC} if graph.length else {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     program = exported(graph.module, (tokens,), {TOKENS: free})
     path = folder / TOWER[form]
-    if form == "onnx":
-        write_onnx(program, path, (TOKENS,), (VECTORS,))
-    else:
-        torch.export.save(program, path)
+    write_program(program, path, (TOKENS,), (VECTORS,))
     templates = templates_of(config.templates)
-    run = _onnx_tower(path) if form == "onnx" else _program_tower(path)
-    _require_equal(run, folder, labels, templates, text_KC)
+    _require_equal(open_program(path), folder, labels, templates, text_KC)
     inputs = {TOKENS: ["texts", graph.length or "tokens", "int64"]}
     return {
         "tower": path.name,
@@ -80,7 +73,7 @@ def write_text_tower(
 
 
 def _require_equal(
-    run: Tower,
+    run: Run,
     folder: Path,
     labels: Sequence[str],
     templates: Sequence[str],
@@ -99,18 +92,3 @@ def _require_equal(
                 f"text_tower: the vector of {label!r} is {difference:.2g} from the encoder's, and "
                 f"may be {TOLERANCE}: leave the label out, or the tower, and report the label"
             )
-
-
-def _onnx_tower(path: Path) -> Tower:
-    session = open_onnx(path)
-    return lambda tokens: session.run([VECTORS], {TOKENS: tokens})[0]
-
-
-def _program_tower(path: Path) -> Tower:
-    graph = torch.export.load(path).module()
-
-    def vectors(tokens: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return graph(torch.from_numpy(tokens)).numpy()
-
-    return vectors

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from model.backbone import build_aligned_vit, build_backbone
+from model.backbone import build_backbone
 from model.config import ModelConfig
+from model.head import head_of
 from model.lseg import LSeg, build_lseg
 from model.partners import require_partner
 from model.text import SENTENCE_PREFIX, build_text_encoder
@@ -24,14 +25,12 @@ def check_model(config: ModelConfig) -> LSeg:
         ModelError: The backbone or the text encoder does not exist, or settings do not fit.
         UserError: There are no weights where LSEG_WEIGHTS says, and the encoder needs them here.
     """
-    if config.head.kind != "dot":
+    wanted = head_of(config).wanted(config)
+    if wanted is not None:
         require_partner(config)
     require_own_file(config.backbone)
     if has_own_weights(config.backbone):
-        if config.head.kind == "dot":
-            build_backbone(config.backbone)
-        else:
-            build_aligned_vit(config.backbone, config.head.aligned)
+        build_backbone(config.backbone, wanted)
     backbone = replace(config.backbone, pretrained=False, weights="")
     if config.text.encoder.startswith(SENTENCE_PREFIX):  # Whose width only its weights tell.
         use_prefetched()

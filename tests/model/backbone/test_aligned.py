@@ -1,11 +1,8 @@
 import pytest
 import torch
 
-from model.backbone.aligned import (
-    AlignedVit,
-    build_aligned,
-    self_similar_attention,
-)
+from model.backbone.aligned import AlignedVit, self_similar_attention
+from model.backbone.build import build_aligned
 from model.config import AlignedConfig, BackboneConfig
 from model.errors import ModelError
 

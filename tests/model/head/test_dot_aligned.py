@@ -10,8 +10,9 @@ from torch.nn import functional
 from model.checkpoint import save_checkpoint
 from model.config import AlignedConfig, HeadConfig, RegularizerConfig
 from model.errors import ModelError
+from model.head.dot import LOGIT_SCALE, DotHead
 from model.loss import segmentation_loss
-from model.lseg import LOGIT_SCALE, LSeg, build_lseg
+from model.lseg import LSeg, build_lseg
 from model.sliding import SlidingConfig, sliding_label_ids, sliding_logits
 from model.stand_in import stand_in_vectors
 from model.upsampling import upsample
@@ -40,8 +41,8 @@ def test_the_backbones_cosines_are_added_to_the_decoders(lseg, text):
     trunk = lseg.trunk(image)
     aligned = functional.normalize(trunk.aligned_BChw, dim=1)
     aligned = torch.einsum("kc,bchw->bkhw", text, aligned)
-    decoded = lseg._cosines(trunk._replace(aligned_BChw=None), text)
-    expected = decoded + LOGIT_SCALE * trunk.crop(upsample(aligned, trunk.size))
+    decoded = DotHead._cosines(lseg.head, trunk, LOGIT_SCALE * text)
+    expected = trunk.crop(decoded + LOGIT_SCALE * upsample(aligned, trunk.size))
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -21,10 +21,17 @@ from model.config import (
 )
 from model.lseg import LSeg, build_lseg
 from pipeline.errors import UserError
-from pipeline.inference.export.check import SIZES, compare, generated_images, require_equal, resized
+from pipeline.inference.export.check import (
+    SIZES,
+    compare,
+    generated_images,
+    logits_of,
+    require_equal,
+    resized,
+)
 from pipeline.inference.export.config import ExportConfig
 from pipeline.inference.export.graph import reference_logits
-from pipeline.inference.export.onnx_file import onnx_logits, open_onnx, store_halves
+from pipeline.inference.export.onnx_file import open_onnx, store_halves
 from pipeline.inference.export.run import export
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -140,7 +147,7 @@ def test_onnxruntime_answers_as_the_network(tmp_path, made):
     save_checkpoint(tmp_path / "c", lseg, ["road", "sky"], augment)
     out = tmp_path / "o"
     export(ExportConfig(checkpoint=str(tmp_path / "c"), labels=LABELS, out=str(out)))
-    run = onnx_logits(out / "segment.onnx")
+    run = logits_of(out / "segment.onnx")
     # Labels, and a size, that the export did not see.
     text = lseg.embed_text(["horse", "sand", "car", "tree", "moon"]).numpy()
     image = np.random.default_rng(1).integers(0, 256, (77, 130, 3), np.uint8)
