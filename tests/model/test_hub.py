@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from model.errors import ModelError
+from model import hub as hub_module
+from model.errors import ModelError, Unreachable
 from model.hub import fetch, fetch_uri
 from model.lseg import LSeg
 from tests.support.fake_hub import COMMIT, fake_hub
@@ -103,11 +104,79 @@ def test_a_name_that_is_none_is_refused(name):
         fetch(name)
 
 
-@pytest.mark.usefixtures("hub")
-def test_an_unreachable_hub_is_told(monkeypatch):
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + TEMPLATE)
-    with pytest.raises(ModelError, match="the Hub does not answer"):
+@pytest.fixture
+def unplug(hub, monkeypatch):
+    """Makes the hub unreachable: nothing listens at the address."""
+
+    def away():
+        address = "http://127.0.0.1:9"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + TEMPLATE)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+
+    return away
+
+
+def test_an_unreachable_hub_is_told(unplug):
+    unplug()
+    with pytest.raises(
+        Unreachable, match=r"config.yaml is not in the Hub's cache here, and the Hub does not answ"
+    ):
         fetch("me/tiny")
+    with pytest.raises(Unreachable, match=r"is not in the Hub's cache here, and only the cache"):
+        fetch("me/tiny", local_files_only=True)
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_a_copy_in_the_cache_serves_while_the_hub_is_unreachable(unplug, caplog, revision):
+    first = fetch("me/tiny", revision)
+    unplug()
+    assert fetch("me/tiny", revision) == first
+    assert LSeg.from_pretrained("me/tiny", revision=revision).labels == LSeg.load(RUN).labels
+    # Of a commit nothing had to be asked.
+    assert ("the Hub does not answer (ConnectError)" in caplog.text) == (revision != COMMIT)
+
+
+def test_a_cached_commit_is_loaded_without_a_question(hub):
+    _, asked = hub
+    fetch("me/tiny")
+    asked.clear()
+    fetch("me/tiny", COMMIT)
+    assert asked == []
+    fetch("me/tiny", COMMIT, force_download=True)
+    assert any("model.safetensors" in path for path in asked)
+
+
+def test_a_copy_is_no_substitute_where_it_is_to_be_fetched_anew(unplug):
+    fetch("me/tiny")
+    unplug()
+    with pytest.raises(Unreachable, match=r"config.yaml cannot be fetched, and the Hub does not"):
+        fetch("me/tiny", force_download=True)
+
+
+@pytest.mark.parametrize("lost", ["labels.txt", "model.safetensors"])
+def test_a_hub_that_goes_away_between_two_files_leaves_no_half_checkpoint(hub, monkeypatch, lost):
+    """Whether labels.txt exists is not known then: a network without its labels is another."""
+    whole = hub_module.get_hf_file_metadata
+
+    def lose(url, **how):
+        if lost in url:
+            raise ConnectionError
+        return whole(url, **how)
+
+    monkeypatch.setattr(hub_module, "get_hf_file_metadata", lose)
+    with pytest.raises(Unreachable, match=f"{lost} is not in the Hub's cache here"):
+        fetch("me/tiny")
+    with pytest.raises(Unreachable, match=r"model.safetensors is not in the Hub's cache here"):
+        fetch("me/tiny", local_files_only=True)
+
+
+def test_files_of_the_cache_are_bounded_too(unplug, monkeypatch):
+    fetch("me/tiny")
+    unplug()
+    monkeypatch.setattr("model.hub.MAX_GIB", 1e-6)
+    for revision in ("main", COMMIT):
+        with pytest.raises(ModelError, match=r"model.safetensors has \d+ bytes: must have at most"):
+            fetch("me/tiny", revision)
 
 
 def test_what_is_pushed_has_a_page_with_its_figures(tmp_path, monkeypatch):
