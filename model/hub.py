@@ -46,6 +46,7 @@ from model.checkpoint import (
 from model.config import ModelConfig, TextConfig
 from model.errors import ModelError, Unreachable
 from model.model_card import REPOSITORY_NAME, model_card
+from model.published import published_config
 from model.settings_file import MAX_BYTES, parse_json, parse_yaml, shown
 
 SCHEME = "hf"
@@ -129,7 +130,7 @@ class HubMixin(ModelHubMixin):
         return cls.load(source, device, text)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes a checkpoint folder, without the addresses of its training."""
+        """Writes a checkpoint folder, without the places of its training."""
         config, names, texts = self._published()
         extra = _kept_settings(self.folder)
         save_checkpoint(save_directory, _Published(config, self), names, extra, texts)
@@ -163,14 +164,14 @@ class HubMixin(ModelHubMixin):
         return ModelCard(content, ignore_metadata_errors=True)
 
     def _published(self) -> tuple[ModelConfig, tuple[str, ...], tuple[str, ...]]:
-        """Settings, names and texts of the labels, as the folder named them."""
+        """Settings without places, names and texts of the labels, as the folder named them."""
         config: ModelConfig = self.config  # pyright: ignore[reportAttributeAccessIssue]
-        config = replace(config, backbone=replace(config.backbone, pretrained=False, weights=""))
         labels: tuple[str, ...] = self.labels  # pyright: ignore[reportAttributeAccessIssue]
         if self.folder is None:
-            return config, labels, ()
-        named = read_model_config(self.folder).text
-        return replace(config, text=named), *read_labels(self.folder)
+            return published_config(config), labels, ()
+        # Not the text encoder that the caller uses in place of the one that is named.
+        config = replace(config, text=read_model_config(self.folder).text)
+        return published_config(config), *read_labels(self.folder)
 
     def _told(self, name: str) -> dict[str, Any]:
         """What a file beside the weights says, without names of jobs, runs and machines."""

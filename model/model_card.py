@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.config import ModelConfig
+from model.checkpoint import ENCODER, PRETRAINED, TEXT_WEIGHTS
+from model.config import ModelConfig, TextConfig
 from model.errors import ModelError
+from model.published import has_own_place
 from model.settings_file import MAX_BYTES, parse_json
 
 REPOSITORY_NAME = "lseg-ray"
@@ -67,7 +69,7 @@ def _kind(config: ModelConfig) -> str:
     text = (
         f"An LSeg network (Li et al., ICLR 2022): any list of words becomes a segmentation.\n\n"
         f"- image encoder: `{_inline(config.backbone.name)}`\n"
-        f"- text encoder: `{_inline(config.text.encoder)}`, frozen, not part of these files\n"
+        f"- text encoder: `{_inline(config.text.encoder)}`, frozen, {_text_weights(config.text)}\n"
         f"- head: {head}\n"
         f"- spatial regulariser: {config.regularizer.kind}, depth {config.regularizer.depth}"
     )
@@ -77,6 +79,18 @@ def _kind(config: ModelConfig) -> str:
             "that it was trained on, and is for tests.**"
         )
     return text
+
+
+def _text_weights(text: TextConfig) -> str:
+    """Where the text encoder's weights are."""
+    if has_own_place(text):
+        return (
+            "from a file or folder that is not part of these files: name the same one with "
+            f"{ENCODER} or {PRETRAINED} before loading"
+        )
+    if text.pretrained == TEXT_WEIGHTS:
+        return f"its weights are part of these files (`{TEXT_WEIGHTS}`)"
+    return "not part of these files"
 
 
 def _use(name: str) -> str:

@@ -1,14 +1,17 @@
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
 import huggingface_hub.hub_mixin
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from model import hub as hub_module
+from model.config import TextConfig
 from model.errors import ModelError, Unreachable
 from model.hub import fetch, fetch_uri
 from model.lseg import LSeg
@@ -52,6 +55,65 @@ def test_nothing_of_the_machine_is_published(tmp_path):
     for secret in (b"/tmp/", b"sqlite", b"mlflow_run_id", b"ray_job_id"):
         assert secret in b"".join(path.read_bytes() for path in RUN.iterdir())
         assert secret not in everything
+
+
+SECRET = "/home/alice/secret"
+
+
+def with_text(folder: Path, **text: str) -> Path:
+    """A copy of the run's checkpoint whose settings name another text encoder."""
+    shutil.copytree(RUN, folder)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["model"]["text"] |= text
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "files.json").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "variable"),
+    [
+        ({"encoder": f"sentence-transformers/{SECRET}"}, "ENCODER=sentence-transformers/PATH"),
+        ({"encoder": f"table:{SECRET}/words.txt"}, "ENCODER=table:PATH"),
+        ({"encoder": f"local-dir:{SECRET}"}, "ENCODER=local-dir:PATH"),
+        ({"encoder": SECRET}, "ENCODER=its name or place"),
+        ({"encoder": "ViT-B-32", "pretrained": f"{SECRET}.pt"}, "PRETRAINED=PATH"),
+    ],
+)
+def test_no_place_of_a_text_encoder_is_published(tmp_path, text, variable):
+    own = TextConfig(encoder="stand-in", pretrained=f"{SECRET}/own.pt")
+    lseg = LSeg.load(with_text(tmp_path / "run", **text), text=own)
+    lseg.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "README.md").write_text(str(lseg.generate_model_card()))
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "saved").iterdir())
+    assert b"secret" not in everything
+    assert everything.count(b"(not published)") >= 2
+    assert "is not part of these files: name the same one with LSEG_TEXT_ENCODER" in str(
+        lseg.generate_model_card()
+    )
+    with pytest.raises(
+        ModelError,
+        match=re.escape(
+            f"is not published: name the same one on this machine: LSEG_TEXT_{variable}"
+        ),
+    ):
+        LSeg.from_pretrained(tmp_path / "saved")
+    again = LSeg.from_pretrained(tmp_path / "saved", text=own)
+    assert again.labels == lseg.labels
+
+
+def test_the_page_says_whether_the_text_encoder_is_part_of_the_files(tmp_path):
+    assert "`stand-in`, frozen, not part of these files" in str(
+        LSeg.from_pretrained(RUN).generate_model_card()
+    )
+    folder = with_text(tmp_path / "run", encoder="ViT-B-32", pretrained="text_encoder.safetensors")
+    shutil.copyfile(RUN / "model.safetensors", folder / "text_encoder.safetensors")
+    lseg = LSeg.load(folder)
+    lseg.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "text_encoder.safetensors").is_file()
+    page = str(lseg.generate_model_card())
+    assert "its weights are part of these files (`text_encoder.safetensors`)" in page
+    assert "not part of these files" not in page
 
 
 def test_the_network_comes_from_the_hub_and_then_from_its_cache(hub, monkeypatch):
