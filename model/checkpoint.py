@@ -348,6 +348,20 @@ def _fault(path: Path, expected: tuple[int, str] | None) -> str:
     return "" if same else "is not what was written: its bytes differ"
 
 
+def checkpoint_fingerprint(folder: Path) -> str:
+    """Returns 16 hex digits over the weights and the network's settings.
+
+    Raises:
+        FileNotFoundError: The folder holds no checkpoint.
+    """
+    state = hashlib.sha256()
+    require_checkpoint(folder)
+    for name in (WEIGHTS, CONFIG):
+        with (folder / name).open("rb") as file:
+            state.update(hashlib.file_digest(file, "sha256").digest())
+    return state.hexdigest()[:16]
+
+
 def is_uri(source: Path | str) -> bool:
     """Whether a source has a scheme (`s3://...`, `models:/...`), and so is no local path."""
     scheme, colon, _ = str(source).partition(":/")

@@ -37,6 +37,7 @@ from model.checkpoint import (
     FILES,
     TEXT_WEIGHTS,
     WEIGHTS,
+    checkpoint_fingerprint,
     is_uri,
     read_labels,
     read_model_config,
@@ -150,6 +151,9 @@ class HubMixin(ModelHubMixin):
 
         Returns:
             The address of the commit.
+
+        Raises:
+            ModelError: a report is none, or that of another checkpoint.
         """
         told = {"name": repo_id, **(kwargs.pop("model_card_kwargs", None) or {})}
         return super().push_to_hub(repo_id, model_card_kwargs=told, **kwargs)
@@ -160,7 +164,8 @@ class HubMixin(ModelHubMixin):
         reports: Sequence[str] = kwargs.get("reports", ())
         provenance, metrics = self._told(PROVENANCE), self._told(METRICS)
         name = kwargs.get("name", "OWNER/NAME")
-        content = model_card(config, texts or names, provenance, metrics, reports, name)
+        own = checkpoint_fingerprint(self.folder) if reports and self.folder else ""
+        content = model_card(config, texts or names, provenance, metrics, reports, name, own)
         return ModelCard(content, ignore_metadata_errors=True)
 
     def _published(self) -> tuple[ModelConfig, tuple[str, ...], tuple[str, ...]]:

@@ -14,7 +14,7 @@ from model.checkpoint import ENCODER, PRETRAINED, TEXT_WEIGHTS
 from model.config import ModelConfig, TextConfig
 from model.errors import ModelError
 from model.published import has_own_place
-from model.settings_file import MAX_BYTES, parse_json
+from model.settings_file import MAX_BYTES, parse_json, shown
 
 REPOSITORY_NAME = "lseg-ray"
 _MOST_LABELS = 300
@@ -28,6 +28,7 @@ def model_card(
     metrics: Mapping[str, Any],
     reports: Sequence[Path | str] = (),
     name: str = "OWNER/NAME",
+    fingerprint: str = "",
 ) -> str:
     """Writes the page.
 
@@ -36,11 +37,13 @@ def model_card(
         labels: what it was trained on.
         provenance: the content of provenance.json; may be empty.
         metrics: the content of metrics.json; may be empty.
-        reports: files `report.json` of evaluations.
+        reports: files `report.json` of evaluations of this checkpoint.
         name: under which it is published.
+        fingerprint: `checkpoint_fingerprint` of the checkpoint; "" where there is none, and so no
+            report can be its own.
 
     Raises:
-        ModelError: a report cannot be read.
+        ModelError: a report cannot be read, or is that of another checkpoint.
     """
     parts = [
         _front(provenance),
@@ -48,7 +51,7 @@ def model_card(
         _use(name),
         _data(provenance),
         _labels(labels),
-        _figures(metrics, [_report(Path(path)) for path in reports]),
+        _figures(metrics, [_report(Path(path), fingerprint) for path in reports]),
         _origin(provenance),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
@@ -171,7 +174,8 @@ def _origin(provenance: Mapping[str, Any]) -> str:
     return "## Made by\n\n" + ("\n".join(filter(None, lines)) or "The checkpoint does not say.")
 
 
-def _report(path: Path) -> dict[str, Any]:
+def _report(path: Path, fingerprint: str) -> dict[str, Any]:
+    """Reads the report of an evaluation of the checkpoint with this fingerprint."""
     try:
         with path.open("rb") as file:
             content = parse_json(file.read(MAX_BYTES + 1), str(path))
@@ -179,6 +183,16 @@ def _report(path: Path) -> dict[str, Any]:
         raise ModelError(f"reports: {path}: {error.strerror}: name a report.json") from None
     if not isinstance(content, dict) or "protocol" not in content:
         raise ModelError(f"reports: {path}: is no report of an evaluation: name a report.json")
+    said = content.get("checkpoint_fingerprint")
+    if not fingerprint or said != fingerprint:
+        evaluated = (
+            f"of checkpoint {shown(said)}" if said else "of a checkpoint that it does not name"
+        )
+        own = f"this one is {fingerprint}" if fingerprint else "this network comes from no folder"
+        raise ModelError(
+            f"reports: {path}: is the evaluation {evaluated}, and {own}: evaluate the folder that "
+            "the network is loaded from, or leave the report out"
+        )
     return content
 
 

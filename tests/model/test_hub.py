@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import constants
 
 from model import hub as hub_module
+from model.checkpoint import checkpoint_fingerprint
 from model.config import TextConfig
 from model.errors import ModelError, Unreachable
 from model.hub import fetch, fetch_uri
@@ -258,6 +259,7 @@ def test_what_is_pushed_has_a_page_with_its_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
     report = tmp_path / "report.json"
     figures = {"protocol": "fss", "split": "val", "other": "none", "zero_shot": "yes | <b>"}
+    figures["checkpoint_fingerprint"] = checkpoint_fingerprint(RUN)
     report.write_text(json.dumps(figures | {"figures": {"miou": 0.5}}))
     lseg = LSeg.from_pretrained(RUN)
     address = lseg.push_to_hub("me/new", model_card_kwargs={"reports": [report]})
@@ -276,3 +278,20 @@ def test_a_report_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(ModelError, match=r"report.json"):
         LSeg.from_pretrained(RUN).generate_model_card(reports=[tmp_path / "report.json"])
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ({"checkpoint_fingerprint": "0123456789abcdef"}, "of checkpoint '0123456789abcdef', and"),
+        ({}, "of a checkpoint that it does not name, and"),
+    ],
+)
+def test_a_report_of_another_checkpoint_is_refused(tiny_lseg, tmp_path, of, said):
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"protocol": "fss", "figures": {"miou": 0.5}} | of))
+    own = f"{said} this one is {checkpoint_fingerprint(RUN)}: evaluate the folder"
+    with pytest.raises(ModelError, match=own):
+        LSeg.from_pretrained(RUN).generate_model_card(reports=[report])
+    with pytest.raises(ModelError, match=f"{said} this network comes from no folder"):
+        tiny_lseg.generate_model_card(reports=[report])
