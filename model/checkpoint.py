@@ -25,7 +25,15 @@ from typing import Any
 import yaml
 from safetensors.torch import save_file
 
-from model.config import ONE_HOT, STAND_IN, TABLE, ModelConfig, TextConfig, config_from_dict
+from model.config import (
+    NOT_PUBLISHED,
+    ONE_HOT,
+    STAND_IN,
+    TABLE,
+    ModelConfig,
+    TextConfig,
+    config_from_dict,
+)
 from model.errors import MissingCheckpoint, ModelError
 from model.network import Storable
 from model.outline import MAX_EMBED_DIM, stored_tensors
@@ -48,6 +56,8 @@ PRETRAINED = "LSEG_TEXT_PRETRAINED"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _WITHOUT_PRETRAINED = ("sentence-transformers/", PACKAGE, TABLE)
 """Beginnings of encoders that read no `text.pretrained`."""
+KINDS_OF_PLACES = (TABLE, "sentence-transformers/", "local-dir:")
+"""Beginnings of encoders that may lie in a file or folder."""
 _STEP = re.compile(r"(step|best)_\d+")
 _MOST_RUNS = 6
 _PUBLISHED = (".ckpt", ".pth", ".pt")
@@ -193,12 +203,12 @@ def followed(named: TextConfig, folder: Path, own: TextConfig | None = None) -> 
     encoder = own.encoder if own else os.environ.get(ENCODER, "")
     pretrained = own.pretrained if own else os.environ.get(PRETRAINED, "")
     # That a package is one of our table was checked when the settings were made.
-    if not (named.encoder.startswith(PACKAGE) or _NAME.fullmatch(named.encoder)):
+    if not (named.encoder.startswith(PACKAGE) or is_name(named.encoder)):
         if not encoder:
             raise _refused(folder, "encoder", named.encoder, ENCODER)
         named = replace(named, encoder=encoder, pretrained=pretrained or named.pretrained)
     # What the caller named is followed wherever it leads, but the weights only if they are too.
-    if named.encoder in (STAND_IN, ONE_HOT) or named.encoder.startswith(_WITHOUT_PRETRAINED):
+    if not reads_pretrained(named.encoder):
         return named
     if pretrained and named.pretrained == pretrained:
         return named
@@ -210,14 +220,38 @@ def followed(named: TextConfig, folder: Path, own: TextConfig | None = None) -> 
                 "fetch the checkpoint again"
             )
         return replace(named, pretrained=str(beside))
-    if _NAME.fullmatch(named.pretrained) and not named.pretrained.endswith(_SUFFIXES):
+    if is_tag(named.pretrained):
         return named
     if not pretrained:
         raise _refused(folder, "pretrained", named.pretrained, PRETRAINED)
     return replace(named, pretrained=pretrained)
 
 
+def is_name(encoder: str) -> bool:
+    """Whether an encoder is a plain name, as those of open_clip's own list, and no place."""
+    return bool(_NAME.fullmatch(encoder))
+
+
+def is_tag(pretrained: str) -> bool:
+    """Whether `text.pretrained` is a tag of open_clip's, and no file."""
+    return bool(_NAME.fullmatch(pretrained)) and not pretrained.endswith(_SUFFIXES)
+
+
+def reads_pretrained(encoder: str) -> bool:
+    """Whether a text encoder of this name has weights to choose with `text.pretrained`."""
+    return encoder not in (STAND_IN, ONE_HOT) and not encoder.startswith(_WITHOUT_PRETRAINED)
+
+
 def _refused(folder: Path, key: str, value: str, variable: str) -> ModelError:
+    kind = value.removesuffix(NOT_PUBLISHED)
+    if value.endswith(NOT_PUBLISHED) and kind in ("", *KINDS_OF_PLACES):
+        form = f"{kind}PATH" if kind or key == "pretrained" else "its name or place"
+        what = "text encoder" if key == "encoder" else "text encoder's weights"
+        return ModelError(
+            f"{folder / 'config.yaml'}: model.text.{key}={value}: the {what} of the training lay "
+            "in a file or folder whose place is not published: name the same one on this machine: "
+            f"{variable}={form}"
+        )
     return ModelError(
         f"{folder / 'config.yaml'}: model.text.{key}={shown(value)}: is not followed, since it may "
         f"run code: a checkpoint may name {STAND_IN}, a package of our table or an encoder and a "
@@ -312,6 +346,20 @@ def _fault(path: Path, expected: tuple[int, str] | None) -> str:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}: make it readable") from None
     return "" if same else "is not what was written: its bytes differ"
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """Returns 16 hex digits over the weights and the network's settings.
+
+    Raises:
+        FileNotFoundError: The folder holds no checkpoint.
+    """
+    state = hashlib.sha256()
+    require_checkpoint(folder)
+    for name in (WEIGHTS, CONFIG):
+        with (folder / name).open("rb") as file:
+            state.update(hashlib.file_digest(file, "sha256").digest())
+    return state.hexdigest()[:16]
 
 
 def is_uri(source: Path | str) -> bool:

@@ -23,6 +23,8 @@ ONE_HOT = "one-hot"
 """The name of the text encoder to which no two labels have anything in common."""
 TABLE = "table:"
 """What `text.encoder` begins with where a file holds the vectors."""
+NOT_PUBLISHED = "(not published)"
+"""Stands in a published checkpoint for the path of a text encoder or of its weights."""
 
 MAX_FEATURES, MAX_CHANNELS = 8192, 2**16
 """Channels of the fusion stages, and of a reassembled map: thirty times those of any ViT."""

@@ -7,24 +7,27 @@ sizes; no pickle and no code.
 """
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import (
+    _CACHED_NO_EXIST,
     ModelCard,
     ModelHubMixin,
     constants,
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
+    try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -34,6 +37,7 @@ from model.checkpoint import (
     FILES,
     TEXT_WEIGHTS,
     WEIGHTS,
+    checkpoint_fingerprint,
     is_uri,
     read_labels,
     read_model_config,
@@ -43,15 +47,21 @@ from model.checkpoint import (
 from model.config import ModelConfig, TextConfig
 from model.errors import ModelError, Unreachable
 from model.model_card import REPOSITORY_NAME, model_card
+from model.published import published_config
 from model.settings_file import MAX_BYTES, parse_json, parse_yaml, shown
 
 SCHEME = "hf"
 PROVENANCE, METRICS = "provenance.json", "metrics.json"
 FETCHED = (*FILES, PROVENANCE, METRICS)
+_IN_ORDER = (CONFIG, *(file for file in FETCHED if file not in (CONFIG, WEIGHTS)), WEIGHTS)
+"""The weights come last: a cache that holds them holds all that the repository has."""
 MAX_GIB = 16
 """Size of a file of weights that is fetched: four times that of the largest ViT."""
 
+logger = logging.getLogger(__name__)
+
 _NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _KEPT_TAGS = ("git_commit", "manifest.", "version.")
 """Beginnings of what of provenance.json is published: no names of jobs and runs."""
 
@@ -105,7 +115,8 @@ class HubMixin(ModelHubMixin):
 
         Raises:
             FileNotFoundError: a folder lacks a file.
-            ModelError: as `load`; or the Hub has no such network, or does not answer.
+            ModelError: as `load`; or the Hub has no such network; or it does not answer, and the
+                cache does not hold the network.
         """
         source = pretrained_model_name_or_path
         if not (Path(source).is_dir() or is_uri(source)):
@@ -120,7 +131,7 @@ class HubMixin(ModelHubMixin):
         return cls.load(source, device, text)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes a checkpoint folder, without the addresses of its training."""
+        """Writes a checkpoint folder, without the places of its training."""
         config, names, texts = self._published()
         extra = _kept_settings(self.folder)
         save_checkpoint(save_directory, _Published(config, self), names, extra, texts)
@@ -140,6 +151,9 @@ class HubMixin(ModelHubMixin):
 
         Returns:
             The address of the commit.
+
+        Raises:
+            ModelError: a report is none, or that of another checkpoint.
         """
         told = {"name": repo_id, **(kwargs.pop("model_card_kwargs", None) or {})}
         return super().push_to_hub(repo_id, model_card_kwargs=told, **kwargs)
@@ -150,18 +164,19 @@ class HubMixin(ModelHubMixin):
         reports: Sequence[str] = kwargs.get("reports", ())
         provenance, metrics = self._told(PROVENANCE), self._told(METRICS)
         name = kwargs.get("name", "OWNER/NAME")
-        content = model_card(config, texts or names, provenance, metrics, reports, name)
+        own = checkpoint_fingerprint(self.folder) if reports and self.folder else ""
+        content = model_card(config, texts or names, provenance, metrics, reports, name, own)
         return ModelCard(content, ignore_metadata_errors=True)
 
     def _published(self) -> tuple[ModelConfig, tuple[str, ...], tuple[str, ...]]:
-        """Settings, names and texts of the labels, as the folder named them."""
+        """Settings without places, names and texts of the labels, as the folder named them."""
         config: ModelConfig = self.config  # pyright: ignore[reportAttributeAccessIssue]
-        config = replace(config, backbone=replace(config.backbone, pretrained=False, weights=""))
         labels: tuple[str, ...] = self.labels  # pyright: ignore[reportAttributeAccessIssue]
         if self.folder is None:
-            return config, labels, ()
-        named = read_model_config(self.folder).text
-        return replace(config, text=named), *read_labels(self.folder)
+            return published_config(config), labels, ()
+        # Not the text encoder that the caller uses in place of the one that is named.
+        config = replace(config, text=read_model_config(self.folder).text)
+        return published_config(config), *read_labels(self.folder)
 
     def _told(self, name: str) -> dict[str, Any]:
         """What a file beside the weights says, without names of jobs, runs and machines."""
@@ -204,72 +219,141 @@ def fetch(
 ) -> Path:
     """Fetches the files of a checkpoint from the Hub into its cache.
 
+    Where the Hub does not answer, the copy in the cache is used as it is, with a warning. The files
+    of a commit that the cache holds are taken from there without a question.
+
     Args:
         name: `owner/name`.
         revision: branch, tag or commit.
         token: the Hub's.
         cache_dir: where the cache lies.
-        force_download: fetch what it already holds.
+        force_download: fetch what it already holds; then the cache is no substitute for the Hub.
         local_files_only: never ask the Hub.
 
     Raises:
         ModelError: the name is none, the Hub has no such checkpoint, or a file is too large.
-        Unreachable: the Hub does not answer.
+        Unreachable: the Hub does not answer, and the cache lacks a file.
     """
     if not _NAME.fullmatch(name):
         raise ModelError(
             f"{shown(name)[1:-1]}: is no folder, and no name on the Hub either: must be a "
             "checkpoint folder or owner/name: correct it"
         )
-    offline = local_files_only or constants.HF_HUB_OFFLINE
-    how: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "revision": revision}
-    how |= {"force_download": force_download and not offline}
+    offline = bool(local_files_only or constants.HF_HUB_OFFLINE)
+    asked = _Asked(name, token, cache_dir, revision, force_download and not offline, offline)
     folder: Path | None = None
-    for file in (CONFIG, *(file for file in FETCHED if file != CONFIG)):
+    for file in _IN_ORDER:
         try:
-            if not offline:
-                _check_size(name, file, how)
-            folder = Path(hf_hub_download(name, file, local_files_only=offline, **how)).parent
-            # The cache names folders by commit: all files come from that of the first one.
-            how["revision"] = folder.name
+            path = asked.file(file)
         except (RepositoryNotFoundError, RevisionNotFoundError):
             raise ModelError(
                 f"{name}: is not on the Hub (or not in revision {revision or 'main'}, or not for "
                 "this token), and no folder here: correct the name, or log in (`hf auth login`)"
             ) from None
-        except LocalEntryNotFoundError:
-            if not folder or file in (CONFIG, WEIGHTS):
-                raise _unreachable(name, file) from None
-        except EntryNotFoundError:
+        if path is None:
             if file in (CONFIG, WEIGHTS):
-                raise ModelError(
-                    f"{name}: has no {file}: must be a checkpoint of this project: name another"
-                ) from None
-        except ModelError:
-            raise
-        except Exception as error:  # Whatever the HTTP library of this version raises.
-            raise _unreachable(name, file, type(error).__name__) from None
+                raise asked.lacks(file)
+            continue
+        _check_size(name, file, path.stat().st_size)
+        folder = path.parent
+        # The cache names folders by commit: all files come from that of the first one.
+        asked.revision = folder.name
     assert folder is not None
     return folder
 
 
-def _check_size(name: str, file: str, how: Mapping[str, Any]) -> None:
-    """Refuses a file on the Hub that is too large."""
-    url = hf_hub_url(name, file, revision=how["revision"])
-    size = get_hf_file_metadata(url, token=how["token"]).size or 0
+@dataclass
+class _Asked:
+    """A repository, and what has come of asking the Hub for its files."""
+
+    name: str
+    token: str | bool | None
+    cache_dir: str | Path | None
+    revision: str | None
+    force_download: bool
+    offline: bool
+    """The cache alone is looked at."""
+    has_answered: bool = False
+    """The Hub answered before, so that a file which cannot be fetched now may well exist."""
+    failure: str = ""
+    """Why the Hub is not asked any more, where it was asked in vain."""
+
+    def file(self, file: str) -> Path | None:
+        """Finds a file in the cache, or fetches it.
+
+        Returns:
+            The file; None where the repository has none, or where only the cache is looked at and
+            does not hold it.
+
+        Raises:
+            Unreachable: the Hub does not answer (any more), and the cache is no substitute.
+        """
+        # The files of a commit never change, so that a copy needs no question.
+        is_commit = bool(_COMMIT.fullmatch(self.revision or ""))
+        if self.offline or (is_commit and not self.force_download):
+            found = try_to_load_from_cache(self.name, file, self.cache_dir, self.revision)
+            if isinstance(found, str):
+                return Path(found)
+            if self.offline or found is _CACHED_NO_EXIST:
+                return None
+        try:
+            path = self._fetched(file)
+        except (RepositoryNotFoundError, RevisionNotFoundError, ModelError):
+            raise
+        except Exception as error:  # Whatever the HTTP library of this version raises.
+            if self.has_answered or self.force_download:
+                raise self._unreachable(file, type(error).__name__) from None
+            self.offline, self.failure = True, type(error).__name__
+            path = self.file(file)
+            if path is not None:
+                logger.warning(
+                    "%s: the Hub does not answer (%s): the copy in its cache is used, of commit %s",
+                    self.name,
+                    self.failure,
+                    path.parent.name,
+                )
+        self.has_answered = not self.offline
+        return path
+
+    def _fetched(self, file: str) -> Path | None:
+        """Fetches a file after a look at its size; None where the repository has none."""
+        url = hf_hub_url(self.name, file, revision=self.revision)
+        how: dict[str, Any] = {"cache_dir": self.cache_dir, "token": self.token}
+        how |= {"revision": self.revision, "force_download": self.force_download}
+        try:
+            _check_size(self.name, file, get_hf_file_metadata(url, token=self.token).size or 0)
+        except EntryNotFoundError:
+            with suppress(
+                EntryNotFoundError
+            ):  # Asked again, for the cache to note what is missing.
+                hf_hub_download(self.name, file, **how)
+            return None
+        return Path(hf_hub_download(self.name, file, **how))
+
+    def lacks(self, file: str) -> ModelError:
+        """The error that there is no such file, although a checkpoint must have it."""
+        if not self.offline:
+            return ModelError(
+                f"{self.name}: has no {file}: must be a checkpoint of this project: name another"
+            )
+        return self._unreachable(file, self.failure)
+
+    def _unreachable(self, file: str, failure: str) -> Unreachable:
+        why = f"the Hub does not answer ({failure})" if failure else "only the cache may be asked"
+        there = "cannot be fetched" if self.force_download else "is not in the Hub's cache here"
+        return Unreachable(
+            f"{self.name}: {file} {there}, and {why}: name a folder, or fetch it where there is a "
+            f"network (`hf download {self.name}`) and copy the cache"
+        )
+
+
+def _check_size(name: str, file: str, size: int) -> None:
+    """Refuses a file that is too large."""
     most = MAX_GIB * 2**30 if file.endswith(".safetensors") else MAX_BYTES
     if size > most:
         raise ModelError(
             f"{name}: {file} has {size} bytes: must have at most {most:g}: name another network"
         )
-
-
-def _unreachable(name: str, file: str, why: str = "") -> Unreachable:
-    return Unreachable(
-        f"{name}: {file} is not on this machine, and the Hub does not answer"
-        f"{f' ({why})' if why else ''}: name a folder, or fetch it where there is a network "
-        f"(`hf download {name}`) and copy the cache"
-    )
 
 
 resolvers.setdefault(SCHEME, fetch_uri)

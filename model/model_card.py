@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.config import ModelConfig
+from model.checkpoint import ENCODER, PRETRAINED, TEXT_WEIGHTS
+from model.config import ModelConfig, TextConfig
 from model.errors import ModelError
-from model.settings_file import MAX_BYTES, parse_json
+from model.published import has_own_place
+from model.settings_file import MAX_BYTES, parse_json, shown
 
 REPOSITORY_NAME = "lseg-ray"
 _MOST_LABELS = 300
@@ -26,6 +28,7 @@ def model_card(
     metrics: Mapping[str, Any],
     reports: Sequence[Path | str] = (),
     name: str = "OWNER/NAME",
+    fingerprint: str = "",
 ) -> str:
     """Writes the page.
 
@@ -34,11 +37,13 @@ def model_card(
         labels: what it was trained on.
         provenance: the content of provenance.json; may be empty.
         metrics: the content of metrics.json; may be empty.
-        reports: files `report.json` of evaluations.
+        reports: files `report.json` of evaluations of this checkpoint.
         name: under which it is published.
+        fingerprint: `checkpoint_fingerprint` of the checkpoint; "" where there is none, and so no
+            report can be its own.
 
     Raises:
-        ModelError: a report cannot be read.
+        ModelError: a report cannot be read, or is that of another checkpoint.
     """
     parts = [
         _front(provenance),
@@ -46,7 +51,7 @@ def model_card(
         _use(name),
         _data(provenance),
         _labels(labels),
-        _figures(metrics, [_report(Path(path)) for path in reports]),
+        _figures(metrics, [_report(Path(path), fingerprint) for path in reports]),
         _origin(provenance),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
@@ -67,7 +72,7 @@ def _kind(config: ModelConfig) -> str:
     text = (
         f"An LSeg network (Li et al., ICLR 2022): any list of words becomes a segmentation.\n\n"
         f"- image encoder: `{_inline(config.backbone.name)}`\n"
-        f"- text encoder: `{_inline(config.text.encoder)}`, frozen, not part of these files\n"
+        f"- text encoder: `{_inline(config.text.encoder)}`, frozen, {_text_weights(config.text)}\n"
         f"- head: {head}\n"
         f"- spatial regulariser: {config.regularizer.kind}, depth {config.regularizer.depth}"
     )
@@ -77,6 +82,18 @@ def _kind(config: ModelConfig) -> str:
             "that it was trained on, and is for tests.**"
         )
     return text
+
+
+def _text_weights(text: TextConfig) -> str:
+    """Where the text encoder's weights are."""
+    if has_own_place(text):
+        return (
+            "from a file or folder that is not part of these files: name the same one with "
+            f"{ENCODER} or {PRETRAINED} before loading"
+        )
+    if text.pretrained == TEXT_WEIGHTS:
+        return f"its weights are part of these files (`{TEXT_WEIGHTS}`)"
+    return "not part of these files"
 
 
 def _use(name: str) -> str:
@@ -157,7 +174,8 @@ def _origin(provenance: Mapping[str, Any]) -> str:
     return "## Made by\n\n" + ("\n".join(filter(None, lines)) or "The checkpoint does not say.")
 
 
-def _report(path: Path) -> dict[str, Any]:
+def _report(path: Path, fingerprint: str) -> dict[str, Any]:
+    """Reads the report of an evaluation of the checkpoint with this fingerprint."""
     try:
         with path.open("rb") as file:
             content = parse_json(file.read(MAX_BYTES + 1), str(path))
@@ -165,6 +183,16 @@ def _report(path: Path) -> dict[str, Any]:
         raise ModelError(f"reports: {path}: {error.strerror}: name a report.json") from None
     if not isinstance(content, dict) or "protocol" not in content:
         raise ModelError(f"reports: {path}: is no report of an evaluation: name a report.json")
+    said = content.get("checkpoint_fingerprint")
+    if not fingerprint or said != fingerprint:
+        evaluated = (
+            f"of checkpoint {shown(said)}" if said else "of a checkpoint that it does not name"
+        )
+        own = f"this one is {fingerprint}" if fingerprint else "this network comes from no folder"
+        raise ModelError(
+            f"reports: {path}: is the evaluation {evaluated}, and {own}: evaluate the folder that "
+            "the network is loaded from, or leave the report out"
+        )
     return content
 
 

@@ -14,7 +14,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from model.checkpoint import CONFIG, DIGESTS, FILES, WEIGHTS, require_checkpoint
+from model.checkpoint import DIGESTS, FILES, require_checkpoint
+from model.checkpoint import checkpoint_fingerprint as checkpoint_fingerprint  # Among the others.
 from pipeline.data.shards.format import Manifest
 
 METRICS = "metrics.json"
@@ -71,20 +72,6 @@ def fingerprints(tags: Mapping[str, str]) -> dict[str, str]:
     """Reads the fingerprint of each training dataset from tags; empty where they are very many."""
     start = f"{TRAINING}."
     return {t.removeprefix(start): v for t, v in tags.items() if t.startswith(start)}
-
-
-def checkpoint_fingerprint(folder: Path) -> str:
-    """Returns 16 hex digits over the weights and the network's settings.
-
-    Raises:
-        FileNotFoundError: The folder holds no checkpoint.
-    """
-    state = hashlib.sha256()
-    require_checkpoint(folder)
-    for name in (WEIGHTS, CONFIG):
-        with (folder / name).open("rb") as file:
-            state.update(hashlib.file_digest(file, "sha256").digest())
-    return state.hexdigest()[:16]
 
 
 def content_fingerprint(folder: Path) -> str:

@@ -209,6 +209,7 @@ def scale_weights(folder: Path, factor: float) -> None:
         lambda f: change_config(f, **kwargs_of(pretrained_cfg_overlay={"mean": "abc"})),
         lambda f: change_config(f, text={"encoder": 7}),
         lambda f: change_config(f, text={"encoder": "local-dir:/no/such"}),
+        lambda f: change_config(f, text={"encoder": "x" * 9000 + "(not published)"}),
         lambda f: change_config(f, text={"encoder": "ViT-B-32", "pretrained": "/tmp/evil.pt"}),
         lambda f: change_config(f, text={"encoder": "stand-in", "templates": ["{}"]}),
         lambda f: change_config(f, regularizer={"kind": ["none"]}),
@@ -226,7 +227,7 @@ def scale_weights(folder: Path, factor: float) -> None:
         lambda f: write_labels(f, b"x\n" * 70_000),
         lambda f: write_labels(f, b"x" * 5_000_000),
     ],
-    ids=range(49),
+    ids=range(50),
 )
 def test_whatever_a_folder_holds_ends_in_one_line_at_once(saved, damage, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

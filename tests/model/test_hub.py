@@ -1,14 +1,19 @@
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
 import huggingface_hub.hub_mixin
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub import constants
 
-from model.errors import ModelError
+from model import hub as hub_module
+from model.checkpoint import checkpoint_fingerprint
+from model.config import TextConfig
+from model.errors import ModelError, Unreachable
 from model.hub import fetch, fetch_uri
 from model.lseg import LSeg
 from tests.support.fake_hub import COMMIT, fake_hub
@@ -51,6 +56,65 @@ def test_nothing_of_the_machine_is_published(tmp_path):
     for secret in (b"/tmp/", b"sqlite", b"mlflow_run_id", b"ray_job_id"):
         assert secret in b"".join(path.read_bytes() for path in RUN.iterdir())
         assert secret not in everything
+
+
+SECRET = "/home/alice/secret"
+
+
+def with_text(folder: Path, **text: str) -> Path:
+    """A copy of the run's checkpoint whose settings name another text encoder."""
+    shutil.copytree(RUN, folder)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["model"]["text"] |= text
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "files.json").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "variable"),
+    [
+        ({"encoder": f"sentence-transformers/{SECRET}"}, "ENCODER=sentence-transformers/PATH"),
+        ({"encoder": f"table:{SECRET}/words.txt"}, "ENCODER=table:PATH"),
+        ({"encoder": f"local-dir:{SECRET}"}, "ENCODER=local-dir:PATH"),
+        ({"encoder": SECRET}, "ENCODER=its name or place"),
+        ({"encoder": "ViT-B-32", "pretrained": f"{SECRET}.pt"}, "PRETRAINED=PATH"),
+    ],
+)
+def test_no_place_of_a_text_encoder_is_published(tmp_path, text, variable):
+    own = TextConfig(encoder="stand-in", pretrained=f"{SECRET}/own.pt")
+    lseg = LSeg.load(with_text(tmp_path / "run", **text), text=own)
+    lseg.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "README.md").write_text(str(lseg.generate_model_card()))
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "saved").iterdir())
+    assert b"secret" not in everything
+    assert everything.count(b"(not published)") >= 2
+    assert "is not part of these files: name the same one with LSEG_TEXT_ENCODER" in str(
+        lseg.generate_model_card()
+    )
+    with pytest.raises(
+        ModelError,
+        match=re.escape(
+            f"is not published: name the same one on this machine: LSEG_TEXT_{variable}"
+        ),
+    ):
+        LSeg.from_pretrained(tmp_path / "saved")
+    again = LSeg.from_pretrained(tmp_path / "saved", text=own)
+    assert again.labels == lseg.labels
+
+
+def test_the_page_says_whether_the_text_encoder_is_part_of_the_files(tmp_path):
+    assert "`stand-in`, frozen, not part of these files" in str(
+        LSeg.from_pretrained(RUN).generate_model_card()
+    )
+    folder = with_text(tmp_path / "run", encoder="ViT-B-32", pretrained="text_encoder.safetensors")
+    shutil.copyfile(RUN / "model.safetensors", folder / "text_encoder.safetensors")
+    lseg = LSeg.load(folder)
+    lseg.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "text_encoder.safetensors").is_file()
+    page = str(lseg.generate_model_card())
+    assert "its weights are part of these files (`text_encoder.safetensors`)" in page
+    assert "not part of these files" not in page
 
 
 def test_the_network_comes_from_the_hub_and_then_from_its_cache(hub, monkeypatch):
@@ -103,11 +167,79 @@ def test_a_name_that_is_none_is_refused(name):
         fetch(name)
 
 
-@pytest.mark.usefixtures("hub")
-def test_an_unreachable_hub_is_told(monkeypatch):
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + TEMPLATE)
-    with pytest.raises(ModelError, match="the Hub does not answer"):
+@pytest.fixture
+def unplug(hub, monkeypatch):
+    """Makes the hub unreachable: nothing listens at the address."""
+
+    def away():
+        address = "http://127.0.0.1:9"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + TEMPLATE)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+
+    return away
+
+
+def test_an_unreachable_hub_is_told(unplug):
+    unplug()
+    with pytest.raises(
+        Unreachable, match=r"config.yaml is not in the Hub's cache here, and the Hub does not answ"
+    ):
         fetch("me/tiny")
+    with pytest.raises(Unreachable, match=r"is not in the Hub's cache here, and only the cache"):
+        fetch("me/tiny", local_files_only=True)
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_a_copy_in_the_cache_serves_while_the_hub_is_unreachable(unplug, caplog, revision):
+    first = fetch("me/tiny", revision)
+    unplug()
+    assert fetch("me/tiny", revision) == first
+    assert LSeg.from_pretrained("me/tiny", revision=revision).labels == LSeg.load(RUN).labels
+    # Of a commit nothing had to be asked.
+    assert ("the Hub does not answer (ConnectError)" in caplog.text) == (revision != COMMIT)
+
+
+def test_a_cached_commit_is_loaded_without_a_question(hub):
+    _, asked = hub
+    fetch("me/tiny")
+    asked.clear()
+    fetch("me/tiny", COMMIT)
+    assert asked == []
+    fetch("me/tiny", COMMIT, force_download=True)
+    assert any("model.safetensors" in path for path in asked)
+
+
+def test_a_copy_is_no_substitute_where_it_is_to_be_fetched_anew(unplug):
+    fetch("me/tiny")
+    unplug()
+    with pytest.raises(Unreachable, match=r"config.yaml cannot be fetched, and the Hub does not"):
+        fetch("me/tiny", force_download=True)
+
+
+@pytest.mark.parametrize("lost", ["labels.txt", "model.safetensors"])
+def test_a_hub_that_goes_away_between_two_files_leaves_no_half_checkpoint(hub, monkeypatch, lost):
+    """Whether labels.txt exists is not known then: a network without its labels is another."""
+    whole = hub_module.get_hf_file_metadata
+
+    def lose(url, **how):
+        if lost in url:
+            raise ConnectionError
+        return whole(url, **how)
+
+    monkeypatch.setattr(hub_module, "get_hf_file_metadata", lose)
+    with pytest.raises(Unreachable, match=f"{lost} is not in the Hub's cache here"):
+        fetch("me/tiny")
+    with pytest.raises(Unreachable, match=r"model.safetensors is not in the Hub's cache here"):
+        fetch("me/tiny", local_files_only=True)
+
+
+def test_files_of_the_cache_are_bounded_too(unplug, monkeypatch):
+    fetch("me/tiny")
+    unplug()
+    monkeypatch.setattr("model.hub.MAX_GIB", 1e-6)
+    for revision in ("main", COMMIT):
+        with pytest.raises(ModelError, match=r"model.safetensors has \d+ bytes: must have at most"):
+            fetch("me/tiny", revision)
 
 
 def test_what_is_pushed_has_a_page_with_its_figures(tmp_path, monkeypatch):
@@ -127,6 +259,7 @@ def test_what_is_pushed_has_a_page_with_its_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
     report = tmp_path / "report.json"
     figures = {"protocol": "fss", "split": "val", "other": "none", "zero_shot": "yes | <b>"}
+    figures["checkpoint_fingerprint"] = checkpoint_fingerprint(RUN)
     report.write_text(json.dumps(figures | {"figures": {"miou": 0.5}}))
     lseg = LSeg.from_pretrained(RUN)
     address = lseg.push_to_hub("me/new", model_card_kwargs={"reports": [report]})
@@ -145,3 +278,20 @@ def test_a_report_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(ModelError, match=r"report.json"):
         LSeg.from_pretrained(RUN).generate_model_card(reports=[tmp_path / "report.json"])
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ({"checkpoint_fingerprint": "0123456789abcdef"}, "of checkpoint '0123456789abcdef', and"),
+        ({}, "of a checkpoint that it does not name, and"),
+    ],
+)
+def test_a_report_of_another_checkpoint_is_refused(tiny_lseg, tmp_path, of, said):
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"protocol": "fss", "figures": {"miou": 0.5}} | of))
+    own = f"{said} this one is {checkpoint_fingerprint(RUN)}: evaluate the folder"
+    with pytest.raises(ModelError, match=own):
+        LSeg.from_pretrained(RUN).generate_model_card(reports=[report])
+    with pytest.raises(ModelError, match=f"{said} this network comes from no folder"):
+        tiny_lseg.generate_model_card(reports=[report])

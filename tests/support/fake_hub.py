@@ -32,9 +32,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = path.read_bytes() if file and path.is_file() else b""
         self.send_response(200 if body else 404)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", COMMIT)  # The Hub names it for missing files too.
         if body:
             self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
         else:
             self.send_header("X-Error-Code", "EntryNotFound")
         self.end_headers()

@@ -1,10 +1,13 @@
 """The one-line call: the list that transformers' pipeline gives, from the network's own answers."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
 
 from model.lseg import LSeg
 from model.sliding import SlidingConfig
@@ -74,6 +77,84 @@ def test_a_file_an_image_and_an_array_are_one_and_a_list_gives_lists(segment, tm
     assert segment([], candidate_labels="dog") == []
 
 
+def test_an_iterator_gives_an_iterator_that_takes_one_image_at_a_time(segment):
+    taken = []
+
+    def photos():
+        for number in range(3):
+            taken.append(number)
+            yield picture() if number < 2 else b"123"
+
+    found = segment(photos(), candidate_labels="dog, wet grass")
+    assert taken == []
+    alone = segment(picture(), candidate_labels="dog, wet grass")
+    assert [part["score"] for part in next(found)] == [part["score"] for part in alone]
+    assert taken == [0]
+    next(found)
+    with pytest.raises(UserError, match="inputs: a bytes"):
+        next(found)
+    with pytest.raises(UserError, match="is named twice"):  # Before any image is taken.
+        segment(photos(), candidate_labels="dog, dog")
+    assert taken == [0, 1, 2]
+
+
+def test_a_dataset_gives_an_iterator(segment):
+    class Photos(Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return picture()
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([picture(), picture()])
+
+    for dataset in (Photos(), Stream()):
+        found = segment(dataset, candidate_labels="dog, sky")
+        assert iter(found) is found
+        assert len([*found]) == 2
+
+
+def test_arguments_of_transformers_are_taken(checkpoint, segment):
+    """Those that change nothing for its semantic networks change nothing here."""
+    plain = segment(picture(), candidate_labels="dog, wet grass")
+    options = {
+        "subtask": "semantic",
+        "mask_threshold": 0.9,
+        "overlap_mask_area_threshold": 0.1,
+        "batch_size": 8,
+        "num_workers": 2,
+        "timeout": None,
+    }
+    same = segment(images=picture(), candidate_labels="dog, wet grass", **options)
+    assert [part["score"] for part in same] == [part["score"] for part in plain]
+    own = pipeline("image-segmentation", checkpoint, threshold=1.0, **options)
+    assert own(inputs=picture(), candidate_labels="dog, wet grass") == []
+    again = own(picture(), candidate_labels="dog, wet grass", threshold=0.0)
+    assert [part["score"] for part in again] == [part["score"] for part in plain]
+
+
+@pytest.mark.parametrize("device", [-1, np.int64(-1), "cpu", torch.device("cpu")])
+def test_the_cpu_has_several_names(checkpoint, device):
+    made = pipeline("image-segmentation", checkpoint, device=device)
+    assert next(made.network.lseg.parameters()).device == torch.device("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("device", [0, None, "cuda", "cuda:0"])
+def test_a_number_is_that_of_a_gpu(checkpoint, device):
+    made = pipeline("image-segmentation", checkpoint, device=device)
+    assert next(made.network.lseg.parameters()).device == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("device", [99, -2, True, "cuda:99", "gpu", "meta", 1.5])
+def test_a_device_that_is_not_there_is_refused_in_one_line(checkpoint, device):
+    with pytest.raises(UserError, match=r"^device=.*cannot be used here \(.*must be -1") as caught:
+        pipeline("image-segmentation", checkpoint, device=device)
+    assert "\n" not in str(caught.value)
+
+
 def test_without_labels_the_trained_ones_are_asked_unless_the_pipeline_has_some(
     checkpoint, segment
 ):
@@ -107,7 +188,18 @@ def test_a_photo_is_turned_as_its_tag_says(segment, tmp_path):
     ("call", "said"),
     [
         (lambda s, d: s(picture(), subtask="instance"), "subtask='instance': must be 'semantic'"),
+        (lambda s, d: s(picture(), subtask="panoptic"), "the network separates no instances"),
         (lambda s, d: s(picture(), threshold=2), "threshold=2: must be a probability"),
+        (lambda s, d: s(picture(), mask_threshold="a"), "mask_threshold='a': must be a prob"),
+        (lambda s, d: s(picture(), mask_treshold=0.5), "did you mean mask_threshold"),
+        (lambda s, d: s(), "inputs: is missing"),
+        (lambda s, d: s(picture(), images=picture()), "inputs: images is given too"),
+        (lambda s, d: s(io.BytesIO(b"123")), "inputs: a BytesIO: must be"),
+        (lambda s, d: s("data:image/png;base64," + "A" * 10**6), "nothing is fetched"),
+        (lambda s, d: s("A" * 10**6), "cannot be read: File name too long"),
+        (lambda s, d: s("no\0.jpg"), "cannot be read: "),
+        (lambda s, d: pipeline(model="x", torch_dtype="auto"), "torch_dtype: is no argument"),
+        (lambda s, d: pipeline(model="x", subtask="instance"), "subtask='instance': must be"),
         (lambda s, d: s(picture(), "dog, dog"), r"labels\[1\]='dog': is named twice"),
         (lambda s, d: s(picture(), "dog", other="2"), "other=2: must be a probability"),
         (lambda s, d: s(picture().astype(float)), "array of float64 and shape"),
@@ -121,5 +213,7 @@ def test_a_photo_is_turned_as_its_tag_says(segment, tmp_path):
     ],
 )
 def test_mistakes_are_told_in_one_line(segment, tmp_path, call, said):
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as caught:
         call(segment, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
