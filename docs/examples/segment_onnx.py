@@ -20,13 +20,9 @@ labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
 text = np.load(folder / "text.npy", allow_pickle=False)  # (K, C): a row for each label
 
 image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
-fixed = told["inputs"]["image"][1:3]  # Height and width, where the network has one size.
-if isinstance(fixed[0], int):
-    seen = image.resize((fixed[1], fixed[0]), Image.Resampling.BOX)
-else:  # The long side as in the training.
-    scale = told["long_side_px"] / max(image.size)
-    sides = [max(1, round(side * scale)) for side in image.size]
-    seen = image.resize((sides[0], sides[1]), Image.Resampling.BOX)
+scale = told["long_side_px"] / max(image.size)  # The long side as in the training.
+width, height = (max(1, round(side * scale)) for side in image.size)
+seen = image.resize((width, height), Image.Resampling.BOX)
 
 session = onnxruntime.InferenceSession(folder / told["network"])
 pixels = np.asarray(seen)[None]  # (1, H, W, 3) uint8
