@@ -16,7 +16,6 @@ PACKAGES = ("pipeline", "model", "jobs")
 TESTED_ELSEWHERE = {
     "model.head.cost_decoder": "model/head/test_aggregator.py",
     "model.head.dpt": "model/test_lseg.py",
-    "model.model_card": "model/test_hub.py",
     "model.network": "model/test_lseg.py",
     "model.text.encoder": "model/text/test_encoders.py",
     "model.text.open_clip_tower": "model/text/test_encoders.py",
@@ -61,7 +60,6 @@ TESTED_ELSEWHERE = {
     "pipeline.tracking.trial": "jobs/test_check_cluster.py",
     "pipeline.training.job": "pipeline/training/worker/test_nonfinite.py",
     "pipeline.training.plan": "pipeline/training/driver/test_resume.py",
-    "pipeline.training.questions.question": "pipeline/training/questions/test_questions.py",
     "pipeline.training.saving.best": "pipeline/training/saving/test_saver.py",
     "pipeline.training.worker.device_batches": "pipeline/training/worker/test_hurry.py",
     "pipeline.training.worker.diagnosis": "pipeline/training/worker/test_nonfinite.py",
