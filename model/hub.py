@@ -46,8 +46,7 @@ from model.checkpoint import (
 )
 from model.config import ModelConfig, TextConfig
 from model.errors import ModelError, Unreachable
-from model.model_card import REPOSITORY_NAME, model_card
-from model.published import published_config
+from model.model_card import REPOSITORY_NAME, model_card, published_config
 from model.settings_file import MAX_BYTES, parse_json, parse_yaml, shown
 
 SCHEME = "hf"

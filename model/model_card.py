@@ -1,24 +1,106 @@
-"""The page of a published network: what it is, on what it was trained, how good, how to use it.
+"""What of a network is published: its settings without places, and its page.
 
-Written from what lies beside the weights (settings, labels, provenance, metrics) and from the
-reports of evaluations. Nothing is claimed that none of them says; addresses of the machines that
-trained it are left out.
+A place (a folder, a file, an address) leads nowhere on another machine, is not followed there, and
+says whose machine it was. Of one that a user of the network has to replace, the kind stays, so that
+the error at loading can say what to name.
+
+The page says what the network is, on what it was trained, how good it is, and how to use it: what
+lies beside the weights (settings, labels, provenance, metrics), and the reports of evaluations.
+Nothing is claimed that none of them says.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import ENCODER, PRETRAINED, TEXT_WEIGHTS
-from model.config import ModelConfig, TextConfig
+from model.checkpoint import (
+    ENCODER,
+    KINDS_OF_PLACES,
+    PRETRAINED,
+    TEXT_WEIGHTS,
+    is_name,
+    is_tag,
+    reads_pretrained,
+)
+from model.config import (
+    NOT_PUBLISHED,
+    ONE_HOT,
+    STAND_IN,
+    BackboneConfig,
+    ModelConfig,
+    TextConfig,
+)
 from model.errors import ModelError
-from model.published import has_own_place
+from model.packages import PACKAGE
 from model.settings_file import MAX_BYTES, parse_json, shown
+from model.text import SENTENCE_PREFIX
+from model.text.open_clip_tower import HUB_MODEL
 
 REPOSITORY_NAME = "lseg-ray"
 _MOST_LABELS = 300
 _MANIFEST, _VERSION = "manifest.", "version."
+_PART = r"[\w-][\w.-]{0,95}"
+_SENTENCE_MODEL = re.compile(rf"{SENTENCE_PREFIX}({_PART}(?:/{_PART})?)")
+_HUB_MODEL = re.compile(rf"{HUB_MODEL}{_PART}/{_PART}(@{_PART})?")
+
+
+def published_config(config: ModelConfig) -> ModelConfig:
+    """Returns the settings without places.
+
+    Args:
+        config: the network's; its weights come from the checkpoint's file.
+    """
+    backbone = replace(
+        config.backbone, pretrained=False, weights="", kwargs=_without_places(config.backbone)
+    )
+    return replace(config, backbone=backbone, text=published_text(config.text))
+
+
+def published_text(text: TextConfig) -> TextConfig:
+    """Returns the text encoder by a name, or by NOT_PUBLISHED after its kind."""
+    if not _is_public(text.encoder):
+        kind = next((kind for kind in KINDS_OF_PLACES if text.encoder.startswith(kind)), "")
+        text = replace(text, encoder=f"{kind}{NOT_PUBLISHED}")
+    if text.pretrained in ("", TEXT_WEIGHTS) or is_tag(text.pretrained):
+        return text
+    # What is not read may as well be the default.
+    named = NOT_PUBLISHED if reads_pretrained(text.encoder) else TextConfig().pretrained
+    return replace(text, pretrained=named)
+
+
+def has_own_place(text: TextConfig) -> bool:
+    """Whether a published text encoder is one that a user of the network has to name."""
+    return NOT_PUBLISHED in text.encoder or text.pretrained == NOT_PUBLISHED
+
+
+def _is_public(encoder: str) -> bool:
+    if encoder in (STAND_IN, ONE_HOT) or encoder.startswith(PACKAGE) or is_name(encoder):
+        return True
+    if sentence := _SENTENCE_MODEL.fullmatch(encoder):
+        return not Path(sentence[1]).is_dir()  # `owner/name` may be a folder as well.
+    return bool(_HUB_MODEL.fullmatch(encoder))
+
+
+def _without_places(backbone: BackboneConfig) -> dict[str, Any]:
+    """The arguments of timm without those that say where weights are."""
+    return {
+        key: _kept(value) for key, value in backbone.kwargs.items() if not _is_place(key, value)
+    }
+
+
+def _kept(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _kept(inner) for key, inner in value.items() if not _is_place(key, inner)}
+
+
+def _is_place(key: Any, value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_is_place(key, each) for each in value)
+    return isinstance(value, str) and (key == "file" or any(sign in value for sign in "/\\~"))
 
 
 def model_card(

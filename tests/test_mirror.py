@@ -17,7 +17,6 @@ TESTED_ELSEWHERE = {
     "model.backbone.timm_models": "model/backbone/test_levels.py",
     "model.head.cost_decoder": "model/head/test_aggregator.py",
     "model.head.dpt": "model/test_lseg.py",
-    "model.model_card": "model/test_hub.py",
     "model.network": "model/test_lseg.py",
     "model.text.encoder": "model/text/test_encoders.py",
     "model.text.open_clip_tower": "model/text/test_encoders.py",

@@ -3,7 +3,7 @@ from dataclasses import asdict
 import pytest
 
 from model.config import BackboneConfig, ModelConfig, TextConfig
-from model.published import has_own_place, published_config, published_text
+from model.model_card import has_own_place, published_config, published_text
 
 
 @pytest.mark.parametrize(
