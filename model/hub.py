@@ -130,18 +130,23 @@ class HubMixin(ModelHubMixin):
         return cls.load(source, device, text)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes a checkpoint folder, without the places of its training."""
-        config, names, texts = self._published()
-        extra = _kept_settings(self.folder)
-        save_checkpoint(save_directory, _Published(config, self), names, extra, texts)
-        if config.text.pretrained == TEXT_WEIGHTS and self.folder:
-            shutil.copyfile(self.folder / TEXT_WEIGHTS, save_directory / TEXT_WEIGHTS)
+        """Writes a checkpoint folder, with what is told of its training."""
+        config = self.save_published(save_directory)
         for name in (PROVENANCE, METRICS):
             if content := self._told(name):
                 (save_directory / name).write_text(json.dumps(content, indent=1) + "\n")
         # Written here, because the mixin would write the settings as they are in memory.
         plain = {"library_name": REPOSITORY_NAME, "model": asdict(config)}
         (save_directory / "config.json").write_text(json.dumps(plain, indent=1) + "\n")
+
+    def save_published(self, directory: Path) -> ModelConfig:
+        """Writes a checkpoint folder, without the places of its training; returns its settings."""
+        config, names, texts = self._published()
+        extra = _kept_settings(self.folder)
+        save_checkpoint(directory, _Published(config, self), names, extra, texts)
+        if config.text.pretrained == TEXT_WEIGHTS and self.folder:
+            shutil.copyfile(self.folder / TEXT_WEIGHTS, directory / TEXT_WEIGHTS)
+        return config
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Publishes the network, with its page; the arguments are those of the mixin.

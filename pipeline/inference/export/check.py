@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,7 +11,7 @@ from model.metrics import ConfusionMatrix
 from pipeline.errors import UserError
 from pipeline.inference.export.config import TOLERANCE
 from pipeline.inference.export.graph import reference_logits
-from pipeline.inference.export.stored import open_program
+from pipeline.inference.export.stored import Run
 
 Logits = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """An image (H, W, 3) uint8 RGB and text (K, C) in, logits (K, h, w) out."""
@@ -33,9 +32,8 @@ class Agreement:
     """Mean IoU of the answers, those of the network taken for the truth."""
 
 
-def logits_of(path: Path) -> Logits:
-    """The network of a file, which is opened once."""
-    run = open_program(path)
+def one_by_one(run: Run) -> Logits:
+    """An opened network, which takes batches, as a function of one image."""
     return lambda image, text: run(image[None], text)[0]
 
 
@@ -97,4 +95,30 @@ def require_equal(
                 "form (--to), and report the checkpoint's backbone and head"
             )
         furthest = max(furthest, off)
+    return furthest
+
+
+def require_batches(
+    where: str, run: Run, images: Sequence[np.ndarray], text_KC: np.ndarray
+) -> float:
+    """Refuses an exported network whose answers depend on the batch; returns how far they do.
+
+    Each image is asked alone, and beside two others of its size.
+
+    Raises:
+        UserError: Says how far off an answer is.
+    """
+    furthest = 0.0
+    for image in images[: len(SIZES)]:
+        batch = np.stack([image, image[:, ::-1], image[::-1]])
+        together = run(batch, text_KC)
+        apart = np.concatenate([run(one[None], text_KC) for one in batch])
+        off = np.abs(together - apart) if together.shape == apart.shape else np.array(np.inf)
+        furthest = max(furthest, float(np.nan_to_num(off, nan=np.inf).max()))
+    if furthest > TOLERANCE:
+        raise UserError(
+            f"{where}: in a batch of three images a logit is {furthest:.2g} from that of the image "
+            f"alone: must be at most {TOLERANCE:g}: nothing was exported; choose another form "
+            "(--to), and report the checkpoint's backbone and head"
+        )
     return furthest

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from model.checkpoint import local, save_checkpoint
+from model.checkpoint import local
 from model.lseg import LSeg
+from model.model_card import published_config
 from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.checkpoints.provenance import read_provenance
 from pipeline.checkpoints.resolvers import pinned
@@ -23,7 +24,8 @@ from pipeline.inference.export.check import (
     Agreement,
     compare,
     generated_images,
-    logits_of,
+    one_by_one,
+    require_batches,
     require_equal,
     resized,
 )
@@ -40,7 +42,7 @@ from pipeline.inference.export.onnx_file import (
     store_bytes,
     store_halves,
 )
-from pipeline.inference.export.stored import write_program
+from pipeline.inference.export.stored import open_program, write_program
 from pipeline.inference.export.text_tower import write_text_tower
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.search import find_photos
@@ -96,7 +98,7 @@ def export(config: ExportConfig) -> Exported:
         staged, tower = Path(scratch), None
         if config.text_tower:  # First: a large network takes minutes, and this may be refused.
             tower = write_text_tower(config.to, lseg.text_encoder, staged, labels, text_KC)
-        difference, agreement = _write_network(config, lseg, folder, staged, images, text_KC)
+        difference, agreement = _write_network(config, lseg, staged, images, text_KC)
         np.save(staged / VECTORS, text_KC)
         # Those of a checkpoint are the ones that it was trained on.
         name = "export_labels.txt" if config.to == "safetensors" else LABELS
@@ -142,7 +144,6 @@ def _text(config: ExportConfig, lseg: LSeg) -> tuple[tuple[str, ...], np.ndarray
 def _write_network(
     config: ExportConfig,
     lseg: LSeg,
-    folder: Path,
     staged: Path,
     images: Sequence[np.ndarray],
     text_KC: np.ndarray,
@@ -151,29 +152,27 @@ def _write_network(
     path = staged / NETWORK[config.to]
     where = f"to={config.to}"
     if config.to == "safetensors":
-        return _write_weights(lseg, folder, staged, images, text_KC), None
+        return _write_weights(lseg, staged, images, text_KC), None
     logger.info("exporting the network; a large one takes minutes")
     program = segment_program(lseg)
     write_program(program, path, (IMAGE, TEXT), (LOGITS,))
-    difference = require_equal(where, lseg, logits_of(path), images, text_KC)
+    run = open_program(path)
+    difference = require_equal(where, lseg, one_by_one(run), images, text_KC)
+    difference = max(difference, require_batches(where, run, images, text_KC))
     if config.precision == "fp32":
         return difference, None
     full = path.rename(staged / "full.onnx")
     (store_halves if config.precision == "fp16" else store_bytes)(full, path)
     for left in staged.glob("full.onnx*"):
         left.unlink()
-    return difference, compare(lseg, logits_of(path), images, text_KC)
+    return difference, compare(lseg, one_by_one(open_program(path)), images, text_KC)
 
 
 def _write_weights(
-    lseg: LSeg, folder: Path, staged: Path, images: Sequence[np.ndarray], text_KC: np.ndarray
+    lseg: LSeg, staged: Path, images: Sequence[np.ndarray], text_KC: np.ndarray
 ) -> float:
     """Writes the checkpoint's weights and settings, without the addresses of its training."""
-    told = read_provenance(folder)
-    data = told.config.get("data")
-    augment = data.get("augment") if isinstance(data, dict) else None
-    extra = {"data": {"augment": augment}} if isinstance(augment, dict) else {}
-    save_checkpoint(staged, lseg, told.labels, extra, told.texts)
+    lseg.save_published(staged)
     again = LSeg.load(staged)
     return require_equal(
         "to=safetensors",
@@ -207,7 +206,7 @@ def _description(
         "labels_compete": not lseg.scores_apart,
         "long_side_px": trained.base_px,
         "crop_px": trained.crop_px,
-        "text_encoder": lseg.config.text.encoder,
+        "text_encoder": published_config(lseg.config).text.encoder,
         "templates": lseg.config.text.templates,
         "largest_difference": difference,
         "agreement": asdict(agreement) if agreement else None,

@@ -25,7 +25,8 @@ from pipeline.inference.export.check import (
     SIZES,
     compare,
     generated_images,
-    logits_of,
+    one_by_one,
+    require_batches,
     require_equal,
     resized,
 )
@@ -33,6 +34,7 @@ from pipeline.inference.export.config import ExportConfig
 from pipeline.inference.export.graph import reference_logits
 from pipeline.inference.export.onnx_file import open_onnx, store_halves
 from pipeline.inference.export.run import export
+from pipeline.inference.export.stored import open_program
 
 ROOT = Path(__file__).resolve().parents[4]
 RUN = ROOT / "tests" / "golden" / "formats" / "run" / "best_00000003"
@@ -109,6 +111,41 @@ def test_an_export_that_differs_is_refused_with_its_size():
     assert other.miou < 0.9
 
 
+def test_an_export_whose_answers_depend_on_the_batch_is_refused():
+    def apart(images, text):
+        return np.broadcast_to(images[:, None, ::2, ::2, 0] / 255, (len(images), 2, 96, 128)) * 1.0
+
+    def mixed(images, text):
+        return apart(images, text) + 0.01 * len(images)
+
+    def first_alone(images, text):
+        return apart(images, text)[:1]
+
+    image = np.random.default_rng(0).integers(0, 256, (192, 256, 3), np.uint8)
+    text = np.zeros((2, 4), np.float32)
+    assert require_batches("to=onnx", apart, [image], text) == 0
+    for wrong in (mixed, first_alone):
+        with pytest.raises(UserError, match="to=onnx: in a batch of three images a logit is"):
+            require_batches("to=onnx", wrong, [image], text)
+
+
+def test_no_place_of_a_text_encoder_is_exported(tmp_path, monkeypatch):
+    table = tmp_path / "secret" / "words.txt"
+    table.parent.mkdir()
+    rows = (
+        f"{word} {' '.join('1' if i == n else '0' for i in range(512))}"
+        for n, word in enumerate(("road", "sky"))
+    )
+    table.write_text("\n".join(rows) + "\n")
+    given = network(text=TextConfig(encoder=f"table:{table}"))
+    save_checkpoint(tmp_path / "c", given, ["road", "sky"])
+    monkeypatch.setenv("LSEG_TEXT_ENCODER", f"table:{table}")
+    out = tmp_path / "o"
+    config = ExportConfig(checkpoint=str(tmp_path / "c"), to="safetensors", out=str(out))
+    assert export(config).difference == 0
+    assert b"secret" not in b"".join(path.read_bytes() for path in out.iterdir())
+
+
 def test_halves_are_stored_and_computed_in_full(tmp_path):
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     graph = helper.make_graph(
@@ -147,7 +184,7 @@ def test_onnxruntime_answers_as_the_network(tmp_path, made):
     save_checkpoint(tmp_path / "c", lseg, ["road", "sky"], augment)
     out = tmp_path / "o"
     export(ExportConfig(checkpoint=str(tmp_path / "c"), labels=LABELS, out=str(out)))
-    run = logits_of(out / "segment.onnx")
+    run = one_by_one(open_program(out / "segment.onnx"))
     # Labels, and a size, that the export did not see.
     text = lseg.embed_text(["horse", "sand", "car", "tree", "moon"]).numpy()
     image = np.random.default_rng(1).integers(0, 256, (77, 130, 3), np.uint8)
