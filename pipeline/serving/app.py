@@ -54,7 +54,7 @@ class Backend(Protocol):
         ...
 
     async def about(self) -> dict[str, Any]:
-        """Says which model answers, its labels, and how many calls wait."""
+        """Says `model`, its `labels`, whether it `is_behind` its alias, and the calls `waiting`."""
         ...
 
 
@@ -199,7 +199,7 @@ class _Service:
 
     async def metrics(self, request: Request) -> Response:
         about = await self._backend.about()
-        return PlainTextResponse(TALLY.text(about["waiting"]))
+        return PlainTextResponse(TALLY.text(about))
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(described(self._limits))
