@@ -22,14 +22,13 @@ from starlette.routing import Route
 
 from model.errors import ModelError
 from pipeline.errors import UserError, printable
-from pipeline.inference.served_limits import Limits
+from pipeline.inference.served_limits import Limits, TooLarge
 from pipeline.serving.calls import (
     MAX_VALUES,
     Answer,
     Busy,
     Call,
     Kind,
-    TooLarge,
     TooLate,
     call_from_form,
     call_from_json,

@@ -57,10 +57,6 @@ class TooLate(Exception):
     """A call was not answered within its time."""
 
 
-class TooLarge(UserError):
-    """A call is larger than one may be."""
-
-
 def call_from_json(kind: Kind, body: bytes) -> Call:
     """Reads a call in JSON.
 

@@ -21,8 +21,9 @@ from ray.serve.schema import LoggingConfig
 from model.errors import ModelError
 from pipeline.checkpoints.resolvers import worker_runtime_env
 from pipeline.errors import UserError, did_you_mean
+from pipeline.inference.served_limits import TooLarge
 from pipeline.serving.app import Example, build_app
-from pipeline.serving.calls import Answer, Busy, Call, TooLarge, TooLate
+from pipeline.serving.calls import Answer, Busy, Call, TooLate
 from pipeline.serving.champion import Champion
 from pipeline.serving.config import ServeConfig
 from pipeline.serving.engine import Engine

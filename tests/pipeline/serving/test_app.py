@@ -79,6 +79,19 @@ def test_pixel_vectors_have_length_one(client):
     assert abs(np.linalg.norm(vectors.astype(np.float32), axis=0) - 1).max() < 0.01
 
 
+def test_pixel_vectors_need_no_labels_and_no_text(champion, engine, monkeypatch):
+    """Imported weights bring no labels."""
+    lseg = champion.current.network.lseg
+    monkeypatch.setattr(lseg, "labels", ())
+    monkeypatch.setattr(type(lseg), "embed_text", lambda *args: pytest.fail("text was encoded"))
+    client = TestClient(build_app(LocalBackend(champion, engine), LIMITS), base_url="http://[::1]")
+    response = client.post("/v1/embed", files={"image": ("x", png())}, data={"base_px": "48"})
+    assert response.status_code == 200, response.text
+    response = client.post("/v1/embed", files={"image": ("x", png())}, data={"view": "best"})
+    assert "view=best: must be" in response.json()["error"]["message"]
+    assert "name some" in form(client).json()["error"]["message"]
+
+
 def test_an_answer_that_would_be_too_large_is_refused_before_the_work(client, monkeypatch):
     monkeypatch.setattr("pipeline.serving.engine.MAX_ARRAY_MIB", 0.5)
     small = {"files": {"image": ("x", png())}, "data": {"base_px": "32"}}
@@ -114,8 +127,8 @@ def test_without_labels_the_trained_ones_are_asked(client):
         ({"mask": "true", "answer": "png"}, 400, "mask: answer=png has no place for it"),
         ({"image": b"no image"}, 400, "image: "),
         ({"image": b""}, 400, "image: is an empty file"),
-        ({"image": png(1, 120, 120)}, 400, "0.01 megapixels"),
-        ({"image": b"\0" * 60_000}, 400, "0.1 MiB: must be at most 0.05"),
+        ({"image": png(1, 120, 120)}, 413, "0.01 megapixels"),
+        ({"image": b"\0" * 60_000}, 413, "0.1 MiB: must be at most 0.05"),
         ({"image": b"\0" * 2_000_000}, 413, "must be at most 0.05 MiB"),
     ],
 )
