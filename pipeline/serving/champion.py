@@ -4,7 +4,7 @@ A model of the registry is named by an alias (`models:/lseg@champion`) or a vers
 runs, the alias may be given to another version, by a re-training or by hand, and back again. The
 new network is loaded beside the old one and takes its place at once when it is whole: calls that
 the old one has begun are answered by it. A version that could not be loaded is tried again after
-pauses that grow: a storage that is away looks like a damaged file to whoever reads from it.
+pauses that grow: what failed may have been the storage, and not the version.
 """
 
 import logging

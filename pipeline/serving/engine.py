@@ -6,7 +6,7 @@ asks the network; whatever waits for the same question at the same size when it 
 call goes along, without waiting for more.
 
 Texts that are new to the encoder go through it in a thread of their own: a call with many of them
-takes its time from nobody who asks with texts that are kept.
+takes no time from calls whose texts are kept.
 """
 
 import asyncio

@@ -240,7 +240,7 @@ def place_of(config: ServeConfig, nodes: Sequence[dict[str, Any]], own_id: str) 
 
     Args:
         config: The address to listen at.
-        nodes: Those of `ray.nodes()`.
+        nodes: The nodes as `ray.nodes()` lists them.
         own_id: The node of this process.
     """
     head = next((each for each in nodes if _HEAD in each["Resources"]), None)
@@ -262,7 +262,7 @@ def stop() -> None:
 
 
 def _check_alone() -> None:
-    """Refuses a cluster on which Serve runs: it would listen where it was told to before.
+    """Refuses a cluster on which Serve runs: its address was chosen before, and stays.
 
     Raises:
         UserError: Serve runs.
