@@ -58,7 +58,6 @@ TESTED_ELSEWHERE = {
     "pipeline.tracking.trial": "jobs/test_check_cluster.py",
     "pipeline.training.job": "pipeline/training/worker/test_nonfinite.py",
     "pipeline.training.plan": "pipeline/training/driver/test_resume.py",
-    "pipeline.training.questions.question": "pipeline/training/questions/test_questions.py",
     "pipeline.training.saving.best": "pipeline/training/saving/test_saver.py",
     "pipeline.training.worker.device_batches": "pipeline/training/worker/test_hurry.py",
     "pipeline.training.worker.diagnosis": "pipeline/training/worker/test_nonfinite.py",
