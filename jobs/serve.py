@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.cli import main, start_ray
 from pipeline.errors import UserError
-from pipeline.serving.config import ServeConfig, address
+from pipeline.serving.config import ServeConfig
 
 logger = logging.getLogger("jobs.serve")
 
@@ -50,9 +50,8 @@ def run(config: ServeConfig) -> None:
     start_ray(config.replicas * config.cpus, int(-(-config.replicas * config.gpus // 1)))
     ends = threading.Event()
     with handled(lambda *_: ends.set(), signal.SIGINT, signal.SIGTERM) as arm:
-        run_here(config)
+        place = run_here(config)
         arm()
-        place = address(config.host, config.port)
         print(f"{config.checkpoint} answers at {place} - Ctrl-C ends it", flush=True)
         ends.wait()
         logger.info("ends when the calls that have begun are answered")

@@ -12,7 +12,7 @@ Vectors and scores are float32, also under autocast; float64 where the weights a
 Shapes: B batch, C embedding, K labels, H W input pixels, h w half resolution (rounded up).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -225,12 +225,16 @@ class LSeg(nn.Module, HubMixin):
             self._text_encoder = encoder
         return self._text_encoder
 
-    def embed_text(self, labels: Sequence[str]) -> Tensor:
+    def embed_text(self, labels: Sequence[str], check: Callable[[], None] | None = None) -> Tensor:
         """Encodes labels with the encoder that the configuration names: (K, C), on the device.
 
         With templates as channels (`text.channels`) a row holds P vectors of C numbers.
+
+        Args:
+            labels: any texts.
+            check: called before each chunk of texts; what it raises ends the work.
         """
-        return self.text_encoder.encode(labels).to(self.mean_C.device)
+        return self.text_encoder.encode(labels, check).to(self.mean_C.device)
 
     def normalize(self, image_BHWC: Tensor) -> Tensor:
         """Moves images (B, H, W, 3) uint8 RGB to the model's device and normalises them there.

@@ -230,3 +230,7 @@ SERVED_MODEL_CHANGES = Counter(
 SERVED_MODEL_FAILURES = Counter(
     "lseg_serve_model_failures_total", "Looks at an alias that failed, or loads of its version."
 )
+SERVED_MODEL_BEHIND = Gauge(
+    "lseg_serve_model_behind",
+    "1 while the alias leads to a version that could not be loaded, and another one answers.",
+)

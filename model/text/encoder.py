@@ -11,7 +11,8 @@ Shapes: K labels, C embedding, P templates that are channels, else 1.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from model.config import TextConfig
 from model.errors import ModelError
-from model.text.templates import channels_of, names_of, templates_of
+from model.text.templates import names_of, templates_of
 
 _MOST_SHOWN = 5
 
@@ -35,16 +36,19 @@ class TextEncoder(ABC):
     """Texts that are encoded at a time."""
     max_kept = 256
     """Label sets whose vectors are kept: a service is asked with any number of them."""
+    max_kept_mib = 256
+    """Memory of these vectors; the newest set is kept however large it is."""
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
         self._cache: dict[tuple[TextConfig, tuple[str, ...]], Tensor] = {}
 
-    def encode(self, labels: Sequence[str]) -> Tensor:
+    def encode(self, labels: Sequence[str], check: Callable[[], None] | None = None) -> Tensor:
         """Encodes labels, once for each set of them.
 
         Args:
             labels: K texts, shown to the encoder as they are (in the templates, if any).
+            check: called before each chunk of texts; what it raises ends the work.
 
         Returns:
             text_KC: (K, P * dim) float32, rows of length 1, on the CPU, without a gradient; kept
@@ -59,25 +63,25 @@ class TextEncoder(ABC):
         # Taken out and put in again: the first in the dictionary is the one not used for longest.
         found = self._cache.pop(key, None)
         if found is None:
-            found = self._embed(list(labels))
+            found = self._embed(list(labels), check)
         self._cache[key] = found
-        kept = max(1, self.max_kept // channels_of(self.config))
-        for oldest in list(self._cache)[:-kept]:
-            self._cache.pop(oldest, None)
+        drop_oldest(self._cache, self.max_kept, self.max_kept_mib)
         return found
 
     # Not in a caller's inference mode: what it makes may not be trained against later.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _embed(self, labels: list[str]) -> Tensor:
+    def _embed(self, labels: list[str], check: Callable[[], None] | None) -> Tensor:
         templates = templates_of(self.config.templates)
         names = [names_of(label, self.config.synonyms) for label in labels]
         texts = [t.replace("{}", name) for each in names for name in each for t in templates]
         self._warn_of_cut(texts)
-        chunks = [
-            functional.normalize(self._forward(texts[start : start + self.chunk_size]).float())
-            for start in range(0, len(texts), self.chunk_size)
-        ]
+        chunks = []
+        for start in range(0, len(texts), self.chunk_size):
+            if check is not None:
+                check()
+            chunk = self._forward(texts[start : start + self.chunk_size])
+            chunks.append(functional.normalize(chunk.float()))
         vectors, sizes = torch.cat(chunks), [len(each) * len(templates) for each in names]
         if self.config.channels:
             parts = (part.unflatten(0, (-1, len(templates))) for part in vectors.split(sizes))
@@ -121,6 +125,16 @@ class TextEncoder(ABC):
             most,
             "; ".join(shown),
         )
+
+
+def drop_oldest(kept: dict[Any, Tensor], max_number: int, max_mib: float) -> None:
+    """Drops what was put in first until the rest is within both bounds; the newest stays."""
+    size = sum(vectors.nbytes for vectors in list(kept.values()))
+    for key in list(kept)[:-1]:
+        if len(kept) <= max_number and size <= max_mib * 2**20:
+            return
+        dropped = kept.pop(key, None)
+        size -= 0 if dropped is None else dropped.nbytes
 
 
 def _short(text: str) -> str:

@@ -6,6 +6,7 @@ end changes a vector.
 """
 
 import re
+from collections.abc import Iterable
 
 from model.config import IMAGENET_TEMPLATES, NO_TEMPLATE, TextConfig
 
@@ -54,6 +55,12 @@ def templates_of(setting: str) -> tuple[str, ...]:
 def channels_of(config: TextConfig) -> int:
     """How many vectors of a label an encoder hands out, one after another in a row."""
     return len(templates_of(config.templates)) if config.channels else 1
+
+
+def num_texts(labels: Iterable[str], config: TextConfig) -> int:
+    """How many texts an encoder is given for labels: each name in each sentence."""
+    names = sum(len(names_of(label, config.synonyms)) for label in labels)
+    return names * len(templates_of(config.templates))
 
 
 def names_of(label: str, synonyms: str) -> tuple[str, ...]:

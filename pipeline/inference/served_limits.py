@@ -25,7 +25,7 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
 )
 
-from pipeline.errors import did_you_mean, printable
+from pipeline.errors import UserError, did_you_mean, printable
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,10 @@ MAX_WAITING_MIB = 512
 _VALUES_A_ROW = 20
 """Values of a row of a request's table; one is the image."""
 _MAX_MESSAGE_CHARS = 2000
+
+
+class TooLarge(UserError):
+    """An image, a file or an answer is larger than one may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,8 @@ class Limits:
     800 MiB more, and on CPUs one call keeps all cores busy."""
     max_labels: int = 1000
     max_label_chars: int = 200
+    max_texts: int = 80_000
+    """Texts that the encoder is given: labels and those of `other`, each in every template."""
     max_base_px: int = 2048
     """Largest `base_px`; half of it with `view` = `whole`, whose memory grows with its square."""
 

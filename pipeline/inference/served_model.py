@@ -200,7 +200,7 @@ class SegmentationModel(PythonModel):
         return self._network.decode(f"image[{number}]", data)
 
     def _asked(self, params: Mapping[str, Any]) -> Question:
-        return self._network.question(params)
+        return self._network.question(params, self._turns.check)
 
 
 def signature() -> Any:

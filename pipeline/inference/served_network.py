@@ -5,10 +5,9 @@ are bytes, never paths or addresses, and everything has limits (`Limits`).
 """
 
 import math
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,8 +19,10 @@ from torch import Tensor
 from model.lseg import LSeg
 from model.prediction import NO_LABEL
 from model.sliding import SlidingConfig, sliding_label_ids
+from model.text.encoder import drop_oldest
+from model.text.templates import num_texts
 from pipeline.checkpoints.provenance import read_provenance
-from pipeline.data.pixels.checks import BadSample
+from pipeline.data.pixels.checks import BadSample, TooManyPixels
 from pipeline.data.pixels.encode import image_size
 from pipeline.errors import UserError
 from pipeline.inference.config import (
@@ -34,19 +35,21 @@ from pipeline.inference.config import (
 from pipeline.inference.photos import decode_photo
 from pipeline.inference.readout import pixel_vectors, probability_bands
 from pipeline.inference.segmenter import seen_image
-from pipeline.inference.served_limits import Limits
+from pipeline.inference.served_limits import Limits, TooLarge
 
-MAX_KEPT = 64
-"""Label sets whose vectors are kept."""
+MAX_KEPT, MAX_KEPT_MIB = 64, 256
+"""Label sets whose vectors are kept, and their memory."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about an image: it is within the limits, and its texts are encoded."""
+    """What is asked about an image, within the limits."""
 
     labels: tuple[str, ...]
     other: Other
     sliding: SlidingConfig
+    vectors: Tensor | None = field(default=None, compare=False, repr=False)
+    """(T, C) of the labels, then of the texts that mean none of them; None: not encoded yet."""
 
 
 class ServedNetwork:
@@ -57,7 +60,7 @@ class ServedNetwork:
         self.lseg = LSeg.load(folder, device).eval()
         self.lseg.embed_text(["other"])  # Loads the text encoder, so that a service fails early.
         self._trained = read_provenance(folder).trained_size
-        self._kept: OrderedDict[tuple[tuple[str, ...], Other], Tensor] = OrderedDict()
+        self._kept: dict[tuple[tuple[str, ...], Other], Tensor] = {}
         self._texts = Lock()
 
     @property
@@ -69,40 +72,79 @@ class ServedNetwork:
         """How the network sees an image where nothing is asked: as in training."""
         return sliding_for(PredictConfig(checkpoint=""), self._trained)
 
-    def question(self, given: Mapping[str, Any]) -> Question:
+    def question(
+        self, given: Mapping[str, Any], check: Callable[[], None] | None = None
+    ) -> Question:
         """Reads `labels`, `other`, `view` and `base_px`, each of which may be left out.
+
+        Args:
+            given: What was sent.
+            check: See `encoded`.
 
         Raises:
             UserError: One is of a wrong kind, or beyond a limit.
         """
-        asked = {"other": "none", "view": "single", "base_px": 0, **given}
-        for name in ("other", "view", "base_px"):
-            # numpy's numbers are what MLflow makes of some requests.
-            wanted = (int, np.integer) if name == "base_px" else str
-            if not isinstance(asked[name], wanted):
-                kind = "whole number" if name == "base_px" else "text"
-                raise UserError(f"{name}={asked[name]!r}: must be a {kind}: correct it")
-        other = parse_other(_text("other", asked["other"]))
+        return self.encoded(self.read(given), check)
+
+    def read(self, given: Mapping[str, Any]) -> Question:
+        """Reads what `question` does; the vectors are there only where they are kept.
+
+        Raises:
+            UserError: One is of a wrong kind, or beyond a limit.
+        """
+        other = parse_other(_text("other", given.get("other", "none")))
         labels = self._labels(given.get("labels", ()), other)
-        view, base_px = asked["view"], int(asked["base_px"])
+        return Question(labels, other, self.sliding(given), self._kept_vectors(labels, other))
+
+    def sliding(self, given: Mapping[str, Any]) -> SlidingConfig:
+        """Reads `view` and `base_px`, each of which may be left out.
+
+        Raises:
+            UserError: One is of a wrong kind, or beyond a limit.
+        """
+        view, base_px = _text("view", given.get("view", "single")), given.get("base_px", 0)
+        # numpy's numbers are what MLflow makes of some requests.
+        if not isinstance(base_px, int | np.integer):
+            raise UserError(f"base_px={base_px!r}: must be a whole number: correct it")
         if view not in ("single", "published", "whole"):
             raise UserError(f"view={view}: must be single, published or whole: correct it")
-        largest = self.limits.max_base_px // (2 if view == "whole" else 1)
+        base_px, largest = int(base_px), self.limits.max_base_px // (2 if view == "whole" else 1)
         if base_px and not 8 <= base_px <= largest:
             raise UserError(
                 f"base_px={base_px}: must be 8 to {largest}, or 0 for that of the training"
             )
         config = PredictConfig(checkpoint="", view=view, base_px=base_px or None)
-        return Question(labels, other, sliding_for(config, self._trained))
+        return sliding_for(config, self._trained)
+
+    def encoded(self, question: Question, check: Callable[[], None] | None = None) -> Question:
+        """The question with the vectors of its texts, which may take long the first time.
+
+        Args:
+            question: What `read` gave.
+            check: Called before each chunk of texts; what it raises ends the work.
+
+        Raises:
+            UserError: Two texts are the same to the encoder.
+        """
+        if question.vectors is not None:
+            return question
+        labels, other = question.labels, question.other
+        vectors = self._kept_vectors(labels, other)
+        if vectors is None:  # What is kept was checked.
+            vectors = self.lseg.embed_text([*labels, *other.texts], check)
+            is_trained = labels == self.labels
+            check_vectors(labels, other, vectors.cpu().numpy(), "labels", is_trained)
+            self._keep(labels, other, vectors)
+        return replace(question, vectors=vectors)
 
     def check_mib(self, where: str, data: bytes) -> None:
         """Refuses a file that is too large.
 
         Raises:
-            UserError: It is.
+            TooLarge: It is.
         """
         if len(data) > self.limits.max_image_mib * 2**20:
-            raise UserError(
+            raise TooLarge(
                 f"{where}: {len(data) / 2**20:.1f} MiB: must be at most "
                 f"{self.limits.max_image_mib:g} MiB: shrink it"
             )
@@ -111,7 +153,8 @@ class ServedNetwork:
         """Reads height and width of an image file from its header.
 
         Raises:
-            UserError: It is no image, or has too many pixels.
+            TooLarge: It has too many pixels.
+            UserError: It is no image.
         """
         with self._bad_images(where):
             return image_size(data, int(self.limits.max_image_mpx * 1e6))
@@ -120,7 +163,8 @@ class ServedNetwork:
         """Decodes an image file, the right way up: (H, W, 3) uint8 RGB.
 
         Raises:
-            UserError: It is none, or too large.
+            TooLarge: It has too many pixels.
+            UserError: It is none.
         """
         with self._bad_images(where):
             return decode_photo(data, int(self.limits.max_image_mpx * 1e6))
@@ -183,16 +227,25 @@ class ServedNetwork:
 
     def vectors(self, question: Question) -> Tensor:
         """The (T, C) vectors of a question's labels, then of the texts that mean none of them."""
-        key = question.labels, question.other
+        vectors = question.vectors
+        if vectors is None:  # It was made by a caller of this process, who answers for its texts.
+            vectors = self._kept_vectors(question.labels, question.other)
+        if vectors is None:
+            vectors = self.lseg.embed_text([*question.labels, *question.other.texts])
+            self._keep(question.labels, question.other, vectors)
+        return vectors
+
+    def _kept_vectors(self, labels: tuple[str, ...], other: Other) -> Tensor | None:
         with self._texts:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-            found = self.lseg.embed_text([*question.labels, *question.other.texts])
-            self._kept[key] = found
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
+            found = self._kept.pop((labels, other), None)
+            if found is not None:  # The first in the dictionary is the one not used for longest.
+                self._kept[labels, other] = found
             return found
+
+    def _keep(self, labels: tuple[str, ...], other: Other, vectors: Tensor) -> None:
+        with self._texts:
+            self._kept[labels, other] = vectors
+            drop_oldest(self._kept, MAX_KEPT, MAX_KEPT_MIB)
 
     def _labels(self, given: Any, other: Other) -> tuple[str, ...]:
         limits = self.limits
@@ -200,8 +253,7 @@ class ServedNetwork:
             " ".join(_text(f"labels[{number}]", label).split())
             for number, label in enumerate(given)
         )
-        is_trained = not labels
-        if is_trained:
+        if not labels:
             if not self.lseg.labels:
                 raise UserError("labels: none given, and the model brings none: name some")
             labels = self.labels
@@ -220,12 +272,12 @@ class ServedNetwork:
         both = [text for text in other.texts if text in labels]
         if both:
             raise UserError(f"other={both[0]}: is one of the labels too: drop it from one of them")
-        with self._texts:
-            is_known = (labels, other) in self._kept
-        if not is_known:  # What is kept was checked.
-            vectors = self.lseg.embed_text([*labels, *other.texts])
-            check_vectors(labels, other, vectors.cpu().numpy(), "labels", is_trained)
-            self.vectors(Question(labels, other, self.usual_sliding()))
+        texts = num_texts([*labels, *other.texts], self.lseg.config.text)
+        if labels != self.labels and texts > limits.max_texts:
+            raise UserError(
+                f"labels: {texts} texts with their names in all templates: must be at most "
+                f"{limits.max_texts}: ask in parts"
+            )
         return labels
 
     def _check_each(self, labels: Sequence[str]) -> None:
@@ -245,7 +297,8 @@ class ServedNetwork:
         try:
             yield
         except BadSample as error:
-            raise UserError(
+            kind = TooLarge if isinstance(error, TooManyPixels) else UserError
+            raise kind(
                 f"{where}: {error}: must be a JPEG, PNG, WebP, TIFF, BMP, PPM or GIF of at "
                 f"most {self.limits.max_image_mpx:g} megapixels"
             ) from None

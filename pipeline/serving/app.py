@@ -22,18 +22,18 @@ from starlette.routing import Route
 
 from model.errors import ModelError
 from pipeline.errors import UserError, printable
-from pipeline.inference.served_limits import Limits
+from pipeline.inference.served_limits import Limits, TooLarge
 from pipeline.serving.calls import (
-    MAX_VALUES,
     Answer,
+    Away,
     Busy,
     Call,
     Kind,
-    TooLarge,
     TooLate,
     call_from_form,
     call_from_json,
 )
+from pipeline.serving.config import MAX_LABELS
 from pipeline.serving.gate import BodiesWait, BodyReader, BodyTooLarge, Gate, refusal
 from pipeline.serving.openapi import described, documentation
 from pipeline.serving.tally import TALLY
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page")
 _MAX_MESSAGE_CHARS = 1000
 _RETRY_S = "1"
+_AWAY = "no replica answers: try again later; the service's log says why"
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
 
@@ -50,11 +51,15 @@ class Backend(Protocol):
     """What answers calls."""
 
     async def ask(self, call: Call) -> Answer:
-        """Answers a call; raises Busy, TooLate or UserError."""
+        """Answers a call; raises Away, Busy, TooLate or UserError."""
         ...
 
     async def about(self) -> dict[str, Any]:
-        """Says which model answers, its labels, and how many calls wait."""
+        """Says `model`, its `labels`, whether it `is_behind` its alias, and the calls `waiting`.
+
+        Raises:
+            Away: Nothing answers.
+        """
         ...
 
 
@@ -156,6 +161,8 @@ class _Service:
             message = f"the call took longer than {self._limits.seconds:g} s and was ended: "
             message += "send a smaller image, fewer labels, or a cheaper view; or try again later"
             return refusal(503, message, Retry_After=_RETRY_S)
+        except Away:
+            return refusal(503, _AWAY, Retry_After=_RETRY_S)
         except BodyTooLarge:
             most = f"{self._limits.max_image_mib:g} MiB"
             return refusal(413, f"image: must be at most {most}: shrink it", Connection="close")
@@ -186,7 +193,7 @@ class _Service:
         return call_from_form(kind, await _form(request.headers, body))
 
     async def labels(self, request: Request) -> Response:
-        about = await self._backend.about()
+        about = await self._about()
         limits = {
             name: getattr(self._limits, name)
             for name in ("max_image_mib", "max_image_mpx", "max_labels", "max_label_chars")
@@ -194,12 +201,21 @@ class _Service:
         return JSONResponse({**about, "limits": limits})
 
     async def health(self, request: Request) -> Response:
-        about = await self._backend.about()
+        about = await self._about()
         return JSONResponse({"status": "ok", "model": about["model"]})
 
     async def metrics(self, request: Request) -> Response:
-        about = await self._backend.about()
-        return PlainTextResponse(TALLY.text(about["waiting"]))
+        try:
+            about = await self._backend.about()
+        except Away:
+            about = None  # What was counted is there all the same.
+        return PlainTextResponse(TALLY.text(about))
+
+    async def _about(self) -> dict[str, Any]:
+        try:
+            return await self._backend.about()
+        except Away:
+            raise HTTPException(503, _AWAY, {"Retry-After": _RETRY_S}) from None
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(described(self._limits))
@@ -216,7 +232,7 @@ async def _form(headers: Headers, body: bytes) -> list[tuple[str, str | bytes]]:
         yield b""
 
     parser = MultiPartParser(
-        headers, whole(), max_files=2, max_fields=MAX_VALUES, max_part_size=len(body) + 1
+        headers, whole(), max_files=2, max_fields=MAX_LABELS + 10, max_part_size=len(body) + 1
     )
     # In memory, where the body is already: no file of a caller's on the disk.
     parser.spool_max_size = len(body) + 1

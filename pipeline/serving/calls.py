@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.errors import UserError, did_you_mean, printable
+from pipeline.serving.config import MAX_LABELS
 
 Kind = Literal["segment", "embed"]
 
@@ -21,9 +22,6 @@ NAMES: dict[str, tuple[str, ...]] = {
     "embed": ("image", "view", "base_px"),
 }
 """What a call of each kind may hold."""
-
-MAX_VALUES = 2000
-"""Fields of a form, and labels of a call, far above what is allowed of labels."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,12 @@ class Busy(Exception):
     """Too many calls wait already: a later one may be answered."""
 
 
+class Away(Exception):
+    """Nothing answers calls: the replica is gone, or none has said anything for a call's time."""
+
+
 class TooLate(Exception):
     """A call was not answered within its time."""
-
-
-class TooLarge(UserError):
-    """A call is larger than one may be."""
 
 
 def call_from_json(kind: Kind, body: bytes) -> Call:
@@ -145,8 +143,8 @@ def _call(kind: Kind, image: bytes, content: dict[str, Any], mask: bool) -> Call
         raise UserError(f"answer={_short(answer)}: must be {', '.join(ANSWERS)}: correct it")
     if mask and answer != "json":
         raise UserError(f"mask: answer={answer} has no place for it: leave it out")
-    if len(content.get("labels", ())) > MAX_VALUES:
-        raise UserError(f"labels: must be at most {MAX_VALUES}: ask in parts")
+    if len(content.get("labels", ())) > MAX_LABELS:
+        raise UserError(f"labels: must be at most {MAX_LABELS}: ask in parts")
     return Call(kind, image, content, answer, mask)
 
 

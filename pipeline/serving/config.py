@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from pipeline.errors import UserError
 
+MAX_IMAGE_MIB = 256
+"""Above it one call in base64 would be more than the bodies that may wait together."""
+MAX_LABELS = 2000
+"""Fields of a form, and labels of a call."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
@@ -27,7 +32,7 @@ class ServiceConfig:
     """Seconds from one look at the alias to the next; 0: it is not followed."""
 
     max_image_mib: float = 16
-    """Size of an image file."""
+    """Size of an image file, at most 256."""
 
     max_image_mpx: float = 24
     """Megapixels of an image."""
@@ -36,7 +41,7 @@ class ServiceConfig:
     """Seconds after which a call ends without an answer."""
 
     max_labels: int = 1000
-    """Labels of a call."""
+    """Labels of a call, at most 2000."""
 
     max_waiting: int = 32
     """Calls that wait for a network at once; those beyond get status 429."""
@@ -55,12 +60,14 @@ class ServiceConfig:
             raise UserError(f"device={self.device}: must be auto, cpu or cuda: correct it")
         if not self.follow_s >= 0:
             raise UserError(f"follow_s={self.follow_s}: must be at least 0")
-        for name in ("max_image_mib", "max_image_mpx", "max_call_s"):
-            if not 0 < getattr(self, name) <= 1e4:
-                raise UserError(f"{name}={getattr(self, name)}: must be above 0, at most 10000")
-        for name in ("max_labels", "max_waiting", "max_batch"):
-            if not 1 <= getattr(self, name) <= 100_000:
-                raise UserError(f"{name}={getattr(self, name)}: must be 1 to 100000")
+        sizes = {"max_image_mib": MAX_IMAGE_MIB, "max_image_mpx": 10_000, "max_call_s": 10_000}
+        for name, most in sizes.items():
+            if not 0 < getattr(self, name) <= most:
+                raise UserError(f"{name}={getattr(self, name)}: must be above 0, at most {most}")
+        counts = {"max_labels": MAX_LABELS, "max_waiting": 100_000, "max_batch": 100_000}
+        for name, most in counts.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name}={getattr(self, name)}: must be 1 to {most}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,15 +4,19 @@ Calls wait in one queue of bounded length, and beyond it are sent away (`Busy`).
 and shrunk to what the network takes as soon as it comes, so that what waits is small. One thread
 asks the network; whatever waits for the same question at the same size when it turns to the next
 call goes along, without waiting for more.
+
+Texts that are new to the encoder go through it in a thread of their own: a call with many of them
+takes no time from calls whose texts are kept.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -20,9 +24,11 @@ import numpy as np
 
 from model.errors import ModelError
 from model.sliding import window_grid
+from pipeline.inference.config import Other
+from pipeline.inference.served_limits import TooLarge
 from pipeline.inference.served_network import Question, ServedNetwork
 from pipeline.serving.answers import array, narrow, segmented
-from pipeline.serving.calls import Answer, Busy, Call, TooLarge, TooLate
+from pipeline.serving.calls import Answer, Busy, Call, TooLate
 from pipeline.serving.champion import Loaded
 from pipeline.serving.tally import TALLY
 
@@ -87,6 +93,7 @@ class Engine:
         self._hooked: WeakSet[ServedNetwork] = WeakSet()
         self._ends = float("inf")
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="calls")
+        self._texts = ThreadPoolExecutor(1, thread_name_prefix="texts")
         self._worker = threading.Thread(target=self._work, daemon=True, name="network")
         self._worker.start()
 
@@ -109,15 +116,15 @@ class Engine:
     async def _ask(self, call: Call) -> Answer:
         loop, loaded = asyncio.get_running_loop(), self._current()
         ends = time.monotonic() + loaded.network.limits.seconds
-        job = await loop.run_in_executor(self._pool, self._prepared, call, loaded, ends)
+        prepare = partial(self._prepared, call, loaded, ends)
+        job = await _until(ends, loop.run_in_executor(self._pool, prepare))
+        if job.call.kind != "embed" and job.question.vectors is None:
+            encode = partial(_encoded, job)
+            job.question = await _until(ends, loop.run_in_executor(self._texts, encode))
         with self._there:
             self._jobs.append(job)
             self._there.notify()
-        try:
-            left = max(0.0, ends - time.monotonic())
-            found = await asyncio.wait_for(asyncio.wrap_future(job.found), left)
-        except TimeoutError:
-            raise TooLate from None
+        found = await _until(ends, asyncio.wrap_future(job.found))
         return await loop.run_in_executor(self._pool, _written, job, found)
 
     @property
@@ -131,14 +138,17 @@ class Engine:
             self._is_closed = True
             self._there.notify()
         self._worker.join(timeout=10)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._texts):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _prepared(self, call: Call, loaded: Loaded, ends: float) -> _Job:
-        """Decodes the image of a call, and checks what it asks."""
+        """Decodes the image of a call, and checks what it asks; no text is encoded yet."""
         network = loaded.network
-        if time.monotonic() > ends:
-            raise TooLate
-        question = network.question(call.asked)
+        _check_time(ends)
+        if call.kind == "embed":
+            question = Question((), Other(), network.sliding(call.asked))
+        else:
+            question = network.read(call.asked)
         network.check_mib("image", call.image)
         network.size("image", call.image)
         image = network.decode("image", call.image)
@@ -210,6 +220,30 @@ class Engine:
             if chosen:
                 return chosen
         return self._next_batch()
+
+
+async def _until(ends: float, work: Awaitable[Any]) -> Any:
+    """Waits for work as long as the call has time; what has not begun then is not begun.
+
+    Raises:
+        TooLate: It has none left.
+    """
+    try:
+        return await asyncio.wait_for(work, max(0.0, ends - time.monotonic()))
+    except TimeoutError:
+        raise TooLate from None
+
+
+def _check_time(ends: float) -> None:
+    if time.monotonic() > ends:
+        raise TooLate
+
+
+def _encoded(job: _Job) -> Question:
+    """The question of a call with its vectors; a call that is too late ends between two chunks."""
+    check = partial(_check_time, job.ends)
+    check()
+    return job.loaded.network.encoded(job.question, check)
 
 
 def _asked(batch: list[_Job]) -> list[np.ndarray]:

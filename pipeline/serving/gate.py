@@ -23,7 +23,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 OPEN = ("/", "/healthz", "/docs", "/openapi.json")
 """What needs no key, besides the files of the page."""
-OPEN_BELOW = ("/page/", "/examples/")
+OPEN_BELOW = ("/page/",)
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -113,7 +113,7 @@ class Gate:
         if _name(f"//{host}") not in LOOPBACK:
             return refusal(403, f"only this machine may call, by 127.0.0.1, until {KEY} is set")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _netloc(origin) != host:
             return refusal(403, "pages of elsewhere may not call")
         return None
 
@@ -121,6 +121,13 @@ class Gate:
 def _name(address: str) -> str:
     try:
         return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return ""
 

@@ -31,11 +31,12 @@ class LocalBackend:
 
 
 def about(champion: Champion, engine: Engine) -> dict[str, Any]:
-    """Says which model answers, its labels, and how many calls wait."""
+    """Says which model answers, its labels, whether its alias leads elsewhere, and what waits."""
     loaded = champion.current
     return {
         "model": loaded.name,
         "labels": list(loaded.network.labels),
+        "is_behind": champion.is_behind,
         "waiting": engine.waiting,
     }
 

@@ -9,26 +9,32 @@ two models may answer; each answer names its own.
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+import ray
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import HTTPOptions
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 
 from model.errors import ModelError
 from pipeline.checkpoints.resolvers import worker_runtime_env
-from pipeline.errors import UserError, did_you_mean
+from pipeline.errors import UserError, did_you_mean, printable
+from pipeline.inference.served_limits import TooLarge
 from pipeline.serving.app import Example, build_app
-from pipeline.serving.calls import Answer, Busy, Call, TooLarge, TooLate
+from pipeline.serving.calls import Answer, Away, Busy, Call, TooLate
 from pipeline.serving.champion import Champion
-from pipeline.serving.config import ServeConfig
+from pipeline.serving.config import ServeConfig, address
 from pipeline.serving.engine import Engine
-from pipeline.serving.gate import api_key
+from pipeline.serving.gate import LOOPBACK, api_key
 from pipeline.serving.limits import limits_of
 from pipeline.serving.local import about
+
+logger = logging.getLogger(__name__)
 
 APP = "lseg"
 NETWORK = "Network"
@@ -37,6 +43,10 @@ _ABOUT_S = 5.0
 _REFUSALS: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (UserError, TooLarge, Busy, TooLate)
 }
+_GONE = (RayActorError, DeploymentUnavailableError)
+"""What is raised where a replica died, or where all of them cannot start."""
+_HEAD = "node:__internal_head__"
+"""The resource that Ray gives its head node alone."""
 _LOGS = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
@@ -72,31 +82,59 @@ class Network:
 
 
 class RayBackend:
-    """Answers calls by replicas."""
+    """Answers calls by replicas.
 
-    def __init__(self, network: Any) -> None:
-        self._network = network
+    Args:
+        network: The handle of the replicas.
+        seconds: Time of a call, that in the queue before the replicas included.
+    """
+
+    def __init__(self, network: Any, seconds: float) -> None:
+        self._network, self._seconds = network, seconds
         self._about: dict[str, Any] | None = None
+        self._heard = -math.inf
+        """When a replica said anything last."""
 
     async def ask(self, call: Call) -> Answer:
         """Answers a call."""
         try:
-            found = await self._network.ask.remote(call)
-        except BackPressureError:
-            raise Busy from None
+            found = await asyncio.wait_for(self._asked(call), self._seconds)
+        except TimeoutError:
+            raise TooLate from None
+        self._heard = time.monotonic()
         if isinstance(found, Answer):
             return found
         kind, message = found
         raise _REFUSALS.get(kind, UserError)(message)
 
+    async def _asked(self, call: Call) -> Answer | tuple[str, str]:
+        try:
+            try:
+                return await self._network.ask.remote(call)
+            except RayActorError:
+                # Its replica died; a call changes nothing, so that another one may answer it.
+                return await self._network.ask.remote(call)
+        except BackPressureError:
+            raise Busy from None
+        except _GONE as error:
+            logger.warning("a call had no replica: %s", printable(str(error))[:300])
+            raise Away from None
+
     async def about(self) -> dict[str, Any]:
-        """Says which model a replica answers with; where all are busy, what was said before."""
+        """Says which model a replica answers with.
+
+        Where all are busy, what was said before; a replica that is there has answered some call
+        within a call's time.
+        """
         try:
             found = await asyncio.wait_for(self._network.about.remote(), _ABOUT_S)
         except (BackPressureError, TimeoutError):
-            if self._about is None:
-                raise Busy from None
+            if self._about is None or time.monotonic() - self._heard > self._seconds:
+                raise Away from None
             return self._about
+        except _GONE:
+            raise Away from None
+        self._heard = time.monotonic()
         self._about = found
         return found
 
@@ -120,8 +158,9 @@ def application(config: ServeConfig, host: str, examples: Sequence[Example] = ()
 
     def build() -> Any:
         app = serve.get_replica_context().app_name
-        backend = RayBackend(serve.get_deployment_handle(NETWORK, app))
-        return build_app(backend, limits_of(config), api_key(host), examples)
+        limits = limits_of(config)
+        backend = RayBackend(serve.get_deployment_handle(NETWORK, app), limits.seconds)
+        return build_app(backend, limits, api_key(host), examples)
 
     network = serve.deployment(
         name=NETWORK,
@@ -163,12 +202,17 @@ def on_cluster(settings: dict[str, Any]) -> Any:
     return application(ServeConfig(**settings), "0.0.0.0")
 
 
-def run_here(config: ServeConfig, examples: Sequence[Example] = ()) -> None:
-    """Starts the application on the Ray of this process, and returns when it answers.
+def run_here(config: ServeConfig, examples: Sequence[Example] = ()) -> str:
+    """Starts the application on the Ray of this process.
+
+    Returns:
+        Where it answers.
 
     Raises:
-        UserError: A replica cannot start: the checkpoint cannot be loaded there.
+        UserError: Serve runs there already, with an address and applications of somebody else; or
+            a replica cannot start: the checkpoint cannot be loaded there.
     """
+    _check_alone()
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(
@@ -176,17 +220,57 @@ def run_here(config: ServeConfig, examples: Sequence[Example] = ()) -> None:
         ),
         logging_config=_LOGS,
     )
-    app = application(config, config.host, examples)
     try:
-        serve.run(app, name=APP, route_prefix="/", logging_config=_LOGS)
+        serve.run(
+            application(config, config.host, examples),
+            name=APP,
+            route_prefix="/",
+            logging_config=_LOGS,
+        )
     except RuntimeError as error:
         raise UserError(
             f"checkpoint={config.checkpoint}: no replica came up: "
             f"{' '.join(str(error).split())[:300]}"
         ) from None
+    return place_of(config, ray.nodes(), ray.get_runtime_context().get_node_id())
+
+
+def place_of(config: ServeConfig, nodes: Sequence[dict[str, Any]], own_id: str) -> str:
+    """Where the proxy of the head node answers, as seen from here.
+
+    Args:
+        config: The address to listen at.
+        nodes: The nodes as `ray.nodes()` lists them.
+        own_id: The node of this process.
+    """
+    head = next((each for each in nodes if _HEAD in each["Resources"]), None)
+    if head is None or head["NodeID"] == own_id:
+        return address(config.host, config.port)
+    if config.host in LOOPBACK:
+        return f"{address(config.host, config.port)} of the head node {head['NodeManagerAddress']}"
+    return address(head["NodeManagerAddress"], config.port)
 
 
 def stop() -> None:
-    """Ends the application: calls that have begun are answered first."""
+    """Ends the application, and Serve unless others use it by now.
+
+    Calls that have begun are answered first.
+    """
     serve.delete(APP)
-    serve.shutdown()
+    if not serve.status().applications:
+        serve.shutdown()
+
+
+def _check_alone() -> None:
+    """Refuses a cluster on which Serve runs: its address was chosen before, and stays.
+
+    Raises:
+        UserError: Serve runs.
+    """
+    there = serve.status()
+    if there.proxies or there.applications:
+        names = ", ".join(sorted(there.applications)) or "none"
+        raise UserError(
+            f"ray.serve: runs on this cluster already (applications: {names}), at an address that "
+            "cannot be changed: end it (serve shutdown), or take another cluster"
+        )

@@ -20,10 +20,13 @@ def described(limits: Limits) -> dict[str, Any]:
     errors = {
         "400": "The message says which parameter is wrong, and what is allowed.",
         "401": "The API key is missing or wrong.",
-        "413": "The image, or the answer that it asks for, is too large.",
+        "403": "Without a key: the call comes from another machine or page.",
+        "413": "The image (MiB or megapixels), or the answer that it asks for, is too large.",
         "415": "Neither a form nor JSON.",
         "429": "Too many calls wait: try again after `Retry-After` seconds.",
-        "503": "The call took too long.",
+        "500": "The call failed; the service's log says why.",
+        "503": "The call took too long, or no replica answers: try again after `Retry-After` "
+        "seconds.",
     }
     refused = {
         status: {
@@ -32,6 +35,8 @@ def described(limits: Limits) -> dict[str, Any]:
         }
         for status, text in errors.items()
     }
+    barred = {status: refused[status] for status in ("401", "403")}
+    away = {**barred, "503": refused["503"]}
     segment, embed = _segment_fields(limits), _embed_fields(limits)
     return {
         "openapi": "3.1.0",
@@ -63,9 +68,9 @@ def described(limits: Limits) -> dict[str, Any]:
                     refused,
                 )
             },
-            "/v1/labels": {"get": _get("The model, its labels, and the limits")},
-            "/healthz": {"get": _get("Whether the service answers, and with which model")},
-            "/metrics": {"get": _get("Counts of this process, in Prometheus's format")},
+            "/v1/labels": {"get": _get("The model, its labels, and the limits", away)},
+            "/healthz": {"get": _get("Whether the service answers, and with which model", away)},
+            "/metrics": {"get": _get("Counts of this process, in Prometheus's format", barred)},
         },
         "components": {
             "securitySchemes": {
@@ -187,8 +192,8 @@ def _operation(
     }
 
 
-def _get(summary: str) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": {"description": summary}}}
+def _get(summary: str, refused: dict[str, Any]) -> dict[str, Any]:
+    return {"summary": summary, "responses": {"200": {"description": summary}, **refused}}
 
 
 def _segments() -> dict[str, Any]:

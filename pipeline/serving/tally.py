@@ -2,6 +2,8 @@
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline import monitoring
 
@@ -22,7 +24,6 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._model = ""
         self._changes = -1
 
     def add(self, name: str, value: float = 1.0, status: str = "") -> None:
@@ -32,10 +33,9 @@ class Tally:
             self._counts[counter.name, status] += value  # type: ignore[assignment]
         counter.add(value, **({"status": status} if status else {}))
 
-    def model(self, name: str) -> None:
-        """Says which model answers from now on."""
+    def model(self) -> None:
+        """Says that a model answers from now on, the first one or another."""
         with self._lock:
-            self._model = name
             self._changes += 1
             is_change = self._changes > 0
         if is_change:
@@ -46,18 +46,30 @@ class Tally:
         for counter in (monitoring.SERVED_MODEL_CHANGES, *COUNTERS.values()):
             if not counter.labels:
                 counter.start()
+        self.behind(False)
 
-    def text(self, waiting: int) -> str:
-        """All of it, with the number of calls that wait."""
+    def behind(self, is_behind: bool) -> None:
+        """Says whether the alias leads elsewhere than to the model that answers."""
+        monitoring.SERVED_MODEL_BEHIND.set(float(is_behind))
+
+    def text(self, about: Mapping[str, Any] | None) -> str:
+        """All of it, with what is known of the model.
+
+        Args:
+            about: Which model answers, how many calls wait and whether the alias leads elsewhere;
+                None: nothing answers.
+        """
         with self._lock:
             lines = [
                 f"{name}{f'{{status={status!r}}}' if status else ''} {value:g}".replace("'", '"')
                 for (name, status), value in sorted(self._counts.items())
             ]
-            model = self._model.replace("\\", "").replace('"', "")
             lines.append(f"{monitoring.SERVED_MODEL_CHANGES.name} {max(0, self._changes)}")
-        lines.append(f"lseg_serve_waiting {waiting}")
-        lines.append(f'lseg_serve_model_info{{model="{model}"}} 1')
+        if about is not None:
+            model = str(about["model"]).replace("\\", "").replace('"', "")
+            lines.append(f"{monitoring.SERVED_MODEL_BEHIND.name} {int(about['is_behind'])}")
+            lines.append(f"lseg_serve_waiting {about['waiting']}")
+            lines.append(f'lseg_serve_model_info{{model="{model}"}} 1')
         return "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from tests.benchmarks import serve_load
 from tests.integration import soak
 from tests.integration.training_runs import REPOSITORY
 
@@ -45,6 +46,20 @@ def test_the_benchmark_of_checkpoints_compares_its_three_ways():
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {line[0]: float(line[1]) > 0 for line in lines[1:3]} == {"none": True, "threads": True}
     assert lines[3][:3] == ["in", "the", "step"]
+
+
+def test_a_load_fails_where_requests_are_lost_or_the_memory_grows():
+    def load(peak_mib: float, *models: str, is_right: bool = True) -> serve_load.Load:
+        answers = [serve_load.Answered(0.1, model, is_right) for model in models]
+        return serve_load.Load(answers, peak_mib=peak_mib)
+
+    steady, changing = load(900, "one"), load(1000, "one", "two")
+    assert serve_load.faults(steady, changing, 1000) == []
+    assert serve_load.faults(steady, changing, 950) == ["changing: 1000 MiB: must be at most 950"]
+    (fault,) = serve_load.faults(load(1, "one", is_right=False), changing, 1000)
+    assert fault.startswith("steady: requests were lost")
+    (fault,) = serve_load.faults(steady, load(1, "one"), 1000)
+    assert "never answered" in fault
 
 
 def reading(mib: int, descriptors: int = 20) -> soak.Reading:

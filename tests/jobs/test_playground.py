@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,17 @@ def test_the_address_is_one_that_a_browser_opens():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Iterator[str]:
     """The address of the page of a tiny network, served by the job."""
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("page") / "step_00000003")
-    words = [sys.executable, "jobs/playground.py", "--checkpoint", str(folder), "--port", "0"]
+    with served(tmp_path_factory.mktemp("page")) as found:
+        yield found
+
+
+@contextmanager
+def served(folder: Path, key: str = "") -> Iterator[str]:
+    checkpoint = tiny_checkpoint(folder / "step_00000003")
+    words = [sys.executable, "jobs/playground.py", "--checkpoint", str(checkpoint), "--port", "0"]
     environment = {name: value for name, value in os.environ.items() if name != KEY}
+    if key:
+        environment[KEY] = key
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True,
                           env=environment) as job:  # fmt: skip
         try:
@@ -247,3 +256,111 @@ def test_a_link_with_words_and_an_example_on_every_screen(page, tmp_path, size):
             ".filter(e => e.offsetParent && e.offsetHeight < 32).map(e => e.textContent)"
         )
         assert small == []
+
+
+@pytest.mark.slow
+def test_the_key_is_asked_for_until_it_is_right_or_nobody_gives_it(tmp_path):
+    key = "k" * 20 + "~!"
+    with served(tmp_path, key) as address, browser(tmp_path) as driver:
+
+        def is_open() -> bool:
+            return by_id(driver, "ask-key").get_attribute("open") is not None
+
+        def kept() -> str | None:
+            return driver.execute_script("return sessionStorage.getItem('lseg-key')")
+
+        def give(text: str) -> None:
+            by_id(driver, "key").send_keys(text, Keys.ENTER)
+
+        driver.get(address)
+        wait_until(is_open, "the page asks for the key")
+        assert by_id(driver, "key-error").text == ""
+        by_id(driver, "key").send_keys(Keys.ESCAPE)
+        wait_until(lambda: "with its key only" in by_id(driver, "error").text, "it is told once")
+        time.sleep(0.5)
+        assert not is_open()
+
+        driver.refresh()
+        wait_until(is_open, "the page asks for the key")
+        give("Schlüssel☃ of mine")
+        assert "no spaces" in by_id(driver, "key-error").text
+        assert is_open()
+        by_id(driver, "key").clear()
+        give("wrong")
+        wait_until(lambda: by_id(driver, "key-error").text == "The key is wrong.", "it says so")
+        assert by_id(driver, "key-error").get_attribute("role") == "alert"
+        assert is_open()
+        assert kept() is None
+        give(key)
+        wait_until(lambda: by_id(driver, "model").text == "step_00000003", "the model's name")
+        assert not is_open()
+        assert kept() == key
+        # The examples come with the key too.
+        loaded = (
+            "return [...document.querySelectorAll('#row img')].filter(e => e.naturalWidth).length"
+        )
+        wait_until(lambda: driver.execute_script(loaded) == 6, "the examples")
+        driver.find_element(By.CSS_SELECTOR, "#row button").click()
+        done(driver)
+        assert not by_id(driver, "error").is_displayed()
+        driver.refresh()
+        wait_until(lambda: by_id(driver, "model").text == "step_00000003", "the key is kept")
+        assert not is_open()
+
+
+@pytest.mark.slow
+def test_dark_where_the_user_likes_it_dark(page, tmp_path):
+    found = {}
+    for is_dark in (False, True):
+        with browser(tmp_path, is_dark=is_dark) as driver:
+            driver.get(page)
+            shown = driver.execute_script(
+                "return ['body', '#words', '#clear', '#model'].map(name => {"
+                "const style = getComputedStyle(document.querySelector(name));"
+                "return [style.color, style.backgroundColor]; })"
+            )
+            below = luminance(shown[0][1])
+            for text, ground in shown:
+                behind = below if ground == "rgba(0, 0, 0, 0)" else luminance(ground)
+                low, high = sorted((luminance(text), behind))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (is_dark, shown)
+            found[is_dark] = below
+    assert found[True] < 0.1 < 0.7 < found[False]
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of `rgb(...)` as WCAG has it."""
+    channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.slow
+def test_a_link_sets_the_policy_and_the_newest_picture_stays(page, tmp_path):
+    with browser(tmp_path) as driver:
+        driver.get(f"{page}#words=dog&other=0.3")
+        chosen = "return document.querySelector('input[name=other]:checked').value"
+        assert driver.execute_script(chosen) == "sure"
+        driver.execute_script("location.hash = '#words=sky'")
+        wait_until(lambda: chips(driver) == ["sky"], "the link is followed")
+        assert driver.execute_script(chosen) == "none"
+        # The first picture is ready last.
+        driver.execute_script(
+            "const real = createImageBitmap; let number = 0;"
+            "window.createImageBitmap = async (file) => {"
+            " const late = number++ === 0; const made = await real(file);"
+            " if (late) await new Promise((done) => setTimeout(done, 1500));"
+            " if (late) window.late = true; return made; };"
+        )
+        first, second = (tmp_path / f"{name}.png" for name in ("first", "second"))
+        first.write_bytes(png(3, 96, 128))
+        second.write_bytes(png(4, 64, 64))
+        for path in (first, second):
+            by_id(driver, "file").send_keys(str(path))
+        wait_until(lambda: driver.execute_script("return window.late"), "both are ready")
+        done(driver)
+        time.sleep(0.5)
+        done(driver)
+        by_id(driver, "save-json").click()
+        wait_until((tmp_path / "second.json").is_file, "the second picture's answer")
+        assert driver.execute_script("return document.getElementById('shown').width") == 64

@@ -1,5 +1,6 @@
 """The service on Ray: what it answers, that it sends away what is too much, and how it ends."""
 
+import asyncio
 import concurrent.futures
 import json
 import os
@@ -11,14 +12,20 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError, RayActorError
+from ray.serve.exceptions import BackPressureError
 
 from jobs.cli import parse
 from pipeline.errors import UserError
+from pipeline.inference.served_limits import TooLarge
+from pipeline.serving import on_ray
+from pipeline.serving.calls import Answer, Away, Busy, Call, TooLate
 from pipeline.serving.config import ServeConfig
 from pipeline.serving.gate import KEY
-from pipeline.serving.on_ray import calls_of_replica, on_cluster
+from pipeline.serving.on_ray import RayBackend, calls_of_replica, on_cluster, place_of
 from tests.pipeline.serving.conftest import png
 from tests.support.tiny_checkpoint import tiny_checkpoint
 
@@ -54,6 +61,114 @@ def test_what_a_replica_holds_leaves_place_in_the_queue():
     for waiting, batch, held in ((32, 8, 16), (4, 8, 4), (1, 1, 1), (32, 1, 2)):
         config = ServeConfig(checkpoint="x", max_waiting=waiting, max_batch=batch)
         assert calls_of_replica(config) == held
+
+
+class Handle:
+    """A handle of Serve whose replicas answer with what is given, one after the other."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers = list(answers)
+        self.ask = self.about = self
+
+    def remote(self, *args: object):
+        return self._next()
+
+    async def _next(self):
+        found = self.answers.pop(0)
+        if isinstance(found, float):
+            await asyncio.sleep(found)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+CALL, ANSWER = Call("segment", b"x"), Answer("text/plain", b"", "one")
+ABOUT = {"model": "one", "labels": [], "is_behind": False, "waiting": 0}
+FULL = BackPressureError(num_queued_requests=1, max_queued_requests=1)
+GONE = (RayActorError(), ActorDiedError())
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([ANSWER], None),
+        ([GONE[0], ANSWER], None),
+        ([*GONE], Away),
+        ([GONE[1], FULL], Busy),
+        ([FULL], Busy),
+        ([("TooLate", "")], TooLate),
+        ([("TooLarge", "image: too large")], TooLarge),
+        ([("UserError", "wrong")], UserError),
+        ([ValueError("a defect")], ValueError),
+        ([5.0], TooLate),
+    ],
+)
+def test_what_becomes_of_a_call_to_replicas(answers, expected):
+    handle = Handle(*answers)
+    asked = RayBackend(handle, 0.2).ask(CALL)
+    if expected is None:
+        assert asyncio.run(asked) is ANSWER
+    else:
+        with pytest.raises(expected) as error:
+            asyncio.run(asked)
+        assert type(error.value) is expected
+    assert handle.answers == []
+
+
+def test_what_was_said_of_a_model_is_repeated_while_replicas_answer(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("pipeline.serving.on_ray.time.monotonic", lambda: now[0])
+    handle = Handle(FULL, ABOUT, FULL, ANSWER, FULL, FULL, GONE[1], ABOUT)
+    backend = RayBackend(handle, 50)
+
+    def about():
+        return asyncio.run(backend.about())
+
+    with pytest.raises(Away):
+        about()
+    assert about() == ABOUT
+    now[0] += 40
+    assert about() == ABOUT
+    assert asyncio.run(backend.ask(CALL)) is ANSWER
+    now[0] += 40
+    assert about() == ABOUT  # All are busy: one has answered a call since.
+    now[0] += 40
+    with pytest.raises(Away):
+        about()
+    with pytest.raises(Away):
+        about()
+    assert about() == ABOUT
+
+
+def test_the_address_is_that_of_the_head_node():
+    head = {"NodeID": "a", "NodeManagerAddress": "10.0.0.4",
+            "Resources": {"node:__internal_head__": 1.0}}  # fmt: skip
+    nodes = [{"NodeID": "b", "NodeManagerAddress": "10.0.0.5", "Resources": {}}, head]
+    here = ServeConfig(checkpoint="x")
+    assert place_of(here, nodes, "a") == "http://127.0.0.1:8000/"
+    assert place_of(here, nodes, "b") == "http://127.0.0.1:8000/ of the head node 10.0.0.4"
+    for_all = ServeConfig(checkpoint="x", host="0.0.0.0")
+    assert place_of(for_all, nodes, "a") == "http://127.0.0.1:8000/"
+    assert place_of(for_all, nodes, "b") == "http://10.0.0.4:8000/"
+
+
+def test_a_serve_that_runs_already_is_left_as_it_is(monkeypatch):
+    """Its options would not change, and at the end its applications would be gone."""
+    done = []
+    status = SimpleNamespace(proxies={"n": "HEALTHY"}, applications={"theirs": "RUNNING"})
+    monkeypatch.setattr(on_ray.serve, "status", lambda: status)
+    for name in ("start", "run", "delete", "shutdown"):
+        monkeypatch.setattr(
+            on_ray.serve, name, lambda *args, name=name, **kwargs: done.append(name)
+        )
+    with pytest.raises(UserError, match=r"runs on this cluster already \(applications: theirs\)"):
+        on_ray.run_here(ServeConfig(checkpoint="x"))
+    assert done == []
+    on_ray.stop()  # Somebody else has come meanwhile.
+    assert done == ["delete"]
+    status.applications.clear()
+    on_ray.stop()
+    assert done == ["delete", "delete", "shutdown"]
 
 
 def call(address: str, key: str = API_KEY, seed: int = 0, path: str = "v1/segment"):

@@ -25,6 +25,10 @@ class BadSample(ValueError):
     """An image or label that cannot be used, in a download or in a shard; says what is wrong."""
 
 
+class TooManyPixels(BadSample):
+    """An image that is larger than it may be."""
+
+
 @contextmanager
 def bad_sample_errors(path: str) -> Iterator[None]:
     """Turns whatever a decoder raises on damaged bytes into BadSample."""
@@ -56,9 +60,8 @@ def check_size(path: str, width: int, height: int, max_pixels: int) -> None:
         BadSample: The size is empty or above the limit.
     """
     if width < 1 or height < 1 or width * height > max_pixels:
-        raise BadSample(
-            f"{path}: {width} x {height} pixels: must be 1 to {max_pixels} pixels in all"
-        )
+        kind = TooManyPixels if width * height > max_pixels else BadSample
+        raise kind(f"{path}: {width} x {height} pixels: must be 1 to {max_pixels} pixels in all")
 
 
 def check_chunks(path: str, data: bytes) -> None:

@@ -15,10 +15,15 @@ let picture = null; // { name, blob, note }
 let answer = null;
 let asking = null;
 let later = 0;
-// Where there is no storage, the key lasts as long as the page.
+let takes = 0;
+// What a header can hold. Where there is no storage, the key lasts as long as the page.
+const KEY = /^[!-~]+$/;
 let key = "";
+let keptKey = "";
+let askingKey = null;
 try {
-  key = sessionStorage.getItem("lseg-key") || "";
+  keptKey = sessionStorage.getItem("lseg-key") || "";
+  key = KEY.test(keptKey) ? keptKey : "";
 } catch {
   key = "";
 }
@@ -42,12 +47,17 @@ function complain(text) {
 
 async function ask(path, options = {}) {
   for (let attempt = 0; ; attempt++) {
-    const headers = key ? { Authorization: `Bearer ${key}` } : {};
+    const tried = key;
+    const headers = tried ? { Authorization: `Bearer ${tried}` } : {};
     const response = await fetch(path, { ...options, headers });
-    if (response.ok) return response;
+    if (response.ok) {
+      keepKey(tried);
+      return response;
+    }
     const message = await response.json().then((body) => body.error.message, () => `status ${response.status}`);
     if (response.status === 401) {
-      await askKey();
+      // Another request may have asked for it meanwhile.
+      if (tried === key) await (askingKey ??= askKey(tried ? "The key is wrong." : ""));
     } else if (response.status === 429 && attempt < TRIES) {
       say("The service is busy; trying again.");
       const wait = Number(response.headers.get("Retry-After")) || 1;
@@ -59,21 +69,41 @@ async function ask(path, options = {}) {
   }
 }
 
-function askKey() {
+// Only a key that the service has taken is kept.
+function keepKey(right) {
+  if (!right || right === keptKey) return;
+  keptKey = right;
+  try {
+    sessionStorage.setItem("lseg-key", right);
+  } catch {
+    // It lasts as long as the page.
+  }
+}
+
+function askKey(complaint) {
   const dialog = $("ask-key");
-  return new Promise((done) => {
+  $("key").value = "";
+  $("key-error").textContent = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  $("key-error").textContent = complaint;
+  return new Promise((done, refuse) => {
     dialog.addEventListener("close", () => {
-      key = $("key").value.trim();
-      try {
-        sessionStorage.setItem("lseg-key", key);
-      } catch {
-        // It lasts as long as the page.
-      }
-      done();
+      askingKey = null;
+      key = dialog.returnValue ? $("key").value.trim() : "";
+      $("key").value = "";
+      if (key) done();
+      else refuse(new Error("This service answers with its key only: load the page again to give it."));
     }, { once: true });
-    if (!dialog.open) dialog.showModal();
   });
 }
+
+$("ask-key").firstElementChild.addEventListener("submit", (event) => {
+  if (KEY.test($("key").value.trim())) return;
+  event.preventDefault();
+  $("key-error").textContent = "A key holds letters of A to Z, digits and signs, and no spaces.";
+});
+$("no-key").addEventListener("click", () => $("ask-key").close(""));
 
 function other() {
   const kind = document.querySelector("input[name=other]:checked").value;
@@ -193,11 +223,14 @@ function saveJson() {
 // ---- The picture
 
 async function take(file, name, itsWords = null) {
+  // Of two pictures taken quickly the newest stays, whichever is ready first.
+  const mine = ++takes;
   complain("");
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
+    if (mine !== takes) return;
     complain(`${name || "This"} is not a picture that this browser can read: choose a JPEG, PNG, WebP or GIF.`);
     return;
   }
@@ -218,6 +251,7 @@ async function take(file, name, itsWords = null) {
     bitmap = canvas;
     note = `Shrunk to ${canvas.width} × ${canvas.height} pixels. `;
   }
+  if (mine !== takes) return;
   picture = { name: (name || "picture").replace(/\.[^.]*$/, "") || "picture", blob, note };
   answer = null;
   stage.picture(bitmap);
@@ -239,17 +273,16 @@ async function showExamples() {
       const item = document.createElement("li");
       const button = document.createElement("button");
       const image = document.createElement("img");
-      image.src = `/examples/${number}`;
       image.alt = example.name;
-      image.loading = "lazy";
       button.type = "button";
       button.title = example.words.join(", ") || example.name;
       button.append(image);
-      button.addEventListener("click", async () => {
-        const blob = await (await fetch(image.src)).blob();
-        await take(blob, example.name, example.words.length ? example.words : null);
-      });
       item.append(button);
+      // An address in an image would be asked without the key.
+      ask(`/examples/${number}`).then((response) => response.blob()).then((blob) => {
+        image.src = URL.createObjectURL(blob);
+        button.addEventListener("click", () => take(blob, example.name, example.words.length ? example.words : null));
+      }).catch(() => item.remove());
       return item;
     }),
   );
@@ -266,6 +299,7 @@ function writeLink() {
 }
 
 function readLink() {
+  showOther("none"); // What a link does not name is as it is without one.
   for (const part of location.hash.slice(1).split("&")) {
     const [name, value = ""] = part.split("=");
     try {
@@ -353,8 +387,8 @@ async function begin() {
     $("words-help").textContent = number
       ? `Any words. Enter or a comma ends one. Without any, the ${number} of the training are asked.`
       : "Any words. Enter or a comma ends one.";
-  } catch {
-    complain("The service does not answer. Is it still running?");
+  } catch (error) {
+    complain(error instanceof TypeError ? "The service does not answer. Is it still running?" : error.message);
   }
 }
 

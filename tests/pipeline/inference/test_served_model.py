@@ -27,8 +27,12 @@ from starlette.testclient import TestClient
 
 from model.lseg import LSeg
 from model.sliding import SlidingConfig, sliding_label_ids
+from pipeline.errors import UserError
+from pipeline.inference import served_network
 from pipeline.inference.segmenter import seen_image
+from pipeline.inference.served_limits import Limits
 from pipeline.inference.served_model import SegmentationModel, requirements, save_served
+from pipeline.inference.served_network import ServedNetwork
 from pipeline.registry.registry import CHAMPION, Registry
 from tests.support.jpeg_scans import with_scans
 from tests.support.mlflow_process import mlflow_is
@@ -304,6 +308,35 @@ def test_a_call_ends_when_its_time_is_over(client, served, monkeypatch):
 def test_a_string_is_no_picture_for_python_callers_either(served):
     with pytest.raises(MlflowException, match=r"image\[0\]: must be the bytes of an image"):
         served.predict(table("/etc/passwd"))
+
+
+def test_texts_are_counted_with_their_names_and_templates(checkpoint):
+    network = ServedNetwork(checkpoint, "cpu", Limits(max_texts=12))
+    config = network.lseg.config
+    text = replace(config.text, templates="a {}\nthe {}\n{}", synonyms="mean")
+    network.lseg.config = replace(config, text=text)
+    assert network.read({"labels": ["a, b", "c", "d"]}).labels == ("a, b", "c", "d")
+    with pytest.raises(UserError, match=r"labels: 15 texts with their names .* at most 12"):
+        network.read({"labels": ["a, b", "c", "d", "e"]})
+    with pytest.raises(UserError, match="labels: 15 texts"):
+        network.read({"labels": ["a", "b", "c"], "other": "d, e"})
+
+
+def test_kept_vectors_are_bounded_by_their_memory(checkpoint, monkeypatch):
+    network = ServedNetwork(checkpoint, "cpu", Limits())
+    row_mib = 512 * 4 / 2**20
+    monkeypatch.setattr(served_network, "MAX_KEPT_MIB", 5 * row_mib)
+    monkeypatch.setattr(type(network.lseg._text_encoder), "max_kept_mib", 5 * row_mib)
+    for number in range(4):
+        network.question({"labels": [f"{number}", "x"]})
+    assert [key[0][0] for key in network._kept] == ["2", "3"]
+    assert len(network.lseg._text_encoder._cache) == 2
+    network.question({"labels": ["2", "x"]})
+    network.question({"labels": ["4", "x"]})
+    assert [key[0][0] for key in network._kept] == ["2", "4"]  # What was not used for longest goes.
+    large = network.question({"labels": [f"{number}" for number in range(20)]})
+    assert len(network._kept) == 1
+    assert network.read({"labels": large.labels}).vectors is large.vectors
 
 
 def test_a_misspelt_limit_ends_the_loading(checkpoint):

@@ -12,9 +12,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pipeline.errors import UserError
+from pipeline.inference.served_limits import MAX_WAITING_MIB
 from pipeline.serving.app import PAGE, build_app
-from pipeline.serving.calls import Busy, TooLate
-from pipeline.serving.gate import KEY, api_key
+from pipeline.serving.calls import Away, Busy, TooLate
+from pipeline.serving.config import MAX_IMAGE_MIB, MAX_LABELS, ServiceConfig
+from pipeline.serving.gate import KEY, BodyReader, api_key
+from pipeline.serving.limits import limits_of
 from pipeline.serving.local import LocalBackend
 from pipeline.serving.openapi import described
 from tests.pipeline.serving.conftest import LIMITS, png
@@ -79,6 +82,19 @@ def test_pixel_vectors_have_length_one(client):
     assert abs(np.linalg.norm(vectors.astype(np.float32), axis=0) - 1).max() < 0.01
 
 
+def test_pixel_vectors_need_no_labels_and_no_text(champion, engine, monkeypatch):
+    """Imported weights bring no labels."""
+    lseg = champion.current.network.lseg
+    monkeypatch.setattr(lseg, "labels", ())
+    monkeypatch.setattr(type(lseg), "embed_text", lambda *args: pytest.fail("text was encoded"))
+    client = TestClient(build_app(LocalBackend(champion, engine), LIMITS), base_url="http://[::1]")
+    response = client.post("/v1/embed", files={"image": ("x", png())}, data={"base_px": "48"})
+    assert response.status_code == 200, response.text
+    response = client.post("/v1/embed", files={"image": ("x", png())}, data={"view": "best"})
+    assert "view=best: must be" in response.json()["error"]["message"]
+    assert "name some" in form(client).json()["error"]["message"]
+
+
 def test_an_answer_that_would_be_too_large_is_refused_before_the_work(client, monkeypatch):
     monkeypatch.setattr("pipeline.serving.engine.MAX_ARRAY_MIB", 0.5)
     small = {"files": {"image": ("x", png())}, "data": {"base_px": "32"}}
@@ -114,8 +130,8 @@ def test_without_labels_the_trained_ones_are_asked(client):
         ({"mask": "true", "answer": "png"}, 400, "mask: answer=png has no place for it"),
         ({"image": b"no image"}, 400, "image: "),
         ({"image": b""}, 400, "image: is an empty file"),
-        ({"image": png(1, 120, 120)}, 400, "0.01 megapixels"),
-        ({"image": b"\0" * 60_000}, 400, "0.1 MiB: must be at most 0.05"),
+        ({"image": png(1, 120, 120)}, 413, "0.01 megapixels"),
+        ({"image": b"\0" * 60_000}, 413, "0.1 MiB: must be at most 0.05"),
         ({"image": b"\0" * 2_000_000}, 413, "must be at most 0.05 MiB"),
     ],
 )
@@ -180,7 +196,7 @@ def test_paths_that_do_not_exist_and_other_methods(client):
         assert response.json()["error"]["status"] == 404
 
 
-@pytest.mark.parametrize(("error", "status"), [(Busy(), 429), (TooLate(), 503)])
+@pytest.mark.parametrize(("error", "status"), [(Busy(), 429), (TooLate(), 503), (Away(), 503)])
 def test_a_busy_service_says_when_to_come_back(champion, engine, error, status):
     backend = LocalBackend(champion, engine)
 
@@ -192,6 +208,36 @@ def test_a_busy_service_says_when_to_come_back(champion, engine, error, status):
     response = form(client)
     assert response.status_code == status
     assert int(response.headers["Retry-After"]) >= 1
+
+
+def test_a_service_that_nothing_answers_for_says_so(champion, engine):
+    backend = LocalBackend(champion, engine)
+
+    async def about():
+        raise Away
+
+    backend.about = about
+    client = TestClient(build_app(backend, LIMITS), base_url="http://localhost")
+    for path in ("/healthz", "/v1/labels"):
+        response = client.get(path)
+        assert response.status_code == 503
+        assert response.json()["error"]["message"].startswith("no replica answers")
+        assert int(response.headers["Retry-After"]) >= 1
+    metrics = client.get("/metrics")
+    assert metrics.status_code == 200
+    assert "model_info" not in metrics.text
+
+
+def test_the_largest_settings_leave_a_call_that_can_be_answered(champion, engine):
+    config = ServiceConfig(checkpoint="x", max_image_mib=MAX_IMAGE_MIB, max_labels=MAX_LABELS)
+    limits = limits_of(config)
+    assert BodyReader(limits).most < MAX_WAITING_MIB * 2**20
+    for name, most in (("max_image_mib", MAX_IMAGE_MIB), ("max_labels", MAX_LABELS)):
+        with pytest.raises(UserError, match=f"{name}={most + 1}: must be .*{most}"):
+            replace(config, **{name: most + 1})
+    client = TestClient(build_app(LocalBackend(champion, engine), limits), base_url="http://[::1]")
+    response = form(client, labels=[f"w{number}" for number in range(MAX_LABELS)], view="best")
+    assert "labels: 2000 given: must be at most 300" in response.json()["error"]["message"]
 
 
 def test_a_defect_is_not_shown(client, champion, monkeypatch, caplog):
@@ -225,6 +271,12 @@ def test_the_description_holds_every_route_and_every_parameter(client):
     for path in document["paths"]:
         for method in document["paths"][path]:
             assert client.request(method, path).status_code in (200, 415), path
+    for_people = {"/", "/page/{name}", "/examples", "/examples/{number}", "/docs", "/openapi.json"}
+    routes = {route.path.replace(":int", "") for route in client.app.routes}
+    assert set(document["paths"]) == routes - for_people
+    for method in ("segment", "embed"):
+        told = set(document["paths"][f"/v1/{method}"]["post"]["responses"])
+        assert told == {"200", "400", "401", "403", "413", "415", "429", "500", "503"}
     page = client.get("/docs").text
     assert "<script" not in page
     properties = document["paths"]["/v1/segment"]["post"]["requestBody"]["content"]
@@ -254,6 +306,8 @@ def test_a_key_is_asked_for_where_there_is_one(champion, engine):
             assert client.get(path, headers={"X-API-Key": wrong}).status_code == 401
         assert client.get(path, headers={"X-API-Key": key}).status_code == 200
         assert client.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert client.get("/examples/0").status_code == 401
+    assert client.get("/examples/0", headers={"X-API-Key": key}).status_code == 404
     for path in ("/", "/healthz", "/docs", "/openapi.json", "/page/page.js"):
         assert client.get(path).status_code == 200
 
@@ -262,7 +316,8 @@ def test_without_a_key_only_pages_of_this_machine_may_call(client):
     assert client.get("/healthz", headers={"Host": "evil.example"}).status_code == 403
     assert client.get("/healthz", headers={"Host": "["}).status_code == 403
     assert client.get("/healthz", headers={"Origin": "https://evil.example"}).status_code == 403
-    assert client.get("/healthz", headers={"Origin": "null"}).status_code == 403
+    for wrong in ("null", "http://[", "http://[x", "//["):
+        assert client.get("/healthz", headers={"Origin": wrong}).status_code == 403
     assert client.get("/healthz", headers={"Origin": "http://127.0.0.1:7860"}).status_code == 200
     assert client.get("/healthz", headers={"Host": "[::1]:7860"}).status_code == 200
 

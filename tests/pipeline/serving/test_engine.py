@@ -101,6 +101,42 @@ def test_a_call_ends_with_its_time_and_the_next_is_answered(champion, watched, m
     engine.close()
 
 
+def test_slow_texts_stop_nobody_else_and_end_with_their_call(champion, monkeypatch):
+    encoder = champion.current.network.lseg._text_encoder
+    limits = champion.current.network.limits
+    monkeypatch.setattr(encoder, "chunk_size", 1)
+    forward, chunks = type(encoder)._forward, []
+
+    def slowly(self, texts):
+        chunks.append(texts[0])
+        time.sleep(0.05 if texts[0].startswith("slow") else 0)
+        return forward(self, texts)
+
+    monkeypatch.setattr(type(encoder), "_forward", slowly)
+    engine = Engine(lambda: champion.current)
+
+    async def all_of_them():
+        await engine.ask(call(labels=("kept", "word")))
+        monkeypatch.setattr(type(limits), "seconds", 3.0)
+        slow = [call(labels=tuple(f"slow {i} {n}" for n in range(200))) for i in range(4)]
+        tasks = [asyncio.create_task(engine.ask(each)) for each in slow]
+        while not any(text.startswith("slow") for text in chunks):
+            await asyncio.sleep(0.01)
+        assert (await engine.ask(call(labels=("kept", "word")))).body
+        assert not any(task.done() for task in tasks)
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(each) for each in done] == [TooLate] * 4
+        await asyncio.sleep(0.3)
+        number = len(chunks)
+        await asyncio.sleep(0.3)
+        assert len(chunks) == number < 100  # Nobody waits for the rest, and the other three.
+        monkeypatch.setattr(type(limits), "seconds", 60)
+        return await engine.ask(call(labels=("new", "words")))
+
+    assert asyncio.run(all_of_them()).body
+    engine.close()
+
+
 def test_one_wrong_call_harms_no_other(engine):
     async def all_of_them():
         calls = [call(), Call("segment", b"no image", {}), call(2)]
