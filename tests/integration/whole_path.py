@@ -295,10 +295,8 @@ class WholePath:
         if mlflow.MlflowClient().search_registered_models(f"name = '{MODEL}'"):
             yield "MLflow, model", f"{uri}/#/models/{MODEL}?{TRAINING_PAGE}"
         if trials := [run for sweep in _runs(SWEEP) for run in _runs(parent=sweep.info.run_id)]:
-            ids, experiments = (
-                json.dumps([getattr(run.info, name) for run in trials])
-                for name in ("run_id", "experiment_id")
-            )
+            ids = json.dumps([run.info.run_id for run in trials])
+            experiments = json.dumps(sorted({run.info.experiment_id for run in trials}))
             words = urllib.parse.urlencode({"runs": ids, "experiments": experiments})
             yield "MLflow, two trials", f"{uri}/#/compare-runs?{words}&{TRAINING_PAGE}"
         yield "Ray", self.address

@@ -6,10 +6,14 @@ its sizes are free. The label vectors are an input: words change without another
 Shapes: B images, H W pixels, K labels, C embedding, T tokens.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
@@ -55,7 +59,42 @@ def segment_program(lseg: LSeg) -> ExportedProgram:
     text = functional.normalize(torch.ones(5, lseg.embed_dim), dim=1)
     free = Dim.DYNAMIC
     sizes = {IMAGE: {0: free, 1: free, 2: free}, TEXT: {0: free}}
-    return exported(SegmentGraph(lseg), (image, text), sizes)
+    with fixed_padding(lseg):
+        return exported(SegmentGraph(lseg), (image, text), sizes)
+
+
+@contextmanager
+def fixed_padding(network: nn.Module) -> Iterator[None]:
+    """Pads TensorFlow's convolutions by what their own numbers say, for a while.
+
+    Their padding depends on the size of the map, and by tens of layers the terms of a size that is
+    free grow beyond what PyTorch can simplify. In this network each map has a multiple of the
+    convolution's stride, for which the padding is always the same.
+    """
+    found: list[Any] = [m for m in network.modules() if isinstance(m, Conv2dSame)]
+    for module in found:
+        module.forward = partial(_conv_of_multiples, module)
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.forward
+
+
+def _conv_of_multiples(conv: nn.Conv2d, map_BChw: Tensor) -> Tensor:
+    """What the convolution makes of a map whose height and width are multiples of its stride."""
+    missing = [
+        max(0, dilation * (kernel - 1) + 1 - stride)
+        for kernel, stride, dilation in zip(
+            conv.kernel_size, conv.stride, conv.dilation, strict=True
+        )
+    ]
+    down, right = missing
+    sides = (right // 2, right - right // 2, down // 2, down - down // 2)
+    padded = functional.pad(map_BChw, sides)
+    return functional.conv2d(
+        padded, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups
+    )
 
 
 def exported(graph: nn.Module, example: tuple[Tensor, ...], free: Any) -> ExportedProgram:
