@@ -5,9 +5,11 @@
 Registers two checkpoints (tiny ones with random weights by default) in an MLflow of its own, serves
 `models:/lseg@champion` in a process of its own, and lets clients ask masks of images of mixed
 sizes, each client one after the other. Twice: with one champion, and with one that changes all the
-time. Each answer must be the mask that the model named in its header gives, to the pixel. Prints
-the latency by percentile and the memory of the service's processes, and ends with 1 where a request
-was lost or answered by neither model, or where the memory grew by more than --max_growth_mib.
+time. Each answer must be the mask that the model named in its header gives to the image alone, but
+for one pixel in ten thousand: in a batch sums are rounded otherwise, and labels that are as good as
+equal change places. Prints the latency by percentile and the memory of the service's processes, and
+ends with 1 where a request was lost or answered by neither model, or where the memory grew by more
+than --max_growth_mib.
 """
 
 import argparse
@@ -47,6 +49,8 @@ SIZES = ((240, 320), (480, 640), (336, 504), (720, 1280))
 LABELS = ("road", "sky", "wet grass")
 JOBS = {"page": "jobs/playground.py", "ray": "jobs/serve.py"}
 API_KEY = "load-" + "k" * 24
+MAX_OFF = 1e-4
+"""Share of a mask's pixels that rounding may change: eight of two million were seen in batches."""
 MAX_GROWTH_MIB = 512
 """Memory that a load may take beyond the idle service, with a tiny network; two of them and the
 images of 20 clients took 336."""
@@ -60,8 +64,8 @@ class Answered(NamedTuple):
     """From the first try."""
     model: str
     """What its header names."""
-    is_right: bool
-    """Whether it is that model's mask."""
+    off: float
+    """Share of its pixels that differ from that model's mask."""
 
 
 @dataclass
@@ -78,7 +82,7 @@ class Load:
     @property
     def is_good(self) -> bool:
         """Whether each request has the answer that it must have."""
-        return not self.lost and all(answer.is_right for answer in self.answers)
+        return not self.lost and all(answer.off <= MAX_OFF for answer in self.answers)
 
     def figures(self) -> dict[str, Any]:
         """The figures by name."""
@@ -87,7 +91,8 @@ class Load:
         return {
             "answers": dict(Counter(answer.model for answer in self.answers)),
             "lost": len(self.lost),
-            "wrong": sum(not answer.is_right for answer in self.answers),
+            "wrong": sum(answer.off > MAX_OFF for answer in self.answers),
+            "largest_off": max((answer.off for answer in self.answers), default=0.0),
             "sent_away": len(self.sent_away),
             "latency_s": dict(zip(("p50", "p90", "p99", "longest"), parts, strict=False)),
             "peak_mib": round(self.peak_mib),
@@ -160,6 +165,11 @@ def faults(steady: Load, changing: Load, max_mib: float) -> list[str]:
     return found
 
 
+def differing(wanted: np.ndarray, mask: np.ndarray) -> float:
+    """The share of the pixels in which two masks differ; 1 where their sizes do."""
+    return float((wanted != mask).mean()) if wanted.shape == mask.shape else 1.0
+
+
 class Asked:
     """A service, the images that it is asked, and the masks that it must answer."""
 
@@ -211,8 +221,8 @@ class Asked:
             load.lost.append(f"{error} {body!r}")
             return
         model, mask = found
-        is_right = np.array_equal(self._wanted[model][place], mask)
-        load.answers.append(Answered(time.monotonic() - began, model, is_right))
+        off = differing(self._wanted[model][place], mask)
+        load.answers.append(Answered(time.monotonic() - began, model, off))
 
     def _post(self, place: int) -> tuple[str, np.ndarray] | None:
         """The model that answers and its mask; None where the service is too busy."""

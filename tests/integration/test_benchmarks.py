@@ -49,14 +49,14 @@ def test_the_benchmark_of_checkpoints_compares_its_three_ways():
 
 
 def test_a_load_fails_where_requests_are_lost_or_the_memory_grows():
-    def load(peak_mib: float, *models: str, is_right: bool = True) -> serve_load.Load:
-        answers = [serve_load.Answered(0.1, model, is_right) for model in models]
+    def load(peak_mib: float, *models: str, off: float = 0.0) -> serve_load.Load:
+        answers = [serve_load.Answered(0.1, model, off) for model in models]
         return serve_load.Load(answers, peak_mib=peak_mib)
 
     steady, changing = load(900, "one"), load(1000, "one", "two")
     assert serve_load.faults(steady, changing, 1000) == []
     assert serve_load.faults(steady, changing, 950) == ["changing: 1000 MiB: must be at most 950"]
-    (fault,) = serve_load.faults(load(1, "one", is_right=False), changing, 1000)
+    (fault,) = serve_load.faults(load(1, "one", off=2e-4), changing, 1000)
     assert fault.startswith("steady: requests were lost")
     (fault,) = serve_load.faults(steady, load(1, "one"), 1000)
     assert "never answered" in fault
