@@ -1,7 +1,7 @@
 """Exports a checkpoint into forms that run without this project.
 
     python jobs/export.py --checkpoint DIR --labels "road, sky, car" --out export
-    python jobs/export.py --checkpoint DIR --to onnx --precision int8 --images photos
+    python jobs/export.py --checkpoint DIR --to onnx --precision int8 --images '[photos]'
 
 Writes the network (segment.onnx or segment.pt2), the labels and their text vectors (labels.txt,
 text.npy), and export.json, which says what goes in and comes out. The export fails where the
