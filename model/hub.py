@@ -130,7 +130,7 @@ class HubMixin(ModelHubMixin):
         return cls.load(source, device, text)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes a checkpoint folder, with what is told of its training."""
+        """Writes a checkpoint folder, with what is known of its training."""
         config = self.save_published(save_directory)
         for name in (PROVENANCE, METRICS):
             if content := self._told(name):
