@@ -327,9 +327,8 @@ class _Asked:
         try:
             _check_size(self.name, file, get_hf_file_metadata(url, token=self.token).size or 0)
         except EntryNotFoundError:
-            with suppress(
-                EntryNotFoundError
-            ):  # Asked again, for the cache to note what is missing.
+            # Asked again, for the cache to note what is missing.
+            with suppress(EntryNotFoundError):
                 hf_hub_download(self.name, file, **how)
             return None
         return Path(hf_hub_download(self.name, file, **how))

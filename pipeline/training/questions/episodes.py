@@ -54,8 +54,11 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
             f"train.held_out={list(train.held_out)}: has no meaning with few-shot pairs: use "
             "train.test_fold"
         )
-    extras = {"other.share": train.other.share, "distractors.count": train.distractors.count}
-    extras |= {"text_noise": train.text_noise}
+    extras = {
+        "other.share": train.other.share,
+        "distractors.count": train.distractors.count,
+        "text_noise": train.text_noise,
+    }
     for key, value in extras.items():
         if value:
             raise UserError(

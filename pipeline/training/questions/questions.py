@@ -59,11 +59,12 @@ class Questions:
             torch.from_numpy(np.stack(list(weights.values()))).to(device) if weights else None
         )
         self._distractor_MC = encoder.encode(texts).to(device) if texts else None
-        extra = [] if self._distractor_MC is None else [self._distractor_MC]
-        words = torch.cat([self.text_KC, *self._words.values(), *extra]).flatten(0, -2)
-        differences = words - words.mean(0)
-        # Normal numbers times these have a mean squared length of 1.
-        self._differences_NC = differences / differences.norm().clamp_min(1e-6)
+        if self._train.text_noise:
+            extra = [] if self._distractor_MC is None else [self._distractor_MC]
+            words = torch.cat([self.text_KC, *self._words.values(), *extra])
+            differences = words - words.mean(0)
+            # Normal numbers times these have a mean squared length of 1.
+            self._differences_NC = differences / differences.norm().clamp_min(1e-6)
 
     def at(self, step: int, rows: Sequence[Row] = ()) -> Question:
         """The labels asked in one step; `rows` is ignored here."""
@@ -88,8 +89,9 @@ class Questions:
         if self._train.text_noise:
             # Another word for a thing differs from its name as words differ, and a pixel's vector
             # that tells the names apart by a hair would tell the two apart too.
-            drawn = rng.standard_normal((*text.shape[:-1], len(self._differences_NC)), np.float32)
-            noise = torch.from_numpy(drawn).to(self._device) @ self._differences_NC
+            shape = (len(text), len(self._differences_NC))
+            numbers = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(self._device)
+            noise = numbers @ self._differences_NC
             text = functional.normalize(text + self._train.text_noise * noise, dim=-1)
         return Question(text, lut, allowed, self._loss, weight)
 
