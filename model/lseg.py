@@ -197,11 +197,6 @@ class LSeg(nn.Module, HubMixin):
         ]
 
     @property
-    def is_one_graph(self) -> bool:
-        """Whether it does the same at every size, so that one exported graph can hold it."""
-        return self.head.is_one_graph
-
-    @property
     def text_width(self) -> int:
         """Numbers of a label's row: those of its vector, or of all where templates are channels."""
         return self.embed_dim * channels_of(self.config.text)

@@ -102,9 +102,10 @@ class Aggregator(nn.Module):
         # By shape, not len(), which would fix the number of images in an exported graph.
         everywhere = text.expand(dense.shape[0], -1, -1, -1)
         cosines_BPKhw = torch.einsum("bchw,bkpc->bpkhw", dense, everywhere)
-        if not 0 < self.padded < text.shape[1]:
+        if not self._leaves_out(text.shape[1]):
             return self._aggregate(image, cosines_BPKhw, text_BKPC)
-        best_BK = cosines_BPKhw.amax((1, 3, 4)).topk(self.padded, dim=1).indices
+        count = torch.sym_min(self.padded, text.shape[1])
+        best_BK = cosines_BPKhw.amax((1, 3, 4)).topk(count, dim=1).indices
         # The best ones of each image, which go on with their vectors at length 1.
         chosen = best_BK[:, :, None, None].expand(-1, -1, *text.shape[2:])
         text = text.expand(dense.shape[0], -1, -1, -1).gather(1, chosen)
@@ -116,6 +117,12 @@ class Aggregator(nn.Module):
         size = (dense.shape[0], text_BKPC.shape[1], *logits.shape[2:])
         places = best_BK[:, :, None, None].expand_as(logits)
         return logits.new_full(size, LEFT_OUT).scatter(1, places, logits)
+
+    def _leaves_out(self, num_classes: int) -> bool:
+        """Whether only some go on; an exported graph always chooses, if need be all of them."""
+        if torch.compiler.is_exporting():
+            return self.padded > 0
+        return 0 < self.padded < num_classes
 
     def _aggregate(self, image: ImageMaps, cosines_BPKhw: Tensor, text_BKPC: Tensor) -> Tensor:
         appearance = self.guidance_projection(image.dense_BChw).permute(0, 2, 3, 1)

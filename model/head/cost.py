@@ -62,7 +62,6 @@ class CostHead(Head):
 
     couples_labels = True
     scores_apart = True
-    is_one_graph = False
 
     @staticmethod
     def wanted(config: ModelConfig) -> AlignedWanted:

@@ -18,14 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.head.windows import WINDOW, from_windows, shift_mask, to_windows
+
 NUM_HEADS = 4
 MLP_RATIO = 4
-WINDOW = 12
-"""Side of a window of positions; every second block shifts by half of it."""
 RESOLUTION = 24
 """Side of the map that the published networks see, for which their files hold the mask."""
-FORBIDDEN = -100.0
-"""What is added to the score of two positions that only the shift made neighbours."""
 EPSILON = 1e-6
 
 CHUNK_MIB = 256
@@ -76,8 +74,17 @@ class WindowAttention(nn.Module):
             for each in (query, key, value)
         )
         mask = None if mask_WNN is None else mask_WNN[:, None].to(query.dtype)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = _attend(query, key, value, mask)
         return self.proj(mixed.transpose(2, 3).flatten(3).view_as(x_BKWNC))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention of (..., N, C); the mask is added to its scores."""
+    if not torch.compiler.is_exporting():
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    # ONNX has the operator above for one dimension less.
+    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    return (scores if mask is None else scores + mask).softmax(-1) @ value
 
 
 class Mlp(nn.Module):
@@ -125,6 +132,8 @@ class SwinBlock(nn.Module):
         return x_BKhwC + self.mlp(self.norm2(x_BKhwC))
 
     def _mask(self, size: tuple[int, int]) -> Tensor | None:
+        if torch.compiler.is_exporting():  # By one rule at every size.
+            return shift_mask(size, self.shift).to(self.norm1.weight.device)
         if self.shift and size == (RESOLUTION, RESOLUTION):
             return self.attn_mask
         if not self.shift and size[0] % WINDOW == size[1] % WINDOW == 0:
@@ -243,7 +252,7 @@ class ClassBlock(nn.Module):
         return x_BKhwC + _enlarge(mixed, size)
 
     def _mix(self, x_BPKC: Tensor, guidance_B1KC: Tensor) -> Tensor:
-        padding, num_padded = None, max(0, self.padded - x_BPKC.shape[2])
+        padding, num_padded = None, torch.sym_max(0, self.padded - x_BPKC.shape[2])
         # Also where none is needed: parameters without a gradient stop DDP.
         if self.padded:
             token = cast(Tensor, self.padding_tokens).flatten()
@@ -259,8 +268,8 @@ class ClassBlock(nn.Module):
 
 def _average(x_BKhwC: Tensor, pool: int) -> Tensor:
     """Averages squares of positions; what is left of a map beside them is unseen, as published."""
-    pool = min(pool, *x_BKhwC.shape[2:4])
-    if pool == 1:
+    # The first question is about no size, so that an exported graph is not fixed to one.
+    if pool == 1 or (pool := min(pool, *x_BKhwC.shape[2:4])) == 1:
         return x_BKhwC
     maps = x_BKhwC.flatten(0, 1).permute(0, 3, 1, 2)
     pooled = functional.avg_pool2d(maps, pool).permute(0, 2, 3, 1)
@@ -273,50 +282,3 @@ def _enlarge(x_BKhwC: Tensor, size: tuple[int, int]) -> Tensor:
     maps = x_BKhwC.flatten(0, 1).permute(0, 3, 1, 2)
     large = functional.interpolate(maps, size, mode="bilinear", align_corners=True)
     return large.permute(0, 2, 3, 1).unflatten(0, x_BKhwC.shape[:2])
-
-
-def to_windows(x_BKhwC: Tensor, shift: int) -> Tensor:
-    """Cuts maps into windows, after a cyclic shift: (B, K, W, N, C)."""
-    high, wide = x_BKhwC.shape[2:4]
-    down, right = -high % WINDOW, -wide % WINDOW
-    if down or right:
-        x_BKhwC = functional.pad(x_BKhwC, (0, 0, 0, right, 0, down))
-    if shift:
-        x_BKhwC = x_BKhwC.roll((-shift, -shift), (2, 3))
-    # (B, K, rows, WINDOW, columns, WINDOW, C)
-    cut = x_BKhwC.unflatten(3, (-1, WINDOW)).unflatten(2, (-1, WINDOW))
-    return cut.transpose(3, 4).flatten(4, 5).flatten(2, 3)
-
-
-def from_windows(x_BKWNC: Tensor, size: tuple[int, int], shift: int) -> Tensor:
-    """Puts windows together again: (B, K, h, w, C)."""
-    rows, columns = -(-size[0] // WINDOW), -(-size[1] // WINDOW)
-    cut = x_BKWNC.unflatten(3, (WINDOW, WINDOW)).unflatten(2, (rows, columns))
-    whole = cut.transpose(3, 4).flatten(4, 5).flatten(2, 3)
-    if shift:
-        whole = whole.roll((shift, shift), (2, 3))
-    return whole[:, :, : size[0], : size[1]]
-
-
-def shift_mask(size: tuple[int, int], shift: int) -> Tensor:
-    """What to add to the scores of the positions of each window: (W, N, N), 0 or `FORBIDDEN`.
-
-    Positions see each other where they were neighbours before the shift; what fills the map up to
-    whole windows sees only itself.
-    """
-    high, wide = (side + -side % WINDOW for side in size)
-
-    def regions(side: int, padded: int) -> Tensor:
-        number = torch.zeros(padded)
-        number[side:] = 1
-        if shift:
-            number = number.roll(-shift)
-            number[padded - WINDOW :] += 2
-            number[padded - shift :] += 2
-        return number
-
-    rows, columns = regions(size[0], high), regions(size[1], wide)
-    number = rows[:, None] * 10 + columns
-    windows = to_windows(number[None, None, :, :, None], 0)[0, 0, :, :, 0]  # (W, N)
-    apart = windows[:, :, None] != windows[:, None, :]
-    return torch.zeros(apart.shape).masked_fill(apart, FORBIDDEN)

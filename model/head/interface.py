@@ -33,8 +33,6 @@ class Head(ABC):
     """Whether the score of a label depends on the other labels that are asked."""
     scores_apart: ClassVar[bool] = False
     """Whether the score of a label is the logit that this label alone is right."""
-    is_one_graph: ClassVar[bool] = True
-    """Whether it does the same at every size, so that one exported graph can hold it."""
 
     stride_px: int
     """Images are padded to multiples of this."""

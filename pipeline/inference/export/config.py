@@ -18,8 +18,8 @@ class ExportConfig:
 
     to: Literal["onnx", "torch", "safetensors"] = "onnx"
     """Form of the network: `onnx` for onnxruntime and its like, `torch` for PyTorch without this
-    project, both with the dot head; `safetensors` for the weights and their settings, a folder that
-    `LSeg.from_pretrained` opens."""
+    project; `safetensors` for the weights and their settings, a folder that `LSeg.from_pretrained`
+    opens."""
 
     out: str = "export"
     """Folder for the files; it must be new or empty."""

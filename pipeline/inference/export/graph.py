@@ -53,10 +53,11 @@ class SegmentGraph(nn.Module):
 
 def segment_program(lseg: LSeg) -> ExportedProgram:
     """Exports the graph of a network, with free B, H, W and K."""
-    # Sizes that are no multiples of the stride, and differ: PyTorch takes equal ones for one.
-    side = 3 * lseg.stride_px
-    image = torch.zeros((2, side - 2, side + lseg.stride_px - 6, 3), dtype=torch.uint8)
-    text = functional.normalize(torch.ones(5, lseg.embed_dim), dim=1)
+    # Sizes that are multiples neither of the stride nor of a window of the cost head, and differ:
+    # PyTorch takes equal ones for one.
+    height, width = 27 * lseg.stride_px - 2, 41 * lseg.stride_px - 6
+    image = torch.zeros((2, height, width, 3), dtype=torch.uint8)
+    text = functional.normalize(torch.ones(5, lseg.text_width), dim=1)
     free = Dim.DYNAMIC
     sizes = {IMAGE: {0: free, 1: free, 2: free}, TEXT: {0: free}}
     with fixed_padding(lseg):

@@ -87,11 +87,6 @@ def export(config: ExportConfig) -> Exported:
         lseg = LSeg.load(folder)
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
-    if config.to != "safetensors" and not lseg.is_one_graph:
-        raise UserError(
-            f"to={config.to}: the cost head does other things at other sizes, and cannot be "
-            "written as one graph here: must be the dot head: set to to safetensors"
-        )
     labels, text_KC = _text(config, lseg)
     images = resized(images)
     with TemporaryDirectory(prefix="lseg-export-") as scratch:
@@ -199,7 +194,7 @@ def _description(
         "network": NETWORK[config.to],
         "inputs": {
             IMAGE: ["batch", "height", "width", 3, "uint8 RGB"],
-            TEXT: ["labels", lseg.embed_dim, "float32"],
+            TEXT: ["labels", lseg.text_width, "float32"],
         },
         "outputs": {LOGITS: ["batch", "labels", "(height+1)//2", "(width+1)//2", "float32"]},
         "head": lseg.config.head.kind,

@@ -4,7 +4,8 @@ from torch.nn import functional
 
 from model.head import cost_attention
 from model.head.aggregator import GUIDANCE_INNER, LEFT_OUT, Aggregator, ImageMaps
-from model.head.cost_attention import NUM_HEADS, WINDOW, LinearAttention, SwinBlock
+from model.head.cost_attention import NUM_HEADS, LinearAttention, SwinBlock
+from model.head.windows import WINDOW
 
 EMBED = 16
 
