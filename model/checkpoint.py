@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
@@ -126,6 +127,8 @@ def save_checkpoint(
     }
     temporary = directory / f"{WEIGHTS}.tmp"
     save_file(weights, temporary)
+    # Readable by whom the other files are: safetensors writes for the owner alone.
+    shutil.copymode(directory / CONFIG, temporary)
     temporary.replace(directory / WEIGHTS)
 
 

@@ -35,6 +35,11 @@ def test_round_trip(tiny_lseg, saved):
     assert yaml.safe_load((saved / "config.yaml").read_text())["train"] == {"lr": 0.1}
 
 
+def test_weights_are_readable_by_whom_the_settings_are(saved):
+    modes = {path.stat().st_mode for path in saved.iterdir()}
+    assert len(modes) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "change", "what"),
     [
