@@ -47,8 +47,10 @@ class SegmentGraph(nn.Module):
         rows = torch.arange((height + stride - 1) // stride * stride).clamp_max(height - 1)
         columns = torch.arange((width + stride - 1) // stride * stride).clamp_max(width - 1)
         padded = image.index_select(1, rows).index_select(2, columns)
-        logits = self.lseg(self.lseg.normalize(padded), text)
-        return logits[:, :, : (height + 1) // 2, : (width + 1) // 2]
+        trunk = self.lseg.trunk(self.lseg.normalize(padded))
+        # What was padded is cut off before the regulariser, which would mix it into the border.
+        trunk = trunk._replace(cropped=((height + 1) // 2, (width + 1) // 2))
+        return self.lseg.score_trunk(trunk, text)
 
 
 def segment_program(lseg: LSeg) -> ExportedProgram:
