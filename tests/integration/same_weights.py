@@ -1,7 +1,7 @@
 """The same weights whatever happens on the way.
 
     python -m tests.integration.same_weights [--steps 200] [--out DIR] [--only killed ...]
-        [--precision fp32]
+        [--precision fp32] [--head cost]
 
 Trains a tiny LSeg on the mini-seven several times and compares the order of the samples and the
 weights with those of an undisturbed run: with a worker killed (SIGKILL) twice; stopped by `ray job
@@ -27,6 +27,7 @@ import psutil
 
 from jobs.local_ray import require_token
 from tests.integration.training_runs import (
+    MODELS,
     REPORT_S,
     REPOSITORY,
     Process,
@@ -47,11 +48,11 @@ SAME_ACROSS_WORKERS = {"fp32": 1e-4, "fp64": 1e-6}
 class Comparison:
     """The runs of one call, below one folder."""
 
-    def __init__(self, folder: Path, steps: int, precision: str) -> None:
-        self.runs, self.steps, self.precision = folder / precision / "runs", steps, precision
+    def __init__(self, folder: Path, steps: int, precision: str, head: str = "dot") -> None:
+        shards, folder = shards_below(folder), folder / f"{head}-{precision}"
+        self.runs, self.steps, self.precision = folder / "runs", steps, precision
         self.every = max(2, steps // 10)
-        shards = shards_below(folder)
-        self.recipe = write_recipe(folder / precision, shards, steps, self.every, precision)
+        self.recipe = write_recipe(folder, shards, steps, self.every, precision, head=head)
         self.failed = False
 
     def undisturbed(self) -> None:
@@ -243,11 +244,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", nargs="+", choices=scenarios, default=scenarios)
     parser.add_argument("--precision", choices=("fp32", "fp64"), default="fp64")
+    parser.add_argument("--head", choices=MODELS, default="dot")
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="same-weights-") as temporary:
         folder = (given.out or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        comparison = Comparison(folder, given.steps, given.precision)
+        comparison = Comparison(folder, given.steps, given.precision, given.head)
         comparison.undisturbed()
         for name in given.only:
             getattr(comparison, name)()

@@ -80,13 +80,15 @@ EPHEMERAL = ("worker", "loader")
 """Roles whose processes start anew after each kill."""
 KINDS = ("mib", "descriptors", "threads")
 
+NAMES = "names of threads"
+
 Reading = dict[str, Counter[str]]
-"""Of each of KINDS the sums by role."""
+"""Of each of KINDS the sums by role; of NAMES how many threads are called so, as `role/name`."""
 
 
 def read() -> Reading:
     """Reads every process that this one started, or that those started."""
-    found: Reading = {kind: Counter() for kind in KINDS}
+    found: Reading = {kind: Counter() for kind in (*KINDS, NAMES)}
     for process in psutil.Process().children(recursive=True):
         try:
             words = " ".join([process.name(), *process.cmdline()])
@@ -95,8 +97,11 @@ def read() -> Reading:
                 held = process.memory_full_info().uss >> 20
                 one = {"mib": held, "descriptors": process.num_fds()}
                 one["threads"] = process.num_threads()
-        except psutil.Error:  # It ended meanwhile.
+                tasks = Path(f"/proc/{process.pid}/task").glob("*/comm")
+                names = Counter(f"{role}/{task.read_text().strip()}" for task in tasks)
+        except (psutil.Error, OSError):  # It, or a thread of it, ended meanwhile.
             continue
+        found[NAMES] += names
         for kind, value in one.items():
             found[kind][role] += value
     return found
@@ -134,7 +139,7 @@ def run(process: Process, steps: int, kill_every: int) -> list[tuple[Reading, Re
         process.wait_for_step(step, timeout_s=600)
         workers = train_workers()
         workers[number % len(workers)].kill()
-        began, held = time.monotonic(), {k: {"all": c.total()} | c for k, c in late.items()}
+        began, held = time.monotonic(), {k: {"all": late[k].total()} | late[k] for k in KINDS}
         print(f"killed a worker after step {process.step}; {json.dumps(held)}", flush=True)
         while not any(when > began + 5 for when, _ in process.steps[-1:]):
             if process.popen.poll() is not None or time.monotonic() - began > 300:
@@ -233,7 +238,8 @@ def soak(folder: Path, steps: int, kill_every: int) -> dict[str, Any]:
         told.append("order: other samples came than in an undisturbed run")
     if left := list(Path(tempfile.gettempdir()).glob("lseg-checkpoint-soak-*")):
         told.append(f"disk: {left} left")
-    figures = {"means": found, "by_age": within, "problems": told}
+    more_threads = readings[-1][1][NAMES] - readings[1][1][NAMES]
+    figures = {"means": found, "by_age": within, "problems": told, "threads": more_threads}
     return {"steps": steps, "kills": len(readings)} | figures
 
 
@@ -254,6 +260,7 @@ def main() -> int:
     for kind, roles in found["means"].items():
         for role, (before, after) in roles.items():
             print(f"{kind:12} {role:12} {before:10.1f} -> {after:10.1f}")
+    print(f"threads that the last reading had more than the second: {dict(found['threads'])}")
     print("\n".join(found["problems"]) or "ok: flat, and in the order of an undisturbed run")
     return int(bool(found["problems"]))
 

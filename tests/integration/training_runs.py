@@ -33,13 +33,7 @@ data:
   num_loaders: 1
   loader_cpus: 0.25
   loader_threads: 1
-model:
-  backbone:
-    name: vit_tiny_patch16_224
-    pretrained: false
-    kwargs: {{patch_size: 8, depth: 4, embed_dim: 32, num_heads: 2, img_size: 48}}
-  text: {{encoder: stand-in}}
-  features: 16
+model: {model}
 train:
   steps: {steps}
   batch_size: {batch}
@@ -54,6 +48,23 @@ train:
   precision: {precision}
 cluster: {{num_workers: 2, cpus_per_worker: 0.5, threads_per_worker: 1}}
 """
+
+SIZE = "patch_size: 8, depth: 4, embed_dim: 32, num_heads: 2, img_size: 48"
+MODELS = {
+    "dot": f"""
+  backbone: {{name: vit_tiny_patch16_224, pretrained: false, kwargs: {{{SIZE}}}}}
+  text: {{encoder: stand-in}}
+  features: 16""",
+    # Fewer labels are asked than the head fills up to in one step, and more in another.
+    "cost": f"""
+  backbone:
+    name: vit_base_patch16_clip_quickgelu_224
+    pretrained: false
+    kwargs: {{{SIZE}, num_classes: 512}}
+  text: {{encoder: stand-in}}
+  head: {{kind: cost, padded: 16}}""",
+}
+"""The tiny network of the runs, by its head."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -84,13 +95,14 @@ def write_recipe(
     every: int,
     precision: str = "fp32",
     batch: int = BATCH,
+    head: str = "dot",
 ) -> Path:
     """The recipe of all runs below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     storage = folder / "runs"
     given = {"steps": steps, "batch": batch, "every": every, "precision": precision}
-    path.write_text(RECIPE.format(storage=storage, shards=shards, **given))
+    path.write_text(RECIPE.format(storage=storage, shards=shards, model=MODELS[head], **given))
     return path
 
 

@@ -1,0 +1,98 @@
+"""The cost head through the jobs: one entry of a sweep, then evaluated, predicted and served."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from jobs.sweep import build_evaluation, build_trial
+from model.lseg import LSeg
+from pipeline.inference.config import PredictConfig
+from pipeline.inference.run import segment_photos
+from pipeline.inference.served_limits import Limits
+from pipeline.serving.app import build_app
+from pipeline.serving.champion import Champion
+from pipeline.serving.engine import Engine
+from pipeline.serving.local import LocalBackend
+from pipeline.storage.open import open_storage
+from pipeline.sweep import results
+from pipeline.sweep.config import SweepConfig
+from pipeline.sweep.launch import run_sweep
+from pipeline.sweep.runner import Builders
+from pipeline.tracking.tracker import TrackingConfig
+from tests.integration.training_runs import SIZE
+from tests.pipeline.serving.conftest import png
+from tests.support.mini_shards import MiniShards
+
+RECIPE = f"""\
+data: {{{{shards: {{shards}}, augment: {{{{crop_px: 48, base_px: 64}}}}, loader_cpus: 0.25,
+       num_loaders: 1, loader_threads: 1}}}}
+model:
+  backbone:
+    name: vit_base_patch16_clip_quickgelu_224
+    pretrained: false
+    kwargs: {{{{{SIZE}, num_classes: 512}}}}
+  text: {{{{encoder: stand-in}}}}
+train: {{{{steps: 4, batch_size: 4, optimizer: adamw, lr: 0.001, labels_per_step: 12, log_every: 2,
+        validate_every: 4, val_images: 2, checkpoint_every: 4, keep_best: ''}}}}
+cluster: {{{{num_workers: 1, cpus_per_worker: 0.5, threads_per_worker: 1}}}}
+"""
+LABELS = ("wall", "sky", "boat")
+LIMITS = Limits(max_image_mib=0.05, max_image_mpx=0.01, max_labels=300)
+
+
+# Whole jobs, which alone can show that nothing on the way knows one head only.
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_job_takes_the_cost_head(mini_shards: MiniShards, tmp_path):
+    figures, checkpoint = swept(mini_shards, tmp_path)
+    assert {0 <= trial["eval/miou"] <= 1 for trial in figures.values()} == {True}
+    assert LSeg.load(checkpoint).scores_apart
+    (tmp_path / "photo.png").write_bytes(png())
+    out = tmp_path / "predicted"
+    photo = str(tmp_path / "photo.png")
+    labels = ",".join(LABELS)
+    asked = PredictConfig(images=(photo,), checkpoint=checkpoint, labels=labels, out=str(out))
+    segment_photos(asked, lambda _: None)
+    (mask,) = out.rglob("photo.png")
+    with Image.open(mask) as image:
+        predicted = np.asarray(image)
+    assert predicted.shape == (40, 64)
+    assert served(checkpoint, predicted) > 0.99
+
+
+def swept(mini: MiniShards, folder: Path) -> tuple[Mapping[str, Mapping[str, float]], str]:
+    """Sweeps over the heads; the figures by trial, and the last checkpoint of the cost head."""
+    config = SweepConfig(
+        name="heads",
+        base="written by the test",
+        storage=str(folder),
+        metric="eval/miou",
+        trials=[{"model.head.kind": "dot"}, {"model.head.kind": "cost", "model.head.padded": 16}],
+        evaluate={"protocol": "unified", "shards": str(mini.folder), "max_images": 2},
+        tracking=TrackingConfig(uri=mini.tracking_uri),
+    )
+    training = functools.partial(build_trial, config, RECIPE.format(shards=mini.folder))
+    run_sweep(config, Builders(training, functools.partial(build_evaluation, config)))
+    found = results.read_all(open_storage(f"{config.storage}/{config.name}"))
+    assert {result.status for result in found.values()} == {"finished"}, found
+    (cost,) = (name for name, each in found.items() if "cost" in each.params.values())
+    (checkpoint,) = (folder / "heads").rglob(f"*{cost}*/step_00000004")
+    return {name: each.metrics for name, each in found.items()}, str(checkpoint)
+
+
+def served(checkpoint: str, predicted: np.ndarray) -> float:
+    """The share of pixels that the service answers as the job that predicts did."""
+    champion = Champion(checkpoint, "cpu", LIMITS, 0)
+    engine = Engine(lambda: champion.current)
+    client = TestClient(build_app(LocalBackend(champion, engine), LIMITS))
+    form = {"labels": ",".join(LABELS)}
+    answer = client.post("/v1/segment", files={"image": png()}, data=form)
+    assert answer.status_code == 200, answer.text
+    engine.close()
+    runs = answer.json()["runs"]
+    return float((np.repeat(runs[::2], runs[1::2]).reshape(predicted.shape) == predicted).mean())
