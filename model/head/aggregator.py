@@ -106,7 +106,7 @@ class Aggregator(nn.Module):
             return self._aggregate(image, cosines_BPKhw, text_BKPC)
         count = torch.sym_min(self.padded, text.shape[1])
         best_BK = cosines_BPKhw.amax((1, 3, 4)).topk(count, dim=1).indices
-        # The best ones of each image, which go on with their vectors at length 1.
+        # The best ones of each image, which go on with their vectors at length 1, as published.
         chosen = best_BK[:, :, None, None].expand(-1, -1, *text.shape[2:])
         text = text.expand(dense.shape[0], -1, -1, -1).gather(1, chosen)
         places = best_BK[:, None, :, None, None]

@@ -38,8 +38,10 @@ def over_parts(part: Callable[[Tensor], Tensor], whole: Tensor, held: int) -> Te
         whole: (B, N, ...).
         held: numbers that the part holds at once for each of the N.
     """
+    if torch.is_grad_enabled():
+        return part(whole)
     piece = max(1, int(CHUNK_MIB * 2**20 / (4 * held)))
-    if torch.is_grad_enabled() or piece >= whole.shape[1]:
+    if piece >= whole.shape[1]:
         return part(whole)
     return torch.cat([part(some) for some in whole.split(piece, dim=1)], dim=1)
 
@@ -83,8 +85,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     if not torch.compiler.is_exporting():
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # ONNX has the operator above for one dimension less.
+    assert mask is not None  # See `SwinBlock._mask`.
     scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-    return (scores if mask is None else scores + mask).softmax(-1) @ value
+    return (scores + mask).softmax(-1) @ value
 
 
 class Mlp(nn.Module):

@@ -1,6 +1,7 @@
 """What language is worth on photographs: classes that no training named, by three text encoders.
 
     python -m tests.benchmarks.photos --photos DIR [--seeds 0 1 2] [--steps 450] [--out FOLDER]
+        [--constants 0 2 4]
     python -m tests.benchmarks.photos --photos DIR --dataset camvid --held_out car pedestrian
 
 Trains `jobs/recipes/photos.yaml` on the own datasets of a folder, without the classes of
@@ -25,6 +26,8 @@ RECIPE = "jobs/recipes/photos.yaml"
 HELD_OUT = ("jeans", "blouse", "cardigan", "sneakers", "purse", "jacket", "boots")
 ENCODERS = ("package:all-minilm-l6-v2", "stand-in", "one-hot")
 CONSTANTS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
+BARE = ("stand-in", "one-hot")
+"""Encoders that are shown a label alone: to them the words of a sentence are as good as its own."""
 ALONE = ("class_accuracy", "miou")
 TOGETHER = ("miou_seen_classes", "miou_unseen_classes", "miou_harmonic")
 
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, list[Figures]] = {}
     for name, encoder, seed, more in runs(given.encoders, given.seeds, given.steps):
         checkpoint = train(out, shards, f"{name}-seed-{seed}", encoder, seed, given.held_out, more)
-        figures = score(out, shards, checkpoint, given.dataset)
+        figures = score(out, shards, checkpoint, given.dataset, given.constants)
         found.setdefault(name, []).append(figures)
         print(json.dumps({"run": name, "seed": seed} | figures), flush=True)
     print(f"\nheld out: {', '.join(given.held_out)}; chance: {1 / len(given.held_out):.3f}")
@@ -53,8 +56,9 @@ def runs(
     """Name, text encoder, seed and further settings of each training."""
     for encoder in encoders:
         name = encoder.removeprefix("package:")
+        more = ["--model.text.templates", "none"] if encoder in BARE else []
         for seed in seeds:
-            yield name, encoder, seed, ["--train.steps", str(steps)]
+            yield name, encoder, seed, ["--train.steps", str(steps), *more]
     for seed in seeds:
         rest = ["--train.steps", "1", "--train.warmup_steps", "0", "--train.lr", "1e-12"]
         yield "untrained", next(iter(encoders)), seed, rest
@@ -87,7 +91,9 @@ def train(
     return max((out / "train" / name).glob("step_*"))
 
 
-def score(out: Path, shards: Path, checkpoint: Path, dataset: str) -> Figures:
+def score(
+    out: Path, shards: Path, checkpoint: Path, dataset: str, constants: Iterable[float]
+) -> Figures:
     """The figures of one network, with the unseen among themselves and among all."""
     common = [
         "--checkpoint",
@@ -100,7 +106,7 @@ def score(out: Path, shards: Path, checkpoint: Path, dataset: str) -> Figures:
     common += ["--out", str(out / "evaluation"), "--examples", "0"]
     alone = evaluated(out, *common, "--labels", "unseen-alone")
     found = {f"alone/{name}": alone[f"{dataset}/{name}"] for name in ALONE}
-    for constant in CONSTANTS:
+    for constant in constants:
         words = [] if not constant else ["--calibration", str(constant)]
         report = evaluated(out, *common, "--labels", "native", *words)
         for name in TOGETHER:
@@ -147,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="runs/photos-benchmark")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--constants", type=float, nargs="+", default=list(CONSTANTS))
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--held_out", nargs="+", default=list(HELD_OUT))
     parser.add_argument("--dataset", default="ccp")

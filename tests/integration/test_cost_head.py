@@ -1,4 +1,4 @@
-"""The cost head through the jobs: one entry of a sweep, then evaluated, predicted and served."""
+"""The cost head through the jobs: an entry of a sweep; evaluated, predicted, served, exported."""
 
 import functools
 from collections.abc import Mapping
@@ -12,6 +12,8 @@ from starlette.testclient import TestClient
 from jobs.sweep import build_evaluation, build_trial
 from model.lseg import LSeg
 from pipeline.inference.config import PredictConfig
+from pipeline.inference.export.config import ExportConfig
+from pipeline.inference.export.run import export
 from pipeline.inference.run import segment_photos
 from pipeline.inference.served_limits import Limits
 from pipeline.serving.app import build_app
@@ -62,7 +64,10 @@ def test_every_job_takes_the_cost_head(mini_shards: MiniShards, tmp_path):
     with Image.open(mask) as image:
         predicted = np.asarray(image)
     assert predicted.shape == (40, 64)
+    assert len(np.unique(predicted)) > 1  # Else any two answers would agree.
     assert served(checkpoint, predicted) > 0.99
+    export(ExportConfig(checkpoint=checkpoint, to="torch", out=str(tmp_path / "exported")))
+    assert (tmp_path / "exported" / "segment.pt2").is_file()
 
 
 def swept(mini: MiniShards, folder: Path) -> tuple[Mapping[str, Mapping[str, float]], str]:
@@ -91,8 +96,10 @@ def served(checkpoint: str, predicted: np.ndarray) -> float:
     engine = Engine(lambda: champion.current)
     client = TestClient(build_app(LocalBackend(champion, engine), LIMITS))
     form = {"labels": ",".join(LABELS)}
-    answer = client.post("/v1/segment", files={"image": png()}, data=form)
+    try:
+        answer = client.post("/v1/segment", files={"image": png()}, data=form)
+    finally:
+        engine.close()
     assert answer.status_code == 200, answer.text
-    engine.close()
     runs = answer.json()["runs"]
     return float((np.repeat(runs[::2], runs[1::2]).reshape(predicted.shape) == predicted).mean())

@@ -423,6 +423,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_TRACKING"))]:
         del os.environ[name]
     os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+    # So that a stop ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="whole-path-") as temporary:
         folder = (given.out or Path(temporary)).resolve()

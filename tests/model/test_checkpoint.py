@@ -1,3 +1,4 @@
+import os
 import resource
 import shutil
 import time
@@ -35,9 +36,13 @@ def test_round_trip(tiny_lseg, saved):
     assert yaml.safe_load((saved / "config.yaml").read_text())["train"] == {"lr": 0.1}
 
 
-def test_weights_are_readable_by_whom_the_settings_are(saved):
-    modes = {path.stat().st_mode for path in saved.iterdir()}
-    assert len(modes) == 1
+def test_weights_are_readable_by_whom_the_settings_are(tiny_lseg, tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_checkpoint(tmp_path, tiny_lseg, ["road"])
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
 
 
 @pytest.mark.parametrize(

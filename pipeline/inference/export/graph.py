@@ -36,7 +36,8 @@ class SegmentGraph(nn.Module):
 
         Args:
             image: (B, H, W, 3) uint8 RGB.
-            text: (K, C) float32, of any length.
+            text: (K, C) float32, of any length; where P templates are channels (K, P * C), P
+                vectors of length 1.
 
         Returns:
             (B, K, ceil(H / 2), ceil(W / 2)) float32 logits.

@@ -87,9 +87,10 @@ def test_a_picture_is_learnt_and_the_network_is_stored(cost_lseg, text, tmp_path
     image = torch.ones(1, 3, 32, 32)
     label = torch.zeros(1, 32, 32, dtype=torch.uint8)
     image[..., 16:], label[:, :, 16:], label[:, 24:] = -1, 1, 255
-    optimizer = torch.optim.AdamW(lseg.parameters(), lr=1e-3)
+    # At 1e-3 the decoder's units can die together, on some processors and not on others.
+    optimizer = torch.optim.AdamW(lseg.parameters(), lr=3e-4)
     losses = []
-    for _ in range(20):
+    for _ in range(40):
         loss, count = segmentation_loss(lseg(image, text), label, kind="binary")
         optimizer.zero_grad()
         (loss / count).backward()

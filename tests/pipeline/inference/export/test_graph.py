@@ -1,4 +1,4 @@
-"""What does other things at other sizes, in an exported graph."""
+"""Parts of the network whose work depends on the size of a map, in an exported graph."""
 
 import pytest
 import torch
@@ -57,5 +57,6 @@ def test_one_graph_aggregates_costs_at_every_size_and_for_any_classes(padded):
     # Whole windows, parts of some, the size of the published mask; fewer classes than go on, more.
     for size, num_classes in [((12, 36), 2), ((24, 24), 4), ((7, 25), 6)]:
         dense = torch.randn(1, EMBED, *size)
+        # Of length 1, as labels are: in a graph those that are not left out get that length too.
         text = functional.normalize(torch.randn(1, num_classes, 2, EMBED), dim=-1)
         torch.testing.assert_close(graph(dense, text), guided(dense, text), rtol=1e-4, atol=1e-4)

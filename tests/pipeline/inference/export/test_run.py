@@ -57,7 +57,9 @@ def vit(**kwargs) -> BackboneConfig:
 def cost() -> LSeg:
     name = "vit_base_patch16_clip_quickgelu_224"
     backbone = BackboneConfig(name=name, pretrained=False, kwargs=VIT | {"num_classes": 512})
-    lseg = network(backbone=backbone, head=HeadConfig(kind="cost", padded=8))
+    # Two templates, each a channel: a label's row holds two vectors.
+    text = TextConfig(encoder="stand-in", templates="a {}\nthe {} there", channels=True)
+    lseg = network(backbone=backbone, head=HeadConfig(kind="cost", padded=8), text=text)
     for parameter_name, parameter in lseg.named_parameters():
         if "padding" in parameter_name:  # Zero at the start, which would hide what they do.
             torch.nn.init.normal_(parameter)
@@ -177,7 +179,10 @@ def test_halves_are_stored_and_computed_in_full(tmp_path):
     "made",
     [
         network,
-        lambda: network(regularizer=RegularizerConfig(kind="bottleneck", depth=1)),
+        # At random, since the identity would mix no neighbours, whether or not they are padding.
+        lambda: network(
+            regularizer=RegularizerConfig(kind="bottleneck", depth=2, init="reference-positive")
+        ),
         lambda: network(backbone=BackboneConfig(name="resnet10t", pretrained=False)),
         # Its padding depends on the size of each map, and the export of it once took forever.
         lambda: network(backbone=BackboneConfig(name="tf_efficientnet_lite0", pretrained=False)),
@@ -201,10 +206,18 @@ def test_onnxruntime_answers_as_the_network(tmp_path, made):
         )
 
 
-def test_pytorch_runs_the_program_without_this_project(tmp_path):
-    export(ExportConfig(checkpoint=str(RUN), to="torch", out=str(tmp_path / "o")))
-    lseg = LSeg.load(RUN)
-    text = lseg.embed_text(["horse", "sand", "car", "tree", "moon"]).numpy()
+@pytest.mark.parametrize(
+    ("head", "num_labels"),
+    [("dot", 5), ("cost", 5), pytest.param("cost", 12, marks=pytest.mark.slow)],
+)
+def test_pytorch_runs_the_program_without_this_project(tmp_path, head, num_labels):
+    checkpoint = RUN
+    if head == "cost":
+        checkpoint = tmp_path / "c"
+        save_checkpoint(checkpoint, cost(), ["road"], {"data": {"augment": {"base_px": 96}}})
+    export(ExportConfig(checkpoint=str(checkpoint), to="torch", out=str(tmp_path / "o")))
+    lseg = LSeg.load(checkpoint)
+    text = lseg.embed_text([f"word {number}" for number in range(num_labels)]).numpy()
     image = np.random.default_rng(1).integers(0, 256, (77, 130, 3), np.uint8)
     np.save(tmp_path / "text.npy", text)
     np.save(tmp_path / "image.npy", image)
@@ -220,7 +233,7 @@ assert not {"model", "pipeline", "timm", "open_clip"} & set(sys.modules)
     # In the test's folder and isolated, so that nothing of the checkout is on its path.
     subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, check=True, timeout=120)
     found = np.load(tmp_path / "logits.npy")
-    assert found.shape == (2, 5, 39, 65)
+    assert found.shape == (2, num_labels, 39, 65)
     np.testing.assert_allclose(found[1], reference_logits(lseg, image, text), rtol=0, atol=1e-5)
 
 
