@@ -94,7 +94,8 @@ def served(checkpoint: str, predicted: np.ndarray) -> float:
     """The share of pixels that the service answers as the job that predicts did."""
     champion = Champion(checkpoint, "cpu", LIMITS, 0)
     engine = Engine(lambda: champion.current)
-    client = TestClient(build_app(LocalBackend(champion, engine), LIMITS))
+    app = build_app(LocalBackend(champion, engine), LIMITS)
+    client = TestClient(app, base_url="http://127.0.0.1:7860")
     form = {"labels": ",".join(LABELS)}
     try:
         answer = client.post("/v1/segment", files={"image": png()}, data=form)
