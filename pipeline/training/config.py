@@ -300,7 +300,9 @@ class ClusterConfig:
     """Training workers; with GPUs, one GPU each."""
     min_workers: int = 0
     """Fewest workers to continue with when nodes are lost, at the same batch_size: each then takes
-    more images of it, and needs more memory. 0: always `num_workers`."""
+    more images of it, and needs more memory. 0: always `num_workers`. Ray counts the workers of
+    other jobs and not what else they hold: beside those it may try for more than there are, once
+    a minute, until nodes or jobs make room."""
     resize_every_s: float = 60.0
     """With `min_workers`: seconds between two looks for nodes that have come (back). A resize
     starts all workers anew from the last checkpoint."""
