@@ -223,6 +223,8 @@ def test_prometheus_of_compose_fetches_from_every_service_of_ray():
         assert f"--metrics-export-port={nodes['port']}" in services[name]["command"]
     (dashboard,) = jobs["ray-dashboard"]["static_configs"]
     assert dashboard["targets"] == ["ray-head:44227"]
+    assert jobs["prometheus"]["static_configs"] == [{"targets": ["127.0.0.1:9090"]}]
+    assert config["rule_files"] == ["rules.yaml"]
     environment = services["ray-head"]["environment"]
     source = INFRA / "grafana" / "provisioning" / "datasources" / "prometheus.yaml"
     (told,) = yaml.safe_load(source.read_text())["datasources"]
@@ -230,6 +232,20 @@ def test_prometheus_of_compose_fetches_from_every_service_of_ray():
     assert environment["RAY_PROMETHEUS_NAME"] == told["name"]
     assert "127.0.0.1:3000:3000" in services["grafana"]["ports"]
     assert environment["RAY_GRAFANA_HOST"] == "http://grafana:3000"
+
+
+def test_prometheus_of_one_machine_soon_sees_what_starts_and_ends():
+    config = yaml.safe_load((PROMETHEUS / "local.yaml").read_text())
+    ((found,),) = (each["file_sd_configs"] for each in config["scrape_configs"])
+    assert found["files"] == [
+        "/tmp/ray/prom_metrics_service_discovery.json",
+        "/tmp/ray/lseg-metrics-*.json",
+    ]
+    # By default every five minutes, in which a short training comes and goes.
+    assert found["refresh_interval"] == "15s"
+    assert config["rule_files"] == ["rules.yaml"]
+    for each in (config, yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())):
+        assert each["global"] == {"scrape_interval": "15s", "evaluation_interval": "15s"}
 
 
 def test_grafana_finds_the_board_and_those_of_ray():
