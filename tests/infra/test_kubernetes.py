@@ -329,8 +329,11 @@ def test_the_workers_of_a_cluster_are_in_one_zone_and_say_what_nccl_does(name):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_of_its_own_cluster_comes_back_and_cleans_up(name):
-    spec = job_spec(overlay(name))
-    kind = name.partition("/")[2]
+    docs = overlay(name)
+    spec, kind = job_spec(docs), name.partition("/")[2]
+    # The check is a patch of the training, and would be one without its own command.
+    job = {"train": "train_mix", "check": "check_cluster", "nightly": "retrain"}[kind]
+    assert job_words(docs)[0] == f"jobs/{job}.py"
     # Each time costs a cluster, whatever the exit code: that of the training with all its GPUs.
     assert spec["backoffLimit"] == {"train": 2, "check": 0, "nightly": 1}[kind]
     assert spec["shutdownAfterJobFinishes"] is True
