@@ -25,6 +25,8 @@ from tests.support.deployment import (
 
 SERVE = INFRA / "serve"
 CORE_VERSION = "1.37"
+OF_A_WORKER = {"app.kubernetes.io/part-of": "lseg", "ray.io/node-type": "worker"}
+"""Labels of a worker of any cluster of ours; KubeRay sets the second."""
 
 
 @cache
@@ -86,8 +88,18 @@ def test_serve_accepts_it_and_our_settings_fit_the_pods(documents, monkeypatch):
     assert spec["excludeHeadPodFromServeSvc"] is True
 
 
+def test_a_service_is_known_by_its_api(documents):
+    # Also where the schemas are not at hand.
+    assert {each["kind"]: each["apiVersion"] for each in documents} == {
+        "NetworkPolicy": "networking.k8s.io/v1",
+        "RayService": "ray.io/v1",
+    }
+
+
 def test_who_may_call(documents):
     spec = of_kind(documents, "NetworkPolicy")["spec"]
+    # The workers, which have the proxies; a head stays closed.
+    assert spec["podSelector"] == {"matchLabels": OF_A_WORKER}
     (rule,) = spec["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
     assert {"namespaceSelector": {"matchLabels": {"lseg/may-call": "true"}}} in rule["from"]
@@ -103,6 +115,15 @@ def test_the_pods_are_those_of_a_training_but_on_nodes_that_stay(platform):
     pod = ours["template"]["spec"]
     assert "nodeAffinity" not in pod["affinity"]
     assert "podAffinity" not in pod["affinity"]
+    (apart,) = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["podAffinityTerm"] == {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": OF_A_WORKER},
+    }
+    assert (
+        OF_A_WORKER.items()
+        <= (dict(ours["template"]["metadata"]["labels"]) | {"ray.io/node-type": "worker"}).items()
+    )
     same = ("securityContext", "tolerations", "serviceAccountName")
     assert all(pod[name] == theirs["template"]["spec"][name] for name in same)
     (container,) = pod["containers"]
