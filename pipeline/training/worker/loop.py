@@ -41,7 +41,7 @@ from pipeline.training.worker.label_sets import label_sets_of
 from pipeline.training.worker.micro_batches import BlockDealer
 from pipeline.training.worker.overhead import Overhead
 from pipeline.training.worker.preemption import PreemptionNotice
-from pipeline.training.worker.process import prepare_process
+from pipeline.training.worker.process import MEMORY_EVERY, give_back_memory, prepare_process
 from pipeline.training.worker.progress import SpeedMeter
 from pipeline.training.worker.record import describe_run, show_validation
 from pipeline.training.worker.regularizer_watch import RegularizerWatch
@@ -101,15 +101,13 @@ class Loop:
         self.order = StreamOrder(job.plan.mixture, job.plan.corpus)
         self.questions = label_sets_of(self.plan, encoder, device)
         self.saver = Saver(job, state, self.rank, tracker)
-        self.statistics = Statistics(self.lseg)
-        self.amp = autocast(self.train.precision, device)
+        self.statistics, self.amp = Statistics(self.lseg), autocast(self.train.precision, device)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
         self.watchdog = Watchdog(self.config.run, self.config.cluster.watch_s, self.rank)
         self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
         self.ended, self.chance_loss = EarlyEnd(), lambda: math.nan
-        self.overhead = Overhead(state.step)
+        self.overhead, self.bad = Overhead(state.step), BadSamples(self.config.data.max_bad_share)
         self.notice = PreemptionNotice(self.config.cluster, self.rank, self.overhead)
-        self.bad = BadSamples(self.config.data.max_bad_share)
         self.dealer = BlockDealer(
             self.config, self.order, state.step, self.rank, self.world, self.bad
         )
@@ -135,6 +133,8 @@ class Loop:
             done, last = self.state.step, self.state.step == self.train.steps
             if last or _every(done, self.train.log_every):
                 metrics = self.log(loss, grad_norm, progress, batches)
+            if _every(done, MEMORY_EVERY):
+                give_back_memory()
             validates = last or _every(done, self.train.validate_every)
             # Nobody has to leave after the last step, nor has a run that ends anyway.
             ends = last or self.ended != EarlyEnd()

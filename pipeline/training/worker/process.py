@@ -1,5 +1,6 @@
 """Sets up the process of a training worker: its log, its threads and its kernels."""
 
+import ctypes
 import logging
 import os
 import sys
@@ -17,6 +18,10 @@ from pipeline.log_lines import here, log_as
 from pipeline.ray_internals import worker_loggers
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.worker.gpu_driver import require_driver
+
+MEMORY_EVERY = 50
+"""Steps after which what was freed is given back: its new pages cost each time a tenth of a second
+or two."""
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
@@ -44,6 +49,18 @@ def prepare_process(config: TrainMixConfig, stop: Any) -> torch.device:
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.use_deterministic_algorithms(config.train.deterministic)
     return device
+
+
+def give_back_memory() -> None:
+    """Gives what this process has freed back to the kernel, where the C library can do so.
+
+    A step on the CPU takes and frees arrays of other sizes than the one before, and what glibc
+    keeps between them grows for thousands of steps: the worker of the recipe for photographs grew
+    from 1.3 to 2.1 GiB within 950 steps, and stays at 1.3 GiB with this.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def _log_to_driver(rank: int) -> None:

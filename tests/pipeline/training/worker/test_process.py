@@ -1,6 +1,9 @@
-"""What a worker prints of errors, besides what the driver says of them."""
+"""What a worker prints of errors, and what it does with freed memory."""
 
 import logging
+import platform
+import subprocess
+import sys
 
 import pytest
 from ray.train.v2._internal.util import construct_user_exception_with_traceback
@@ -35,3 +38,26 @@ def test_ray_prints_the_traceback_of_defects_alone(caplog, monkeypatch, error):
         logging.getLogger().setLevel(kept[3])
     told = {record.name for record in caplog.records}
     assert told == ({each.name for each in loggers} if isinstance(error, KeyError) else set())
+
+
+HELD_MIB = """
+import psutil
+from pipeline.training.worker.process import give_back_memory
+
+def held():
+    return psutil.Process().memory_info().rss >> 20
+
+small = [bytearray(100_000) for _ in range(2000)]
+last = bytearray(100_000)  # Above the others, so that they are a gap below it.
+del small
+before = held()
+give_back_memory()
+print(before - held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries have other ways")
+def test_gaps_between_arrays_go_back_to_the_kernel():
+    command = [sys.executable, "-c", HELD_MIB]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(found.stdout.split()[-1]) > 100
