@@ -140,6 +140,8 @@ def test_overlay_renders_its_kinds_by_the_schemas_of_kubernetes(name):
     assert sorted(each["kind"] for each in docs) == KINDS[name.partition("/")[2]]
     check_against_kubernetes(docs)
     for each in docs:
+        # By which all that is ours is listed, and removed.
+        assert each["metadata"]["labels"]["app.kubernetes.io/part-of"] == "lseg", each["metadata"]
         if each["kind"] != "Namespace":
             assert each["metadata"]["namespace"] == "lseg"
     assert len(list(pod_templates(docs))) == (0 if name in NAMESPACES else 3)
