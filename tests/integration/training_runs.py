@@ -55,14 +55,14 @@ MODELS = {
   backbone: {{name: vit_tiny_patch16_224, pretrained: false, kwargs: {{{SIZE}}}}}
   text: {{encoder: stand-in}}
   features: 16""",
-    # Fewer labels are asked than the head fills up to in one step, and more in another.
+    # Every step asks fewer labels than the head fills up to.
     "cost": f"""
   backbone:
     name: vit_base_patch16_clip_quickgelu_224
     pretrained: false
     kwargs: {{{SIZE}, num_classes: 512}}
   text: {{encoder: stand-in}}
-  head: {{kind: cost, padded: 16}}""",
+  head: {{kind: cost, padded: 128}}""",
 }
 """The tiny network of the runs, by its head."""
 
