@@ -46,6 +46,7 @@ train:
   val_images: 1
   checkpoint_every: {every}
   precision: {precision}
+  labels_per_step: {labels}
 cluster: {{num_workers: 2, cpus_per_worker: 0.5, threads_per_worker: 1}}
 """
 
@@ -55,16 +56,18 @@ MODELS = {
   backbone: {{name: vit_tiny_patch16_224, pretrained: false, kwargs: {{{SIZE}}}}}
   text: {{encoder: stand-in}}
   features: 16""",
-    # Every step asks fewer labels than the head fills up to.
+    # Every step asks fewer labels than the head fills up to (and a CPU could compute).
     "cost": f"""
   backbone:
     name: vit_base_patch16_clip_quickgelu_224
     pretrained: false
     kwargs: {{{SIZE}, num_classes: 512}}
   text: {{encoder: stand-in}}
-  head: {{kind: cost, padded: 128}}""",
+  head: {{kind: cost, padded: 32}}""",
 }
 """The tiny network of the runs, by its head."""
+LABELS = {"dot": 0, "cost": 16}
+"""`train.labels_per_step`, by the head."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -102,7 +105,8 @@ def write_recipe(
     path = folder / "recipe.yaml"
     storage = folder / "runs"
     given = {"steps": steps, "batch": batch, "every": every, "precision": precision}
-    path.write_text(RECIPE.format(storage=storage, shards=shards, model=MODELS[head], **given))
+    given |= {"model": MODELS[head], "labels": LABELS[head]}
+    path.write_text(RECIPE.format(storage=storage, shards=shards, **given))
     return path
 
 
