@@ -147,13 +147,6 @@ def test_overlay_renders_its_kinds_by_the_schemas_of_kubernetes(name):
     assert len(list(pod_templates(docs))) == (0 if name in NAMESPACES else 3)
 
 
-@pytest.mark.parametrize("name", NAMESPACES)
-def test_the_namespace_refuses_pods_with_more_rights_and_warns_of_others(name):
-    labels = of_kind(overlay(name), "Namespace")["metadata"]["labels"]
-    levels = {key.partition("/")[2]: labels[key] for key in labels if "pod-security" in key}
-    assert levels == {"enforce": "baseline", "warn": "restricted"}
-
-
 @pytest.mark.parametrize("name", WITH_CLUSTER)
 def test_overlay_follows_the_schemas_of_kuberay(name, schemas):
     check_against_kuberay(overlay(name), schemas)

@@ -21,6 +21,13 @@ from tests.support.deployment import (
 )
 
 
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_the_namespace_refuses_pods_with_more_rights_and_warns_of_others(name):
+    labels = of_kind(overlay(name), "Namespace")["metadata"]["labels"]
+    levels = {key.partition("/")[2]: labels[key] for key in labels if "pod-security" in key}
+    assert levels == {"enforce": "baseline", "warn": "restricted"}
+
+
 @pytest.mark.parametrize("name", WITH_CLUSTER)
 def test_every_pod_is_confined_and_sized(name):
     for place, template in pods(name).items():

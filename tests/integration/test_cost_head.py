@@ -26,23 +26,10 @@ from pipeline.sweep.config import SweepConfig
 from pipeline.sweep.launch import run_sweep
 from pipeline.sweep.runner import Builders
 from pipeline.tracking.tracker import TrackingConfig
-from tests.integration.training_runs import SIZE
+from tests.integration.training_runs import write_recipe
 from tests.pipeline.serving.conftest import png
 from tests.support.mini_shards import MiniShards
 
-RECIPE = f"""\
-data: {{{{shards: {{shards}}, augment: {{{{crop_px: 48, base_px: 64}}}}, loader_cpus: 0.25,
-       num_loaders: 1, loader_threads: 1}}}}
-model:
-  backbone:
-    name: vit_base_patch16_clip_quickgelu_224
-    pretrained: false
-    kwargs: {{{{{SIZE}, num_classes: 512}}}}
-  text: {{{{encoder: stand-in}}}}
-train: {{{{steps: 4, batch_size: 4, optimizer: adamw, lr: 0.001, labels_per_step: 12, log_every: 2,
-        validate_every: 4, val_images: 2, checkpoint_every: 4, keep_best: ''}}}}
-cluster: {{{{num_workers: 1, cpus_per_worker: 0.5, threads_per_worker: 1}}}}
-"""
 LABELS = ("wall", "sky", "boat")
 LIMITS = Limits(max_image_mib=0.05, max_image_mpx=0.01, max_labels=300)
 
@@ -77,11 +64,13 @@ def swept(mini: MiniShards, folder: Path) -> tuple[Mapping[str, Mapping[str, flo
         base="written by the test",
         storage=str(folder),
         metric="eval/miou",
-        trials=[{"model.head.kind": "dot"}, {"model.head.kind": "cost", "model.head.padded": 16}],
+        overrides={"train.validate_every": 4, "cluster.num_workers": 1},
+        trials=[{"model.head.kind": "dot", "model.head.padded": 256}, {"model.head.kind": "cost"}],
         evaluate={"protocol": "unified", "shards": str(mini.folder), "max_images": 2},
         tracking=TrackingConfig(uri=mini.tracking_uri),
     )
-    training = functools.partial(build_trial, config, RECIPE.format(shards=mini.folder))
+    recipe = write_recipe(folder, mini.folder, steps=4, every=4, batch=4, head="cost").read_text()
+    training = functools.partial(build_trial, config, recipe)
     run_sweep(config, Builders(training, functools.partial(build_evaluation, config)))
     found = results.read_all(open_storage(f"{config.storage}/{config.name}"))
     assert {result.status for result in found.values()} == {"finished"}, found

@@ -1,4 +1,4 @@
-"""Sets up the process of a training worker: its log, its threads and its kernels."""
+"""The process of a training worker: its log, its threads, its kernels, and memory it has freed."""
 
 import ctypes
 import logging
@@ -20,8 +20,7 @@ from pipeline.training.config import TrainMixConfig
 from pipeline.training.worker.gpu_driver import require_driver
 
 MEMORY_EVERY = 50
-"""Steps after which what was freed is given back: its new pages cost each time a tenth of a second
-or two."""
+"""Steps after which what was freed is given back; the next step then asks for new pages."""
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:

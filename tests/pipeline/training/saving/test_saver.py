@@ -8,7 +8,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,12 @@ from safetensors import SafetensorError
 
 from model.errors import ModelError
 from model.lseg import LSeg
-from pipeline.checkpoints.files import content_fingerprint, step_folder
-from pipeline.errors import Outage, UserError
+from pipeline.checkpoints.files import step_folder
+from pipeline.errors import UserError
 from pipeline.training.config import RunConfig
 from pipeline.training.saving import checkpoint
 from pipeline.training.saving.checkpoint import content_of
 from pipeline.training.saving.local_folders import LocalFolders
-from pipeline.training.saving.logged import BEST_TAG, LAST_TAG
 from pipeline.training.saving.saver import Saver
 from tests.support.local_saver import local_saver
 
@@ -446,74 +444,3 @@ def test_models_that_a_killed_process_left_are_removed(tmp_path, monkeypatch, na
     record.write_text("{")
     saver(tmp_path, monkeypatch)
     assert (tmp_path / "mine/best_00000008").is_dir()
-
-
-class Page:
-    """What MLflow's page of the run is told."""
-
-    def __init__(self) -> None:
-        self.tags: dict[str, str] = {}
-        self.models: list[Any] = []
-
-    def set_tags(self, tags: dict[str, str]) -> None:
-        """As a tracker's."""
-        self.tags |= tags
-
-    def log_model(self, model: Any) -> None:
-        """As a tracker's."""
-        self.models.append(model)
-
-    def wait_for_run(self, _: float) -> str:
-        """As a tracker's."""
-        return "r"
-
-
-def test_the_best_model_becomes_the_runs_model_once_it_is_stored(tmp_path, local, monkeypatch):
-    mine, door = saver(tmp_path, monkeypatch)
-    mine._tracker = page = Page()  # type: ignore[assignment]
-    door.open.clear()
-    offer(mine, 3, 0.25)
-    mine._settle()
-    assert not page.models
-    door.open.set()
-    mine.wait()
-    address = str(tmp_path / "mine/best_00000003")
-    assert page.tags == {BEST_TAG: address}
-    (model,) = page.models
-    assert (model.address, model.step, model.metrics) == (address, 3, {METRIC: 0.25})
-    stored_folder = tmp_path / "mine/best_00000003"
-    assert model.tags["content"] == content_fingerprint(stored_folder)
-    assert model.params["backbone"] == "vit_tiny_patch16_224"
-
-
-def test_a_page_that_cannot_be_told_costs_no_model(tmp_path, local, monkeypatch, caplog):
-    mine, _ = saver(tmp_path, monkeypatch)
-    mine._tracker = page = Page()  # type: ignore[assignment]
-    monkeypatch.setattr(page, "log_model", lambda _: 1 / 0)
-    offer(mine, 3, 0.25)
-    mine.wait()
-    assert stored(tmp_path)[0] == ["best_00000003"]
-    assert "the best model, of step 3, is not shown in MLflow: division by zero" in caplog.text
-
-
-def test_a_run_names_its_newest_checkpoint_once_that_is_stored(tmp_path, monkeypatch):
-    mine, door = saver(tmp_path, monkeypatch, "")
-    mine._tracker = page = Page()  # type: ignore[assignment]
-    uploads = ThreadPoolExecutor(1)
-
-    def report(_, *, checkpoint, checkpoint_dir_name, checkpoint_upload_fn, **__) -> None:
-        uploads.submit(checkpoint_upload_fn, checkpoint, checkpoint_dir_name)
-
-    monkeypatch.setattr(ray.train, "report", report)
-    door.open.clear()
-    save(mine, 1)
-    assert page.tags == {}
-    door.open.set()
-    mine.wait()
-    newest = str(tmp_path / "mine" / step_folder(1))
-    assert page.tags == {LAST_TAG: newest}
-    door.broken = True
-    save(mine, 2)
-    with pytest.raises(Outage, match=r"checkpoint step_00000002 was not stored"):
-        mine.wait()
-    assert page.tags == {LAST_TAG: newest}
