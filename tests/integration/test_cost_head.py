@@ -64,7 +64,11 @@ def swept(mini: MiniShards, folder: Path) -> tuple[Mapping[str, Mapping[str, flo
         base="written by the test",
         storage=str(folder),
         metric="eval/miou",
-        overrides={"train.validate_every": 4, "cluster.num_workers": 1},
+        overrides={
+            "train.warmup_steps": 1,
+            "train.validate_every": 4,
+            "cluster.num_workers": 1,
+        },
         trials=[{"model.head.kind": "dot", "model.head.padded": 256}, {"model.head.kind": "cost"}],
         evaluate={"protocol": "unified", "shards": str(mini.folder), "max_images": 2},
         tracking=TrackingConfig(uri=mini.tracking_uri),
