@@ -91,6 +91,21 @@ def write_shards(folder: Path, per_dataset: int = 12) -> Path:
     return folder / "shards"
 
 
+def recipe_text(
+    storage: str | Path,
+    shards: Path,
+    steps: int,
+    every: int,
+    precision: str = "fp32",
+    batch: int = BATCH,
+    head: str = "dot",
+) -> str:
+    """A recipe of a short training with checkpoints every `every` steps."""
+    given = {"steps": steps, "batch": batch, "every": every, "precision": precision}
+    given |= {"model": MODELS[head], "labels": LABELS[head]}
+    return RECIPE.format(storage=storage, shards=shards, **given)
+
+
 def write_recipe(
     folder: Path,
     shards: Path,
@@ -103,10 +118,7 @@ def write_recipe(
     """The recipe of all runs below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
-    storage = folder / "runs"
-    given = {"steps": steps, "batch": batch, "every": every, "precision": precision}
-    given |= {"model": MODELS[head], "labels": LABELS[head]}
-    path.write_text(RECIPE.format(storage=storage, shards=shards, **given))
+    path.write_text(recipe_text(folder / "runs", shards, steps, every, precision, batch, head))
     return path
 
 

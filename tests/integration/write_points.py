@@ -31,7 +31,7 @@ import torch
 
 from jobs.local_ray import require_token
 from pipeline.demo.layouts import write_mini_seven
-from tests.integration.training_runs import RECIPE, REPOSITORY
+from tests.integration.training_runs import REPOSITORY, recipe_text
 from tests.integration.write_jobs import JOBS, STEPS, Job
 from tests.support import write_faults
 from tests.support.mini_shards import paint_vectors
@@ -95,10 +95,7 @@ class World:
         (self.folder / "photos").mkdir(exist_ok=True)
         for number, path in enumerate(images):
             shutil.copy(path, self.folder / f"photos/{number}.png")
-        text = RECIPE.format(
-            storage="runs", shards=self.folder / "shards", steps=STEPS, batch=4, every=2,
-            precision="fp32",
-        )  # fmt: skip
+        text = recipe_text("runs", self.folder / "shards", STEPS, every=2, batch=4)
         text = text.replace("num_workers: 2", "num_workers: 1, max_failures: 0")
         text = text.replace("steps: 5", "steps: 1\n  storage_patience_s: 3")
         (self.folder / "recipe.yaml").write_text(text)
