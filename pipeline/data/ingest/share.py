@@ -60,6 +60,10 @@ class NodeShare:
 
 def batches_per_block(rows_per_batch: int, crop_px: int) -> int:
     """Batches that share a block: as many as the limits above allow, at least one."""
-    crop_bytes = crop_px * crop_px * 4  # Image and label.
-    rows = min(ROWS_PER_BLOCK, (MIB_PER_BLOCK << 20) // crop_bytes)
+    rows = min(ROWS_PER_BLOCK, (MIB_PER_BLOCK << 20) // bytes_of_crop(crop_px))
     return max(1, rows // rows_per_batch)
+
+
+def bytes_of_crop(crop_px: int) -> int:
+    """Bytes of the image and the label of a crop."""
+    return crop_px * crop_px * 4

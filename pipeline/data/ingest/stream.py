@@ -17,7 +17,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import DataContext, Dataset, Datasource, ExecutionOptions, ReadTask
+from ray.data import (
+    DataContext,
+    Dataset,
+    Datasource,
+    ExecutionOptions,
+    ExecutionResources,
+    ReadTask,
+)
 from ray.data.block import BlockMetadata
 
 from pipeline import monitoring
@@ -26,7 +33,7 @@ from pipeline.data.ingest.loader import CropLoader as CropLoader
 from pipeline.data.ingest.loader import keep_freed_memory
 from pipeline.data.ingest.loader import open_cache as open_cache
 from pipeline.data.ingest.mixture import Mixture, Row, capped, resolve_weights
-from pipeline.data.ingest.share import NodeShare
+from pipeline.data.ingest.share import NodeShare, bytes_of_crop
 from pipeline.data.shards.corpus import Corpus as Corpus
 from pipeline.data.shards.corpus import SampleReader as SampleReader
 from pipeline.data.shards.corpus import open_corpus as open_corpus
@@ -35,6 +42,11 @@ from pipeline.ray_internals import limit_source, limit_waiting_blocks
 
 NUMBERS_AHEAD = 32
 """Numbers of blocks that wait for a loader; far more than it takes between two looks of Ray."""
+LOADED_AHEAD = 8
+"""Blocks that may lie loaded in the object store for each worker and each loader of a node, so that
+a long pause of a loader makes no worker wait."""
+LEAST_AHEAD_MIB = 512
+"""Memory for loaded blocks that a node always has: small ones are soon used."""
 LOOK_EVERY_S = 0.1
 """Seconds between two looks of Ray at what the loaders have made; each has a task more in hand."""
 
@@ -76,14 +88,30 @@ def node_stream(
         compute=ray.data.ActorPoolStrategy(size=num_loaders),
         num_cpus=cpus,
     )
-    stream.context.execution_options = execution_options(node)
+    ahead = bytes_ahead(share, num_loaders, config.augment.crop_px)
+    stream.context.execution_options = execution_options(node, ahead)
     return stream
 
 
-def execution_options(node: str = "") -> ExecutionOptions:
-    """Options that make the order of a stream reproducible, and keep it on one node."""
+def bytes_ahead(share: NodeShare, num_loaders: int, crop_px: int) -> int:
+    """Bytes of loaded blocks that may wait on a node for its workers.
+
+    Loaders that are faster than the training would else fill Ray's whole part of the object store.
+    """
+    block = share.rows_per_batch * share.batches_per_block * bytes_of_crop(crop_px)
+    return max(LEAST_AHEAD_MIB << 20, LOADED_AHEAD * (len(share.workers) + num_loaders) * block)
+
+
+def execution_options(node: str = "", most_bytes: int = 0) -> ExecutionOptions:
+    """Options that make the order of a stream reproducible, and keep it on one node.
+
+    Args:
+        node: Id of the Ray node; "" for any.
+        most_bytes: Most bytes of its blocks in the object store; 0 leaves that to Ray.
+    """
     where = {"ray.io/node-id": node} if node else None
-    return ExecutionOptions(preserve_order=True, label_selector=where)
+    limits = ExecutionResources.for_limits(object_store_memory=most_bytes or None)
+    return ExecutionOptions(preserve_order=True, label_selector=where, resource_limits=limits)
 
 
 def configure_context() -> None:

@@ -4,12 +4,14 @@ import concurrent.futures
 import dataclasses
 import re
 import shutil
+import time
 import zlib
 
 import numpy as np
 import pytest
 import ray.data
 
+from pipeline.data.ingest import stream as stream_module
 from pipeline.data.ingest.augment import load_crop
 from pipeline.data.ingest.share import NodeShare
 from pipeline.data.ingest.stream import (
@@ -82,6 +84,41 @@ def joined(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_loaders_are_ahead_by_a_bounded_number_of_bytes(mini_shards, monkeypatch, tmp_path):
+    # Blocks of 11 MiB, of which Ray's own part of the store would hold all.
+    monkeypatch.setattr(stream_module, "LEAST_AHEAD_MIB", 0)
+    monkeypatch.setattr(stream_module, "LOADED_AHEAD", 2)
+    made = tmp_path / "made"
+
+    class Counted(NodeShare):
+        """In the loader's process it notes each block that is asked."""
+
+        def block(self, number: int) -> range:
+            with made.open("ab") as file:
+                file.write(b".")
+            return super().block(number)
+
+    share = Counted(
+        start=0, stop=360, rows_per_batch=3, batches_per_block=4, num_workers=1, workers=(0,)
+    )
+    assert share.num_blocks == 30
+    config = mini_shards.data(weights=WEIGHTS)
+    config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, crop_px=480))
+    corpus = open_corpus(config.shards, "train")
+    mixture = build_mixture(corpus, config, BATCH_SIZE, seed=9)
+    data = node_stream(corpus, mixture, config, share, 1, config.loader_cpus)
+    (part,) = data.streaming_split(1)
+    blocks = iter(part.iter_batches(batch_size=None, prefetch_batches=0))
+    assert next(blocks)["t"].shape == (1, 12)
+    counted = [0, made.stat().st_size]
+    while counted[-1] > counted[-2]:
+        time.sleep(3)
+        counted.append(made.stat().st_size)
+    assert counted[-1] < 15
+    # And it is no end: what was held back comes as the rest is used.
+    assert sum(1 for _ in blocks) == 29
 
 
 def test_batches_come_in_order_and_hold_what_the_plan_says(mini_shards, beginning):
