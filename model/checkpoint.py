@@ -28,12 +28,12 @@ from safetensors.torch import save_file
 
 from model.config import (
     NOT_PUBLISHED,
-    ONE_HOT,
     STAND_IN,
     TABLE,
     ModelConfig,
     TextConfig,
     config_from_dict,
+    reads_pretrained,
 )
 from model.errors import MissingCheckpoint, ModelError
 from model.network import Storable
@@ -55,8 +55,6 @@ PRETRAINED = "LSEG_TEXT_PRETRAINED"
 
 # No "/" and no ":": neither a path, nor an address, nor `hf-hub:NAME`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
-_WITHOUT_PRETRAINED = ("sentence-transformers/", PACKAGE, TABLE)
-"""Beginnings of encoders that read no `text.pretrained`."""
 KINDS_OF_PLACES = (TABLE, "sentence-transformers/", "local-dir:")
 """Beginnings of encoders that may lie in a file or folder."""
 _STEP = re.compile(r"(step|best)_\d+")
@@ -240,11 +238,6 @@ def is_tag(pretrained: str) -> bool:
     return bool(_NAME.fullmatch(pretrained)) and not pretrained.endswith(_SUFFIXES)
 
 
-def reads_pretrained(encoder: str) -> bool:
-    """Whether a text encoder of this name has weights to choose with `text.pretrained`."""
-    return encoder not in (STAND_IN, ONE_HOT) and not encoder.startswith(_WITHOUT_PRETRAINED)
-
-
 def _refused(folder: Path, key: str, value: str, variable: str) -> ModelError:
     kind = value.removesuffix(NOT_PUBLISHED)
     if value.endswith(NOT_PUBLISHED) and kind in ("", *KINDS_OF_PLACES):
@@ -359,7 +352,8 @@ def checkpoint_fingerprint(folder: Path) -> str:
     """
     state = hashlib.sha256()
     require_checkpoint(folder)
-    for name in (WEIGHTS, CONFIG):
+    text = (TEXT_WEIGHTS,) if (folder / TEXT_WEIGHTS).is_file() else ()
+    for name in (WEIGHTS, CONFIG, *text):
         with (folder / name).open("rb") as file:
             state.update(hashlib.file_digest(file, "sha256").digest())
     return state.hexdigest()[:16]

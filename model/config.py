@@ -23,6 +23,8 @@ ONE_HOT = "one-hot"
 """The name of the text encoder to which no two labels have anything in common."""
 TABLE = "table:"
 """What `text.encoder` begins with where a file holds the vectors."""
+_WITHOUT_PRETRAINED = ("sentence-transformers/", PACKAGE, TABLE)
+"""Beginnings of encoders that read no `text.pretrained`."""
 NOT_PUBLISHED = "(not published)"
 """Stands in a published checkpoint for the path of a text encoder or of its weights."""
 
@@ -89,6 +91,11 @@ class BackboneConfig:
                     f"backbone.hooks={list(self.hooks)}: must be four block numbers in rising "
                     "order, from 0: leave it out to tap the end of each quarter"
                 )
+
+
+def reads_pretrained(encoder: str) -> bool:
+    """Whether a text encoder of this name has weights to choose with `text.pretrained`."""
+    return encoder not in (STAND_IN, ONE_HOT) and not encoder.startswith(_WITHOUT_PRETRAINED)
 
 
 @dataclass(frozen=True, kw_only=True)

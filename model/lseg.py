@@ -35,7 +35,7 @@ from model.partners import require_partner, require_same_length
 from model.prediction import NO_LABEL, as_batches
 from model.regularizer import Regularizer
 from model.sliding import AS_IT_IS, SlidingConfig, sliding_label_ids
-from model.text import TextEncoder, build_text_encoder, channels_of
+from model.text import TextEncoder, TrainedTower, build_text_encoder, channels_of
 
 
 class LSeg(nn.Module, HubMixin):
@@ -44,6 +44,8 @@ class LSeg(nn.Module, HubMixin):
     Attributes:
         config: what it was built from.
         labels: the texts that a loaded checkpoint was trained on; what `predict` uses by default.
+        text_tower: the text tower while it is trained along; None: it is frozen, and no part of the
+            network's weights.
     """
 
     mean_C: Tensor
@@ -56,6 +58,7 @@ class LSeg(nn.Module, HubMixin):
         self.config = config
         self.embed_dim = embed_dim
         self.labels: tuple[str, ...] = ()
+        self.text_tower: TrainedTower | None = None
         self._text_encoder: TextEncoder | None = None
         self._memory_format = torch.contiguous_format
         kind = head_of(config)
@@ -333,7 +336,8 @@ class LSeg(nn.Module, HubMixin):
 
         Gives `backbone` (with what else the head trains so) at the base rate `lr`; `decoder` (what
         is new in the head) at ten times that; `regularizer`, where there is one, at `lr` from the
-        identity and at ten times that from the reference initialisation.
+        identity and at ten times that from the reference initialisation; `text`, where it is
+        trained, at `lr`.
         """
 
         def group(name: str, rate: float, *modules: nn.Module) -> dict[str, Any]:
@@ -347,6 +351,8 @@ class LSeg(nn.Module, HubMixin):
         if self.regularizer.depth:
             factor = 1 if self.config.regularizer.init == "identity" else 10
             groups.append(group("regularizer", factor * lr, self.regularizer))
+        if self.text_tower is not None:
+            groups.append(group("text", lr, self.text_tower))
         return groups
 
     @torch.no_grad()

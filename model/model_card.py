@@ -23,7 +23,6 @@ from model.checkpoint import (
     TEXT_WEIGHTS,
     is_name,
     is_tag,
-    reads_pretrained,
 )
 from model.config import (
     NOT_PUBLISHED,
@@ -32,6 +31,7 @@ from model.config import (
     BackboneConfig,
     ModelConfig,
     TextConfig,
+    reads_pretrained,
 )
 from model.errors import ModelError
 from model.packages import PACKAGE

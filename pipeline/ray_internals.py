@@ -419,6 +419,21 @@ def set_current_rates(schedule: Any, rates: list[Any]) -> None:
     schedule._last_lr = rates
 
 
+def leave_to_others(module: Any, names: list[str]) -> None:
+    """Makes DistributedDataParallel leave parameters of a module alone, whose gradients come later.
+
+    Its forward pass does not use them, so that it would wait for them, or for what says that they
+    are unused, which a static graph does not know.
+
+    Args:
+        module: The module that will be wrapped.
+        names: Names of the parameters in it.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+
+
 def batch_norms(module: Any) -> Iterator[Any]:
     """Yields the batch norms of a torch module, of any dimension; their base class is private."""
     from torch.nn.modules.batchnorm import _BatchNorm

@@ -14,6 +14,7 @@ from model.text.encoders import (
     require_text_weights,
 )
 from model.text.templates import channels_of
+from model.text.trained import TrainedTower, tokens_of, tower_outline, trained_tower
 
 __all__ = [
     "SENTENCE_PREFIX",
@@ -21,8 +22,12 @@ __all__ = [
     "SentenceEncoder",
     "StandInEncoder",
     "TextEncoder",
+    "TrainedTower",
     "asks_the_hub",
     "build_text_encoder",
     "channels_of",
     "require_text_weights",
+    "tokens_of",
+    "tower_outline",
+    "trained_tower",
 ]

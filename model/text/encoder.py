@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from model.config import TextConfig
 from model.errors import ModelError
-from model.text.templates import names_of, templates_of
+from model.text.templates import channels_of, texts_of
 
 _MOST_SHOWN = 5
 
@@ -72,9 +72,8 @@ class TextEncoder(ABC):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _embed(self, labels: list[str], check: Callable[[], None] | None) -> Tensor:
-        templates = templates_of(self.config.templates)
-        names = [names_of(label, self.config.synonyms) for label in labels]
-        texts = [t.replace("{}", name) for each in names for name in each for t in templates]
+        texts_of_each = texts_of(labels, self.config)
+        texts = [text for each in texts_of_each for text in each]
         self._warn_of_cut(texts)
         chunks = []
         for start in range(0, len(texts), self.chunk_size):
@@ -82,9 +81,10 @@ class TextEncoder(ABC):
                 check()
             chunk = self._forward(texts[start : start + self.chunk_size])
             chunks.append(functional.normalize(chunk.float()))
-        vectors, sizes = torch.cat(chunks), [len(each) * len(templates) for each in names]
+        vectors, sizes = torch.cat(chunks), [len(each) for each in texts_of_each]
         if self.config.channels:
-            parts = (part.unflatten(0, (-1, len(templates))) for part in vectors.split(sizes))
+            channels = channels_of(self.config)
+            parts = (part.unflatten(0, (-1, channels)) for part in vectors.split(sizes))
             apart_KPC = torch.stack([part.mean(dim=0) for part in parts])
             # Each of length 1 before they are put into one row.
             return functional.normalize(functional.normalize(apart_KPC, dim=2).flatten(1)).cpu()

@@ -57,10 +57,18 @@ def channels_of(config: TextConfig) -> int:
     return len(templates_of(config.templates)) if config.channels else 1
 
 
+def texts_of(labels: Iterable[str], config: TextConfig) -> list[list[str]]:
+    """What an encoder is given for each label: its names, each in every sentence."""
+    templates = templates_of(config.templates)
+    return [
+        [t.replace("{}", name) for name in names_of(label, config.synonyms) for t in templates]
+        for label in labels
+    ]
+
+
 def num_texts(labels: Iterable[str], config: TextConfig) -> int:
-    """How many texts an encoder is given for labels: each name in each sentence."""
-    names = sum(len(names_of(label, config.synonyms)) for label in labels)
-    return names * len(templates_of(config.templates))
+    """How many texts an encoder is given for labels."""
+    return sum(map(len, texts_of(labels, config)))
 
 
 def names_of(label: str, synonyms: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from model.config import LossKind, ModelConfig
+from model.config import LossKind, ModelConfig, reads_pretrained
 from pipeline.data.ingest.config import DataConfig
 from pipeline.errors import UserError
 from pipeline.tracking.config import TrackingConfig
@@ -148,6 +148,12 @@ class TrainConfig:
     backbone: Literal["all", "attention-qv", "none"] = "all"
     """What of the backbone trains: all, or the weights of queries and values in its attention
     alone, as CAT-Seg does with CLIP, or nothing."""
+    text: Literal["frozen", "attention-qv"] = "frozen"
+    """What of the text encoder trains: nothing, or the weights of queries and values in its
+    attention, as CAT-Seg does with CLIP's; for encoders of open_clip. The labels of each step are
+    then encoded in it, with gradients: `labels_per_step` bounds what that takes. A checkpoint holds
+    the tower, and which labels are near to others (see `labels_per_step`) is asked of the frozen
+    one."""
     rates: tuple[str, ...] = ()
     """Factors on `lr` for the weights whose name a pattern (a regular expression) is found in, each
     as PATTERN=FACTOR, such as `^backbone=0.01`; the first that is found counts, and 0 leaves the
@@ -383,10 +389,26 @@ class TrainMixConfig:
                 "train.gradient_dtype=bf16: one worker exchanges no gradients: leave it out, or "
                 "raise cluster.num_workers"
             )
+        if self.train.text != "frozen":
+            self._check_trained_text()
         if self.train.balance and self.loss != "softmax":
             raise UserError(
                 f"train.balance={self.train.balance:g}: has no meaning with the loss {self.loss}, "
                 "which judges each label alone: leave it out, or set train.loss=softmax"
+            )
+
+    def _check_trained_text(self) -> None:
+        """Refuses what does not go with a text encoder that is trained."""
+        train, encoder = self.train, self.model.text.encoder
+        if not reads_pretrained(encoder):
+            raise UserError(
+                f"train.text={train.text}: model.text.encoder={encoder} cannot be trained: must be "
+                "a CLIP model of open_clip's: name one, or set train.text=frozen"
+            )
+        if train.text_noise:
+            raise UserError(
+                f"train.text_noise={train.text_noise:g}: is for vectors that do not change: leave "
+                "it out, or set train.text=frozen"
             )
 
     @property

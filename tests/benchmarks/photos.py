@@ -51,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def runs(
-    encoders: Iterable[str], seeds: Sequence[int], steps: int
+    encoders: Sequence[str], seeds: Sequence[int], steps: int
 ) -> Iterable[tuple[str, str, int, list[str]]]:
     """Name, text encoder, seed and further settings of each training."""
-    for encoder in encoders:
-        name = encoder.removeprefix("package:")
-        more = ["--model.text.templates", "none"] if encoder in BARE else []
-        for seed in seeds:
-            yield name, encoder, seed, ["--train.steps", str(steps), *more]
+    # All encoders by one seed first: a comparison that is cut off is one of fewer seeds.
     for seed in seeds:
+        for encoder in encoders:
+            name = encoder.removeprefix("package:")
+            more = ["--model.text.templates", "none"] if encoder in BARE else []
+            yield name, encoder, seed, ["--train.steps", str(steps), *more]
         rest = ["--train.steps", "1", "--train.warmup_steps", "0", "--train.lr", "1e-12"]
-        yield "untrained", next(iter(encoders)), seed, rest
+        yield "untrained", encoders[0], seed, rest
 
 
 def convert(photos: Path, out: Path) -> Path:

@@ -33,6 +33,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.context import TrainContext
 from ray.train.v2._internal.execution.storage import StorageContext
 from ray.util.metrics import Counter
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import ray_internals
 from pipeline.ray_internals import Coordinators
@@ -317,6 +319,34 @@ def test_a_schedule_reports_the_rates_that_were_set():
     ray_internals.set_current_rates(schedule, [0.5])
     assert schedule.get_last_lr() == [0.5]
     assert schedule.last_epoch == 0
+
+
+def test_parameters_can_be_left_to_others_than_ddp(tmp_path):
+    class Half(torch.nn.Module):
+        """Of two layers its forward pass uses one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.later = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    def two_passes(module: torch.nn.Module) -> None:
+        network = DistributedDataParallel(module)
+        for _ in range(2):
+            network(torch.ones(1, 2)).sum().backward()
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        left, waited_for = Half(), Half()
+        ray_internals.leave_to_others(left, ["later.weight", "later.bias"])
+        two_passes(left)
+        assert left.used.weight.grad is not None
+        with pytest.raises(RuntimeError, match="finished reduction in the prior iteration"):
+            two_passes(waited_for)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_batch_norms_of_every_kind_are_found():

@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.lseg import LSeg
+from model.text import tokens_of, tower_outline
 from pipeline.data.pixels.encode import WELL_ABOVE
 from pipeline.data.shards.format import Manifest
 from pipeline.data.taxonomy import universal
@@ -145,12 +146,16 @@ def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
         if plan.is_few_shot:  # A step asks for the classes of its own images alone.
             num_labels = min(num_labels, config.train.batch_size + 1)
     lseg = check_model(config.model).train()
+    tokens: tuple[int, ...] = ()
+    if config.train.text != "frozen":
+        lseg.text_tower = tower_outline(config.model.text)
+        tokens = tuple(tokens_of(config.model.text, ["label"]).shape[1:])
     # Not on the meta device itself, for which there is no autocast.
     with fake_tensors():
         lseg.to_empty(device="cpu")
         optimizer = build_optimizer(lseg, config.train)
         with FlopCounterMode(display=False) as flops, _kept_bytes() as kept:
-            _step(lseg, config, num_labels, kept)
+            _step(lseg, config, num_labels, tokens, kept)
         torch.nn.utils.clip_grad_norm_(lseg.parameters(), config.train.clip_norm or float("inf"))
         optimizer.step()
 
@@ -172,13 +177,21 @@ def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
     return Estimate(config, num_parameters, num_labels, images, *sizes, finer)
 
 
-def _step(lseg: LSeg, config: TrainMixConfig, num_labels: int, kept: list[int]) -> None:
-    """Forward and backward of one worker's images, of a recipe's number of labels."""
+def _step(
+    lseg: LSeg, config: TrainMixConfig, num_labels: int, tokens: tuple[int, ...], kept: list[int]
+) -> None:
+    """Forward and backward of one worker's images, of a recipe's number of labels.
+
+    `tokens` is the shape of a label's, where the text tower is trained.
+    """
     side, rows = config.data.augment.crop_px, config.rows_per_pass
     extra = config.train.distractors.count + bool(config.train.other.share)
     image = torch.empty(rows, side, side, 3, dtype=torch.uint8)
     asked = num_labels + extra
-    text = torch.empty(min(asked, config.train.labels_per_step or asked), lseg.text_width)
+    asked = min(asked, config.train.labels_per_step or asked)
+    text = torch.empty(asked, lseg.text_width)
+    if lseg.text_tower is not None:
+        text = lseg.text_tower(torch.zeros(asked, *tokens, dtype=torch.int64))
     logits = lseg(lseg.normalize(image), text)
     # The loss keeps its gradient of this size, and a chunk of rows at full size that is small.
     kept.append(2 * logits.numel() * logits.element_size())

@@ -29,6 +29,7 @@ _FIXED = (
     "train.optimizer",
     "train.decay_norms",
     "train.backbone",
+    "train.text",
     "train.rates",
     "train.loss",
     "train.label_sets",

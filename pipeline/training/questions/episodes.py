@@ -64,6 +64,10 @@ def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSp
             raise UserError(
                 f"train.{key}={value}: has no meaning with few-shot pairs: leave it out"
             )
+    if train.text != "frozen":
+        raise UserError(
+            f"train.text={train.text}: has no meaning with few-shot pairs: set it to frozen"
+        )
     if min(len(names), train.batch_size) >= IGNORE:
         raise UserError(
             f"train.batch_size={train.batch_size}: must be at most {IGNORE - 1} with so many "

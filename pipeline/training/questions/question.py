@@ -30,6 +30,8 @@ class Question:
     """How the answers are judged."""
     weight_DK: Tensor | None = None
     """(D, K) float32, what a pixel of each label counts by in images of each dataset; None: 1."""
+    source_K: Tensor | None = None
+    """(K,) int64, each label's position in all texts that a step of the run may ask."""
 
     def target(self, label_BHW: Tensor, dataset_B: Tensor) -> Tensor:
         """Ids (uint8) as positions in `text_KC` (int64); `dataset_B` (int64) is each image's."""

@@ -49,8 +49,12 @@ class Questions:
             logger.warning(line)
         self._lut = torch.from_numpy(labels.lut.astype(np.int64)).to(device)
         self._other_words = words_for_other(self._train.other, labels)
-        self._words = {word: encoder.encode([word]).to(device) for word in self._other_words}
-        texts = distractor_texts(self._train.distractors, labels)
+        distractors = distractor_texts(self._train.distractors, labels)
+        self.texts = (*labels.texts, *self._other_words, *distractors)
+        """All texts that a step may ask."""
+        parts = [self.text_KC, *(encoder.encode([word]).to(device) for word in self._other_words)]
+        parts += [encoder.encode(distractors).to(device)] if distractors else []
+        self._all_NC = torch.cat(parts)
         self._own = dict(own or {}) if self._train.label_sets == "own" else {}
         self._allowed_DK = (
             torch.from_numpy(np.stack(list(self._own.values()))).to(device) if self._own else None
@@ -58,11 +62,11 @@ class Questions:
         self._weight_DK = (
             torch.from_numpy(np.stack(list(weights.values()))).to(device) if weights else None
         )
-        self._distractor_MC = encoder.encode(texts).to(device) if texts else None
+        self._num_distractors = len(distractors)
+        self._labels = np.arange(len(labels))
+        self._labels_K = torch.from_numpy(self._labels).to(device)
         if self._train.text_noise:
-            extra = [] if self._distractor_MC is None else [self._distractor_MC]
-            words = torch.cat([self.text_KC, *self._words.values(), *extra])
-            differences = words - words.mean(0)
+            differences = self._all_NC - self._all_NC.mean(0)
             # Normal numbers times these have a mean squared length of 1.
             self._differences_NC = differences / differences.norm().clamp_min(1e-6)
 
@@ -70,22 +74,26 @@ class Questions:
         """The labels asked in one step; `rows` is ignored here."""
         other, count = self._train.other, self._train.distractors.count
         rng = np.random.Generator(np.random.PCG64([self._seed, step]))
-        text, lut, allowed = self.text_KC, self._lut, self._allowed_DK
-        weight = self._weight_DK
+        num_labels, lut, allowed = len(self.text_KC), self._lut, self._allowed_DK
+        weight, asked = self._weight_DK, self._labels
         if other.share and rng.random() < other.share:
-            kept, fewer, word = ask_for_fewer(len(text), other.drop, self._other_words, rng)
+            kept, fewer, word = ask_for_fewer(num_labels, other.drop, self._other_words, rng)
             positions = torch.from_numpy(kept).to(self._device)
-            text = torch.cat([text[positions], self._words[word]])
+            asked = np.append(kept, num_labels + self._other_words.index(word))
             lut = torch.from_numpy(fewer.astype(np.int64)).to(self._device)[lut]
             allowed = _widened(allowed[:, positions], 1) if allowed is not None else None
             weight = _widened(weight[:, positions], 1) if weight is not None else None
-        if self._distractor_MC is not None:
+        if self._num_distractors:
             # Behind the others, where no pixel points.
-            drawn = rng.choice(len(self._distractor_MC), count, replace=False)
-            drawn = torch.from_numpy(drawn).to(self._device)
-            text = torch.cat([text, self._distractor_MC[drawn]])
+            drawn = rng.choice(self._num_distractors, count, replace=False)
+            asked = np.append(asked, num_labels + len(self._other_words) + drawn)
             allowed = _widened(allowed, count) if allowed is not None else None
             weight = _widened(weight, count) if weight is not None else None
+        if asked is self._labels:
+            text, source_K = self.text_KC, self._labels_K
+        else:
+            source_K = torch.from_numpy(asked).to(self._device)
+            text = self._all_NC[source_K]
         if self._train.text_noise:
             # Another word for a thing differs from its name as words differ, and a pixel's vector
             # that tells the names apart by a hair would tell the two apart too.
@@ -93,7 +101,7 @@ class Questions:
             numbers = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(self._device)
             noise = numbers @ self._differences_NC
             text = functional.normalize(text + self._train.text_noise * noise, dim=-1)
-        return Question(text, lut, allowed, self._loss, weight)
+        return Question(text, lut, allowed, self._loss, weight, source_K)
 
     def labels_of(self, dataset: str) -> Tensor:
         """(L,) int64, positions of the labels that compete in images of one dataset."""

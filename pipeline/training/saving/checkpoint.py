@@ -9,16 +9,17 @@ trainer.pt the weights that training continues from. The position in the data st
 of its own: step s has used s x batch_size rows.
 """
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import WEIGHTS
+from model.checkpoint import CONFIG, TEXT_WEIGHTS, WEIGHTS
 from model.config import ModelConfig
 from model.lightning_file import check_torch_file
 from pipeline.checkpoints.files import ORDER, TRAINER
@@ -29,6 +30,9 @@ from pipeline.training.questions.labels import LabelSpace
 from pipeline.training.saving.host_copy import HostCopy
 from pipeline.training.state import order
 from pipeline.training.state.state import TrainingState
+
+TOWER = "text_tower.clip."
+"""Beginning of the names of a trained text tower's weights in the network's."""
 
 
 def provenance_of(
@@ -57,8 +61,13 @@ class Content:
     """Whose memory the tensors are in."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights, as those of a network."""
-        return self.weights
+        """The weights of the network that is handed out, without those of its text tower."""
+        return {k: v for k, v in self.weights.items() if not k.startswith(TOWER)}
+
+    @property
+    def text_weights(self) -> dict[str, Tensor]:
+        """The weights of a text tower that was trained along, under its own names."""
+        return {k.removeprefix(TOWER): v for k, v in self.weights.items() if k.startswith(TOWER)}
 
 
 def content_of(
@@ -95,13 +104,20 @@ def content_of(
             trainer["weights"] = state.lseg.state_dict()
             trainer["num_averaged"] = state.average.n_averaged
         trainer = copy.take(trainer, "trainer")
-    return Content(state.step, state.lseg.config, weights, trainer, list(state.order), copy)
+    config = state.lseg.config
+    if state.lseg.text_tower is not None:
+        # The tower is a file of the checkpoint, which everyone reads it from.
+        config = replace(config, text=replace(config.text, pretrained=TEXT_WEIGHTS))
+    return Content(state.step, config, weights, trainer, list(state.order), copy)
 
 
 def save(folder: Path, content: Content, provenance: Provenance) -> None:
     """Writes a checkpoint into an existing folder; on any thread."""
     content.copy.wait()
     save_model(folder, content, provenance)
+    if content.text_weights:
+        save_file(content.text_weights, folder / TEXT_WEIGHTS)
+        shutil.copymode(folder / CONFIG, folder / TEXT_WEIGHTS)
     if content.trainer is None:
         return
     trainer = dict(content.trainer)
@@ -116,6 +132,9 @@ def restore(source: ray.train.Checkpoint, state: TrainingState, device: torch.de
     with source.as_directory() as name:
         folder = Path(name)
         weights = load_file(folder / WEIGHTS, device=str(device))
+        if state.lseg.text_tower is not None:
+            text = load_file(folder / TEXT_WEIGHTS, device=str(device))
+            weights |= {f"{TOWER}{name}": value for name, value in text.items()}
         check_torch_file(folder / TRAINER)
         trainer = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
         state.order = order.read(folder / ORDER)

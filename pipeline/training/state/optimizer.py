@@ -14,6 +14,8 @@ from pipeline.training.config import TrainConfig, read_rate
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 """Normalisation layers; timm's own derive from these."""
+JOINT = "attn.in_proj_weight"
+"""End of the names of open_clip's weights of queries, keys and values in one."""
 
 
 def build_optimizer(lseg: LSeg, train: TrainConfig) -> torch.optim.Optimizer:
@@ -29,7 +31,13 @@ def build_optimizer(lseg: LSeg, train: TrainConfig) -> torch.optim.Optimizer:
         # Adam's step does not depend on the size of a gradient: the groups need no factor.
         groups = [{**group, "lr": train.lr} for group in groups]
     freeze_backbone(lseg, train)
-    if train.rates or not train.decay_norms or train.backbone != "all":
+    freeze_text(lseg, train)
+    if (
+        train.rates
+        or not train.decay_norms
+        or train.backbone != "all"
+        or lseg.text_tower is not None
+    ):
         groups = list(_divided(lseg, groups, train))
     lseg.train(lseg.training)  # What is frozen now takes no part in it.
     if not groups:
@@ -65,6 +73,25 @@ def freeze_backbone(lseg: LSeg, train: TrainConfig) -> None:
             f"train.backbone=attention-qv: {lseg.config.backbone.name} has no attention with "
             "queries and values: set it to all or none"
         )
+
+
+def freeze_text(lseg: LSeg, train: TrainConfig) -> None:
+    """Leaves of the text tower, where it is trained, the queries and values of its attention.
+
+    Raises:
+        UserError: It has no attention of the usual form.
+    """
+    if lseg.text_tower is None:
+        return
+    lseg.text_tower.requires_grad_(False)
+    trained = [w for name, w in lseg.text_tower.named_parameters() if name.endswith(JOINT)]
+    if not trained:
+        raise UserError(
+            f"train.text={train.text}: the text tower of {lseg.config.text.encoder} has no "
+            "attention with queries and values: set it to frozen"
+        )
+    for weight in trained:
+        weight.requires_grad_(True).register_hook(_without_keys)
 
 
 def _without_keys(grad: Tensor) -> Tensor:
@@ -104,7 +131,9 @@ def _divided(
                 parameter.requires_grad_(False)
                 continue
             # A joint weight's keys have no gradient, and may not shrink either.
-            joint = train.backbone == "attention-qv" and name.startswith("backbone.")
+            joint = name.startswith("text_tower.") or (
+                train.backbone == "attention-qv" and name.startswith("backbone.")
+            )
             decays = not joint and (train.decay_norms or parameter not in norms)
             parts.setdefault((factor, decays), []).append(parameter)
         for (factor, decays), parameters in parts.items():

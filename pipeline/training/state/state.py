@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.lseg import LSeg, build_lseg
+from model.text import trained_tower
 from pipeline.ray_internals import batch_norms, copy_tensors
 from pipeline.training.config import TrainConfig, TrainMixConfig
 from pipeline.training.state.optimizer import build_optimizer, build_schedule
@@ -49,6 +50,8 @@ def build_state(
         lseg = build_warm(config, embed_dim, resumes).to(device)
     else:
         lseg = build_lseg(config.model, embed_dim).to(device)
+    if config.train.text != "frozen":
+        lseg.text_tower = trained_tower(config.model.text).to(device)
     if config.train.precision == "fp64":
         lseg = lseg.double()
     optimizer = build_optimizer(lseg, config.train)

@@ -50,13 +50,14 @@ def narrowed(
     places = torch.full((max(256, num_labels),), IGNORE, dtype=torch.int64, device=kept.device)
     places[kept] = torch.arange(count, device=kept.device)
     places[IGNORE] = IGNORE
-    allowed, weight = question.allowed_DK, question.weight_DK
+    allowed, weight, source = question.allowed_DK, question.weight_DK, question.source_K
     smaller = replace(
         question,
         text_KC=question.text_KC[kept],
         lut=places[question.lut],
         allowed_DK=None if allowed is None else allowed[:, kept],
         weight_DK=None if weight is None else weight[:, kept],
+        source_K=None if source is None else source[kept],
     )
     return smaller, [each._replace(label=places[each.label]) for each in micro]
 

@@ -43,8 +43,9 @@ from pipeline.training.worker.overhead import Overhead
 from pipeline.training.worker.preemption import PreemptionNotice
 from pipeline.training.worker.process import MEMORY_EVERY, give_back_memory, prepare_process
 from pipeline.training.worker.progress import SpeedMeter
-from pipeline.training.worker.record import describe_run, show_validation
+from pipeline.training.worker.record import describe_run, show_validation, tell_validation
 from pipeline.training.worker.regularizer_watch import RegularizerWatch
+from pipeline.training.worker.step_text import StepText
 from pipeline.training.worker.validation import validate
 from pipeline.training.worker.watchdog import Watchdog
 from pipeline.training.worker.wrapping import autocast, wrap
@@ -102,6 +103,7 @@ class Loop:
         self.questions = label_sets_of(self.plan, encoder, device)
         self.saver = Saver(job, state, self.rank, tracker)
         self.statistics, self.amp = Statistics(self.lseg), autocast(self.train.precision, device)
+        self.text = StepText(self.config, self.lseg, self.questions, self.amp)
         self.watch = RegularizerWatch(self.lseg, tracker, self.train.log_every, self.amp)
         self.watchdog = Watchdog(self.config.run, self.config.cluster.watch_s, self.rank)
         self.nonfinite = self.skipped = 0  # Steps without finite gradients: in a row, in all.
@@ -187,7 +189,8 @@ class Loop:
         counted = torch.stack([question.num_counted(each.label) for each in micro]).sum()
         summed = self.sync_step(counted, sum(each.digest for each in micro))
         # The watch measures the weights before the step, as its first figure is of step 0.
-        self.watch.look(self.state.step, micro[0].image, question.text_KC)
+        text_KC = self.text.of(question)
+        self.watch.look(self.state.step, micro[0].image, text_KC.detach())
         # DDP averages gradients over workers; the mean wanted is over all labelled pixels.
         weight = self.world / summed[0].clamp_min(1)
         total = torch.zeros((), device=self.device)
@@ -196,10 +199,11 @@ class Loop:
             sync = nullcontext() if is_last or self.world == 1 else self.wrapped.no_sync()  # type: ignore[operator]
             with sync:
                 with self.amp:
-                    logits = self.wrapped(self.lseg.normalize(image), question.text_KC)
+                    logits = self.wrapped(self.lseg.normalize(image), text_KC)
                 loss = question.loss_sum(logits, label, dataset) * weight
                 loss.backward()
             total += loss.detach() / self.world
+        self.text.backward()
         # Gradients are all-reduced: every worker sees the same norm and decides alike.
         norm = nn.utils.clip_grad_norm_(self.lseg.parameters(), self.train.clip_norm or math.inf)
         norm = self.overhead.read("gradient norm", norm)
@@ -281,17 +285,13 @@ class Loop:
         # A validation takes minutes, in which the checkpoint before it can be stored.
         self.saver.report(f"step {self.state.step}: the validation")
         with self.overhead.spent("train/validation_s"):
-            given = self.questions, self.plan, self.amp, self.watchdog.beat
+            given = self.text, self.questions, self.plan, self.amp, self.watchdog.beat
             result = validate(self.state.evaluated, *given)
         metrics, done = result.metrics(), self.state.step
         if self.tracker:
-            self.tracker.log_metrics(metrics, done)
-            self.tracker.log_text(result.table(), f"validation/step_{done:08d}.txt")
+            tell_validation(self.tracker, result, metrics, done)
             with self.overhead.spent("train/pictures_s"):
                 show_validation(self.tracker, result, done)
-            logger.info("step %d  validation mIoU %.3f", done, metrics["val/miou"])
-            if result.unscored:
-                logger.warning("none of the labels is in val of %s", ", ".join(result.unscored))
         self.saver.keep_best(metrics)
         return metrics
 

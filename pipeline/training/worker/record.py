@@ -75,6 +75,17 @@ def _inputs(
     ]
 
 
+def tell_validation(
+    tracker: Tracker, result: Validation, metrics: dict[str, float], step: int
+) -> None:
+    """Logs a validation's figures, in MLflow and in the log, and its IoU of each class."""
+    tracker.log_metrics(metrics, step)
+    tracker.log_text(result.table(), f"validation/step_{step:08d}.txt")
+    logger.info("step %d  validation mIoU %.3f", step, metrics["val/miou"])
+    if result.unscored:
+        logger.warning("none of the labels is in val of %s", ", ".join(result.unscored))
+
+
 def show_validation(tracker: Tracker, result: Validation, step: int) -> None:
     """Logs the class table and the images of a validation; a defect in them ends no run."""
     try:

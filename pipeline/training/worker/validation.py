@@ -21,6 +21,7 @@ from pipeline.scoring import evenly, predict, read_ahead, space_of
 from pipeline.training.plan import RunPlan
 from pipeline.training.questions.episodes import EpisodeQuestions
 from pipeline.training.questions.questions import Questions
+from pipeline.training.worker.step_text import StepText
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Validation:
 @torch.no_grad()
 def validate(
     lseg: LSeg,
+    text: StepText,
     questions: Questions | EpisodeQuestions,
     plan: RunPlan,
     amp: Any,
@@ -106,7 +108,8 @@ def validate(
 
     Args:
         lseg: The network; its mode is restored afterwards.
-        questions: The text vectors of the labels, and which of them compete in each dataset.
+        text: Makes the vectors of the labels.
+        questions: Which of the labels compete in each dataset.
         plan: Labels, validation split, number of images, and the scale (`data.augment.base_px`).
         amp: Context for the forward pass.
         on_image: Called for each image that was looked at.
@@ -119,8 +122,8 @@ def validate(
     lseg.eval()
     matrices: dict[str, ConfusionMatrix] = {}
     examples: list[Example] = []
+    text_KC = text.of_all(lseg)
     each = max(1, _MOST_EXAMPLES // len(corpus.sizes)) if rank == 0 else 0
-    text_KC = questions.text_KC
     num_bad = torch.zeros((), dtype=torch.int64, device=text_KC.device)
     for name, size in corpus.sizes.items():
         matrix = ConfusionMatrix(len(labels), device=text_KC.device)

@@ -8,6 +8,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from model.lseg import LSeg
+from pipeline.ray_internals import leave_to_others
 from pipeline.training.config import TrainConfig
 from pipeline.training.worker.batchnorm import synchronise
 
@@ -36,7 +37,10 @@ def wrap(lseg: LSeg, train: TrainConfig, device: torch.device, world: int) -> nn
 
 
 def _on_all_workers(lseg: LSeg, train: TrainConfig) -> DistributedDataParallel:
-    """The network with its gradients averaged over the workers."""
+    """The network with its gradients averaged over the workers; see `StepText` for its text."""
+    if lseg.text_tower is not None:
+        names = [f"text_tower.{name}" for name, _ in lseg.text_tower.named_parameters()]
+        leave_to_others(lseg, names)
     network = DistributedDataParallel(
         lseg,
         # Gradients lie in the buffers of the exchange: one copy less of them in memory and time.
