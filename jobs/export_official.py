@@ -35,6 +35,7 @@ def run(config: ExportConfig) -> None:
         UserError: A file is missing.
         ModelError: The published form cannot hold this network, or CLIP could not be fetched.
     """
+    from model.checkpoint import TEXT_WEIGHTS
     from model.config import ONE_HOT, STAND_IN, TABLE
     from model.lseg import LSeg
     from model.official import export_official
@@ -60,6 +61,11 @@ def run(config: ExportConfig) -> None:
         raise UserError(
             f"clip=include: the text encoder of this checkpoint is {encoder}, which is no CLIP "
             "model, so there is none to include: set --clip omit"
+        )
+    if config.clip == "omit" and Path(lseg.config.text.pretrained).name == TEXT_WEIGHTS:
+        raise UserError(
+            f"clip=omit: this checkpoint has a text encoder of its own ({TEXT_WEIGHTS}), without "
+            "which it answers wrongly: set --clip include"
         )
     if config.clip == "include":
         clip = load_open_clip(lseg.config.text, keep_image_tower=True).state_dict()

@@ -1,9 +1,10 @@
 """Our checkpoints: a directory with `model.safetensors`, `config.yaml`, `labels.txt`, `texts.txt`.
 
-Only trained weights are stored; the text encoder is named in the configuration. Nothing in the
-directory can run code when it is read, nor take more memory or time than its files are worth. A
-trainer may add files and top-level keys to `config.yaml`; the network's settings are its key
-`model`.
+Only trained weights are stored; the text encoder is named in the configuration, and a text tower
+that was trained, or came with a network, is `text_encoder.safetensors` beside the others. Nothing
+in the directory can run code when it is read, nor take more memory or time than its files are
+worth. A trainer may add files and top-level keys to `config.yaml`; the network's settings are its
+key `model`.
 
 Libraries follow the name of a text encoder to folders and to the hub, and import code from there
 where a file beside the weights asks for it. So a checkpoint may name only what cannot lead anywhere
@@ -46,7 +47,7 @@ CONFIG = "config.yaml"
 LABELS = "labels.txt"
 TEXTS = "texts.txt"
 TEXT_WEIGHTS = "text_encoder.safetensors"
-"""The file of a text tower that was imported with a network."""
+"""The file of a text tower that was trained or imported with a network."""
 
 ENCODER = "LSEG_TEXT_ENCODER"
 """Variable with the `text.encoder` to use for checkpoints that name one which is not followed."""
@@ -207,7 +208,9 @@ def followed(named: TextConfig, folder: Path, own: TextConfig | None = None) -> 
     if not (named.encoder.startswith(PACKAGE) or is_name(named.encoder)):
         if not encoder:
             raise _refused(folder, "encoder", named.encoder, ENCODER)
-        named = replace(named, encoder=encoder, pretrained=pretrained or named.pretrained)
+        own_weights = named.pretrained == TEXT_WEIGHTS
+        kept = named.pretrained if own_weights else pretrained or named.pretrained
+        named = replace(named, encoder=encoder, pretrained=kept)
     # What the caller named is followed wherever it leads, but the weights only if they are too.
     if not reads_pretrained(named.encoder):
         return named
@@ -352,8 +355,7 @@ def checkpoint_fingerprint(folder: Path) -> str:
     """
     state = hashlib.sha256()
     require_checkpoint(folder)
-    text = (TEXT_WEIGHTS,) if (folder / TEXT_WEIGHTS).is_file() else ()
-    for name in (WEIGHTS, CONFIG, *text):
+    for name in (WEIGHTS, CONFIG):
         with (folder / name).open("rb") as file:
             state.update(hashlib.file_digest(file, "sha256").digest())
     return state.hexdigest()[:16]

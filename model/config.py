@@ -100,7 +100,7 @@ def reads_pretrained(encoder: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The frozen text encoder."""
+    """The text encoder, which is frozen unless `train.text` says otherwise."""
 
     encoder: str = "ViT-B-32-quickgelu"
     """An open_clip model name; `package:all-minilm-l6-v2` for the sentence encoder of an installed

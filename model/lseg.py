@@ -1,7 +1,7 @@
 """LSeg: one vector per pixel, one per label, their product is the score.
 
 Li et al. 2022 (Language-driven Semantic Segmentation). The network is four rooms: a trained image
-encoder (`model.backbone`), a frozen text encoder that embeds labels (`model.text`), a head that
+encoder (`model.backbone`), a text encoder, mostly frozen, for labels (`model.text`), a head that
 scores the features of the one against the vectors of the other at half the input's resolution
 (`model.head`), and the spatial regulariser that smooths the scores (`model.regularizer`). Here they
 are put together, and asked.

@@ -154,7 +154,7 @@ def _kind(config: ModelConfig) -> str:
     text = (
         f"An LSeg network (Li et al., ICLR 2022): any list of words becomes a segmentation.\n\n"
         f"- image encoder: `{_inline(config.backbone.name)}`\n"
-        f"- text encoder: `{_inline(config.text.encoder)}`, frozen, {_text_weights(config.text)}\n"
+        f"- text encoder: `{_inline(config.text.encoder)}`, {_text_weights(config.text)}\n"
         f"- head: {head}\n"
         f"- spatial regulariser: {config.regularizer.kind}, depth {config.regularizer.depth}"
     )
@@ -167,15 +167,15 @@ def _kind(config: ModelConfig) -> str:
 
 
 def _text_weights(text: TextConfig) -> str:
-    """Where the text encoder's weights are."""
+    """Whether the text encoder is as it was published, and where its weights are."""
+    if text.pretrained == TEXT_WEIGHTS:
+        return f"its weights are part of these files (`{TEXT_WEIGHTS}`), and not to be replaced"
     if has_own_place(text):
         return (
-            "from a file or folder that is not part of these files: name the same one with "
+            "frozen, from a file or folder that is not part of these files: name the same one with "
             f"{ENCODER} or {PRETRAINED} before loading"
         )
-    if text.pretrained == TEXT_WEIGHTS:
-        return f"its weights are part of these files (`{TEXT_WEIGHTS}`)"
-    return "not part of these files"
+    return "frozen, not part of these files"
 
 
 def _use(name: str) -> str:

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from model.backbone import TokenBackbone, quarter_ends
+from model.checkpoint import TEXT_WEIGHTS
 from model.config import RegularizerConfig
 from model.errors import ModelError
 from model.lightning_file import TorchFile, is_tensor, plain_mapping, shape_of
@@ -84,7 +85,9 @@ def import_official(path: Path | str, regularizer: RegularizerConfig | None = No
         for key, record in records.items()
         if key.startswith(text_prefix) and not key.startswith(f"{text_prefix}visual.")
     }
-    return Imported(lseg=lseg.eval(), notes=tuple(notes), text_weights=text)
+    # One of this project whose tower was trained with it, or came with it.
+    own = Path(config.text.pretrained).name == TEXT_WEIGHTS
+    return Imported(lseg=lseg.eval(), notes=tuple(notes), text_weights=text, text_trained=own)
 
 
 def _as_ours(tensor: Tensor) -> Tensor:

@@ -422,8 +422,8 @@ def set_current_rates(schedule: Any, rates: list[Any]) -> None:
 def leave_to_others(module: Any, names: list[str]) -> None:
     """Makes DistributedDataParallel leave parameters of a module alone, whose gradients come later.
 
-    Its forward pass does not use them, so that it would wait for them, or for what says that they
-    are unused, which a static graph does not know.
+    Its forward pass does not use them. The backward pass of the images would wait for their
+    gradients, and a static graph has no way to say that there will be none.
 
     Args:
         module: The module that will be wrapped.

@@ -13,11 +13,19 @@ from model.text.encoders import (
     build_text_encoder,
     require_text_weights,
 )
-from model.text.templates import channels_of
-from model.text.trained import TrainedTower, tokens_of, tower_outline, trained_tower
+from model.text.open_clip_tower import WEIGHT_SUFFIXES
+from model.text.templates import channels_of, texts_of
+from model.text.trained import (
+    TrainedTower,
+    require_equal_counts,
+    tokens_of,
+    tower_outline,
+    trained_tower,
+)
 
 __all__ = [
     "SENTENCE_PREFIX",
+    "WEIGHT_SUFFIXES",
     "OpenClipEncoder",
     "SentenceEncoder",
     "StandInEncoder",
@@ -26,7 +34,9 @@ __all__ = [
     "asks_the_hub",
     "build_text_encoder",
     "channels_of",
+    "require_equal_counts",
     "require_text_weights",
+    "texts_of",
     "tokens_of",
     "tower_outline",
     "trained_tower",

@@ -1,7 +1,8 @@
 """The frozen text encoder: labels in, unit vectors out, each label set encoded once.
 
-A label set is encoded in chunks without gradients and kept by (encoder, templates, labels): no
-training step ever runs a text tower. What makes the vectors is a subclass's.
+A label set is encoded in chunks without gradients and kept by (encoder, templates, labels): a
+training step runs no text tower, unless the tower is trained (`model.text.trained`). What makes the
+vectors is a subclass's.
 
 Templates as channels (`text.channels`): a label's row holds its vectors in the templates one after
 another, so that code which only hands labels on need not know of it.

@@ -71,6 +71,10 @@ class OpenClipEncoder(TextEncoder):
 
         return open_clip.get_tokenizer(self.config.encoder)
 
+    def release(self) -> None:
+        """Gives back the memory of the tower; a label set that is not kept would load it again."""
+        vars(self).pop("tower", None)
+
     @property
     def max_tokens(self) -> int:
         """The context of the text tower: 77 for OpenAI's."""

@@ -25,7 +25,7 @@ CHUNK = 256
 
 
 class TrainedTower(nn.Module):
-    """The text tower of an open_clip model.
+    """The text tower of an open_clip model, whose weights are `clip.*` under open_clip's names.
 
     Args:
         clip: the model without its image tower, which becomes a part of this.
@@ -58,10 +58,6 @@ class TrainedTower(nn.Module):
         at_once = max(1, CHUNK // tokens_KNL.shape[1])
         return torch.cat([self(chunk) for chunk in tokens_KNL.split(at_once)])
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights under open_clip's names, as `text.pretrained` reads them from a file."""
-        return self.clip.state_dict()
-
 
 def trained_tower(config: TextConfig) -> TrainedTower:
     """Makes a tower of its own of the weights that a configuration names, to be trained.
@@ -73,16 +69,19 @@ def trained_tower(config: TextConfig) -> TrainedTower:
 
 
 def tower_outline(config: TextConfig) -> TrainedTower:
-    """The same on the meta device, without weights, for estimates.
+    """Makes such a tower on the meta device, without weights, for estimates.
 
     Raises:
-        ModelError: as above.
+        ModelError: the encoder is no text tower of open_clip's, or wants a package that is missing.
     """
     import open_clip
 
     encoder = _tower_of(config).config.encoder
-    with torch.device("meta"):
-        model: Any = open_clip.create_model(encoder, pretrained=None, device="meta")
+    try:
+        with torch.device("meta"):
+            model: Any = open_clip.create_model(encoder, pretrained=None, device="meta")
+    except RuntimeError as error:
+        raise ModelError(f"text.encoder={encoder}: cannot be built: {error}") from error
     model.visual = None
     return TrainedTower(model, config)
 
@@ -95,15 +94,24 @@ def tokens_of(config: TextConfig, labels: Sequence[str]) -> Tensor:
             names, which one tensor cannot hold.
     """
     encoder = _tower_of(config)
-    texts = texts_of(labels, config)
-    counts = {len(each) for each in texts}
+    require_equal_counts(config, labels)
+    texts = [text for each in texts_of(labels, config) for text in each]
+    tokens: Tensor = encoder.tokenizer(texts)
+    return tokens.unflatten(0, (len(labels), -1))
+
+
+def require_equal_counts(config: TextConfig, labels: Sequence[str]) -> None:
+    """Refuses labels that have different numbers of texts, which one tensor cannot hold.
+
+    Raises:
+        ModelError: names the numbers.
+    """
+    counts = {len(each) for each in texts_of(labels, config)}
     if len(counts) > 1:
         raise ModelError(
             f"text.synonyms={config.synonyms}: gives labels {min(counts)} to {max(counts)} texts, "
             "and a text tower that is trained wants one number for all: set it to first"
         )
-    tokens: Tensor = encoder.tokenizer([text for each in texts for text in each])
-    return tokens.unflatten(0, (len(labels), -1))
 
 
 def _tower_of(config: TextConfig) -> OpenClipEncoder:

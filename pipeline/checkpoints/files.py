@@ -1,12 +1,13 @@
 """A checkpoint folder: what its files and its tags are called, and what identifies its content.
 
     model.safetensors  config.yaml  labels.txt  texts.txt    the model: see `model.checkpoint`
+    text_encoder.safetensors         its text tower, where that was trained or imported with it
     metrics.json  provenance.json    what it achieved, and what it was trained on by which code
     trainer.pt  order.txt            what training needs to continue; in the folders of steps only
     files.json                       size and digest of each: see `pipeline.checkpoints.whole`
 
-The second line is read and written by `pipeline.checkpoints.provenance`, the third by
-`pipeline.training.saving.checkpoint`.
+`pipeline.checkpoints.provenance` reads and writes the third line, and
+`pipeline.training.saving.checkpoint` the second and the fourth.
 """
 
 import hashlib

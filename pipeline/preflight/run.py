@@ -235,11 +235,11 @@ def _check_exchange(
 
 def _gradient_bytes(config: TrainMixConfig) -> int:
     """Bytes of gradients that the workers sum in a step; 0 where the model cannot be built here."""
-    from pipeline.training.driver.preflight import check_model
+    from pipeline.training.driver.preflight import check_training
     from pipeline.training.state.optimizer import build_optimizer
 
     try:
-        lseg = check_model(config.model)
+        lseg = check_training(config)
     except ModelError as error:
         logger.warning("the model cannot be built: %s", error)
         return 0

@@ -4,9 +4,9 @@
         [--constants 0 2 4]
     python -m tests.benchmarks.photos --photos DIR --dataset camvid --held_out car pedestrian
 
-Trains `jobs/recipes/photos.yaml` on the own datasets of a folder, without the classes of
+Trains `jobs/recipes/photos.yaml` on one own dataset of a folder, without the classes of
 `--held_out`, once for each encoder and seed, and once with a rate of almost 0 (untrained). Then
-asks the held-out classes of `--dataset` among themselves on their own pixels, and all of its
+asks the held-out classes among themselves on their own pixels, and all of the dataset's
 classes together, for several constants of calibration. Everything goes through the jobs, in
 processes of their own; the same command continues where a killed one ended. A row is a mean over
 seeds and the spread (standard deviation) of single runs.
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = convert(Path(given.photos).resolve(), out)
     found: dict[str, list[Figures]] = {}
     for name, encoder, seed, more in runs(given.encoders, given.seeds, given.steps):
-        checkpoint = train(out, shards, f"{name}-seed-{seed}", encoder, seed, given.held_out, more)
+        more += ["--data.weights", json.dumps({given.dataset: 1}), "--model.text.encoder", encoder]
+        checkpoint = train(out, shards, f"{name}-seed-{seed}", seed, given.held_out, more)
         figures = score(out, shards, checkpoint, given.dataset, given.constants)
         found.setdefault(name, []).append(figures)
         print(json.dumps({"run": name, "seed": seed} | figures), flush=True)
@@ -78,14 +79,13 @@ def train(
     out: Path,
     shards: Path,
     name: str,
-    encoder: str,
     seed: int,
     held_out: Sequence[str],
     more: Sequence[str],
 ) -> Path:
     """Trains one network, or finds it trained, and returns its last checkpoint."""
     words = ["--config", RECIPE, "--data.shards", str(shards), "--run.storage", str(out / "train")]
-    words += ["--run.name", name, "--run.seed", str(seed), "--model.text.encoder", encoder]
+    words += ["--run.name", name, "--run.seed", str(seed)]
     words += ["--train.held_out", json.dumps(list(held_out)), *more]
     job("train_mix", *words)
     return max((out / "train" / name).glob("step_*"))

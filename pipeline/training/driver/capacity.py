@@ -164,7 +164,7 @@ def _loader_cores(config: TrainMixConfig, hardware: HardwareConfig) -> float:
 
 def _exchange_s(estimate: Estimate, hardware: HardwareConfig) -> float:
     """Seconds in which a ring sums the gradients, first within the nodes and then among them."""
-    size = estimate.num_parameters * (2 if estimate.config.train.gradient_dtype == "bf16" else 4)
+    size = estimate.num_trained * (2 if estimate.config.train.gradient_dtype == "bf16" else 4)
 
     def ring_s(members: int, bytes_s: float) -> float:
         return 2 * (members - 1) / members * size / (bytes_s * _NETWORK_SHARE)

@@ -14,14 +14,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.lseg import LSeg
-from model.text import tokens_of, tower_outline
+from model.text import tokens_of
 from pipeline.data.pixels.encode import WELL_ABOVE
 from pipeline.data.shards.format import Manifest
 from pipeline.data.taxonomy import universal
 from pipeline.progress import duration
 from pipeline.ray_internals import fake_tensors
 from pipeline.training.config import TrainMixConfig, in_steps
-from pipeline.training.driver.preflight import check_model
+from pipeline.training.driver.preflight import check_training
 from pipeline.training.plan import RunPlan
 from pipeline.training.state.optimizer import build_optimizer
 
@@ -39,7 +39,9 @@ class Estimate:
     config: TrainMixConfig
     """With the length in steps, where that is known."""
     num_parameters: int
-    """Parameters of the trained network."""
+    """Parameters of the network."""
+    num_trained: int
+    """Parameters that have a gradient."""
     num_labels: int
     images_per_pass: int | None
     """Samples of the mixture's datasets in the training split; None without shards."""
@@ -57,8 +59,8 @@ class Estimate:
         """10^9 bytes of a checkpoint: weights, moments, and the weights beside an average."""
         train = self.config.train
         moments = {"sgd": 1, "adamw": 2}[train.optimizer]
-        copies = 1 + moments + bool(train.ema_decay)
-        return (8 if train.precision == "fp64" else 4) * copies * self.num_parameters / 1e9
+        numbers = (1 + bool(train.ema_decay)) * self.num_parameters + moments * self.num_trained
+        return (8 if train.precision == "fp64" else 4) * numbers / 1e9
 
     def lines(self) -> list[str]:
         """The report, for people."""
@@ -145,44 +147,51 @@ def dry_run(config: TrainMixConfig, plan: RunPlan | None) -> Estimate:
         finer = finer_than_used(config, plan.corpus.manifests)
         if plan.is_few_shot:  # A step asks for the classes of its own images alone.
             num_labels = min(num_labels, config.train.batch_size + 1)
-    lseg = check_model(config.model).train()
+    lseg = check_training(config).train()
     tokens: tuple[int, ...] = ()
-    if config.train.text != "frozen":
-        lseg.text_tower = tower_outline(config.model.text)
-        tokens = tuple(tokens_of(config.model.text, ["label"]).shape[1:])
+    if lseg.text_tower is not None:
+        label = plan.labels.texts[0] if plan else "label"
+        tokens = tuple(tokens_of(config.model.text, [label]).shape[1:])
     # Not on the meta device itself, for which there is no autocast.
     with fake_tensors():
         lseg.to_empty(device="cpu")
         optimizer = build_optimizer(lseg, config.train)
-        with FlopCounterMode(display=False) as flops, _kept_bytes() as kept:
-            _step(lseg, config, num_labels, tokens, kept)
+        with _kept_bytes() as kept:
+            of_images, of_text = _step(lseg, config, num_labels, tokens, kept)
         torch.nn.utils.clip_grad_norm_(lseg.parameters(), config.train.clip_norm or float("inf"))
         optimizer.step()
 
     num_parameters = sum(p.numel() for p in lseg.parameters())
+    num_trained = sum(p.numel() for p in lseg.parameters() if p.requires_grad)
     values = [value for state in optimizer.state.values() for value in state.values()]
     moments = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
-    copies = 2 + bool(config.train.ema_decay)
+    copies = 1 + bool(config.train.ema_decay)
     bf16 = config.train.precision == "bf16" or (
         config.train.precision == "auto" and config.cluster.use_gpu
     )
     activations = sum(kept) * (0.5 if bf16 else 1.0)
-    memory = 4 * (copies * num_parameters + moments) + activations
+    memory = 4 * (copies * num_parameters + num_trained + moments) + activations
     if config.train.precision == "fp64":
         memory *= 2  # Weights and moments too. The estimate of the time is that of fp32.
-    per_image = flops.get_total_flops() / config.rows_per_pass
+    # The text of a step serves all its passes.
+    per_image = of_images / config.rows_per_pass
+    per_image += of_text / (config.rows_per_pass * config.train.accumulate)
     speed = (GPU_TFLOPS if config.cluster.use_gpu else CPU_TFLOPS) * 1e12
     seconds = per_image / (speed * config.cluster.num_workers)
     sizes = memory / _GIB, per_image / 1e12, seconds
-    return Estimate(config, num_parameters, num_labels, images, *sizes, finer)
+    numbers = num_parameters, num_trained
+    return Estimate(config, *numbers, num_labels, images, *sizes, finer)
 
 
 def _step(
     lseg: LSeg, config: TrainMixConfig, num_labels: int, tokens: tuple[int, ...], kept: list[int]
-) -> None:
+) -> tuple[float, float]:
     """Forward and backward of one worker's images, of a recipe's number of labels.
 
     `tokens` is the shape of a label's, where the text tower is trained.
+
+    Returns:
+        Operations of a pass of the images, and of a step's text.
     """
     side, rows = config.data.augment.crop_px, config.rows_per_pass
     extra = config.train.distractors.count + bool(config.train.other.share)
@@ -190,12 +199,18 @@ def _step(
     asked = num_labels + extra
     asked = min(asked, config.train.labels_per_step or asked)
     text = torch.empty(asked, lseg.text_width)
-    if lseg.text_tower is not None:
-        text = lseg.text_tower(torch.zeros(asked, *tokens, dtype=torch.int64))
-    logits = lseg(lseg.normalize(image), text)
-    # The loss keeps its gradient of this size, and a chunk of rows at full size that is small.
-    kept.append(2 * logits.numel() * logits.element_size())
-    logits.backward(torch.empty_like(logits))
+    with FlopCounterMode(display=False) as of_text:
+        if lseg.text_tower is not None:
+            made = lseg.text_tower(torch.zeros(asked, *tokens, dtype=torch.int64))
+            if made.requires_grad:
+                made.backward(torch.empty_like(made))
+            text = made.detach().requires_grad_()
+    with FlopCounterMode(display=False) as of_images:
+        logits = lseg(lseg.normalize(image), text)
+        # The loss keeps its gradient of this size, and a chunk of rows at full size that is small.
+        kept.append(2 * logits.numel() * logits.element_size())
+        logits.backward(torch.empty_like(logits))
+    return of_images.get_total_flops(), of_text.get_total_flops()
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from model.checkpoint import is_uri
-from model.config import TABLE, ModelConfig
+from model.config import TABLE, ModelConfig, reads_pretrained
 from model.packages import PACKAGE
+from model.text import WEIGHT_SUFFIXES
 from pipeline import monitoring
 from pipeline.checkpoints.environment import (
     git_commit,
@@ -41,7 +42,7 @@ from pipeline.training.driver.failures import (
     way_on,
 )
 from pipeline.training.driver.holding import held
-from pipeline.training.driver.preflight import check_model
+from pipeline.training.driver.preflight import check_model, check_trained_text
 from pipeline.training.driver.resumable import first_step
 from pipeline.training.driver.stream import StreamDealer, remaining_rows
 from pipeline.training.job import EarlyEnd, Job, Lineage
@@ -80,7 +81,9 @@ def plan_run(config: TrainMixConfig) -> RunPlan:
     """
     config = absolute(config)
     check_model(config.model)
-    return make_plan(config)
+    plan = make_plan(config)
+    check_trained_text(plan.config, plan.labels)
+    return plan
 
 
 def train(
@@ -263,4 +266,7 @@ def _with_absolute_files(model: ModelConfig) -> ModelConfig:
     if text.encoder.startswith(TABLE):
         file = resolve_location("model.text.encoder", text.encoder.removeprefix(TABLE))
         text = replace(text, encoder=f"{TABLE}{file}")
+    if reads_pretrained(text.encoder) and text.pretrained.endswith(WEIGHT_SUFFIXES):
+        file = resolve_location("model.text.pretrained", text.pretrained)
+        text = replace(text, pretrained=file)
     return replace(model, backbone=backbone, text=text)

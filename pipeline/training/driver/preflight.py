@@ -5,13 +5,24 @@ from dataclasses import replace
 import torch
 
 from model.backbone import build_backbone
-from model.config import ModelConfig
+from model.config import ModelConfig, reads_pretrained
 from model.head import head_of
 from model.lseg import LSeg, build_lseg
 from model.partners import require_partner
-from model.text import SENTENCE_PREFIX, build_text_encoder
+from model.text import (
+    SENTENCE_PREFIX,
+    WEIGHT_SUFFIXES,
+    build_text_encoder,
+    require_equal_counts,
+    require_text_weights,
+    tower_outline,
+)
 from model.weights import has_own_weights, require_own_file
 from pipeline.checkpoints.prefetched import use_prefetched
+from pipeline.training.config import TrainMixConfig
+from pipeline.training.questions.labels import LabelSpace
+from pipeline.training.questions.questions import asked_texts
+from pipeline.training.state.optimizer import freeze_text
 
 
 def check_model(config: ModelConfig) -> LSeg:
@@ -34,6 +45,33 @@ def check_model(config: ModelConfig) -> LSeg:
     backbone = replace(config.backbone, pretrained=False, weights="")
     if config.text.encoder.startswith(SENTENCE_PREFIX):  # Whose width only its weights tell.
         use_prefetched()
+    if reads_pretrained(config.text.encoder) and config.text.pretrained.endswith(WEIGHT_SUFFIXES):
+        require_text_weights(config.text)
     dim = build_text_encoder(config.text).dim
     with torch.device("meta"):
         return build_lseg(replace(config, backbone=backbone), dim)
+
+
+def check_training(config: TrainMixConfig) -> LSeg:
+    """Builds the network as `check_model` does, with the text tower where that is trained.
+
+    Raises:
+        ModelError: `check_model` refuses the network, or the tower cannot be built.
+        UserError: There are no weights where LSEG_WEIGHTS says, and the encoder needs them here.
+    """
+    lseg = check_model(config.model)
+    if config.train.text != "frozen":
+        lseg.text_tower = tower_outline(config.model.text)
+    return lseg
+
+
+def check_trained_text(config: TrainMixConfig, labels: LabelSpace) -> None:
+    """Refuses what a text tower that is to be trained cannot be asked.
+
+    Raises:
+        ModelError: The labels have different numbers of names.
+        UserError: The tower has no attention of the usual form.
+    """
+    if config.train.text != "frozen":
+        freeze_text(check_training(config), config.train)
+        require_equal_counts(config.model.text, asked_texts(config.train, labels))

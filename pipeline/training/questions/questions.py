@@ -14,7 +14,7 @@ from model.text import TextEncoder
 from pipeline.data.ingest.mixture import Row
 from pipeline.data.taxonomy import label_text, spelling
 from pipeline.errors import UserError
-from pipeline.training.config import DistractorConfig, OtherConfig, TrainMixConfig
+from pipeline.training.config import DistractorConfig, OtherConfig, TrainConfig, TrainMixConfig
 from pipeline.training.questions.labels import LabelSpace, ask_for_fewer
 from pipeline.training.questions.question import Question
 
@@ -50,8 +50,8 @@ class Questions:
         self._lut = torch.from_numpy(labels.lut.astype(np.int64)).to(device)
         self._other_words = words_for_other(self._train.other, labels)
         distractors = distractor_texts(self._train.distractors, labels)
-        self.texts = (*labels.texts, *self._other_words, *distractors)
-        """All texts that a step may ask."""
+        self.texts = asked_texts(self._train, labels)
+        """All texts that a step may ask: the labels, words for "other", distractors."""
         parts = [self.text_KC, *(encoder.encode([word]).to(device) for word in self._other_words)]
         parts += [encoder.encode(distractors).to(device)] if distractors else []
         self._all_NC = torch.cat(parts)
@@ -109,6 +109,16 @@ class Questions:
         if own is None:
             return torch.arange(len(self.text_KC), device=self._device)
         return torch.from_numpy(np.flatnonzero(own)).to(self._device)
+
+
+def asked_texts(train: TrainConfig, labels: LabelSpace) -> tuple[str, ...]:
+    """Lists all texts that a step of a run may ask.
+
+    Raises:
+        UserError: No word for "other" is left, or there are too few distractors.
+    """
+    other = words_for_other(train.other, labels)
+    return (*labels.texts, *other, *distractor_texts(train.distractors, labels))
 
 
 def words_for_other(config: OtherConfig, labels: LabelSpace) -> tuple[str, ...]:

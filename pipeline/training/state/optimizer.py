@@ -76,7 +76,7 @@ def freeze_backbone(lseg: LSeg, train: TrainConfig) -> None:
 
 
 def freeze_text(lseg: LSeg, train: TrainConfig) -> None:
-    """Leaves of the text tower, where it is trained, the queries and values of its attention.
+    """Freezes a text tower that is trained, but for the queries and values of its attention.
 
     Raises:
         UserError: It has no attention of the usual form.

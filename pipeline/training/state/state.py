@@ -12,7 +12,7 @@ from model.text import trained_tower
 from pipeline.ray_internals import batch_norms, copy_tensors
 from pipeline.training.config import TrainConfig, TrainMixConfig
 from pipeline.training.state.optimizer import build_optimizer, build_schedule
-from pipeline.training.state.warm_start import build_warm
+from pipeline.training.state.warm_start import build_warm, tower_at_start
 
 
 @dataclass
@@ -51,7 +51,7 @@ def build_state(
     else:
         lseg = build_lseg(config.model, embed_dim).to(device)
     if config.train.text != "frozen":
-        lseg.text_tower = trained_tower(config.model.text).to(device)
+        lseg.text_tower = trained_tower(tower_at_start(config, resumes)).to(device)
     if config.train.precision == "fp64":
         lseg = lseg.double()
     optimizer = build_optimizer(lseg, config.train)

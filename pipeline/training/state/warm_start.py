@@ -4,6 +4,7 @@ Only weights and batch-norm statistics are taken over; optimiser, schedule and s
 may differ: the network has no weights of single labels.
 """
 
+import filecmp
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from model.checkpoint import (
     local,
     read_model_config,
 )
-from model.config import ModelConfig
+from model.config import ModelConfig, TextConfig
 from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
 from model.outline import load_weights
@@ -60,6 +61,22 @@ def build_warm(config: TrainMixConfig, embed_dim: int, resumes: bool) -> LSeg:
     return lseg
 
 
+def tower_at_start(config: TrainMixConfig, resumes: bool) -> TextConfig:
+    """Which weights a text tower that is trained begins with: those of `run.start_from`, if any.
+
+    One that `resumes` will have its weights replaced.
+    """
+    text = config.model.text
+    if config.run.start_from and not resumes and has_own_tower(folder := _fetched(config)):
+        return replace(text, pretrained=str(folder / TEXT_WEIGHTS))
+    return text
+
+
+def has_own_tower(folder: Path) -> bool:
+    """Whether a checkpoint brings the text tower that its network was trained with."""
+    return read_model_config(folder).text.pretrained == TEXT_WEIGHTS
+
+
 def check_start(config: TrainMixConfig) -> None:
     """Refuses a start from a checkpoint that is not there or is of another network.
 
@@ -76,6 +93,8 @@ def check_start(config: TrainMixConfig) -> None:
             f"checkpoint{below_a_run(folder)}"
         )
     check_files(folder, (WEIGHTS,))
+    if has_own_tower(folder):
+        _check_tower(config, folder / TEXT_WEIGHTS)
     if difference := model_difference(read_model_config(folder), config.model):
         raise UserError(
             f"run.start_from={config.run.start_from}: is a network with another {difference}: "
@@ -83,10 +102,26 @@ def check_start(config: TrainMixConfig) -> None:
         )
 
 
+def _check_tower(config: TrainMixConfig, tower: Path) -> None:
+    """Refuses to put another text tower beside a network that was trained with its own."""
+    check_files(tower.parent, (tower.name,))
+    named = Path(config.model.text.pretrained)
+    if config.train.text != "frozen" or (
+        named.is_file() and tower.is_file() and filecmp.cmp(named, tower, shallow=False)
+    ):
+        return
+    raise UserError(
+        f"run.start_from={config.run.start_from}: was trained with a text encoder of its own "
+        f"({TEXT_WEIGHTS}), and model.text.pretrained={config.model.text.pretrained} is another: "
+        "set train.text=attention-qv to train it further, or name a copy of that file as "
+        "model.text.pretrained"
+    )
+
+
 def model_difference(before: ModelConfig, now: ModelConfig) -> str:
     """The first setting by which the weights of one network do not fit another; "" for none."""
     old, new = dict(leaves(plain(before))), dict(leaves(plain(now)))
-    if old.get("text.pretrained") == TEXT_WEIGHTS:  # A tower that came with an imported checkpoint.
+    if old.get("text.pretrained") == TEXT_WEIGHTS:  # See `_check_tower`.
         old["text.pretrained"] = new["text.pretrained"]
     for key in sorted({*old, *new}):
         if key not in _FREE and old.get(key) != new.get(key):

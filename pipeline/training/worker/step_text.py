@@ -54,7 +54,8 @@ class StepText:
             return question.text_KC
         with self._amp:
             self._made = self._tower(self._tokens_NSL[question.source_K])
-        self._leaf = self._made.detach().requires_grad_()
+        # Nothing of a tower trains whose rate has the factor 0.
+        self._leaf = self._made.detach().requires_grad_(self._made.requires_grad)
         return self._leaf
 
     def backward(self) -> None:
@@ -62,7 +63,7 @@ class StepText:
 
         As for all other weights, the gradients are the mean over all workers.
         """
-        if self._tower is None:
+        if self._tower is None or not self._made.requires_grad:
             return
         grad = self._leaf.grad if self._leaf.grad is not None else torch.zeros_like(self._leaf)
         self._mean(grad)

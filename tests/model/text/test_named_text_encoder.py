@@ -81,6 +81,16 @@ def test_a_folder_of_the_user_takes_no_weights_that_the_checkpoint_names(tmp_pat
         followed(named, tmp_path)
 
 
+def test_no_weights_of_the_user_stand_for_the_tower_beside_the_network(tmp_path, monkeypatch):
+    (tmp_path / TEXT_WEIGHTS).write_bytes(b"")
+    named = TextConfig(encoder="local-dir:/clip", pretrained=TEXT_WEIGHTS)
+    own = TextConfig(encoder="local-dir:/clip", pretrained="/clip/published.safetensors")
+    assert followed(named, tmp_path, own).pretrained == str(tmp_path / TEXT_WEIGHTS)
+    monkeypatch.setenv(ENCODER, own.encoder)
+    monkeypatch.setenv(PRETRAINED, own.pretrained)
+    assert followed(named, tmp_path).pretrained == str(tmp_path / TEXT_WEIGHTS)
+
+
 def test_the_text_tower_beside_the_network_is_taken_from_there_alone(tmp_path, monkeypatch):
     named = TextConfig(encoder="ViT-B-32", pretrained=TEXT_WEIGHTS)
     monkeypatch.chdir(tmp_path)

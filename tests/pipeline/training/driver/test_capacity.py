@@ -31,7 +31,7 @@ def planned(
         train=TrainConfig(**given),
         cluster=ClusterConfig(num_workers=workers, use_gpu=True),
     )
-    estimate = Estimate(config, 300_000_000, 194, None, memory_gib, 2.5, 0.0)
+    estimate = Estimate(config, 300_000_000, 300_000_000, 194, None, memory_gib, 2.5, 0.0)
     return plan_capacity(estimate, hardware)
 
 

@@ -9,9 +9,16 @@ import torch
 
 from model.config import BackboneConfig, HeadConfig, ModelConfig, TextConfig
 from model.errors import ModelError
-from pipeline.training.config import RunConfig, TrainMixConfig
+from model.text import TrainedTower
+from pipeline.data.taxonomy import Taxonomy
+from pipeline.errors import UserError
+from pipeline.training.config import RunConfig, TrainConfig, TrainMixConfig
 from pipeline.training.driver.launch import absolute
-from pipeline.training.driver.preflight import check_model
+from pipeline.training.driver.preflight import check_model, check_trained_text, check_training
+from pipeline.training.questions.labels import label_space
+from pipeline.training.state.optimizer import freeze_text
+from tests.support.mini_shards import tiny_model
+from tests.support.tiny_clip import tiny_clip
 
 TINY = {"depth": 4, "embed_dim": 32, "num_heads": 2, "img_size": 32}
 
@@ -73,12 +80,35 @@ def test_files_that_the_network_names_get_absolute_paths(tmp_path, monkeypatch):
     found = absolute(config).model
     assert found.backbone.weights == str(tmp_path / "w.pth")
     assert found.text.encoder == f"table:{tmp_path / 't.txt'}"
+    of_file = replace(model, text=TextConfig(encoder="ViT-B-16", pretrained="w.safetensors"))
+    found = absolute(replace(config, model=of_file)).model
+    assert found.text.pretrained == str(tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"text\.pretrained=.*w\.safetensors: no such file"):
+        check_model(replace(found, backbone=tiny_model().backbone))
     named = replace(
         model,
         backbone=BackboneConfig(name="tf_efficientnet_lite0", weights="package:efficientnet-lite0"),
         text=TextConfig(encoder="package:all-minilm-l6-v2"),
     )
     assert absolute(replace(config, model=named)).model == named
+
+
+def test_a_text_tower_that_cannot_be_trained_is_refused_before_any_worker(tmp_path):
+    text = tiny_clip(tmp_path, synonyms="mean")
+    config = TrainMixConfig(model=tiny_model(text=text), train=TrainConfig(text="attention-qv"))
+    taxonomy = Taxonomy("own", ("road", "car, auto"))
+    with pytest.raises(ModelError, match=r"text\.synonyms=mean: gives labels 1 to 2 texts"):
+        check_trained_text(config, label_space(taxonomy.classes, taxonomy))
+    even = Taxonomy("own", ("road, way", "car, auto"))
+    check_trained_text(config, label_space(even.classes, even))
+    tower = check_training(config).text_tower
+    assert tower is not None
+    assert {each.device.type for each in tower.parameters()} == {"meta"}
+    # As towers of Hugging Face's, whose attention has other names.
+    other = check_training(config)
+    other.text_tower = TrainedTower(torch.nn.Linear(2, 2), text)
+    with pytest.raises(UserError, match=r"train\.text=attention-qv: the text tower of lseg-tiny"):
+        freeze_text(other, config.train)
 
 
 def test_weights_of_another_network_are_refused_before_any_worker(tmp_path):

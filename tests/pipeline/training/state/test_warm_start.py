@@ -1,11 +1,12 @@
 """A run that starts from another one's weights: what is taken over, and what is refused."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-from model.checkpoint import save_checkpoint
+from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
 from model.config import RegularizerConfig
 from model.errors import ModelError
 from pipeline.checkpoints.whole import write_digests
@@ -17,6 +18,7 @@ from pipeline.training.saving.checkpoint import provenance_of
 from pipeline.training.state.state import build_state
 from pipeline.training.state.warm_start import check_start, model_difference
 from tests.support.mini_shards import tiny_model
+from tests.support.tiny_clip import DIM, tiny_clip
 
 CPU = torch.device("cpu")
 CONFIG = TrainMixConfig(model=tiny_model(), train=TrainConfig(ema_decay=0.9, steps=50))
@@ -58,6 +60,34 @@ def test_weights_that_are_not_the_recorded_ones_are_refused_before_workers_start
         file.write(b"\0\0\0\1")
     with pytest.raises(ModelError, match=r"model\.safetensors: is not what was written"):
         check_start(started_from(folder))
+
+
+def test_a_start_takes_the_text_tower_that_was_trained(tmp_path):
+    train = replace(CONFIG.train, text="attention-qv")
+    config = replace(CONFIG, model=tiny_model(text=tiny_clip(tmp_path)), train=train)
+    before = build_state(config, DIM, CPU)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    with torch.no_grad():
+        for weight in before.evaluated.text_tower.parameters():
+            weight += 0.1
+    provenance = provenance_of(config, label_space(["road"]), {}, {})
+    checkpoint.save(folder, checkpoint.content_of(before), provenance)
+    config = replace(config, run=RunConfig(start_from=str(folder)))
+    check_start(config)
+    wanted = before.evaluated.text_tower.state_dict()
+    found = build_state(config, DIM, CPU).lseg.text_tower.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    # Another tower beside that network would answer wrongly.
+    frozen = replace(config, train=CONFIG.train)
+    with pytest.raises(UserError, match=r"a text encoder of its own .*model\.text\.pretrained"):
+        check_start(frozen)
+    copy = shutil.copyfile(folder / TEXT_WEIGHTS, tmp_path / "mine.safetensors")
+    text = replace(config.model.text, pretrained=str(copy))
+    check_start(replace(frozen, model=replace(config.model, text=text)))
+    (folder / TEXT_WEIGHTS).unlink()
+    with pytest.raises(UserError, match=TEXT_WEIGHTS):
+        check_start(frozen)
 
 
 def test_a_resumed_run_needs_the_other_checkpoint_no_more(other, tmp_path):

@@ -174,6 +174,16 @@ def test_two_workers_train_as_one_does(tmp_path):
         torch.testing.assert_close(one[name], value, rtol=1e-7, atol=1e-9, msg=name)
 
 
+@pytest.mark.usefixtures("process_group")
+def test_a_tower_whose_rate_has_the_factor_0_stays_as_it_is(config):
+    worker = LoneWorker(replace(config, train=replace(config.train, rates=("^text_tower=0",))))
+    tower = worker.state.lseg.text_tower
+    assert tower is not None
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    assert np.isfinite(worker.step())
+    assert changed(before, tower.state_dict()) == set()
+
+
 def test_it_goes_with_towers_of_open_clip_alone():
     with pytest.raises(UserError, match=r"train\.text=attention-qv: model\.text\.encoder=stand-in"):
         TrainMixConfig(train=TrainConfig(text="attention-qv"), model=tiny_model())
