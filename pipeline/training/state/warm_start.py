@@ -105,10 +105,15 @@ def check_start(config: TrainMixConfig) -> None:
 def _check_tower(config: TrainMixConfig, tower: Path) -> None:
     """Refuses to put another text tower beside a network that was trained with its own."""
     check_files(tower.parent, (tower.name,))
+    if not tower.is_file():
+        raise UserError(
+            f"run.start_from={config.run.start_from}: holds no {TEXT_WEIGHTS}, which its "
+            "config.yaml names as the weights of its text encoder: copy it there, or name another "
+            "checkpoint"
+        )
     named = Path(config.model.text.pretrained)
-    if config.train.text != "frozen" or (
-        named.is_file() and tower.is_file() and filecmp.cmp(named, tower, shallow=False)
-    ):
+    is_named = named.is_file() and filecmp.cmp(named, tower, shallow=False)
+    if config.train.text != "frozen" or is_named:
         return
     raise UserError(
         f"run.start_from={config.run.start_from}: was trained with a text encoder of its own "
