@@ -208,9 +208,9 @@ def followed(named: TextConfig, folder: Path, own: TextConfig | None = None) -> 
     if not (named.encoder.startswith(PACKAGE) or is_name(named.encoder)):
         if not encoder:
             raise _refused(folder, "encoder", named.encoder, ENCODER)
-        own_weights = named.pretrained == TEXT_WEIGHTS
-        kept = named.pretrained if own_weights else pretrained or named.pretrained
-        named = replace(named, encoder=encoder, pretrained=kept)
+        # Nobody's weights stand for those that the network was trained with.
+        kept = "" if named.pretrained == TEXT_WEIGHTS else pretrained
+        named = replace(named, encoder=encoder, pretrained=kept or named.pretrained)
     # What the caller named is followed wherever it leads, but the weights only if they are too.
     if not reads_pretrained(named.encoder):
         return named

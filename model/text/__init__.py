@@ -14,7 +14,7 @@ from model.text.encoders import (
     require_text_weights,
 )
 from model.text.open_clip_tower import WEIGHT_SUFFIXES
-from model.text.templates import channels_of, texts_of
+from model.text.templates import channels_of
 from model.text.trained import (
     TrainedTower,
     require_equal_counts,
@@ -36,7 +36,6 @@ __all__ = [
     "channels_of",
     "require_equal_counts",
     "require_text_weights",
-    "texts_of",
     "tokens_of",
     "tower_outline",
     "trained_tower",

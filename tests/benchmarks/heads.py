@@ -26,7 +26,9 @@ import yaml
 from jobs.cli import parse
 from model.loss import segmentation_loss
 from model.lseg import LSeg, build_lseg
-from pipeline.training.config import TrainMixConfig
+from pipeline.demo.world import world_classes
+from pipeline.evaluation.behaviours.classes import HELD_OUT
+from pipeline.training.config import TrainConfig, TrainMixConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "jobs" / "recipes" / "demo.yaml"
@@ -55,8 +57,6 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 """Labels of a step (0: all), images of a step, and settings of the network, by head."""
 FIGURES = ("seen_miou", "unseen_miou", "untrained_unseen_miou", "unseen_chance_miou")
-ALL_LABELS = 104
-"""Labels that a step of the demo asks on average where it asks all: for the time of a step."""
 ROUNDS = 3
 
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in given.seeds:
         for head in given.heads:
             steps = max(1, round(60 * given.minutes / seconds[head]))
-            figures = trained(head, seed, steps, given.val_scenes, out / f"{head}-{seed}")
+            figures = trained(out, head, seed, steps, given.val_scenes)
             print(json.dumps({"head": head, "seed": seed, "steps": steps} | figures), flush=True)
             found.setdefault(head, []).append(figures | {"steps": steps})
     for line in table(found):
@@ -107,6 +107,12 @@ def step_seconds(heads: Iterable[str], out: Path) -> dict[str, float]:
     return {head: statistics.median(times[1:]) for head, times in taken.items()}
 
 
+def asked_labels(train: TrainConfig) -> int:
+    """Labels that a step of the demo asks on average where it asks all."""
+    labels = len(world_classes()) - len(HELD_OUT)
+    return round(labels * (1 - train.other.share * train.other.drop)) + train.distractors.count
+
+
 class _Step:
     """Forward and backward of a step's images with random weights, images and words."""
 
@@ -115,8 +121,9 @@ class _Step:
         argv = ["--config", str(path), "--data.shards", str(path.parent)]
         self.config = parse(TrainMixConfig, argv)
         self.lseg: LSeg = build_lseg(self.config.model, 512).train()
-        crop, labels = self.config.data.augment.crop_px, HEADS[head]["labels"] or ALL_LABELS
-        self.image = torch.randn(HEADS[head]["batch"], 3, crop, crop)
+        train, crop = self.config.train, self.config.data.augment.crop_px
+        labels = train.labels_per_step or asked_labels(train)
+        self.image = torch.randn(train.batch_size, 3, crop, crop)
         self.label = torch.randint(labels, (len(self.image), crop, crop))
         self.text = torch.nn.functional.normalize(torch.randn(labels, 512), dim=1)
 
@@ -128,9 +135,9 @@ class _Step:
         return time.process_time() - began
 
 
-def trained(head: str, seed: int, steps: int, scenes: int, out: Path) -> dict[str, float]:
+def trained(folder: Path, head: str, seed: int, steps: int, scenes: int) -> dict[str, float]:
     """Trains and judges one network by the demo's job: its figures."""
-    path = write_recipe(head, out)
+    path, out = write_recipe(head, folder), folder / f"{head}-{seed}"
     command = [sys.executable, "jobs/demo.py", "--recipe", str(path), "--out", str(out)]
     command += ["--seed", str(seed), "--steps", str(steps)]
     command += ["--val_scenes", str(scenes)]

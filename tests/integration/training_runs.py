@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from safetensors.torch import load_file
@@ -106,19 +107,11 @@ def recipe_text(
     return RECIPE.format(storage=storage, shards=shards, **given)
 
 
-def write_recipe(
-    folder: Path,
-    shards: Path,
-    steps: int,
-    every: int,
-    precision: str = "fp32",
-    batch: int = BATCH,
-    head: str = "dot",
-) -> Path:
-    """The recipe of all runs below `folder`."""
+def write_recipe(folder: Path, shards: Path, *given: Any, **settings: Any) -> Path:
+    """Writes the recipe of all runs below `folder`; what else it takes, `recipe_text` takes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
-    path.write_text(recipe_text(folder / "runs", shards, steps, every, precision, batch, head))
+    path.write_text(recipe_text(folder / "runs", shards, *given, **settings))
     return path
 
 

@@ -110,3 +110,18 @@ class LoneWorker:
             found[f"momentum.{number}"] = values["momentum_buffer"]
         # How many batches a norm has seen is counted, and used by nothing.
         return {k: v.clone() for k, v in found.items() if not k.endswith("batches_tracked")}
+
+
+def rest_of(batches, count):
+    """The batches of noise without the first ones, which were drawn before the checkpoint."""
+
+    def without(worker):
+        found = batches(worker)
+        rows = worker.state.step * worker.config.train.batch_size
+        for _ in range(count):
+            next(found)
+        for batch in found:
+            yield batch | {"t": batch["t"] - batch["t"][0] + rows}
+            rows += worker.config.train.batch_size
+
+    return without

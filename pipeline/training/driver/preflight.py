@@ -73,5 +73,6 @@ def check_trained_text(config: TrainMixConfig, labels: LabelSpace) -> None:
         UserError: The tower has no attention of the usual form.
     """
     if config.train.text != "frozen":
-        freeze_text(check_training(config), config.train)
-        require_equal_counts(config.model.text, asked_texts(config.train, labels))
+        text = config.model.text
+        freeze_text(tower_outline(text), text.encoder)
+        require_equal_counts(text, asked_texts(config.train, labels))

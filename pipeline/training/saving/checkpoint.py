@@ -115,8 +115,8 @@ def save(folder: Path, content: Content, provenance: Provenance) -> None:
     """Writes a checkpoint into an existing folder; on any thread."""
     content.copy.wait()
     save_model(folder, content, provenance)
-    if content.text_weights:
-        save_file(content.text_weights, folder / TEXT_WEIGHTS)
+    if text := content.text_weights:
+        save_file(text, folder / TEXT_WEIGHTS)
         shutil.copymode(folder / CONFIG, folder / TEXT_WEIGHTS)
     if content.trainer is None:
         return

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.lseg import LSeg
+from model.text import TrainedTower
 from pipeline.errors import UserError
 from pipeline.training.config import TrainConfig, read_rate
 
@@ -31,7 +32,8 @@ def build_optimizer(lseg: LSeg, train: TrainConfig) -> torch.optim.Optimizer:
         # Adam's step does not depend on the size of a gradient: the groups need no factor.
         groups = [{**group, "lr": train.lr} for group in groups]
     freeze_backbone(lseg, train)
-    freeze_text(lseg, train)
+    if lseg.text_tower is not None:
+        freeze_text(lseg.text_tower, lseg.config.text.encoder)
     if (
         train.rates
         or not train.decay_norms
@@ -75,20 +77,22 @@ def freeze_backbone(lseg: LSeg, train: TrainConfig) -> None:
         )
 
 
-def freeze_text(lseg: LSeg, train: TrainConfig) -> None:
+def freeze_text(tower: TrainedTower, encoder: str) -> None:
     """Freezes a text tower that is trained, but for the queries and values of its attention.
+
+    Args:
+        tower: The tower.
+        encoder: Its name, for messages.
 
     Raises:
         UserError: It has no attention of the usual form.
     """
-    if lseg.text_tower is None:
-        return
-    lseg.text_tower.requires_grad_(False)
-    trained = [w for name, w in lseg.text_tower.named_parameters() if name.endswith(JOINT)]
+    tower.requires_grad_(False)
+    trained = [weight for name, weight in tower.named_parameters() if name.endswith(JOINT)]
     if not trained:
         raise UserError(
-            f"train.text={train.text}: the text tower of {lseg.config.text.encoder} has no "
-            "attention with queries and values: set it to frozen"
+            f"train.text=attention-qv: the text tower of {encoder} has no attention with queries "
+            "and values: set it to frozen"
         )
     for weight in trained:
         weight.requires_grad_(True).register_hook(_without_keys)

@@ -105,10 +105,9 @@ def test_a_text_tower_that_cannot_be_trained_is_refused_before_any_worker(tmp_pa
     assert tower is not None
     assert {each.device.type for each in tower.parameters()} == {"meta"}
     # As towers of Hugging Face's, whose attention has other names.
-    other = check_training(config)
-    other.text_tower = TrainedTower(torch.nn.Linear(2, 2), text)
+    other = TrainedTower(torch.nn.Linear(2, 2), text)
     with pytest.raises(UserError, match=r"train\.text=attention-qv: the text tower of lseg-tiny"):
-        freeze_text(other, config.train)
+        freeze_text(other, text.encoder)
 
 
 def test_weights_of_another_network_are_refused_before_any_worker(tmp_path):

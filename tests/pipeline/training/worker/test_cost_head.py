@@ -11,7 +11,7 @@ from model.config import BackboneConfig, HeadConfig
 from model.lseg import LSeg
 from pipeline.training.saving import checkpoint
 from pipeline.training.worker import loop
-from tests.support.lone_worker import LoneWorker, process_group  # noqa: F401
+from tests.support.lone_worker import LoneWorker, process_group, rest_of  # noqa: F401
 from tests.support.mini_shards import MiniShards, tiny_model
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -46,18 +46,3 @@ def test_it_trains_and_resumes_to_the_bit(mini_shards: MiniShards, tmp_path, mon
     image = np.full((48, 48, 3), 90, np.uint8)
     (ids,) = LSeg.load(folder).predict(image, ["sky", "road", "wall"])
     assert ids.shape == (48, 48)
-
-
-def rest_of(batches, count):
-    """The batches of noise without the first ones, which were drawn before the checkpoint."""
-
-    def without(worker):
-        found = batches(worker)
-        rows = worker.state.step * worker.config.train.batch_size
-        for _ in range(count):
-            next(found)
-        for batch in found:
-            yield batch | {"t": batch["t"] - batch["t"][0] + rows}
-            rows += worker.config.train.batch_size
-
-    return without

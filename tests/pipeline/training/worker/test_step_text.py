@@ -26,8 +26,7 @@ from pipeline.training.state.optimizer import build_optimizer
 from pipeline.training.worker import loop
 from pipeline.training.worker.step_text import StepText
 from pipeline.training.worker.wrapping import autocast, wrap
-from tests.pipeline.training.worker.test_cost_head import rest_of
-from tests.support.lone_worker import LoneWorker, process_group  # noqa: F401
+from tests.support.lone_worker import LoneWorker, process_group, rest_of  # noqa: F401
 from tests.support.mini_shards import MiniShards, tiny_model
 from tests.support.tiny_clip import DIM, tiny_clip
 
@@ -110,7 +109,7 @@ def test_a_question_has_the_vectors_of_its_own_labels(config):
 
 
 def steps_of(tower_config, rank: int, world: int) -> dict[str, torch.Tensor]:
-    """Three steps on this worker's part of six images, in two passes each: the weights."""
+    """Three steps on this worker's part of twelve images, in two passes each: the weights."""
     taxonomy = Taxonomy("own", ("road", "sky", "car", "dog"))
     train = TrainConfig(text="attention-qv", accumulate=2, batch_size=12, momentum=0.9, lr=0.3)
     config = TrainMixConfig(train=train, model=tiny_model(text=tower_config))
