@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from jobs.export_official import ExportConfig
 from jobs.export_official import run as run_export
 from jobs.import_official import ImportConfig
 from jobs.import_official import run as run_import
+from model.checkpoint import CONFIG, TEXT_WEIGHTS
 from model.config import RegularizerConfig
 from model.errors import ModelError
 from model.lightning_file import TorchFile, is_tensor, plain_mapping
@@ -397,6 +399,18 @@ def test_labels_that_cannot_be_read_are_one_line(exported, tmp_path, capsys, kin
         )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_text_tower_that_came_with_the_network_is_not_left_out(exported, tmp_path):
+    out = tmp_path / "o"
+    run_import(ImportConfig(checkpoint=str(exported), out=str(out)))
+    content = yaml.safe_load((out / CONFIG).read_text())
+    content["model"]["text"] |= {"encoder": "ViT-B-32", "pretrained": TEXT_WEIGHTS}
+    (out / CONFIG).write_text(yaml.safe_dump(content))
+    (out / TEXT_WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match="clip=omit: this checkpoint has a text encoder of its own"):
+        run_export(ExportConfig(checkpoint=str(out), out=str(tmp_path / "x.ckpt"), clip="omit"))
+    assert not (tmp_path / "x.ckpt").exists()
 
 
 def test_labels_may_begin_with_a_byte_order_mark(exported, tmp_path):
