@@ -215,7 +215,6 @@ def test_what_the_registry_knows_of_a_version(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
 def test_the_code_of_today_writes_the_same_kinds_of_files(tmp_path):
     run_command("tests.golden.formats.make", str(tmp_path / "out"))
 

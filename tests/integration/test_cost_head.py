@@ -36,7 +36,6 @@ LIMITS = Limits(max_image_mib=0.05, max_image_mpx=0.01, max_labels=300)
 
 # Whole jobs, which alone can show that nothing on the way knows one head only.
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_every_job_takes_the_cost_head(mini_shards: MiniShards, tmp_path):
     figures, checkpoint = swept(mini_shards, tmp_path)
     assert {0 <= trial["eval/miou"] <= 1 for trial in figures.values()} == {True}

@@ -12,7 +12,6 @@ from tests.integration.training_runs import REPOSITORY
 
 # Slow: two raylets, and a driver for each case.
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_no_crop_crosses_nodes_and_the_length_of_a_run_costs_nothing(tmp_path):
     out = tmp_path / "scale.json"
     command = [sys.executable, "-m", "tests.benchmarks.ingest_scale", "--consumers", "4"]

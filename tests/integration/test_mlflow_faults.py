@@ -7,7 +7,6 @@ from tests.integration.mlflow_faults import NO_CALL_WAITED_S, run_faults
 
 # Slow: a training and four starts of an MLflow server, of some ten seconds each.
 @pytest.mark.long
-@pytest.mark.timeout(900)
 def test_no_step_waits_and_no_metric_is_lost(tmp_path):
     faults = run_faults(tmp_path, seconds=7, cycles=1)
     assert {s.state for s in faults.stretches} == {

@@ -16,7 +16,7 @@ from tests.support.ray_fixtures import run_command
 from tests.support.tiny_roots import noise
 
 # Five dead servers and eleven runs of the job; or, for the others, a Ray and three runs of each.
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.long
 
 
 def predict(folder: Path, out: str) -> int:

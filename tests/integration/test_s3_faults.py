@@ -18,7 +18,6 @@ from tests.support.mini_shards import MiniShards
 pytestmark = [
     # A real server and two whole runs of the command, one with pauses before requests are repeated.
     pytest.mark.long,
-    pytest.mark.timeout(900),
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -17,7 +17,6 @@ from tests.pipeline.sweep.test_sweeps import recipe_text
 
 # Slow: two starts of a Ray of its own, which is what is killed.
 @pytest.mark.long
-@pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_where_it_was(mini_shards, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe_text(mini_shards))
     sweep = {

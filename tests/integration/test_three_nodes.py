@@ -31,7 +31,6 @@ pytestmark = [
     # Opt-in: three Rays beside that of the tests, and GCS takes half a minute to miss a node.
     pytest.mark.skipif("THREE_NODES" not in os.environ, reason="set THREE_NODES=1 to run it"),
     pytest.mark.long,
-    pytest.mark.timeout(900),
 ]
 
 STEPS, EVERY = 120, 10

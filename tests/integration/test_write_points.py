@@ -7,7 +7,7 @@ import pytest
 from tests.support.ray_fixtures import run_command
 
 # A Ray of its own, and each point is two runs of a job; all points: the module's own command.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

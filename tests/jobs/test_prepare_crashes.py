@@ -19,7 +19,6 @@ from tests.support.tiny_roots import write_cityscapes
 pytestmark = [
     # Each runs the command several times, and a Ray takes about ten seconds to start.
     pytest.mark.slow,
-    pytest.mark.timeout(900),
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -20,7 +20,6 @@ from tests.support.tiny_roots import encode, write_ade20k, write_cityscapes
 pytestmark = [
     # A real server, two runs of the command, and hundreds of pauses before requests are repeated.
     pytest.mark.long,
-    pytest.mark.timeout(900),
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -54,7 +54,9 @@ def test_a_recipe_makes_a_dry_step(recipe, capsys):
     sizes = {"vit_large": (304, 360), "vit_base": (90, 120), "vit_tiny": (0.1, 2)}
     sizes |= {"resnet101": (50, 70), "convnext_atto": (0.05, 2), "tf_efficientnet_lite0": (3, 6)}
     name = next(key for key in sizes if config.model.backbone.name.startswith(key))
-    assert sizes[name][0] < parameters < sizes[name][1]
+    # The text tower of CLIP ViT-B has 63.4 M, and is one of the network's where it is trained.
+    tower = 63.4 if config.train.text != "frozen" else 0.0
+    assert sizes[name][0] < parameters - tower < sizes[name][1]
     assert (
         memory >= int(10 * 3 * 4 * parameters * 1e6 / 2**30) / 10
     )  # Weights, gradients, a moment.

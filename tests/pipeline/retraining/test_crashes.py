@@ -18,7 +18,7 @@ from tests.pipeline.retraining.world import (
 from tests.support.mlflow_server import MlflowServer, wait_until
 
 # A server, and a process for each point that is killed in the middle.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = pytest.mark.slow
 
 # A clean process that has loaded what the calls need, to fork from: no thread, no connection.
 CONTEXT = multiprocessing.get_context("forkserver")

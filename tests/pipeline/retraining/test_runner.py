@@ -19,8 +19,6 @@ from pipeline.storage.local import LocalStorage
 from pipeline.tracking.config import TrackingConfig
 from tests.pipeline.retraining.world import World
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.long)])
 def uri(request) -> str:

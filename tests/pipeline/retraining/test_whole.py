@@ -23,7 +23,7 @@ from tests.support.mini_shards import MiniShards, paint_vectors
 from tests.support.mlflow_server import MlflowServer
 
 # Two real trainings, three evaluations and a server.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
+pytestmark = pytest.mark.slow
 
 
 def new_shards(folder: Path, seed: int) -> None:

@@ -37,8 +37,6 @@ cluster: {{num_workers: 1, cpus_per_worker: 0.5, threads_per_worker: 1}}
 """
 LR = "train.lr"
 
-pytestmark = pytest.mark.timeout(900)
-
 
 def sweep(mini: MiniShards, folder: Path, **settings) -> SweepConfig:
     defaults = {"name": "tiny", "base": "written by the test", "metric": "val/pixel_accuracy"}

@@ -9,7 +9,7 @@ import pytest
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 from tests.support.mlflow_server import MlflowServer, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = pytest.mark.slow
 
 _CALLS = 1000
 _CALLS_LIMIT_S = 0.5

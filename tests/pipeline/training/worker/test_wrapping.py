@@ -67,7 +67,6 @@ def test_channels_last_is_what_convolutions_see():
 
 
 @pytest.mark.long  # two runs of two workers, and a compilation on each worker
-@pytest.mark.timeout(600)
 def test_compiled_runs_of_two_workers_train_as_plain_ones_do(mini_shards, tmp_path):
     weights = []
     for name, compiled in (("plain", False), ("compiled", True)):
