@@ -71,6 +71,22 @@ def test_scores_have_half_the_size_of_any_image(cost_lseg, text):
     torch.testing.assert_close(each[1], scores[1].flip(0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
+def test_compiled_step_is_one_graph_and_equals_the_eager_one(cost_lseg, text):
+    image, label = torch.randn(1, 3, 32, 32), torch.randint(0, 3, (1, 32, 32))
+    # With inductor's decompositions: without them PyTorch takes wrong strides for ELU's gradient.
+    backend = "aot_eager_decomp_partition"
+    results = []
+    for step in (cost_lseg, torch.compile(cost_lseg, backend=backend, fullgraph=True)):
+        cost_lseg.zero_grad()
+        loss, _ = segmentation_loss(step(image, text), label)
+        loss.backward()
+        trained = [p.grad.clone() for p in cost_lseg.parameters() if p.grad is not None]
+        results.append([loss.detach(), *trained])
+    assert len(results[0]) > 50
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-3)
+
+
 @torch.no_grad()
 def test_pixel_features_are_the_backbones(cost_lseg):
     image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
