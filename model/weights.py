@@ -198,7 +198,10 @@ def watched_loading(config: BackboneConfig) -> Iterator[None]:
 
     def noted(module: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         _check_filled(config, module, state_dict)
-        return load(module, state_dict, *args, **kwargs)
+        found = load(module, state_dict, *args, **kwargs)
+        # timm would warn of them on every worker, though most are the classifier, which is cut off.
+        found.unexpected_keys.clear()
+        return found
 
     try:
         # timm has no way to ask what it filled.

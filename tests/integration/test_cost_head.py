@@ -1,4 +1,4 @@
-"""The cost head through the jobs: an entry of a sweep; evaluated, predicted, served, exported."""
+"""The cost head through the jobs: a trial of a sweep; evaluated, predicted, served."""
 
 import functools
 from collections.abc import Mapping
@@ -12,8 +12,6 @@ from starlette.testclient import TestClient
 from jobs.sweep import build_evaluation, build_trial
 from model.lseg import LSeg
 from pipeline.inference.config import PredictConfig
-from pipeline.inference.export.config import ExportConfig
-from pipeline.inference.export.run import export
 from pipeline.inference.run import segment_photos
 from pipeline.inference.served_limits import Limits
 from pipeline.serving.app import build_app
@@ -34,7 +32,8 @@ LABELS = ("wall", "sky", "boat")
 LIMITS = Limits(max_image_mib=0.05, max_image_mpx=0.01, max_labels=300)
 
 
-# Whole jobs, which alone can show that nothing on the way knows one head only.
+# Whole jobs, which alone can show that nothing on the way knows one head only. The export has
+# tests of its own for this head.
 @pytest.mark.slow
 def test_every_job_takes_the_cost_head(mini_shards: MiniShards, tmp_path):
     figures, checkpoint = swept(mini_shards, tmp_path)
@@ -52,12 +51,10 @@ def test_every_job_takes_the_cost_head(mini_shards: MiniShards, tmp_path):
     assert predicted.shape == (40, 64)
     assert len(np.unique(predicted)) > 1  # Else any two answers would agree.
     assert served(checkpoint, predicted) > 0.99
-    export(ExportConfig(checkpoint=checkpoint, to="torch", out=str(tmp_path / "exported")))
-    assert (tmp_path / "exported" / "segment.pt2").is_file()
 
 
 def swept(mini: MiniShards, folder: Path) -> tuple[Mapping[str, Mapping[str, float]], str]:
-    """Sweeps over the heads; the figures by trial, and the last checkpoint of the cost head."""
+    """Sweeps over one head; the figures by trial, and the last checkpoint."""
     config = SweepConfig(
         name="heads",
         base="written by the test",
@@ -68,7 +65,7 @@ def swept(mini: MiniShards, folder: Path) -> tuple[Mapping[str, Mapping[str, flo
             "train.validate_every": 4,
             "cluster.num_workers": 1,
         },
-        trials=[{"model.head.kind": "dot", "model.head.padded": 256}, {"model.head.kind": "cost"}],
+        trials=[{"model.head.kind": "cost"}],
         evaluate={"protocol": "unified", "shards": str(mini.folder), "max_images": 2},
         tracking=TrackingConfig(uri=mini.tracking_uri),
     )

@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NUM_IMAGES = 2000
+NUM_IMAGES = 1000
 WORKERS = 2
 TASK = "ray::_Worker.work"
 """The title of a worker process while it converts a unit."""
@@ -111,7 +111,7 @@ def undisturbed(root: Path) -> Callable[[int], dict[str, bytes]]:
 def test_sigkill_at_three_random_moments_costs_less_than_a_shard_a_worker(
     root, tmp_path, reads, undisturbed
 ):
-    per_shard, kills = 50, 3
+    per_shard, kills = 25, 3
     wanted = undisturbed(per_shard)
     before = {ending: reads.total(ending) for ending in ("_leftImg8bit.png", "_labelIds.png")}
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 10**6))
@@ -146,7 +146,7 @@ def test_sigkill_at_three_random_moments_costs_less_than_a_shard_a_worker(
 
 
 def test_a_killed_worker_costs_its_unit_alone(root, tmp_path, reads, undisturbed):
-    per_shard = 500
+    per_shard = 250
     wanted = undisturbed(per_shard)
     start = reads.total("_leftImg8bit.png")
     job = Job(root, tmp_path / "out", per_shard)
@@ -188,8 +188,8 @@ def test_a_unit_that_always_kills_its_worker_is_named(root, tmp_path, reads):
 @pytest.mark.long
 def test_what_ray_has_started_ends_with_a_killed_command(root, tmp_path, reads):
     start = reads.total("_leftImg8bit.png")
-    job = Job(root, tmp_path / "out", 50)
-    job.wait_until(lambda: reads.total("_leftImg8bit.png") - start >= 60)
+    job = Job(root, tmp_path / "out", 25)
+    job.wait_until(lambda: reads.total("_leftImg8bit.png") - start >= 30)
     family = job.family()
     assert len(family) > 3
     job.process.kill()
@@ -202,7 +202,7 @@ def test_what_ray_has_started_ends_with_a_killed_command(root, tmp_path, reads):
 def test_a_signal_ends_the_run_and_keeps_what_is_done(
     root, tmp_path, reads, undisturbed, number, code
 ):
-    per_shard = 50
+    per_shard = 25
     wanted = undisturbed(per_shard)
     start = reads.total("_leftImg8bit.png")
     out = tmp_path / "out"
@@ -225,7 +225,7 @@ def test_a_signal_ends_the_run_and_keeps_what_is_done(
 
 @pytest.mark.long
 def test_a_second_run_on_the_same_output_is_refused(root, tmp_path, reads, undisturbed):
-    per_shard = 50
+    per_shard = 25
     wanted = undisturbed(per_shard)
     start = reads.total("_leftImg8bit.png")
     out = tmp_path / "out"

@@ -41,6 +41,15 @@ def test_a_file_of_this_model_fills_it(states, tmp_path, caplog, kind, name):
     assert torch.equal(loaded[first], states[kind][first.split(".", 1)[1]])
 
 
+def test_a_classifier_in_the_file_is_no_warning(tmp_path, caplog):
+    name = "tf_efficientnet_lite0"
+    save_file(timm.create_model(name).state_dict(), tmp_path / "w.safetensors")
+    caplog.set_level(logging.INFO)
+    build_backbone(config(tmp_path / "w.safetensors", name))
+    assert "fill 100.0 % of it" in caplog.text
+    assert "Unexpected" not in caplog.text
+
+
 @pytest.mark.parametrize(("kind", "name"), [("vit", "vit_tiny_patch16_224"), ("cnn", "resnet10t")])
 @pytest.mark.parametrize("change", ["prefix", "other", "shapes", "few"])
 def test_a_file_of_other_names_or_shapes_is_refused_with_examples(

@@ -208,7 +208,7 @@ def test_onnxruntime_answers_as_the_network(tmp_path, made):
 
 @pytest.mark.parametrize(
     ("head", "num_labels"),
-    [("dot", 5), ("cost", 5), pytest.param("cost", 12, marks=pytest.mark.slow)],
+    [("dot", 5), ("cost", 5), pytest.param("cost", 12, marks=pytest.mark.long)],
 )
 def test_pytorch_runs_the_program_without_this_project(tmp_path, head, num_labels):
     checkpoint = RUN

@@ -42,7 +42,7 @@ def losses_and_weights(steps: int = 3, **settings):
     [
         {"channels_last": "on"},
         {"recompute": True},
-        pytest.param({"compile": True, "channels_last": "on"}, marks=pytest.mark.slow),
+        pytest.param({"compile": True, "channels_last": "on"}, marks=pytest.mark.long),
     ],
 )
 def test_the_same_losses_and_weights(settings):
