@@ -24,7 +24,7 @@ def run(folder: Path, *words: str) -> None:
 @pytest.mark.parametrize(
     ("job", "points", "kinds"),
     [
-        ("predict", 2, ("kill", "empty", "ENOSPC")),
+        ("predict", 1, ("kill", "empty", "ENOSPC")),
         pytest.param("registry", 1, ("kill",), marks=pytest.mark.long),
         pytest.param("prepare", 1, ("kill",), marks=pytest.mark.long),
         pytest.param("evaluate", 1, ("ENOSPC",), marks=pytest.mark.long),
