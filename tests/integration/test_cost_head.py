@@ -1,8 +1,9 @@
-"""The cost head through the jobs: a trial of a sweep; evaluated, predicted, served."""
+"""The cost head through the jobs: a trial of a sweep; evaluated, predicted, served, exported."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from starlette.testclient import TestClient
 from jobs.sweep import build_evaluation, build_trial
 from model.lseg import LSeg
 from pipeline.inference.config import PredictConfig
+from pipeline.inference.export.config import ExportConfig
+from pipeline.inference.export.run import export
 from pipeline.inference.run import segment_photos
 from pipeline.inference.served_limits import Limits
 from pipeline.serving.app import build_app
@@ -29,14 +32,15 @@ from tests.pipeline.serving.conftest import png
 from tests.support.mini_shards import MiniShards
 
 LABELS = ("wall", "sky", "boat")
+DOT = {"model.head.kind": "dot", "model.head.padded": 256}
+COST = {"model.head.kind": "cost"}
 LIMITS = Limits(max_image_mib=0.05, max_image_mpx=0.01, max_labels=300)
 
 
-# Whole jobs, which alone can show that nothing on the way knows one head only. The export has
-# tests of its own for this head.
+# Whole jobs, which alone can show that nothing on the way knows one head only.
 @pytest.mark.slow
 def test_every_job_takes_the_cost_head(mini_shards: MiniShards, tmp_path):
-    figures, checkpoint = swept(mini_shards, tmp_path)
+    figures, checkpoint = swept(mini_shards, tmp_path, [COST])
     assert {0 <= trial["eval/miou"] <= 1 for trial in figures.values()} == {True}
     assert LSeg.load(checkpoint).scores_apart
     (tmp_path / "photo.png").write_bytes(png())
@@ -53,8 +57,19 @@ def test_every_job_takes_the_cost_head(mini_shards: MiniShards, tmp_path):
     assert served(checkpoint, predicted) > 0.99
 
 
-def swept(mini: MiniShards, folder: Path) -> tuple[Mapping[str, Mapping[str, float]], str]:
-    """Sweeps over one head; the figures by trial, and the last checkpoint."""
+@pytest.mark.long
+def test_it_is_swept_beside_another_head_and_exported(mini_shards: MiniShards, tmp_path):
+    figures, checkpoint = swept(mini_shards, tmp_path, [DOT, COST])
+    assert len(figures) == 2
+    assert {0 <= trial["eval/miou"] <= 1 for trial in figures.values()} == {True}
+    export(ExportConfig(checkpoint=checkpoint, to="torch", out=str(tmp_path / "exported")))
+    assert (tmp_path / "exported" / "segment.pt2").is_file()
+
+
+def swept(
+    mini: MiniShards, folder: Path, trials: Sequence[dict[str, Any]]
+) -> tuple[Mapping[str, Mapping[str, float]], str]:
+    """Sweeps over heads; the figures by trial, and the last checkpoint of the cost head."""
     config = SweepConfig(
         name="heads",
         base="written by the test",
@@ -65,7 +80,7 @@ def swept(mini: MiniShards, folder: Path) -> tuple[Mapping[str, Mapping[str, flo
             "train.validate_every": 4,
             "cluster.num_workers": 1,
         },
-        trials=[{"model.head.kind": "cost"}],
+        trials=list(trials),
         evaluate={"protocol": "unified", "shards": str(mini.folder), "max_images": 2},
         tracking=TrackingConfig(uri=mini.tracking_uri),
     )
