@@ -29,7 +29,7 @@ from model.settings_file import shown
 
 MAX_PICKLE_MIB = 16
 """Size of the structure; that of a published file has a third of a MiB."""
-MAX_STEPS = 1_000_000
+MAX_STEPS = 500_000
 """Instructions of a pickle; a tensor takes some forty."""
 MAX_NAMES = 5_000
 """Mentions of a global; torch mentions each one once, and refers back to it."""

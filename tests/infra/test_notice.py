@@ -94,10 +94,10 @@ def test_a_node_that_stays_leaves_its_pod_the_time_of_one_that_is_deleted(
 
 
 def test_without_an_answer_the_node_may_go(script, metadata, monkeypatch):
-    metadata.answer, metadata.delay_s = "FALSE", 3.0
+    metadata.answer, metadata.delay_s = "FALSE", 30.0
     began = time.monotonic()
     assert announced(script, monkeypatch, **{VARIABLE: metadata.url, "LSEG_NOTICE_S": "12"}) == 12
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 20  # Not as long as the answer takes.
     url = "http://127.0.0.1:9/preempted"
     assert announced(script, monkeypatch, **{VARIABLE: url, "LSEG_NOTICE_S": "12"}) == 12
     assert announced(script, monkeypatch, **{VARIABLE: "no url", "LSEG_NOTICE_S": "12"}) == 12

@@ -15,6 +15,7 @@ from pipeline.data.prepare.config import PrepareConfig
 from pipeline.errors import Terminated, UserError
 from pipeline.ray_internals import SUBMITTED_JOB
 from pipeline.training.config import TrainMixConfig
+from tests.support.cpu_cost import costs_at_most
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "jobs/recipes").glob("**/*.yaml"))
@@ -231,9 +232,8 @@ ALIASES = "a: &a [1]\n" + "".join(
 def test_a_recipe_that_swells_is_one_line_at_once(tmp_path, capsys, text, words):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    began = time.process_time()
-    assert main(TrainMixConfig, lambda _: None, ["--config", str(path)]) == 2
-    assert time.process_time() - began < 5
+    with costs_at_most(100):
+        assert main(TrainMixConfig, lambda _: None, ["--config", str(path)]) == 2
     told = capsys.readouterr().err
     assert words in told
     assert told.count("\n") == 1
@@ -406,7 +406,7 @@ def test_waits_for_nodes_no_longer_than_allowed(local_ray, monkeypatch):
         start_ray(64)
     with pytest.raises(UserError, match="cluster GPUs=0: this job holds 1 at once"):
         start_ray(1, 1)
-    assert 3 <= time.monotonic() - began < 10
+    assert 3 <= time.monotonic() - began < 30
     start_ray(4)
 
 

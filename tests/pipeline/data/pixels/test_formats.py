@@ -1,5 +1,4 @@
 import io
-import time
 
 import pytest
 from PIL import Image, features
@@ -9,6 +8,7 @@ from pipeline.data.pixels.checks import BadSample
 from pipeline.data.pixels.encode import decode_image
 from pipeline.data.pixels.formats import SUFFIXES, decoded_formats, unread_reason
 from pipeline.data.pixels.official import decode_index_png
+from tests.support.cpu_cost import costs_at_most
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -61,21 +61,19 @@ def test_a_ppm_of_one_long_comment_is_refused_at_once():
     assert decode_image(plain).shape == (3, 4, 3)
     assert unread_reason(b"P5\n4 3\n255\n" + bytes(12)) == ""
     bomb = b"P6 #" + b"x" * 8_000_000 + b"\n4 3\n255\n" + bytes(36)
-    began = time.process_time()
-    with pytest.raises(BadSample, match="PPM whose header is longer than 4096 bytes"):
+    refused = pytest.raises(BadSample, match="PPM whose header is longer than 4096 bytes")
+    with costs_at_most(10), refused:
         decode_image(bomb)
-    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize("space", [b" ", b"\n", b"#\n", b" #\n", b" # x\r\n"])
 def test_spaces_of_a_ppm_are_split_in_one_way(space):
     """In all ways, as many as there are subsets of them, 50 bytes would take days."""
     data = b"P3" + space * 40
-    began = time.process_time()
-    assert "PPM whose header" in unread_reason(data + b"x")
-    assert "PPM whose header" in unread_reason(data + b"4" + space * 40 + b"x")
-    assert unread_reason(data + b"4" + space * 40 + b"3 255\n") == ""
-    assert time.process_time() - began < 1
+    with costs_at_most(20):
+        assert "PPM whose header" in unread_reason(data + b"x")
+        assert "PPM whose header" in unread_reason(data + b"4" + space * 40 + b"x")
+        assert unread_reason(data + b"4" + space * 40 + b"3 255\n") == ""
 
 
 def test_programs_are_no_images():

@@ -68,7 +68,7 @@ def test_a_killed_training_of_this_machine_is_taken_over_at_once(run, caplog):
     child.wait()
     began = time.monotonic()
     with held(run):
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20  # And not as long as a lock of elsewhere takes.
     assert "took over the lock of a run that is gone" in caplog.text
 
 
