@@ -35,7 +35,7 @@ def run(config: ExportConfig) -> None:
         UserError: A file is missing.
         ModelError: The published form cannot hold this network, or CLIP could not be fetched.
     """
-    from model.checkpoint import TEXT_WEIGHTS
+    from model.checkpoint_files import TEXT_WEIGHTS
     from model.config import ONE_HOT, STAND_IN, TABLE
     from model.lseg import LSeg
     from model.official import export_official

@@ -44,7 +44,8 @@ def run(config: ImportConfig) -> None:
     """
     from safetensors.torch import save_file
 
-    from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
+    from model.checkpoint import save_checkpoint
+    from model.checkpoint_files import TEXT_WEIGHTS
     from model.official import import_official
     from pipeline.checkpoints.label_list import read_label_list
     from pipeline.storage.places import try_writable_place

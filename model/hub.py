@@ -32,17 +32,15 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from model.checkpoint import (
+from model.checkpoint import is_uri, resolvers, save_checkpoint
+from model.checkpoint_files import (
     CONFIG,
     FILES,
     TEXT_WEIGHTS,
     WEIGHTS,
     checkpoint_fingerprint,
-    is_uri,
     read_labels,
     read_model_config,
-    resolvers,
-    save_checkpoint,
 )
 from model.config import ModelConfig, TextConfig
 from model.errors import ModelError, Unreachable

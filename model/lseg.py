@@ -24,7 +24,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.backbone import AlignedVit, AlignedWanted, Backbone, build_backbone
-from model.checkpoint import CONFIG, read_checkpoint
+from model.checkpoint import read_checkpoint
+from model.checkpoint_files import CONFIG
 from model.config import ModelConfig, TextConfig
 from model.errors import ModelError
 from model.head import head_of

@@ -16,14 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import (
-    ENCODER,
-    KINDS_OF_PLACES,
-    PRETRAINED,
-    TEXT_WEIGHTS,
-    is_name,
-    is_tag,
-)
+from model.checkpoint import ENCODER, KINDS_OF_PLACES, PRETRAINED, is_name, is_tag
+from model.checkpoint_files import TEXT_WEIGHTS
 from model.config import (
     NOT_PUBLISHED,
     ONE_HOT,

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from model.backbone import TokenBackbone, quarter_ends
-from model.checkpoint import TEXT_WEIGHTS
+from model.checkpoint_files import TEXT_WEIGHTS
 from model.config import RegularizerConfig
 from model.errors import ModelError
 from model.lightning_file import TorchFile, is_tensor, plain_mapping, shape_of

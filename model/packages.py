@@ -106,7 +106,7 @@ BACKBONE_PACKAGES: Mapping[str, WeightsPackage] = {
         backbone="tf_efficientnet_lite2",
     ),
 }
-"""Backbones, with the names of the original PyTorch port: see `model.lite_keys`."""
+"""Backbones, with the names of the original PyTorch port: see `model.backbone.lite_keys`."""
 
 
 def package_of(table: Mapping[str, WeightsPackage], value: str, key: str) -> WeightsPackage:

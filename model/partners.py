@@ -6,11 +6,11 @@ their cosines mean nothing.
 """
 
 from model.backbone import AlignedVit, named_in_full
+from model.backbone.weights import has_own_weights
 from model.config import ONE_HOT, STAND_IN, TABLE, ModelConfig
 from model.errors import ModelError
 from model.packages import PACKAGE
 from model.text.open_clip_tower import WEIGHT_SUFFIXES
-from model.weights import has_own_weights
 
 PARTNERS: dict[str, tuple[tuple[str, ...], str]] = {
     "vit_base_patch32_clip_quickgelu_224.openai": (("ViT-B-32-quickgelu", "ViT-B-32"), "openai"),

@@ -17,6 +17,7 @@ TESTED_ELSEWHERE = {
     "model.backbone.timm_models": "model/backbone/test_levels.py",
     "model.head.cost_decoder": "model/head/test_aggregator.py",
     "model.head.dpt": "model/test_lseg.py",
+    "model.hub_files": "model/text/test_encoders.py",
     "model.network": "model/test_lseg.py",
     "model.text.encoder": "model/text/test_encoders.py",
     "model.text.open_clip_tower": "model/text/test_encoders.py",

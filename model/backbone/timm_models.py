@@ -8,10 +8,10 @@ import timm
 import torch
 from torch import nn
 
+from model.backbone.weights import require_backbone_weights, watched_loading, with_own_weights
 from model.config import BackboneConfig
 from model.errors import ModelError
 from model.settings_file import shown
-from model.weights import require_backbone_weights, watched_loading, with_own_weights
 
 
 @lru_cache(maxsize=4)

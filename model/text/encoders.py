@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.config import ONE_HOT, STAND_IN, TABLE, TextConfig
 from model.errors import ModelError
+from model.hub_files import require_hub_file
 from model.packages import PACKAGE
 from model.settings_file import shown
 from model.stand_in import STAND_IN_DIM, one_hot_vectors, stand_in_vectors
@@ -26,7 +27,6 @@ from model.text.open_clip_tower import (
 )
 from model.text.package_tower import PackageEncoder
 from model.text.table import TableEncoder
-from model.weights import require_hub_file
 
 SENTENCE_PREFIX = "sentence-transformers/"
 _REPO = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")

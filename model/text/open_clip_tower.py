@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from model.config import STAND_IN, TextConfig
 from model.errors import ModelError, Unreachable
+from model.hub_files import require_hub_file
 from model.lightning_file import check_torch_file
 from model.outline import check_finite
 from model.settings_file import shown
-from model.weights import require_hub_file
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _NO_WEIGHTS = (

@@ -15,8 +15,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from model.checkpoint import DIGESTS, FILES, require_checkpoint
-from model.checkpoint import checkpoint_fingerprint as checkpoint_fingerprint  # Among the others.
+from model.checkpoint_files import DIGESTS, FILES, require_checkpoint
+from model.checkpoint_files import (
+    checkpoint_fingerprint as checkpoint_fingerprint,  # Among the others.
+)
 from pipeline.data.shards.format import Manifest
 
 METRICS = "metrics.json"

@@ -45,7 +45,7 @@ def use_prefetched() -> None:
     place = os.environ.get(PLACE_VARIABLE, "")
     if not place:
         return
-    from model.weights import use_hub_folder
+    from model.hub_files import use_hub_folder
 
     if "://" in place:
         use_hub_folder(_node_copy(place))
@@ -72,7 +72,7 @@ def fetch(config: ModelConfig, place: str) -> list[str]:
         ModelError: There are no such weights, or the hub does not answer.
         UserError: The place cannot be written to, or the model needs nothing of the hub.
     """
-    from model.weights import HUB_SWITCHES, use_hub_folder
+    from model.hub_files import HUB_SWITCHES, use_hub_folder
 
     for name in HUB_SWITCHES:
         if os.environ.get(name, "0").lower() in ("1", "true", "yes", "on"):
@@ -95,8 +95,8 @@ def fetch(config: ModelConfig, place: str) -> list[str]:
 
 
 def _asks_the_hub(config: ModelConfig) -> bool:
+    from model.backbone.weights import has_own_weights
     from model.text import asks_the_hub
-    from model.weights import has_own_weights
 
     by_backbone = config.backbone.pretrained and not has_own_weights(config.backbone)
     return by_backbone or asks_the_hub(config.text)

@@ -6,16 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import (
-    CONFIG,
-    FILES,
-    LABELS,
-    TEXTS,
-    check_files,
-    local,
-    require_checkpoint,
-    save_checkpoint,
-)
+from model.checkpoint import local, save_checkpoint
+from model.checkpoint_files import CONFIG, FILES, LABELS, TEXTS, check_files, require_checkpoint
 from model.errors import ModelError
 from model.network import Storable
 from model.settings_file import MAX_BYTES, parse_json, parse_yaml, text_of

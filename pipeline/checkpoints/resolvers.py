@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from model.checkpoint import CONFIG, WEIGHTS, named_below, resolvers, text_variables
+from model.checkpoint import resolvers, text_variables
+from model.checkpoint_files import CONFIG, WEIGHTS, named_below
 from model.errors import MissingCheckpoint, ModelError
 from pipeline.checkpoints.files import USABLE
 from pipeline.errors import UserError

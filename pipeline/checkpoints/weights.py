@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from model.backbone.weights import own_file
 from model.config import TABLE, ModelConfig
 from model.packages import (
     BACKBONE_PACKAGES,
@@ -12,7 +13,6 @@ from model.packages import (
     package_of,
 )
 from model.text.open_clip_tower import WEIGHT_SUFFIXES
-from model.weights import own_file
 
 
 def weights_tags(config: ModelConfig) -> dict[str, str]:

@@ -10,7 +10,7 @@ import json
 import struct
 from pathlib import Path
 
-from model.checkpoint import CONFIG, DIGESTS, LABELS, WEIGHTS, parse_digests
+from model.checkpoint_files import CONFIG, DIGESTS, LABELS, WEIGHTS, parse_digests
 from model.errors import ModelError
 from model.settings_file import parse_yaml
 from pipeline.checkpoints.files import ORDER, TRAINER

@@ -29,7 +29,8 @@ from PIL import Image
 
 import model
 import pipeline
-from model.checkpoint import followed, read_model_config
+from model.checkpoint import followed
+from model.checkpoint_files import read_model_config
 from model.config import STAND_IN, TextConfig
 from model.errors import ModelError
 from model.lseg import LSeg

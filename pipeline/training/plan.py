@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from model.checkpoint import is_one_line
+from model.checkpoint_files import is_one_line
 from pipeline.checkpoints.files import MOST_NAMED, VALIDATION, manifest_tags
 from pipeline.data.datasets.few_shot.training import class_of, without_fold
 from pipeline.data.ingest.mixture import Mixture
@@ -20,9 +20,13 @@ from pipeline.data.shards.union import pixels_in
 from pipeline.errors import UserError, did_you_mean
 from pipeline.storage.open import open_storage
 from pipeline.training.config import TrainMixConfig, in_steps
-from pipeline.training.questions.episodes import episode_labels
-from pipeline.training.questions.labels import LabelSpace, balanced, training_labels
-from pipeline.training.questions.questions import distractor_texts, words_for_other
+from pipeline.training.questions.labels import (
+    LabelSpace,
+    balanced,
+    episode_labels,
+    training_labels,
+)
+from pipeline.training.questions.words import distractor_texts, words_for_other
 
 logger = logging.getLogger(__name__)
 

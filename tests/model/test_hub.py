@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import constants
 
 from model import hub as hub_module
-from model.checkpoint import checkpoint_fingerprint
+from model.checkpoint_files import checkpoint_fingerprint
 from model.config import TextConfig
 from model.errors import ModelError, Unreachable
 from model.hub import fetch, fetch_uri

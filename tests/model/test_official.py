@@ -19,7 +19,7 @@ from jobs.export_official import ExportConfig
 from jobs.export_official import run as run_export
 from jobs.import_official import ImportConfig
 from jobs.import_official import run as run_import
-from model.checkpoint import CONFIG, TEXT_WEIGHTS
+from model.checkpoint_files import CONFIG, TEXT_WEIGHTS
 from model.config import RegularizerConfig
 from model.errors import ModelError
 from model.lightning_file import TorchFile, is_tensor, plain_mapping

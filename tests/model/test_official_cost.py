@@ -9,7 +9,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from jobs.import_official import ImportConfig
 from jobs.import_official import run as run_import
-from model.checkpoint import TEXT_WEIGHTS
+from model.checkpoint_files import TEXT_WEIGHTS
 from model.errors import ModelError
 from model.head.aggregator import Aggregator
 from model.lseg import LSeg

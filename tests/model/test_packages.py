@@ -5,11 +5,11 @@ import zipfile
 
 import pytest
 
+from model.backbone.weights import require_own_file
 from model.checkpoint import followed
 from model.config import BackboneConfig, TextConfig
 from model.errors import ModelError
 from model.packages import BACKBONE_PACKAGES, TEXT_PACKAGES, WeightsPackage, read_member
-from model.weights import require_own_file
 
 
 def test_a_name_that_is_in_no_table_is_refused_with_the_nearest():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import LABELS, TEXTS, WEIGHTS, save_checkpoint
+from model.checkpoint import save_checkpoint
+from model.checkpoint_files import LABELS, TEXTS, WEIGHTS
 from model.errors import ModelError
 from model.lseg import LSeg, build_lseg
 from model.official import export_official, import_official

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from model.backbone import build_backbone
+from model.backbone.weights import has_own_weights, require_own_file
 from model.config import ModelConfig, reads_pretrained
 from model.head import head_of
 from model.lseg import LSeg, build_lseg
@@ -17,11 +18,10 @@ from model.text import (
     require_text_weights,
     tower_outline,
 )
-from model.weights import has_own_weights, require_own_file
 from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.training.config import TrainMixConfig
 from pipeline.training.questions.labels import LabelSpace
-from pipeline.training.questions.questions import asked_texts
+from pipeline.training.questions.words import asked_texts
 from pipeline.training.state.optimizer import freeze_text
 
 

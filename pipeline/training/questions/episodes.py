@@ -6,7 +6,7 @@ reference's question of two texts for each image. The names are asked as the ben
 ("ac_wall", "diningtable"), as in the reference and in the evaluation.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,68 +14,10 @@ from torch import Tensor
 
 from model.config import LossKind
 from model.text import TextEncoder
-from pipeline.data.datasets.few_shot.training import OTHERS, class_of
 from pipeline.data.ingest.mixture import Row
-from pipeline.data.shards.format import Manifest
-from pipeline.data.taxonomy import IGNORE, Taxonomy
-from pipeline.errors import UserError
-from pipeline.training.config import TrainConfig
+from pipeline.data.taxonomy import IGNORE
 from pipeline.training.questions.labels import LabelSpace
 from pipeline.training.questions.question import Question
-
-
-def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSpace | None:
-    """Makes the label space of a run on few-shot pairs; None where the shards hold none.
-
-    Args:
-        manifests: Manifests of the datasets of the mixture, in its order.
-        train: The training settings of the run.
-
-    Raises:
-        UserError: Other shards are among them, or a setting does not go with them.
-    """
-    manifests = list(manifests)
-    names = [name for manifest in manifests if (name := class_of(manifest))]
-    if not names:
-        return None
-    if len(names) < len(manifests):
-        other = next(manifest.dataset for manifest in manifests if not class_of(manifest))
-        raise UserError(
-            f"data.shards: {other} is no few-shot benchmark, but {manifests[0].dataset} or others "
-            "are: they cannot be trained together: leave one of them out with data.weights"
-        )
-    if train.label_sets != "own":
-        raise UserError(
-            f"train.label_sets={train.label_sets}: must be own for few-shot pairs, whose pictures "
-            "tell their own class from all others: set it"
-        )
-    if train.held_out:
-        raise UserError(
-            f"train.held_out={list(train.held_out)}: has no meaning with few-shot pairs: use "
-            "train.test_fold"
-        )
-    extras = {
-        "other.share": train.other.share,
-        "distractors.count": train.distractors.count,
-        "text_noise": train.text_noise,
-    }
-    for key, value in extras.items():
-        if value:
-            raise UserError(
-                f"train.{key}={value}: has no meaning with few-shot pairs: leave it out"
-            )
-    if train.text != "frozen":
-        raise UserError(
-            f"train.text={train.text}: has no meaning with few-shot pairs: set it to frozen"
-        )
-    if min(len(names), train.batch_size) >= IGNORE:
-        raise UserError(
-            f"train.batch_size={train.batch_size}: must be at most {IGNORE - 1} with so many "
-            "few-shot classes: lower it"
-        )
-    asked = (OTHERS, *names)
-    lut = np.arange(256, dtype=np.uint8)
-    return LabelSpace(asked, lut, Taxonomy("few-shot", asked), verbatim=True)
 
 
 class EpisodeQuestions:

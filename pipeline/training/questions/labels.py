@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline.data.datasets.few_shot.training import OTHERS, class_of
 from pipeline.data.shards.format import Manifest
 from pipeline.data.shards.union import pixels_in
 from pipeline.data.taxonomy import IGNORE, Taxonomy, label_text, spelling, universal
 from pipeline.errors import UserError
+from pipeline.training.config import TrainConfig
 
 RAREST_SHARE = 1e-3
 """Share of the pixels below which a class counts no more by pixel: a handful of photos would."""
@@ -139,3 +141,57 @@ def ask_for_fewer(
     lut[:num_labels] = len(kept)
     lut[kept] = np.arange(len(kept))
     return kept, lut, str(words[int(rng.integers(len(words)))])
+
+
+def episode_labels(manifests: Iterable[Manifest], train: TrainConfig) -> LabelSpace | None:
+    """Makes the label space of a run on few-shot pairs; None where the shards hold none.
+
+    Args:
+        manifests: Manifests of the datasets of the mixture, in its order.
+        train: The training settings of the run.
+
+    Raises:
+        UserError: Other shards are among them, or a setting does not go with them.
+    """
+    manifests = list(manifests)
+    names = [name for manifest in manifests if (name := class_of(manifest))]
+    if not names:
+        return None
+    if len(names) < len(manifests):
+        other = next(manifest.dataset for manifest in manifests if not class_of(manifest))
+        raise UserError(
+            f"data.shards: {other} is no few-shot benchmark, but {manifests[0].dataset} or others "
+            "are: they cannot be trained together: leave one of them out with data.weights"
+        )
+    if train.label_sets != "own":
+        raise UserError(
+            f"train.label_sets={train.label_sets}: must be own for few-shot pairs, whose pictures "
+            "tell their own class from all others: set it"
+        )
+    if train.held_out:
+        raise UserError(
+            f"train.held_out={list(train.held_out)}: has no meaning with few-shot pairs: use "
+            "train.test_fold"
+        )
+    extras = {
+        "other.share": train.other.share,
+        "distractors.count": train.distractors.count,
+        "text_noise": train.text_noise,
+    }
+    for key, value in extras.items():
+        if value:
+            raise UserError(
+                f"train.{key}={value}: has no meaning with few-shot pairs: leave it out"
+            )
+    if train.text != "frozen":
+        raise UserError(
+            f"train.text={train.text}: has no meaning with few-shot pairs: set it to frozen"
+        )
+    if min(len(names), train.batch_size) >= IGNORE:
+        raise UserError(
+            f"train.batch_size={train.batch_size}: must be at most {IGNORE - 1} with so many "
+            "few-shot classes: lower it"
+        )
+    asked = (OTHERS, *names)
+    lut = np.arange(256, dtype=np.uint8)
+    return LabelSpace(asked, lut, Taxonomy("few-shot", asked), verbatim=True)

@@ -12,11 +12,10 @@ from model.config import LossKind
 from model.label_twins import label_twins
 from model.text import TextEncoder
 from pipeline.data.ingest.mixture import Row
-from pipeline.data.taxonomy import label_text, spelling
-from pipeline.errors import UserError
-from pipeline.training.config import DistractorConfig, OtherConfig, TrainConfig, TrainMixConfig
+from pipeline.training.config import TrainMixConfig
 from pipeline.training.questions.labels import LabelSpace, ask_for_fewer
 from pipeline.training.questions.question import Question
+from pipeline.training.questions.words import asked_texts, distractor_texts, words_for_other
 
 logger = logging.getLogger(__name__)
 
@@ -111,38 +110,6 @@ class Questions:
         return torch.from_numpy(np.flatnonzero(own)).to(self._device)
 
 
-def asked_texts(train: TrainConfig, labels: LabelSpace) -> tuple[str, ...]:
-    """Lists all texts that a step of a run may ask.
-
-    Raises:
-        UserError: No word for "other" is left, or there are too few distractors.
-    """
-    other = words_for_other(train.other, labels)
-    return (*labels.texts, *other, *distractor_texts(train.distractors, labels))
-
-
-def words_for_other(config: OtherConfig, labels: LabelSpace) -> tuple[str, ...]:
-    """Lists the words for "none of these", without those that a class of the run is called.
-
-    Such a word would be right for the class's pixels in one step and wrong in the next.
-
-    Raises:
-        UserError: No word is left.
-    """
-    if not config.share:
-        return ()
-    called = {spelling(text) for text in labels.texts}
-    kept = tuple(word for word in config.words if spelling(word) not in called)
-    if not kept:
-        raise UserError(
-            f"train.other.words={list(config.words)}: each is the name of a class of this run: "
-            "add a word that is none, or set train.other.share to 0"
-        )
-    if lost := [word for word in config.words if word not in kept]:
-        logger.info("train.other.words: %s is a class of this run, and not asked", ", ".join(lost))
-    return kept
-
-
 def twin_warnings(texts: Sequence[str], text_KC: np.ndarray) -> list[str]:
     """What to say of labels that are the same to the text encoder, which train against each other.
 
@@ -158,32 +125,3 @@ def twin_warnings(texts: Sequence[str], text_KC: np.ndarray) -> list[str]:
 def _widened(given_DK: Tensor, count: int) -> Tensor:
     """Adds labels that compete everywhere, or whose pixels count by 1."""
     return torch.cat([given_DK, given_DK.new_ones(len(given_DK), count)], dim=1)
-
-
-def distractor_texts(config: DistractorConfig, labels: LabelSpace) -> tuple[str, ...]:
-    """Lists the texts of the negative labels: classes that no training image shows, or words.
-
-    Raises:
-        UserError: There are fewer than one step wants, or one to leave out is no class.
-    """
-    if config.words:
-        left_out = (label_text(name) for name in labels.held_out)
-        called = {spelling(text) for text in (*labels.texts, *left_out)}
-        words = tuple(word for word in config.words if spelling(word) not in called)
-        if len(words) < config.count:
-            raise UserError(
-                f"train.distractors.count={config.count}: only {len(words)} of "
-                "train.distractors.words are no class of this run: lower it, or add words"
-            )
-        return words if config.count else ()
-    for name in config.never:
-        labels.taxonomy.id_of(name)
-    if not config.count:
-        return ()
-    names = {*labels.taxonomy.classes} - {*labels.names, *labels.held_out, *config.never}
-    if len(names) < config.count:
-        raise UserError(
-            f"train.distractors.count={config.count}: only {len(names)} classes are neither "
-            "trained nor in train.distractors.never: lower it"
-        )
-    return tuple(label_text(name) for name in sorted(names))

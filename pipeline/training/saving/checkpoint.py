@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import CONFIG, TEXT_WEIGHTS, WEIGHTS
+from model.checkpoint_files import CONFIG, TEXT_WEIGHTS, WEIGHTS
 from model.config import ModelConfig
 from model.lightning_file import check_torch_file
 from pipeline.checkpoints.files import ORDER, TRAINER

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray.train
 
-from model.checkpoint import DIGESTS
+from model.checkpoint_files import DIGESTS
 from pipeline.checkpoints.files import METRICS, TRAINER, step_folder, step_of
 from pipeline.checkpoints.whole import fault_of
 from pipeline.errors import UserError

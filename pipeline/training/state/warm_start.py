@@ -8,12 +8,12 @@ import filecmp
 from dataclasses import replace
 from pathlib import Path
 
-from model.checkpoint import (
+from model.checkpoint import local
+from model.checkpoint_files import (
     TEXT_WEIGHTS,
     WEIGHTS,
     below_a_run,
     check_files,
-    local,
     read_model_config,
 )
 from model.config import ModelConfig, TextConfig

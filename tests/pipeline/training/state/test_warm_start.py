@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.checkpoint import TEXT_WEIGHTS, save_checkpoint
+from model.checkpoint import save_checkpoint
+from model.checkpoint_files import TEXT_WEIGHTS
 from model.config import RegularizerConfig
 from model.errors import ModelError
 from pipeline.checkpoints.whole import write_digests

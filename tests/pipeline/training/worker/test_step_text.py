@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
-from model.checkpoint import TEXT_WEIGHTS, WEIGHTS
+from model.checkpoint_files import TEXT_WEIGHTS, WEIGHTS
 from model.lseg import LSeg, build_lseg
 from model.text import trained_tower
 from pipeline.data.taxonomy import Taxonomy

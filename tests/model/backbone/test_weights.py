@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from model.backbone import build_backbone
+from model.backbone.weights import require_own_file
 from model.config import BackboneConfig
 from model.errors import ModelError
-from model.weights import require_own_file
 
 TINY = {"patch_size": 8, "depth": 4, "embed_dim": 48, "num_heads": 3, "img_size": 64}
 
@@ -33,7 +33,7 @@ def states():
 @pytest.mark.parametrize(("kind", "name"), [("vit", "vit_tiny_patch16_224"), ("cnn", "resnet10t")])
 def test_a_file_of_this_model_fills_it(states, tmp_path, caplog, kind, name):
     save_file(states[kind], tmp_path / "w.safetensors")
-    caplog.set_level(logging.INFO, "model.weights")
+    caplog.set_level(logging.INFO, "model.backbone.weights")
     backbone = build_backbone(config(tmp_path / "w.safetensors", name))
     assert "fill 100.0 % of it" in caplog.text
     loaded = dict(backbone.named_parameters())

@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from model.lite_keys import timm_names
+from model.backbone.lite_keys import timm_names
 
 _STAGES = (
     ("_depthwise_conv", "_bn1", "_project_conv", "_bn2"),
