@@ -70,6 +70,7 @@ HEADS = {
 }
 """By kind of head: a tensor, its number of dimensions, and which of them is the length of the text
 vectors."""
+
 resolvers: dict[str, Callable[[str], Path]] = {}
 """URI scheme ("s3", "models") -> function that fetches such a checkpoint into a local directory.
 Empty here: this package knows no storage; a package that does puts its functions in, or names

@@ -1,6 +1,6 @@
 """The files of a checkpoint directory: their names, whether they are whole, and what they say.
 
-Reads everything but weights, and without torch: for processes that only look a checkpoint over.
+Reads no tensor and does without torch, for processes that only look a checkpoint over.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ def check_files(directory: Path, names: Iterable[str] = FILES) -> None:
 
 
 def _fault(path: Path, expected: tuple[int, str] | None) -> str:
-    """What is wrong with a file of a recorded size and digest, None if it has none."""
+    """Says what is wrong with a file, "" for nothing; `expected` is None where none is recorded."""
     if expected is None:
         return "is no file of this checkpoint" if path.exists() else ""
     if not path.is_file():

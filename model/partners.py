@@ -5,8 +5,7 @@ and the tag of their weights. Vectors of CLIP's and of LAION's towers both have 
 their cosines mean nothing.
 """
 
-from model.backbone import AlignedVit, named_in_full
-from model.backbone.weights import has_own_weights
+from model.backbone import AlignedVit, has_own_weights, named_in_full
 from model.config import ONE_HOT, STAND_IN, TABLE, ModelConfig
 from model.errors import ModelError
 from model.packages import PACKAGE

@@ -1,6 +1,6 @@
 """A checkpoint folder: what its files and its tags are called, and what identifies its content.
 
-    model.safetensors  config.yaml  labels.txt  texts.txt    the model: see `model.checkpoint`
+    model.safetensors  config.yaml  labels.txt  texts.txt    the model: see `model.checkpoint_files`
     text_encoder.safetensors         its text tower, where that was trained or imported with it
     metrics.json  provenance.json    what it achieved, and what it was trained on by which code
     trainer.pt  order.txt            what training needs to continue; in the folders of steps only

@@ -95,7 +95,7 @@ def fetch(config: ModelConfig, place: str) -> list[str]:
 
 
 def _asks_the_hub(config: ModelConfig) -> bool:
-    from model.backbone.weights import has_own_weights
+    from model.backbone import has_own_weights
     from model.text import asks_the_hub
 
     by_backbone = config.backbone.pretrained and not has_own_weights(config.backbone)

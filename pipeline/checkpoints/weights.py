@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from model.backbone.weights import own_file
+from model.backbone import own_file
 from model.config import TABLE, ModelConfig
 from model.packages import (
     BACKBONE_PACKAGES,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from model.backbone.weights import require_backbone_weights
+from model.backbone import require_backbone_weights
 from model.errors import ModelError
 from pipeline.checkpoints.prefetched import use_prefetched
 from pipeline.data.shards.cache import ShardCache, default_folder

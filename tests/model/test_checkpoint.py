@@ -1,6 +1,7 @@
 import os
 import resource
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,9 +243,10 @@ def scale_weights(folder: Path, factor: float) -> None:
 def test_whatever_a_folder_holds_ends_in_one_line_at_once(saved, damage, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     damage(saved)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with costs_at_most(250), pytest.raises(ModelError) as caught:
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with costs_at_most(400), pytest.raises(ModelError) as caught:
         LSeg.load(saved)
+    assert time.monotonic() - began < 60  # Nothing was asked that does not answer.
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1200
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB

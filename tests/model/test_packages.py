@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from model.backbone.weights import require_own_file
+from model.backbone import require_own_file
 from model.checkpoint import followed
 from model.config import BackboneConfig, TextConfig
 from model.errors import ModelError

@@ -49,7 +49,7 @@ from pipeline.training.job import EarlyEnd, Job, Lineage
 from pipeline.training.plan import RunPlan, make_plan
 from pipeline.training.saving import snapshot
 from pipeline.training.stopping import TrainingStopped, outcome_of, run_stoppable, start_signal
-from pipeline.training.worker.start import start_worker
+from pipeline.training.worker.loop import train_worker
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def _trainer(job: Job, callbacks: Sequence[ray.train.UserCallback]) -> TorchTrai
     if config.train.deterministic:
         variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # Read once, when CUDA starts.
     return TorchTrainer(
-        start_worker,
+        train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(
             backend="nccl" if cluster.use_gpu else "gloo",

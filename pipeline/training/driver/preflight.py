@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from model.backbone import build_backbone
-from model.backbone.weights import has_own_weights, require_own_file
+from model.backbone import build_backbone, has_own_weights, require_own_file
 from model.config import ModelConfig, reads_pretrained
 from model.head import head_of
 from model.lseg import LSeg, build_lseg

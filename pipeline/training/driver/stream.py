@@ -1,4 +1,9 @@
-"""The training stream as Ray Train asks for it: one for each node, split among its workers."""
+"""The training stream as Ray Train asks for it: one for each node, split among its workers.
+
+Ray reads this module, and the run's plan, in its controller and in the process that manages the
+data. Neither trains, so these modules do without timm and MLflow, and without torch, which Ray
+itself reads in the controller alone.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -2,7 +2,8 @@
 
 Labels are ids in the taxonomy of the corpus: the universal classes, or what its shards were made in
 (`pipeline.data.shards.union`). A run trains on the classes that its shards show; the network is
-asked with their words, in this order, and a look-up table turns ids into positions.
+asked with their words, in this order, and a look-up table turns ids into positions. A run on
+few-shot pairs has "others" and the names of its benchmark's classes instead.
 """
 
 from collections.abc import Iterable, Sequence

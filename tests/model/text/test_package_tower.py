@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from model.backbone.weights import has_own_weights
+from model.backbone import has_own_weights
 from model.config import BackboneConfig, TextConfig
 from model.packages import BACKBONE_PACKAGES, TEXT_PACKAGES
 from model.text import build_text_encoder

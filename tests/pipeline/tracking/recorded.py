@@ -3,6 +3,7 @@
 import time
 
 from pipeline.tracking.records import from_line
+from tests.support.cpu_cost import costs_at_most
 
 
 def client_of(config):
@@ -27,6 +28,15 @@ def log_steps(tracker, first, last):
     """Logs steps first..last-1."""
     for step in range(first, last):
         tracker.log_metrics({"train/loss": 1 / (step + 1), "train/lr": 0.1}, step=step)
+
+
+def log_steps_at_once(tracker, first, last):
+    """Logs steps first..last-1, and checks that no call works for the server or waits for it."""
+    begin = time.monotonic()
+    # A call takes 1,000 turns; one that tried to connect would take 30,000.
+    with costs_at_most(0.01 * (last - first)):
+        log_steps(tracker, first, last)
+    assert time.monotonic() - begin < 4  # Below the 5 s that one call waits for a silent server.
 
 
 def wait_until(check, timeout_s=60.0):

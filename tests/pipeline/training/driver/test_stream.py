@@ -1,5 +1,7 @@
 """The streams that Ray Train asks for, on a real Ray."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import ray
@@ -7,6 +9,15 @@ import ray
 from pipeline.data.ingest.stream import batches_of
 from pipeline.training.driver.stream import StreamDealer, remaining_rows, workers_by_node
 from pipeline.training.plan import make_plan
+
+
+def test_processes_that_manage_data_or_workers_read_no_torch():
+    """What Ray unpickles there: the stream's plan, and the callback that reports failures."""
+    ours = "pipeline.training.driver.stream, pipeline.training.driver.failures"
+    heavy = ("torch", "timm", "torchvision", "open_clip", "mlflow")
+    code = f"import sys, {ours}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
 def test_ranks_are_grouped_by_node_in_order():
