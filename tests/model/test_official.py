@@ -328,7 +328,7 @@ def test_a_few_bytes_take_neither_memory_nor_time(tmp_path, kind):
     with_pickle(tmp_path / "x.ckpt", HOSTILE[kind])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = pytest.raises(ModelError, match=r"no complete torch\.save file")
-    with costs_at_most(300), refused as caught:
+    with costs_at_most(500), refused as caught:
         import_official(tmp_path / "x.ckpt")
     assert "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
