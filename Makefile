@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The jobs are listed by the first line of their documentation.
 help:
 	@echo "make demo [SEED=0] [S3=1] [STEPS=N]  runs the whole system on this machine"
-	@echo "make demo-photos PHOTOS=DIR [SEED=0] trains on photographs and real words in 15 minutes"
+	@echo "make demo-photos PHOTOS=DIR [SEED=0] trains on photographs and real words in 15 to 35 minutes"
 	@echo "make sweep-demo [SEED=0]             runs a small sweep over the depth of the regulariser"
 	@echo "make test | test-slow [ARGS=...]     runs the tests; the slow ones take minutes each"
 	@echo "                                     (LONG_TESTS=1 adds those that CI has no time for)"

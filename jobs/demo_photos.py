@@ -1,6 +1,6 @@
 """Trains on photographs and real words on two cores: `make demo-photos PHOTOS=DIR`.
 
-Takes a quarter of an hour. `--photos` is a folder of own datasets, such as `DIR/camvid` and
+Takes 15 to 35 minutes. `--photos` is a folder of own datasets, such as `DIR/camvid` and
 `DIR/ccp`, each with `images/`, `masks/` and `classes.csv`; docs/photos.md says how to get them.
 Converts them to shards, trains one network on their mixture from weights of installed packages,
 scores it by each set's own words, asks it for words that no training saw, and draws what it
