@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from model.config import ModelConfig
+from model.hub_files import HUB_SWITCHES, PREFETCHED, use_hub_folder
 from pipeline.errors import Outage, UserError
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -29,7 +30,6 @@ from pipeline.storage.places import make_private
 
 logger = logging.getLogger(__name__)
 
-PLACE_VARIABLE = "LSEG_WEIGHTS"
 FOLDER_VARIABLE = "LSEG_WEIGHTS_CACHE_DIR"
 LISTING = "weights.json"
 _PART_BYTES = 32 << 20
@@ -42,11 +42,9 @@ def use_prefetched() -> None:
         UserError: There are none at the place, or not those of its listing.
         Outage: The storage does not answer, or the node's disk takes no copy.
     """
-    place = os.environ.get(PLACE_VARIABLE, "")
+    place = os.environ.get(PREFETCHED, "")
     if not place:
         return
-    from model.hub_files import use_hub_folder
-
     if "://" in place:
         use_hub_folder(_node_copy(place))
         return
@@ -72,8 +70,6 @@ def fetch(config: ModelConfig, place: str) -> list[str]:
         ModelError: There are no such weights, or the hub does not answer.
         UserError: The place cannot be written to, or the model needs nothing of the hub.
     """
-    from model.hub_files import HUB_SWITCHES, use_hub_folder
-
     for name in HUB_SWITCHES:
         if os.environ.get(name, "0").lower() in ("1", "true", "yes", "on"):
             raise UserError(f"{name}={os.environ[name]}: weights come from the hub: unset it here")
@@ -82,7 +78,7 @@ def fetch(config: ModelConfig, place: str) -> list[str]:
             "model: needs nothing of the hub: its text encoder and backbone are the stand-in, "
             "untrained, or files that the settings name: set LSEG_WEIGHTS for other recipes alone"
         )
-    os.environ.pop(PLACE_VARIABLE, None)  # Which may name the place that is to be filled.
+    os.environ.pop(PREFETCHED, None)  # Which may name the place that is to be filled.
     storage = open_storage(place)
     if "://" not in place:
         use_hub_folder(Path(storage.uri), offline=False)
@@ -225,6 +221,6 @@ def _digest(path: Path) -> str:
 
 def _none_at(place: str) -> str:
     return (
-        f"{PLACE_VARIABLE}={place}: holds no {LISTING}: must be a place that jobs/fetch_weights.py "
+        f"{PREFETCHED}={place}: holds no {LISTING}: must be a place that jobs/fetch_weights.py "
         "has filled: run it with --to and this place, or unset the variable to ask the hub"
     )
